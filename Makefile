@@ -1,0 +1,35 @@
+# The two commands: `make demo` and `make test`. Both set up everything they need in .venv of this checkout.
+PYTHON ?= python3
+VENV ?= .venv
+export VENV PYTHON
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint types bench clean
+help:
+	@echo "make demo    install, run the built-in sweep, print the leaderboard"
+	@echo "make test    install, lint, check types, run the whole suite"
+	@echo "make bench   print the performance figures (ratios; nothing is asserted)"
+
+demo:
+	@scripts/setup.sh demo
+	@$(BIN)/peft-matrix run quickstart || { echo "The demo did not finish: the line above says why. Run 'make demo' again to go on where it stopped."; exit 1; }
+	@$(BIN)/peft-matrix board quickstart
+
+lint:
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "Lint failed: '$(BIN)/ruff check --fix . && $(BIN)/ruff format .' mends most of it."; exit 1; }
+
+types:
+	@$(BIN)/mypy || { echo "Type check failed: the lines above say where."; exit 1; }
+
+test:
+	@scripts/setup.sh test
+	@echo "Lint ..." && $(MAKE) -s lint
+	@echo "Types ..." && $(MAKE) -s types
+	@echo "Tests ..." && HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest || { echo "Tests failed: the lines above say which."; exit 1; }
+
+bench:
+	@scripts/setup.sh test
+	@$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The words and the instruments: cells, records, metrics, methods, quantizers, meters, statistics."""

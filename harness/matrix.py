@@ -1,0 +1,162 @@
+"""Axes to cells. A cell is a value: its key is the digest of everything that can change a number, and no more.
+
+Labels, paths, timeouts, worker counts and the order of axes are *not* part of a key; two sweeps that ask for
+the same cell share its record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+from harness.canonical import canonical_json, digest_text
+
+KEY_VERSION = 1
+KEY_CHARACTERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one axis.
+
+    Attributes:
+        axis: ``model``, ``method``, ``quantization``, ``task``, ``hardware`` or ``common``.
+        name: registered name (or model id).
+        label: what people read; never part of the identity.
+        identity: plain JSON of everything about this value that can change a number.
+    """
+
+    axis: str
+    name: str
+    label: str
+    identity: Mapping[str, Any]
+    canonical: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "canonical", canonical_json(dict(self.identity)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the matrix.
+
+    Attributes:
+        common: what all cells of a sweep share: training budget, evaluation, probes, threads, protocol.
+        key: digest of the identity, 16 hexadecimal characters.
+    """
+
+    model: Point
+    method: Point
+    quantization: Point
+    task: Point
+    hardware: Point
+    common: Point
+    seed: int
+    key: str
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The axis values in their fixed order."""
+        return (self.model, self.method, self.quantization, self.task, self.hardware, self.common)
+
+    @property
+    def label(self) -> str:
+        """Readable name, for people and for selecting on the command line."""
+        parts = (self.model.label, self.method.label, self.quantization.label, self.task.label)
+        tail = f".{slug(self.hardware.label)}" if self.hardware.label != "any" else ""
+        return ".".join(slug(p) for p in parts) + f"{tail}.s{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole identity as plain JSON, plus the labels: what is stored in a record."""
+        out: dict[str, Any] = {p.axis: {"label": p.label, **p.identity} for p in self.points[:-1]}
+        return {**out, **self.common.identity, "seed": self.seed, "key_version": KEY_VERSION}
+
+
+def slug(text: str) -> str:
+    """``text`` fit for a file name: letters, digits, ``-`` and ``_``; everything else becomes ``-``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "x"
+
+
+def make_cell(points: Sequence[Point], seed: int) -> Cell:
+    """A cell from its axis values (model, method, quantization, task, hardware, common) and seed."""
+    text = f"{KEY_VERSION}\n{seed}\n" + "\n".join(p.canonical for p in points)
+    model, method, quantization, task, hardware, common = points
+    return Cell(model, method, quantization, task, hardware, common, seed, digest_text(text)[:KEY_CHARACTERS])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The resolved axes of a sweep."""
+
+    models: Sequence[Point]
+    methods: Sequence[Point]
+    quantization: Sequence[Point]
+    tasks: Sequence[Point]
+    hardware: Sequence[Point]
+    seeds: Sequence[int]
+    common: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Shell-style patterns over names or labels; ``seed`` None matches every seed."""
+
+    model: str = "*"
+    method: str = "*"
+    quantization: str = "*"
+    task: str = "*"
+    hardware: str = "*"
+    seed: int | None = None
+    why: str = ""
+
+    def matches(self, cell: Cell) -> bool:
+        """Whether every given pattern matches the cell."""
+        return (self.seed is None or self.seed == cell.seed) and all(
+            pattern == "*" or fnmatchcase(point.label, pattern) or fnmatchcase(point.name, pattern)
+            for pattern, point in (
+                (self.model, cell.model),
+                (self.method, cell.method),
+                (self.quantization, cell.quantization),
+                (self.task, cell.task),
+                (self.hardware, cell.hardware),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All cells of a sweep in order, without doubles, and why some are excluded (by key)."""
+
+    cells: list[Cell]
+    excluded: dict[str, str]
+
+
+def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cell] = ()) -> Matrix:
+    """The product of the axes, seeds outermost so that methods are interleaved in time, then the further cells.
+
+    Slow drift of a machine then falls on all methods alike. A cell met twice is kept once.
+    """
+    cells: dict[str, Cell] = {}
+    excluded: dict[str, str] = {}
+    for cell in _product(axes):
+        cells.setdefault(cell.key, cell)
+        if exclude and cell.key not in excluded:
+            why = next((p.why for p in exclude if p.matches(cell)), None)
+            if why is not None:
+                excluded[cell.key] = why
+    for cell in include:
+        cells.setdefault(cell.key, cell)
+        excluded.pop(cell.key, None)
+    return Matrix(cells=list(cells.values()), excluded=excluded)
+
+
+def _product(axes: Axes) -> Iterator[Cell]:
+    for seed in axes.seeds:
+        for hardware, model, task, quantization, method in product(
+            axes.hardware, axes.models, axes.tasks, axes.quantization, axes.methods
+        ):
+            yield make_cell((model, method, quantization, task, hardware, axes.common), seed)

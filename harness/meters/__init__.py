@@ -1,0 +1,1 @@
+"""Time, memory, energy and FLOPs behind one interface."""

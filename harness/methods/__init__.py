@@ -1,0 +1,1 @@
+"""Fine-tuning methods, one plug-in each; ``catalog`` lists them."""

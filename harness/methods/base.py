@@ -1,0 +1,201 @@
+"""What a fine-tuning method is: a declaration that lists nothing heavy, and hooks the worker calls.
+
+The worker holds no per-method ``if``: everything a method needs is one of these hooks. The docstring of a
+hook says when it is called. Nothing here imports torch at module level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.errors import Unsupported, UserError, did_you_mean
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+ModelKind = Literal["causal-lm", "sequence-classification"]
+Mergeable = Literal["exactly", "lossily", "no"]
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a method promises; shown by ``peft-matrix methods`` and checked by the worker and the tests.
+
+    Attributes:
+        name: registered name.
+        summary: one sentence a reader understands.
+        family: ``baseline``, ``adapter``, ``prompt``, ``selective``, ``optimizer``, ``zeroth-order``, ...
+        paper: arXiv id and version (``"2106.09685v2"``), or "" where there is none.
+        kinds: model kinds it can adapt.
+        bases: base kinds (:class:`harness.quantizers.base.QuantizerDeclaration.base`) it trains on.
+        refuses: base kind to the true reason why it does not train there.
+        merge_refuses: base kind to the reason why merging does not work there.
+        mergeable: whether merging into a full-precision base keeps the function.
+        defaults: parameters with their default values.
+        defaults_source: where those come from.
+        lr_factor: learning-rate centre, as a multiple of full fine-tuning's.
+        identity_at_start: whether the attached model computes the base's function before the first step.
+        trains: whether there is a training stage at all.
+        unverified: the declaration rests on recollection, not on the paper's text.
+    """
+
+    name: str
+    summary: str
+    family: str
+    paper: str = ""
+    kinds: frozenset[str] = frozenset({"causal-lm", "sequence-classification"})
+    bases: frozenset[str] = frozenset({"fp"})
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    merge_refuses: Mapping[str, str] = field(default_factory=dict)
+    mergeable: Mergeable = "no"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults_source: str = ""
+    lr_factor: float = 1.0
+    identity_at_start: bool = True
+    trains: bool = True
+    needs_second_model: bool = False
+    needs_search: bool = False
+    unverified: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of its cell when it is built.
+
+    Attributes:
+        kind: what the model is used for.
+        base: base kind left by the quantizer (``fp``, ``bnb-int8``, ...).
+        seed: the cell's seed.
+        steps: training steps.
+        learning_rate: resolved learning rate.
+        weight_decay: decoupled weight decay.
+        betas: Adam's betas.
+        tokenizer: the model's tokenizer (a ``PreTrainedTokenizerBase``), None in a dry check.
+        device: torch device string.
+    """
+
+    kind: ModelKind
+    base: str
+    seed: int
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    tokenizer: Any = None
+    device: str = "cpu"
+
+
+class Method:
+    """A fine-tuning method. Subclasses set ``declaration`` and override the hooks they need.
+
+    Args:
+        params: parameters as resolved by :meth:`resolve`.
+        setting: what is known of the cell.
+    """
+
+    declaration: ClassVar[Declaration]
+
+    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+        self.params = dict(params)
+        self.setting = setting
+
+    # --- before any model is there -------------------------------------------------------------
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Defaults overlaid with the sweep's parameters: plain JSON, part of the cell's identity.
+
+        Raises:
+            UserError: a parameter this method does not have.
+        """
+        known = cls.declaration.defaults
+        for name in params:
+            if name not in known:
+                raise UserError(
+                    f"method {cls.declaration.name!r} has no parameter {name!r}",
+                    where=where,
+                    fix=did_you_mean(name, known) if known else "It takes no parameters.",
+                )
+        return {**known, **params}
+
+    @classmethod
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:  # noqa: ARG003 - a hook; overrides read it
+        """Why this method cannot run on such a model and base, or None. Imports nothing heavy."""
+        d = cls.declaration
+        if kind not in d.kinds:
+            return f"{d.name} does not adapt {kind} models"
+        if base in d.refuses:
+            return d.refuses[base]
+        if base not in d.bases:
+            return f"{d.name} trains on {', '.join(sorted(d.bases))} bases, not on {base}"
+        return None
+
+    @classmethod
+    def check_merge(cls, base: str) -> str | None:
+        """Why merging is not possible on such a base, or None."""
+        d = cls.declaration
+        if d.mergeable == "no":
+            return f"{d.name} cannot be merged"
+        return d.merge_refuses.get(base)
+
+    # --- attaching -----------------------------------------------------------------------------
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Stage ``prepare``: data-driven initialisation. ``batches(n)`` yields n training batches."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Stage ``attach``: return the model to train, with ``requires_grad`` set on what trains."""
+        raise NotImplementedError
+
+    def expected_trainable(self, model: nn.Module) -> int | None:
+        """Trainable parameters :meth:`attach` must produce on this *base* model, by formula; None if unknown.
+
+        Called before :meth:`attach`. A difference is the outcome ``error`` with check ``trainable-count``.
+        """
+        return None
+
+    # --- training ------------------------------------------------------------------------------
+    def select(self, model: nn.Module, step: int) -> None:
+        """Before each step: choose which parameters train now (see the catalogue's trap 5)."""
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """The method's own optimizer, or None for the protocol's AdamW over the trainable parameters."""
+        return None
+
+    def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
+        """A whole step of the method's own (zeroth order, ...): returns the detached loss; None: the usual one.
+
+        When this returns a loss, the worker calls neither backward nor clips gradients.
+        """
+        return None
+
+    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+        """The loss to minimise, given the model's outputs and the task's own loss ``reference`` (scalar)."""
+        return reference
+
+    def on_step(self, model: nn.Module, step: int) -> None:
+        """After each optimizer step (from 1)."""
+
+    def expects_gradient(self, name: str) -> bool:
+        """Whether the gradient probe may demand a gradient of the trainable parameter ``name``."""
+        return True
+
+    # --- afterwards ----------------------------------------------------------------------------
+    def finish(self, model: nn.Module) -> nn.Module:
+        """After the last step, before saving (compress, average, rewind, ...)."""
+        return model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what fine-tuning produced, as safetensors, into ``folder``."""
+        raise NotImplementedError
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """Put what :meth:`save` wrote onto a freshly loaded base (already quantized as in the cell)."""
+        raise NotImplementedError
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Fold the adapter into the base. Called only where :meth:`check_merge` allows it."""
+        raise Unsupported(f"{self.declaration.name} cannot be merged")

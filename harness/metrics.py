@@ -1,0 +1,294 @@
+"""Every quantity this project may print: its unit, direction, version, definition and source.
+
+There is no number without a :class:`MetricDef`. Readings are made by :func:`reading` and
+:func:`missing`, so a quantity that is not defined here cannot enter a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.errors import did_you_mean
+from harness.record import Reading, WhyMissing
+
+Better = Literal["higher", "lower", "neither"]
+Family = Literal["accuracy", "retention", "memory", "time", "energy", "size", "compute", "check"]
+
+
+@dataclass(frozen=True)
+class MetricDef:
+    """One quantity.
+
+    Attributes:
+        name: field name in records, boards and CSV headers; carries the unit.
+        label: column header for people.
+        unit: SI or field unit; ``"1"`` for a pure number, ``"fraction"`` for a rate in [0, 1].
+        better: which direction is good.
+        definition: one sentence a reader of the board understands.
+        source: where the definition comes from.
+        family: group on the board.
+        digits: significant digits shown.
+        version: raised whenever the way the value is computed changes.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Better
+    definition: str
+    family: Family
+    source: str = "peft-matrix protocol 1"
+    digits: int = 3
+    version: int = 1
+
+
+METRICS: dict[str, MetricDef] = {}
+
+
+def define(*definitions: MetricDef) -> None:
+    """Add definitions. A name defined twice is an error."""
+    for definition in definitions:
+        if definition.name in METRICS:
+            raise ValueError(f"metric {definition.name!r} is defined twice")
+        METRICS[definition.name] = definition
+
+
+def metric(name: str) -> MetricDef:
+    """The definition of ``name``.
+
+    Raises:
+        KeyError: no such metric; the message lists close matches.
+    """
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise KeyError(f"no metric {name!r}. {did_you_mean(name, METRICS)}") from None
+
+
+def reading(
+    name: str,
+    value: float | None,
+    *,
+    source: str,
+    why_missing: WhyMissing | None = None,
+    resolution: float | None = None,
+    n: int | None = None,
+    spread: float | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Reading:
+    """A reading of a defined quantity; the unit comes from the definition.
+
+    Args:
+        name: a metric name.
+        value: the number, or None together with ``why_missing``.
+        source: the instrument or the computation behind the number.
+        resolution: smallest step the instrument can show, in the metric's unit.
+        n: number of samples behind the value.
+        spread: standard deviation of those samples, in the metric's unit.
+    """
+    return Reading(
+        quantity=name,
+        value=None if value is None else float(value),
+        unit=metric(name).unit,
+        source=source,
+        resolution=resolution,
+        why_missing=why_missing,
+        n=n,
+        spread=spread,
+        details=dict(details or {}),
+    )
+
+
+def missing(name: str, why: WhyMissing, *, source: str, details: Mapping[str, Any] | None = None) -> Reading:
+    """A reading without a value, with its typed reason."""
+    return reading(name, None, source=source, why_missing=why, details=details)
+
+
+_MILLER = "Miller 2024, arXiv:2411.00640"
+
+define(
+    # accuracy of the adapted model, on the task's test split
+    MetricDef("accuracy", "accuracy", "fraction", "higher", "Share of test items answered right.", "accuracy"),
+    MetricDef(
+        "answer_nll",
+        "answer NLL",
+        "nat",
+        "lower",
+        "Mean negative log-likelihood of the right answer, summed over its tokens, per test item.",
+        "accuracy",
+    ),
+    MetricDef(
+        "merged_accuracy",
+        "merged accuracy",
+        "fraction",
+        "higher",
+        "Accuracy of the model after its adapter was merged into the base, scored again.",
+        "accuracy",
+    ),
+    MetricDef(
+        "merge_error_max",
+        "merge error, max",
+        "1",
+        "lower",
+        "Largest absolute logit difference between the unmerged and the merged model on the probe batch.",
+        "check",
+    ),
+    MetricDef(
+        "merge_error_mean",
+        "merge error, mean",
+        "1",
+        "lower",
+        "Mean absolute logit difference between the unmerged and the merged model on the probe batch.",
+        "check",
+    ),
+    MetricDef(
+        "validation_nll",
+        "validation NLL",
+        "nat",
+        "lower",
+        "Mean negative log-likelihood of the right answer on the validation split, after training.",
+        "accuracy",
+    ),
+    MetricDef(
+        "train_loss", "train loss", "nat", "lower", "Mean training loss over the last tenth of the steps.", "accuracy"
+    ),
+    # retention
+    MetricDef(
+        "retained_accuracy",
+        "retained",
+        "fraction",
+        "higher",
+        "Mean accuracy on the skills the base model had before, scored after adaptation.",
+        "retention",
+        source=_MILLER + " for the paired error",
+    ),
+    MetricDef(
+        "base_retained_accuracy",
+        "base skills",
+        "fraction",
+        "higher",
+        "Mean accuracy of the base model on those same skills and items, before any adaptation.",
+        "retention",
+    ),
+    # size
+    MetricDef("trainable_parameters", "trainable", "1", "lower", "Parameters that receive updates.", "size", digits=6),
+    MetricDef(
+        "total_parameters",
+        "parameters",
+        "1",
+        "lower",
+        "Logical parameters of the adapted model; packed quantized weights are counted unpacked.",
+        "size",
+        digits=6,
+    ),
+    MetricDef(
+        "adapter_bytes",
+        "adapter size",
+        "B",
+        "lower",
+        "Bytes on disk of what fine-tuning produced (adapter, or the whole model).",
+        "size",
+    ),
+    MetricDef(
+        "base_bytes",
+        "base size",
+        "B",
+        "lower",
+        "Real bytes of the base model's tensors in memory after quantization, inner tensors counted.",
+        "size",
+    ),
+    # time
+    MetricDef("stage_s", "stage time", "s", "lower", "Wall time of a stage, monotonic clock, device synced.", "time"),
+    MetricDef(
+        "train_s",
+        "train time",
+        "s",
+        "lower",
+        "Wall time of the training steps alone: no data preparation, evaluation or saving.",
+        "time",
+    ),
+    MetricDef("step_ms", "step", "ms", "lower", "Median duration of a training step, the first ones left out.", "time"),
+    MetricDef(
+        "first_step_ms",
+        "first step",
+        "ms",
+        "lower",
+        "Duration of the first training step, which allocates optimizer state and may compile.",
+        "time",
+    ),
+    MetricDef("data_wait_ms", "data wait", "ms", "lower", "Median time a step waits for its batch.", "time"),
+    MetricDef(
+        "train_tokens_per_s",
+        "train tokens/s",
+        "1/s",
+        "higher",
+        "Non-padding tokens trained per second of training steps.",
+        "time",
+    ),
+    MetricDef(
+        "train_samples_per_s",
+        "train samples/s",
+        "1/s",
+        "higher",
+        "Examples trained per second of training steps.",
+        "time",
+    ),
+    # memory
+    MetricDef(
+        "peak_rss_bytes",
+        "peak RSS",
+        "B",
+        "lower",
+        "Peak resident set of the worker process within a stage (VmHWM, reset at its start).",
+        "memory",
+        source="proc(5)",
+    ),
+    MetricDef(
+        "cuda_allocated_peak_bytes",
+        "peak allocated",
+        "B",
+        "lower",
+        "Peak bytes of live tensors in the CUDA caching allocator within a stage.",
+        "memory",
+        source="torch.cuda.max_memory_allocated",
+    ),
+    MetricDef(
+        "cuda_reserved_peak_bytes",
+        "peak reserved",
+        "B",
+        "lower",
+        "Peak bytes held by the CUDA caching allocator within a stage.",
+        "memory",
+        source="torch.cuda.max_memory_reserved",
+    ),
+    # latency
+    MetricDef(
+        "latency_ms",
+        "latency p50",
+        "ms",
+        "lower",
+        "Median time of one forward pass of the probe batch (classification) after warm-up.",
+        "time",
+        digits=3,
+    ),
+    MetricDef("ttft_ms", "TTFT p50", "ms", "lower", "Median time from request to first generated token.", "time"),
+    MetricDef(
+        "tpot_ms",
+        "TPOT p50",
+        "ms",
+        "lower",
+        "Median over requests of (end-to-end - TTFT) / (tokens - 1), fixed output length.",
+        "time",
+    ),
+    # energy
+    MetricDef(
+        "energy_gross_j",
+        "energy, gross",
+        "J",
+        "lower",
+        "Energy of the assigned devices over the window, idle power included.",
+        "energy",
+    ),
+)

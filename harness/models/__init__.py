@@ -1,0 +1,1 @@
+"""Where a model comes from: built in, packaged, skeleton, folder or Hub."""

@@ -1,0 +1,1 @@
+"""Quantization back ends, one plug-in each; ``catalog`` lists them."""

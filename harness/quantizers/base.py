@@ -1,0 +1,92 @@
+"""What a quantizer is: a declaration that imports nothing heavy, and hooks the worker calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import util
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class QuantizerDeclaration:
+    """What a quantizer promises.
+
+    Attributes:
+        name: registered name.
+        summary: one sentence a reader understands.
+        base: base kind it leaves (what methods declare they train on): ``fp``, ``bnb-int8``, ``bnb-nf4``, ...
+        bits: nominal bits per weight.
+        devices: device types it runs on (``cpu``, ``cuda``).
+        moments: when it can happen.
+        package: import name of the package it needs, "" for none; and the pip name.
+        defaults: parameters with their default values.
+    """
+
+    name: str
+    summary: str
+    base: str
+    bits: float
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    moments: frozenset[str] = frozenset({"before_training"})
+    package: str = ""
+    pip: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+class Quantizer:
+    """A quantization back end at one bit width. Subclasses override :meth:`load_kwargs` or :meth:`apply`.
+
+    Args:
+        params: parameters as resolved by :meth:`resolve`.
+        kind: ``causal-lm`` or ``sequence-classification``; fresh heads must stay in full precision.
+    """
+
+    declaration: ClassVar[QuantizerDeclaration]
+
+    def __init__(self, params: Mapping[str, Any], kind: str) -> None:
+        self.params = dict(params)
+        self.kind = kind
+
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Defaults overlaid with the sweep's parameters.
+
+        Raises:
+            UserError: a parameter this quantizer does not have.
+        """
+        known = cls.declaration.defaults
+        for name in params:
+            if name not in known:
+                raise UserError(
+                    f"quantizer {cls.declaration.name!r} has no parameter {name!r}",
+                    where=where,
+                    fix=did_you_mean(name, known) if known else "It takes no parameters.",
+                )
+        return {**known, **params}
+
+    @classmethod
+    def check(cls, device: str, moment: str) -> str | None:
+        """Why it cannot run on such a device at such a moment, or None; names the package to install."""
+        d = cls.declaration
+        if device not in d.devices:
+            return f"{d.name} needs a {' or '.join(sorted(d.devices))} device, this is {device}"
+        if moment not in d.moments:
+            return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
+        if d.package and util.find_spec(d.package) is None:
+            return f"{d.name} needs the package {d.package!r}: pip install {d.pip or d.package}"
+        return None
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""
+        return {}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Quantize a loaded model in place (the identity if :meth:`load_kwargs` did it)."""
+        return model

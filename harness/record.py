@@ -1,0 +1,168 @@
+"""The record: what one cell left behind. Written once, never edited, and enough to rebuild every board.
+
+A record explains itself: every number is a :class:`Reading` with unit, instrument and, where there is no
+value, a typed reason. Its ``id`` is the digest of its own content, so a damaged record is recognised.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.canonical import digest
+from harness.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted", "lost"]
+FINAL_STATUSES: frozenset[str] = frozenset({"ok", "oom", "timeout", "diverged", "unsupported", "error"})
+"""Statuses that a further ``run`` leaves alone; ``interrupted`` and ``lost`` are run again."""
+
+WhyMissing = Literal[
+    "not_supported",  # the instrument or the library cannot give it
+    "no_device",  # there is no such device
+    "no_permission",  # the system refuses
+    "mig",  # a partitioned GPU has no sensor of its own
+    "device_lost",  # the device or its driver went away during the window
+    "window_too_short",  # shorter than the sensor needs
+    "shared",  # somebody else used the device
+    "too_few",  # not enough samples for this statistic
+    "not_applicable",  # the quantity has no meaning for this cell
+    "not_measured",  # this sweep did not ask for it
+    "stage_not_reached",  # the cell ended earlier
+    "length_mismatch",  # the produced length differs from the requested one
+    "oom",  # out of memory at this point of a grid
+    "failed",  # the instrument raised; see details
+]
+
+
+class Frozen(BaseModel):
+    """Base of every stored value: immutable, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Reading(Frozen):
+    """One measured quantity: a value with its unit and instrument, or a typed reason why there is none."""
+
+    quantity: str
+    value: float | None
+    unit: str
+    source: str
+    resolution: float | None = None
+    why_missing: WhyMissing | None = None
+    n: int | None = None
+    spread: float | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> Reading:
+        if (self.value is None) == (self.why_missing is None):
+            raise ValueError(f"{self.quantity}: give either a value or why_missing, not both and not neither")
+        return self
+
+
+class Span(Frozen):
+    """One stage of a cell: its wall time and what each meter read over it."""
+
+    stage: str
+    seconds: float
+    readings: tuple[Reading, ...] = ()
+
+    def get(self, quantity: str) -> Reading | None:
+        """The reading of ``quantity`` in this span, if a meter gave one."""
+        return next((r for r in self.readings if r.quantity == quantity), None)
+
+
+class Outcome(Frozen):
+    """How a cell ended: its status, the stage it reached, why, and the end of its log."""
+
+    status: Status
+    stage: str = ""
+    reason: str = ""
+    check: str = ""
+    log_tail: str = ""
+
+
+class SamplesRef(Frozen):
+    """Where the scored items of a cell lie (Parquet beside the record) and what their bytes must hash to."""
+
+    digest: str
+    rows: int
+
+
+class Record(Frozen):
+    """Everything one attempt at one cell left behind.
+
+    Attributes:
+        schema_version: layout of this record; older ones are upgraded step by step on loading.
+        key: digest of the cell's identity (:mod:`harness.matrix`).
+        label: readable name of the cell.
+        sweep: name of the sweep that ran it.
+        cell: the resolved cell, as the worker saw it.
+        metrics: quantity to reading, for the whole cell.
+        spans: the stages in order.
+        series: values over training steps (``loss``, ``learning_rate``, ``grad_norm``, ``step_ms``).
+        environment: versions, machine, device state.
+        fingerprint: digest of the parts of the environment that can change a number.
+        supersedes: id of the record this one corrects, if any.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    label: str
+    sweep: str
+    cell: dict[str, Any]
+    outcome: Outcome
+    metrics: dict[str, Reading] = Field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
+    series: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    samples: SamplesRef | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+    fingerprint: str = ""
+    attempt: int = 1
+    started: str = ""
+    finished: str = ""
+    supersedes: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """The record as plain JSON values, without its id."""
+        return self.model_dump(mode="json")
+
+    @property
+    def id(self) -> str:
+        """Digest of the content."""
+        return digest(self.content())
+
+    def to_json(self) -> str:
+        """The text stored on disk: content and id, keys sorted, one field a line."""
+        content = self.content()
+        return json.dumps({"id": digest(content), **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "record") -> Record:
+        """Read a stored record, upgrading older layouts.
+
+        Raises:
+            UserError: not JSON, not a record, an unknown layout, or content that does not match its id.
+        """
+        try:
+            data = json.loads(text)
+            stored_id = data.pop("id")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"not a readable record ({error})", where=where) from error
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"record layout {version!r} is not known to this version, which reads {SCHEMA_VERSION}",
+                where=where,
+                fix="Update peft-matrix, or move the file away.",
+            )
+        if digest(data) != stored_id:
+            raise UserError("the content does not match its id: the file was changed or cut off", where=where)
+        try:
+            return cls.model_validate(data)
+        except ValueError as error:
+            raise UserError(f"not a record: {error}", where=where) from error

@@ -1,0 +1,146 @@
+"""YAML files read with positions, so that every complaint names file, line, key, and what is allowed there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import UserError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+Loc = tuple[int | str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads ``3e-4`` as a number (YAML 1.1 asks for ``3.0e-4``) and refuses double keys."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
+    """Plain data of a YAML file and the line (from 1) of every key and item, by its location.
+
+    Raises:
+        UserError: no such file, not YAML, or a key given twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path)) from error
+    lines: dict[Loc, int] = {}
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                raise UserError("the file is empty", where=str(path))
+            _mark(root, (), lines, path)
+            return loader.construct_document(root), lines
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"not valid YAML: {error.problem or error}", where=f"{path}{line}") from error
+
+
+def _mark(node: yaml.Node, at: Loc, lines: dict[Loc, int], path: Path) -> None:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, str(key.value))
+            if here in lines:
+                raise UserError(
+                    f"the key {key.value!r} is given twice", where=f"{path}, line {key.start_mark.line + 1}"
+                )
+            lines[here] = key.start_mark.line + 1
+            _mark(value, here, lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _mark(value, (*at, index), lines, path)
+
+
+def load_model(path: Path, model: type[M]) -> tuple[M, dict[Loc, int]]:
+    """A YAML file as an instance of ``model``, with the positions of its keys.
+
+    Raises:
+        UserError: the first thing that is wrong, with file, line, key and what is allowed.
+    """
+    data, lines = load_yaml(path)
+    return validate(data, model, path=path, lines=lines), lines
+
+
+def validate(data: Any, model: type[M], *, path: Path, lines: dict[Loc, int]) -> M:
+    """``data`` as an instance of ``model``.
+
+    Raises:
+        UserError: the first thing that is wrong, with file, line, key and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"expected keys and values, found {type(data).__name__}", where=str(path))
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+        raise _explain(dict(first), model, path, lines) from None
+
+
+def line_of(lines: dict[Loc, int], loc: Loc) -> int:
+    """Line of ``loc``, or of the nearest enclosing key that the file holds."""
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc, 1)
+
+
+def _explain(error: dict[str, Any], model: type[BaseModel], path: Path, lines: dict[Loc, int]) -> UserError:
+    raw: Loc = tuple(error["loc"])
+    loc = tuple(part for part in raw if (*raw[: raw.index(part)], part) in lines) or raw
+    key = ".".join(str(part) for part in loc)
+    where = f"{path}, line {line_of(lines, loc)}, key '{key}'"
+    kind, shown = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        allowed = allowed_keys(model, loc[:-1])
+        return UserError(f"unknown key {str(raw[-1])!r}", where=where, fix=did_you_mean(str(raw[-1]), allowed))
+    if kind == "missing":
+        return UserError(f"the key {str(raw[-1])!r} is missing", where=where, fix="Add it.")
+    if kind == "literal_error":
+        return UserError(f"{shown!r} is not allowed here", where=where, fix=f"Allowed: {error['ctx']['expected']}.")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return UserError(message, where=where, fix="" if kind == "value_error" else f"Found: {shown!r}.")
+
+
+def allowed_keys(model: type[BaseModel], loc: Loc) -> list[str]:
+    """Keys that may stand at ``loc`` inside a document of type ``model``."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        if current is None:
+            return []
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(str(part))
+        current = _model_in(field.annotation) if field is not None else None
+    return sorted(current.model_fields) if current is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first pydantic model inside a (possibly nested) type annotation."""
+    if inspect.isclass(annotation) and not typing.get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Records to tables, figures, pages and verdicts. Never runs anything."""

@@ -1,0 +1,1 @@
+"""Foreign results to records marked as imported."""

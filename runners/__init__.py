@@ -1,0 +1,1 @@
+"""The matrix runner: plan, schedule, execute. It knows harness and tasks, and never draws."""

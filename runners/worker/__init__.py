@@ -1,0 +1,1 @@
+"""Inside one cell: the stages, one module each."""

