@@ -1,9 +1,10 @@
-"""Canonical JSON and digests: the one way anything in this project is turned into an identity."""
+"""Canonical JSON, digests and file names: the one way anything in this project is turned into an identity."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,8 @@ def digest_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def slug(text: str) -> str:
+    """``text`` fit for a file name: letters, digits, ``-`` and ``_``; everything else becomes ``-``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "x"

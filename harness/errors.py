@@ -71,6 +71,8 @@ class CheckFailed(PeftMatrixError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One helpful sentence for a name that is not known: close matches, then all that is allowed."""
     allowed = sorted(known)
+    if not allowed:
+        return "Nothing is allowed here."
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}Allowed: {', '.join(allowed)}."

@@ -6,14 +6,13 @@ the same cell share its record.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from harness.canonical import canonical_json, digest_text
+from harness.canonical import canonical_json, digest_text, slug
 
 KEY_VERSION = 1
 KEY_CHARACTERS = 16
@@ -74,11 +73,6 @@ class Cell:
         """The whole identity as plain JSON, plus the labels: what is stored in a record."""
         out: dict[str, Any] = {p.axis: {"label": p.label, **p.identity} for p in self.points[:-1]}
         return {**out, **self.common.identity, "seed": self.seed, "key_version": KEY_VERSION}
-
-
-def slug(text: str) -> str:
-    """``text`` fit for a file name: letters, digits, ``-`` and ``_``; everything else becomes ``-``."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "x"
 
 
 def make_cell(points: Sequence[Point], seed: int) -> Cell:

@@ -38,6 +38,10 @@ WhyMissing = Literal[
 ]
 
 
+class UnknownLayout(UserError):
+    """A record of a layout this version does not read: not damaged, and not to be touched."""
+
+
 class Frozen(BaseModel):
     """Base of every stored value: immutable, and unknown fields are errors."""
 
@@ -89,8 +93,8 @@ class Outcome(Frozen):
 class SamplesRef(Frozen):
     """Where the scored items of a cell lie (Parquet beside the record) and what their bytes must hash to."""
 
-    digest: str
-    rows: int
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")  # it becomes a file name
+    rows: int = Field(ge=0)
 
 
 class Record(Frozen):
@@ -142,26 +146,40 @@ class Record(Frozen):
         return json.dumps({"id": digest(content), **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str = "record") -> Record:
+    def from_json(cls, text: str, *, where: str = "record", id_prefix: str = "") -> Record:
         """Read a stored record, upgrading older layouts.
 
+        Args:
+            text: what :meth:`to_json` wrote.
+            where: file named in messages.
+            id_prefix: what the id must begin with.
+
         Raises:
-            UserError: not JSON, not a record, an unknown layout, or content that does not match its id.
+            UnknownLayout: written by another version.
+            UserError: not JSON, not a record, or content that does not match its id.
         """
         try:
             data = json.loads(text)
             stored_id = data.pop("id")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"not a readable record ({error})", where=where) from error
         version = data.get("schema_version")
+        if not isinstance(version, int):
+            raise UserError("not a record: it has no schema_version", where=where)
         if version != SCHEMA_VERSION:
-            raise UserError(
+            raise UnknownLayout(
                 f"record layout {version!r} is not known to this version, which reads {SCHEMA_VERSION}",
                 where=where,
                 fix="Update peft-matrix, or move the file away.",
             )
-        if digest(data) != stored_id:
+        try:
+            actual_id = digest(data)
+        except ValueError as error:  # NaN, or text that is not Unicode
+            raise UserError(f"not a readable record ({error})", where=where) from error
+        if actual_id != stored_id:
             raise UserError("the content does not match its id: the file was changed or cut off", where=where)
+        if not actual_id.startswith(id_prefix):
+            raise UserError(f"another record than expected: its id does not begin with {id_prefix}", where=where)
         try:
             return cls.model_validate(data)
         except ValueError as error:

@@ -45,23 +45,38 @@ class Registry(Generic[T]):
         """The object registered under ``name``.
 
         Raises:
-            UserError: no such name (with a did-you-mean), or its module cannot be imported.
+            UserError: no such name (with a did-you-mean), its module cannot be imported, or an installed package
+            claims a name that is taken.
         """
         self._scan_entry_points()
         if name not in self._targets:
             raise UserError(f"unknown {self.kind} {name!r}", where=where, fix=did_you_mean(name, self._targets))
         if name not in self._loaded:
-            module, _, attribute = self._targets[name].partition(":")
-            try:
-                loaded: Any = getattr(importlib.import_module(module), attribute)
-            except ImportError as error:
-                raise UserError(
-                    f"{self.kind} {name!r} needs a package that is not installed: {error}",
-                    where=where,
-                    fix=f"Install it: pip install {error.name or 'the missing package'}",
-                ) from error
-            self._loaded[name] = loaded
+            self._loaded[name] = self._load(name, where)
         return self._loaded[name]
+
+    def _load(self, name: str, where: str) -> T:
+        module, _, attribute = self._targets[name].partition(":")
+        try:
+            loaded: Any = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or f"{module}.".startswith(f"{error.name}."):  # the plug-in itself is not there
+                raise self._broken(name, where, error) from error
+            raise UserError(
+                f"{self.kind} {name!r} needs a package that is not installed: {error}",
+                where=where,
+                fix=f"Install it: pip install {error.name.partition('.')[0]}",
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise self._broken(name, where, error) from error
+        return loaded  # type: ignore[no-any-return]  # what a registry holds is its author's promise
+
+    def _broken(self, name: str, where: str, error: Exception) -> UserError:
+        return UserError(
+            f"{self.kind} {name!r} cannot be loaded from {self._targets[name]}: {error}",
+            where=where,
+            fix="Its package does not fit this version of peft-matrix; update or uninstall it.",
+        )
 
     def names(self) -> list[str]:
         """All registered names, in the order of registration."""
@@ -78,6 +93,14 @@ class Registry(Generic[T]):
     def _scan_entry_points(self) -> None:
         if self._scanned:
             return
-        self._scanned = True
         for entry in metadata.entry_points(group=f"peft_matrix.{self.kind}"):
-            self.add(entry.name, entry.value)
+            if self._targets.get(entry.name) == entry.value:  # the same package found twice on the path
+                continue
+            try:
+                self.add(entry.name, entry.value)
+            except ValueError as error:
+                package = entry.dist.name if entry.dist else "unknown"
+                raise UserError(
+                    str(error), where=f"package {package}", fix="Uninstall or rename one of them."
+                ) from None
+        self._scanned = True

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from harness.canonical import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
 
@@ -23,6 +24,18 @@ class Spec(BaseModel):
 def _named(value: Any) -> Any:
     """Let ``- lora`` stand for ``- {name: lora}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Parameters become part of a cell's identity, so they must be plain JSON."""
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"parameters must be plain numbers, text, lists and keys ({error})") from None
+    return value
+
+
+Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class ModelSpec(Spec):
@@ -45,7 +58,7 @@ class MethodSpec(Spec):
 
     name: str
     label: str | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: Params = Field(default_factory=dict)
     learning_rate: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0, description="own number of steps; marked on the board")
 
@@ -55,7 +68,7 @@ class QuantizationSpec(Spec):
 
     name: str
     label: str | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: Params = Field(default_factory=dict)
     moment: Literal["before_training", "after_merge"] = "before_training"
 
 

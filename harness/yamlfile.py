@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,10 +52,12 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
             return loader.construct_document(root), lines
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"not valid YAML: {error.problem or error}", where=f"{path}{line}") from error
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=f"{path}{line}") from error
+    except RecursionError:
+        raise UserError("nested too deeply, or an alias that holds itself", where=str(path)) from None
 
 
 def _mark(node: yaml.Node, at: Loc, lines: dict[Loc, int], path: Path) -> None:
@@ -107,7 +110,7 @@ def line_of(lines: dict[Loc, int], loc: Loc) -> int:
 
 def _explain(error: dict[str, Any], model: type[BaseModel], path: Path, lines: dict[Loc, int]) -> UserError:
     raw: Loc = tuple(error["loc"])
-    loc = tuple(part for part in raw if (*raw[: raw.index(part)], part) in lines) or raw
+    loc = _in_file(raw, lines) or raw
     key = ".".join(str(part) for part in loc)
     where = f"{path}, line {line_of(lines, loc)}, key '{key}'"
     kind, shown = error["type"], error.get("input")
@@ -122,25 +125,48 @@ def _explain(error: dict[str, Any], model: type[BaseModel], path: Path, lines: d
     return UserError(message, where=where, fix="" if kind == "value_error" else f"Found: {shown!r}.")
 
 
+def _in_file(raw: Loc, lines: dict[Loc, int]) -> Loc:
+    """``raw`` without the parts that pydantic added (names of union members) or that the file leaves out."""
+    loc: Loc = ()
+    for part in raw:
+        if (*loc, part) in lines:
+            loc = (*loc, part)
+    return loc
+
+
 def allowed_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """Keys that may stand at ``loc`` inside a document of type ``model``."""
-    current: type[BaseModel] | None = model
+    current: Any = model
     for part in loc:
-        if current is None:
-            return []
-        if isinstance(part, int):
-            continue
-        field = current.model_fields.get(str(part))
-        current = _model_in(field.annotation) if field is not None else None
-    return sorted(current.model_fields) if current is not None else []
+        current = _inside(current, part)
+    found = _model_in(current)
+    return sorted(_fields(found)) if found is not None else []
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Annotations by the key that stands in the file (the alias, where a field has one)."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _inside(annotation: Any, part: int | str) -> Any:
+    """The annotation of what ``part`` (a key or an index) leads to, None if it leads nowhere."""
+    arguments = typing.get_args(annotation)
+    if not arguments:
+        return _fields(annotation).get(str(part)) if _is_model(annotation) else None
+    origin = typing.get_origin(annotation)
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return arguments[1]
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return arguments[0] if isinstance(part, int) else None
+    return next((found for found in (_inside(a, part) for a in arguments) if found is not None), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The first pydantic model inside a (possibly nested) type annotation."""
-    if inspect.isclass(annotation) and not typing.get_args(annotation):
-        return annotation if issubclass(annotation, BaseModel) else None
-    for argument in typing.get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+    if not typing.get_args(annotation):
+        return annotation if _is_model(annotation) else None
+    return next((found for found in map(_model_in, typing.get_args(annotation)) if found is not None), None)
+
+
+def _is_model(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)

@@ -4,70 +4,139 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
-from harness.yamlfile import load_model
+from harness.yamlfile import Loc, line_of, load_model
+from tasks import template
+from tasks.generators import GENERATORS
+from tasks.parsers import PARSERS
 
 BUILT_IN = Path(__file__).parent / "definitions"
 
-Kind = Literal["generation", "sequence-classification", "multiple-choice", "language-modelling"]
+Kind = Literal["generation", "sequence-classification", "multiple-choice"]
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "generation": ("accuracy", "answer_nll"),
+    "sequence-classification": ("accuracy", "answer_nll", "macro_f1", "matthews"),
+    "multiple-choice": ("accuracy", "accuracy_norm", "answer_nll"),
+}
+"""What :func:`tasks.scoring.summarise` can say about a task of each kind."""
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SplitRule(_Frozen):
-    """Which rows of which source split make up a split of the task.
+class Column(_Frozen):
+    """A field made from others.
 
-    ``hold_out`` takes that many rows, chosen by ``seed``, out of the source split and keeps them from every
-    other split drawn from the same source split.
+    Attributes:
+        from_: template over the row, or with ``each`` the path of a list.
+        values: what the text is replaced by; a text without a replacement is an error.
+        each: template over ``{n}`` (from 1) and ``{value}``, applied to every element of the list.
+        join: what stands between the elements.
     """
 
-    source: str = Field(alias="from")
-    hold_out: int | None = Field(default=None, gt=0)
-    max_rows: int | None = Field(default=None, gt=0)
-    seed: int = 0
+    from_: str = Field(alias="from")
+    values: dict[str, str] = Field(default_factory=dict)
+    each: str = ""
+    join: str = " "
 
 
 class HubSource(_Frozen):
-    """A data set on the Hub, pinned."""
+    """A data set on the Hub, pinned.
+
+    Attributes:
+        config: one configuration, or several whose rows follow one another.
+        splits: our name of a source split to the Hub's, which may be a slice such as ``train[:90%]``.
+        columns: fields added to every row, in order, each a template over the fields before it. They give Hub
+            rows the columns that files under a data root have, so that a task needs one prompt only.
+    """
 
     id: str
-    config: str | None = None
+    config: str | tuple[str, ...] | None = None
     revision: str | None = None
-    splits: dict[str, str] = Field(default_factory=dict, description="our split name to the Hub's")
+    splits: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str | Column] = Field(default_factory=dict)
 
 
 class Source(_Frozen):
-    """Where rows come from. A data root that holds ``<data_root>/<split>.jsonl`` overrides the Hub."""
+    """Where rows come from: files of one's own, a data root, the Hub (in this order), or a generator.
 
+    Attributes:
+        files: source split to JSONL path, relative to the YAML.
+        data_root: folder below a data root; where it holds ``<split>.jsonl``, that overrides the Hub.
+        generator: registered name of a generator.
+        params: the generator's parameters.
+    """
+
+    files: dict[str, str] = Field(default_factory=dict)
     data_root: str | None = None
     hub: HubSource | None = None
-    files: dict[str, str] | None = Field(default=None, description="split to JSONL path, relative to the YAML")
-    generator: str | None = Field(default=None, description="'module:function', built in or from a workspace")
+    generator: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
         if not (self.data_root or self.hub or self.files or self.generator):
             raise ValueError("a source needs one of data_root, hub, files, generator")
+        if self.generator and (self.data_root or self.hub or self.files):
+            raise ValueError("a generator cannot be mixed with files, data_root or hub")
+        if self.params and not self.generator:
+            raise ValueError("params are a generator's; this source has none")
         return self
+
+
+class SplitRule(_Frozen):
+    """Which rows of which source split make up a split of the task.
+
+    Attributes:
+        from_: the source split.
+        source: the source of this split, where it is not the task's.
+        hold_out: take so many rows, chosen by ``seed``, and keep them from every other split drawn from here.
+        max_rows: at most so many rows, chosen by ``seed``; for a generator, how many there are.
+    """
+
+    from_: str = Field(alias="from")
+    source: Source | None = None
+    hold_out: int | None = Field(default=None, gt=0)
+    max_rows: int | None = Field(default=None, gt=0)
+    seed: int = 0
+
+    def shares_rows(self, other: SplitRule) -> bool:
+        """Whether both are drawn from the same source split."""
+        return self.from_ == other.from_ and self.source == other.source
+
+
+class ChoicesInText(_Frozen):
+    """Options named at the end of a text field: ``... Answer format: answer1/answer2``."""
+
+    field: str
+    after: str
+    separator: str = "/"
 
 
 class TaskDefinition(_Frozen):
     """A task file.
 
     Attributes:
-        prompt: template over the row's fields (``"{question}\\n"``); for classification, the text.
-        answer: template of the right answer (generation, multiple choice).
-        label: field holding the class index (classification).
-        choices: field holding the list of options (multiple choice).
-        parser: named answer parser applied to generations (:mod:`tasks.scoring`).
+        prompt: template over the row's fields (``"{question}\\n"``); for classification, the text. A generator
+            writes prompts and answers itself.
+        answer: template of the right answer (generation), or of the right option's text (multiple choice).
+        delimiter: stands between the prompt and the answer, and so before every option.
+        label: field with the class or the right option: its index or its name.
+        labels: the classes' names (classification).
+        skip: column to the value that marks rows to leave out (nobody labelled them, say).
+        choices: the options (multiple choice): a field holding a list, the options themselves, or where in a
+            text they stand.
+        parser: named answer parser applied to generations (:mod:`tasks.parsers`).
+        metrics: what the task is judged by, the ranked one first. Without ``accuracy`` completions are not
+            judged right or wrong.
         retain: tasks scored before and after adaptation, to see what is forgotten.
     """
 
@@ -79,26 +148,66 @@ class TaskDefinition(_Frozen):
     citation: str = ""
     source: Source
     splits: dict[SplitName, SplitRule]
-    prompt: str
+    prompt: str = ""
     answer: str = ""
+    delimiter: str = ""
     label: str = ""
     labels: tuple[str, ...] = ()
-    choices: str = ""
+    skip: dict[str, int | str] = Field(default_factory=dict)
+    choices: str | tuple[str, ...] | ChoicesInText = ""
     parser: str = "exact"
     max_new_tokens: int = Field(default=32, gt=0)
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = Field(default=("accuracy",), min_length=1)
     retain: tuple[str, ...] = ()
     notes: str = ""
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _is_template(cls, value: str) -> str:
+        template.check(value)
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> TaskDefinition:
         if "train" not in self.splits or "test" not in self.splits:
             raise ValueError("splits need at least 'train' and 'test'")
-        if self.kind == "sequence-classification" and not (self.label and self.labels):
+        if self.source.generator:
+            if self.kind != "generation" or self.prompt or self.answer:
+                raise ValueError("a generator's task is of kind generation and has no 'prompt' and no 'answer'")
+        elif not self.prompt:
+            raise ValueError("a task needs 'prompt'")
+        elif self.kind == "generation" and not self.answer:
+            raise ValueError("a generation task needs 'answer'")
+        if self.kind == "sequence-classification" and not (self.label and len(self.labels) > 1):
             raise ValueError("a sequence-classification task needs 'label' (the field) and 'labels' (the names)")
-        if self.kind in ("generation", "multiple-choice") and not self.answer:
-            raise ValueError(f"a {self.kind} task needs 'answer'")
+        if self.kind == "multiple-choice" and not (self.choices and bool(self.answer) != bool(self.label)):
+            raise ValueError("a multiple-choice task needs 'choices' and either 'answer' or 'label'")
+        unknown = [m for m in self.metrics if m not in METRICS_OF_KIND[self.kind]]
+        if unknown:
+            fix = did_you_mean(unknown[0], METRICS_OF_KIND[self.kind])
+            raise ValueError(f"a {self.kind} task has no metric {unknown[0]!r}. {fix}")
         return self
+
+    @model_validator(mode="after")
+    def _splits_are_disjoint(self) -> TaskDefinition:
+        for name, rule in self.splits.items():
+            if rule.source is not None and rule.source.generator:
+                raise ValueError(f"splits.{name}: a split's own source cannot be a generator")
+            generated = self.source.generator and rule.source is None
+            if generated and (rule.from_ not in SPLITS or rule.max_rows is None or rule.hold_out is not None):
+                raise ValueError(
+                    f"splits.{name}: a generator's split is from train, validation or test, needs max_rows and cannot "
+                    "have hold_out"
+                )
+            takers = [n for n, r in self.splits.items() if r.hold_out is None and r.shares_rows(rule)]
+            if len(takers) > 1:
+                raise ValueError(f"splits {' and '.join(takers)} would hold the same rows; give one of them hold_out")
+        return self
+
+    @property
+    def judges_completions(self) -> bool:
+        """Whether an answer is right or wrong, and not only more or less likely."""
+        return "accuracy" in self.metrics
 
 
 @dataclass(frozen=True)
@@ -106,11 +215,11 @@ class Item:
     """One example, ready for a model.
 
     Attributes:
-        id: position in the source split; stable, so that items of two cells can be paired.
+        id: source split and position in it; stable, so that items of two cells can be paired.
         prompt: what the model reads (classification: the text).
-        answer: the right answer's text (classification: the label's name).
+        answer: what follows the prompt, delimiter included (classification: the label's name).
         label: class index or index of the right choice; -1 where there is none.
-        choices: the options of a multiple-choice item.
+        choices: the options of a multiple-choice item, each as it would follow the prompt.
     """
 
     id: str
@@ -142,16 +251,31 @@ def load_task(name: str, workspaces: list[Path], *, where: str = "") -> Task:
     """The task called ``name``; its file is ``<name>.yaml``.
 
     Raises:
-        UserError: no such task (did-you-mean), or a mistake in its file (file, line, key).
+        UserError: no such task (did-you-mean), or a mistake in its file (file, line, key): a parser, a generator
+            or a task to retain that does not exist included.
     """
     known = find_tasks(workspaces)
     if name not in known:
         raise UserError(f"unknown task {name!r}", where=where, fix=did_you_mean(name, known))
-    definition, _ = load_model(known[name], TaskDefinition)
+    path = known[name]
+    definition, lines = load_model(path, TaskDefinition)
     if definition.name != name:
         raise UserError(
             f"the task calls itself {definition.name!r}",
-            where=str(known[name]),
+            where=str(path),
             fix=f"Name the file {definition.name}.yaml or the task {name!r}.",
         )
-    return Task(definition=definition, path=known[name])
+    _check_names(definition, known, path, lines)
+    return Task(definition=definition, path=path)
+
+
+def _check_names(definition: TaskDefinition, known: dict[str, Path], path: Path, lines: dict[Loc, int]) -> None:
+    def where(*loc: int | str) -> str:
+        return f"{path}, line {line_of(lines, loc)}, key '{'.'.join(map(str, loc))}'"
+
+    PARSERS.get(definition.parser, where=where("parser"))
+    if definition.source.generator:
+        GENERATORS.get(definition.source.generator, where=where("source", "generator"))
+    for index, other in enumerate(definition.retain):
+        if other not in known:
+            raise UserError(f"unknown task {other!r}", where=where("retain", index), fix=did_you_mean(other, known))

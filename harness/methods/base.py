@@ -29,35 +29,43 @@ class Declaration:
     Attributes:
         name: registered name.
         summary: one sentence a reader understands.
+        trainable: how many parameters it trains, as a formula in words.
         family: ``baseline``, ``adapter``, ``prompt``, ``selective``, ``optimizer``, ``zeroth-order``, ...
-        paper: arXiv id and version (``"2106.09685v2"``), or "" where there is none.
+        paper: arXiv id, with the version it was read in where one was (``"2106.09685v2"``), or "" where there is none.
         kinds: model kinds it can adapt.
+        refuses_kind: model kind to the true reason why it does not adapt that kind.
         bases: base kinds (:class:`harness.quantizers.base.QuantizerDeclaration.base`) it trains on.
         refuses: base kind to the true reason why it does not train there.
         merge_refuses: base kind to the reason why merging does not work there.
         mergeable: whether merging into a full-precision base keeps the function.
         defaults: parameters with their default values.
         defaults_source: where those come from.
+        devices: device types it runs on.
         lr_factor: learning-rate centre, as a multiple of full fine-tuning's.
         identity_at_start: whether the attached model computes the base's function before the first step.
         trains: whether there is a training stage at all.
+        in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
         unverified: the declaration rests on recollection, not on the paper's text.
     """
 
     name: str
     summary: str
     family: str
+    trainable: str = ""
     paper: str = ""
     kinds: frozenset[str] = frozenset({"causal-lm", "sequence-classification"})
+    refuses_kind: Mapping[str, str] = field(default_factory=dict)
     bases: frozenset[str] = frozenset({"fp"})
     refuses: Mapping[str, str] = field(default_factory=dict)
     merge_refuses: Mapping[str, str] = field(default_factory=dict)
     mergeable: Mergeable = "no"
     defaults: Mapping[str, Any] = field(default_factory=dict)
     defaults_source: str = ""
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
     lr_factor: float = 1.0
     identity_at_start: bool = True
     trains: bool = True
+    in_place: bool = False
     needs_second_model: bool = False
     needs_search: bool = False
     unverified: bool = False
@@ -127,7 +135,7 @@ class Method:
         """Why this method cannot run on such a model and base, or None. Imports nothing heavy."""
         d = cls.declaration
         if kind not in d.kinds:
-            return f"{d.name} does not adapt {kind} models"
+            return d.refuses_kind.get(kind, f"{d.name} does not adapt {kind} models")
         if base in d.refuses:
             return d.refuses[base]
         if base not in d.bases:
@@ -177,7 +185,7 @@ class Method:
         return reference
 
     def on_step(self, model: nn.Module, step: int) -> None:
-        """After each optimizer step (from 1)."""
+        """After each optimizer step (from 1), before the gradients are cleared."""
 
     def expects_gradient(self, name: str) -> bool:
         """Whether the gradient probe may demand a gradient of the trainable parameter ``name``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +26,10 @@ class QuantizerDeclaration:
         moments: when it can happen.
         package: import name of the package it needs, "" for none; and the pip name.
         defaults: parameters with their default values.
+        source: paper or library call behind it, and where the defaults come from.
+        no_gradient: why nothing can be trained on this base, "" where adapters do train.
+        refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
+        calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
     """
 
     name: str
@@ -38,6 +42,9 @@ class QuantizerDeclaration:
     pip: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    no_gradient: str = ""
+    refuses_merge: str = ""
+    calibration_batches: int = 0
 
 
 class Quantizer:
@@ -72,6 +79,11 @@ class Quantizer:
         return {**known, **params}
 
     @classmethod
+    def nominal_bits(cls, params: Mapping[str, Any]) -> float:
+        """Bits of one weight's code at these resolved parameters, scales and zero points left out."""
+        return float(params.get("bits", cls.declaration.bits))
+
+    @classmethod
     def check(cls, device: str, moment: str) -> str | None:
         """Why it cannot run on such a device at such a moment, or None; names the package to install."""
         d = cls.declaration
@@ -79,7 +91,7 @@ class Quantizer:
             return f"{d.name} needs a {' or '.join(sorted(d.devices))} device, this is {device}"
         if moment not in d.moments:
             return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
-        if d.package and util.find_spec(d.package) is None:
+        if d.package and not _installed(d.package):
             return f"{d.name} needs the package {d.package!r}: pip install {d.pip or d.package}"
         return None
 
@@ -90,3 +102,22 @@ class Quantizer:
     def apply(self, model: nn.Module) -> nn.Module:
         """Quantize a loaded model in place (the identity if :meth:`load_kwargs` did it)."""
         return model
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
+        """Before :meth:`apply`, on the same unquantized model: look at activations.
+
+        Args:
+            model: the loaded model on its device.
+            batches: ``batches(n)`` yields n training batches (``input_ids``, ``attention_mask``).
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """What happened, for the record (calibration digest and tokens, ...); plain JSON. Asked after :meth:`apply`."""
+        return {}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the parent of "parent.package" is not there
+        return False

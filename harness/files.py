@@ -1,0 +1,247 @@
+"""The few file operations a store needs, on a local folder and on any fsspec file system.
+
+Paths are relative to the root, with forward slashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class LocalFiles:
+    """A folder on this machine.
+
+    Args:
+        root: the folder; it need not exist yet.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def show(self, path: str) -> str:
+        """The path as people know it."""
+        return str(self.root / path)
+
+    def local_folder(self, name: str) -> Path | None:
+        """A folder below the root that the kernel can lock files in."""
+        return self.root / name
+
+    def listing(self, top: str) -> Iterator[tuple[str, str]]:
+        """Folder (relative to the root) and name of every file below ``top``.
+
+        Raises:
+            UserError: a folder may not be read.
+        """
+        pending = [top]
+        while pending:
+            folder = pending.pop()
+            try:
+                scan = os.scandir(self.root / folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(f"cannot be listed: {error.strerror}", where=self.show(folder)) from error
+            with scan:
+                for item in scan:
+                    if item.is_dir(follow_symlinks=False):
+                        pending.append(f"{folder}/{item.name}")
+                    else:
+                        yield folder, item.name
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return (self.root / path).is_file()
+
+    def read(self, path: str) -> bytes | None:
+        """The file's bytes, None if there is no such file."""
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, data: bytes, *, temporary: str) -> None:
+        """Make ``path`` hold ``data``, all of it or nothing, and survive a power cut afterwards.
+
+        Args:
+            temporary: name to write under first; in the same folder, so that renaming is atomic.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; nothing is left behind.
+        """
+        target, draft = self.root / path, self.root / temporary
+        try:
+            _make_folder(target.parent)
+            try:
+                with draft.open("xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(draft, target)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _explain(error, target.parent, len(data)) from error
+
+    def move(self, path: str, to: str) -> None:
+        """Rename a file; one that is already gone is no error."""
+        _make_folder((self.root / to).parent)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.root / path, self.root / to)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is already gone is no error."""
+        (self.root / path).unlink(missing_ok=True)
+
+
+class RemoteFiles:
+    """A folder on an fsspec file system.
+
+    Args:
+        filesystem: an ``fsspec.AbstractFileSystem``.
+        root: path of the folder on it.
+        url: the URL as the user gave it.
+    """
+
+    def __init__(self, filesystem: Any, root: str, url: str) -> None:
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+        self.url = url.rstrip("/")
+
+    def show(self, path: str) -> str:
+        """The path as people know it."""
+        return f"{self.url}/{path}"
+
+    def local_folder(self, name: str) -> Path | None:
+        """None: nothing on a remote file system can be locked by this machine's kernel."""
+        return None
+
+    def listing(self, top: str) -> Iterator[tuple[str, str]]:
+        """Folder (relative to the root) and name of every file below ``top``."""
+        self.filesystem.invalidate_cache()  # other writers are at work
+        start = f"{self.root}/{top}"
+        if not self.filesystem.exists(start):
+            return
+        for path in self.filesystem.find(start):
+            folder, _, name = str(path).rpartition("/")
+            yield top + folder[folder.rindex(f"/{top}") + 1 + len(top) :], name
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self.filesystem.exists(f"{self.root}/{path}"))
+
+    def read(self, path: str) -> bytes | None:
+        """The file's bytes, None if there is no such file."""
+        try:
+            return bytes(self.filesystem.cat_file(f"{self.root}/{path}"))
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, data: bytes, *, temporary: str) -> None:
+        """Make ``path`` hold ``data``: upload under a temporary name, then rename.
+
+        Raises:
+            UserError: the file system refuses.
+        """
+        draft = f"{self.root}/{temporary}"
+        try:
+            self.filesystem.makedirs(draft.rpartition("/")[0], exist_ok=True)
+            try:
+                self.filesystem.pipe_file(draft, data)
+                self.filesystem.mv(draft, f"{self.root}/{path}")
+            except BaseException:
+                if self.filesystem.exists(draft):
+                    self.filesystem.rm_file(draft)
+                raise
+        except OSError as error:
+            raise _explain(error, self.show(path.rpartition("/")[0]), len(data)) from error
+
+    def move(self, path: str, to: str) -> None:
+        """Rename a file; one that is already gone is no error."""
+        self.filesystem.makedirs(f"{self.root}/{to}".rpartition("/")[0], exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.mv(f"{self.root}/{path}", f"{self.root}/{to}")
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is already gone is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(f"{self.root}/{path}")
+
+
+def open_files(root: str | Path) -> LocalFiles | RemoteFiles:
+    """The files under a local folder or an fsspec URL.
+
+    Raises:
+        UserError: the protocol is unknown or its package is not installed, or the folder is a file.
+    """
+    text = str(root)
+    if isinstance(root, Path) or "://" not in text:
+        return _local(Path(root))
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(text)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"this kind of store cannot be opened: {error}",
+            where=text,
+            fix="Install its package, or use a local folder.",
+        ) from error
+    if isinstance(filesystem, LocalFileSystem):
+        return _local(Path(path))
+    return RemoteFiles(filesystem, path, text)
+
+
+def _local(root: Path) -> LocalFiles:
+    if root.is_file():
+        raise UserError("a file stands where the results folder should be", where=str(root), fix="Name a folder.")
+    return LocalFiles(root)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents, durably: a file in a folder that a power cut removes is lost too."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explain(error: OSError, folder: Path | str, wanted_bytes: int) -> UserError:
+    if error.errno not in _FULL:
+        return UserError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(folder),
+            fix="Make the folder writable or use another results folder.",
+        )
+    if error.errno == errno.EDQUOT:
+        what = f"the disk quota is used up: {wanted_bytes:,} bytes were wanted"
+    else:
+        free = f", {shutil.disk_usage(folder).free:,} are free" if isinstance(folder, Path) and folder.is_dir() else ""
+        what = f"the disk is full: {wanted_bytes:,} bytes were wanted{free}"
+    return UserError(
+        what,
+        where=str(folder),
+        fix="Free space there or use another results folder, then run the same command again: "
+        "finished cells are kept and not repeated.",
+    )

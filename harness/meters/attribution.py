@@ -1,0 +1,135 @@
+"""Whose bytes are they: weights, gradients, optimizer state and, by difference, activations.
+
+Counted from the tensors themselves. A library's own footprint call is not used: some add up logical sizes of
+packed weights, some leave out scales and zero points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from harness.metrics import missing, reading
+from harness.record import Reading
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+SOURCE = "tensor storages"
+
+
+def tensor_bytes(*tensors: torch.Tensor) -> int:
+    """Bytes held by tensors: each storage once, however many tensors share it; meta tensors hold none.
+
+    A tensor subclass is counted by its inner tensors (``__tensor_flatten__``), and by the quantization state
+    that hangs on it (bitsandbytes' ``quant_state``, ``CB``, ``SCB``).
+    """
+    return _storage_bytes(tensors)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes held by a model: parameters, buffers, and quantization state kept beside them. Tied weights count once.
+
+    Gradients are not part of it (:func:`gradient_bytes`).
+    """
+    return _storage_bytes(_model_parts(model))
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    """Bytes held by the gradients that exist now; meaningful between ``backward`` and ``zero_grad``."""
+    return _storage_bytes(p.grad for p in model.parameters() if p.grad is not None)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes held by an optimizer's state, projectors and quantized moments included.
+
+    Zero before the first step of most optimizers, which make their state lazily.
+    """
+    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return _storage_bytes(part for part in optimizer.state.values() if id(part) not in parameters)
+
+
+def training_memory(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, peak_allocated_bytes: int | None
+) -> list[Reading]:
+    """Attribute a training step's memory. Call after a step's ``backward`` and before gradients are dropped.
+
+    Args:
+        model: the model in training.
+        optimizer: its optimizer after at least one step; None for methods without one.
+        peak_allocated_bytes: ``torch.cuda.max_memory_allocated`` over whole steps, with optimizer state
+            present; None on a CPU, where nothing counts live tensors.
+
+    Returns:
+        ``weights_bytes``, ``gradient_bytes``, ``optimizer_state_bytes``, ``activation_peak_bytes``.
+    """
+    weights = model_bytes(model)
+    gradients = gradient_bytes(model)
+    state = optimizer_bytes(optimizer) if optimizer is not None else 0
+    readings = [
+        reading("weights_bytes", weights, source=SOURCE),
+        reading("gradient_bytes", gradients, source=SOURCE),
+        reading("optimizer_state_bytes", state, source=SOURCE),
+    ]
+    if peak_allocated_bytes is None:
+        why = {"why": "no allocator statistics on this device"}
+        return [*readings, missing("activation_peak_bytes", "not_supported", source=SOURCE, details=why)]
+    rest = peak_allocated_bytes - weights - gradients - state
+    if rest < 0:
+        # weights shared with the host, or offloaded: the difference says nothing about activations
+        why = {"why": "the attributed parts exceed the device's peak: some of them lie elsewhere"}
+        return [*readings, missing("activation_peak_bytes", "not_applicable", source=SOURCE, details=why)]
+    return [*readings, reading("activation_peak_bytes", rest, source="cuda_allocated_peak_bytes less " + SOURCE)]
+
+
+def _model_parts(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        registered = {"_parameters", "_buffers", "_modules"}
+        yield module._parameters
+        yield module._buffers
+        # what quantized layers keep beside their parameters (bitsandbytes' MatmulLtState, HQQ's meta, ...)
+        yield from (value for name, value in vars(module).items() if name not in registered)
+
+
+def _storage_bytes(parts: Iterable[Any]) -> int:
+    """Sum of the distinct storages reachable from ``parts``."""
+    sizes: dict[tuple[str, int], int] = {}
+    seen: set[int] = set()
+    for part in parts:
+        for tensor in _plain_tensors(part, seen):
+            if tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                sizes[str(tensor.device), storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _plain_tensors(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Plain tensors reachable from a value: through containers, tensor subclasses and library state objects.
+
+    Modules are not entered: :func:`_model_parts` lists each of them. ``seen`` ends cycles.
+    """
+    import torch
+
+    if isinstance(part, torch.nn.Module) or id(part) in seen:
+        return
+    if isinstance(part, torch.Tensor):
+        seen.add(id(part))
+        if hasattr(part, "__tensor_flatten__"):
+            names, _ = part.__tensor_flatten__()
+            children = [getattr(part, name) for name in names]
+        else:
+            yield part
+            # state that hangs on a parameter; .grad is not in vars()
+            children = list(getattr(part, "__dict__", {}).values())
+    elif isinstance(part, dict):
+        children = list(part.values())
+    elif isinstance(part, list | tuple | set | frozenset):
+        children = list(part)
+    elif hasattr(part, "__dict__") and not isinstance(part, type) and not callable(part):
+        children = list(vars(part).values())
+    else:
+        return
+    seen.add(id(part))
+    for child in children:
+        yield from _plain_tensors(child, seen)

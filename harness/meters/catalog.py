@@ -1,0 +1,52 @@
+"""The meters, outermost first. A new one is one module, one line here and one test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from harness.meters.base import Meter
+from harness.meters.instrument import Setting
+from harness.registry import Registry
+
+METERS: Registry[Callable[..., Meter]] = Registry(
+    "meter",
+    {
+        "host-memory": "harness.meters.memory:HostMemory",
+        "torch-memory": "harness.meters.memory:TorchMemory",
+        "device-state": "harness.meters.device_state:DeviceState",
+        "rapl": "harness.meters.rapl:Rapl",
+        "energy": "harness.meters.energy:Energy",
+        "time": "harness.meters.timer:Timer",
+    },
+)
+"""Registered from the outermost to the innermost: the energy window lies inside all others but the timer, whose
+work is two readings of a clock. Meters of other packages stand outermost."""
+
+_BUILT_IN = ("host-memory", "torch-memory", "device-state", "rapl", "energy", "time")
+
+
+def build(
+    device: str,
+    *,
+    uuids: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Meter]:
+    """Meters for a cell, ready for a :class:`~harness.meters.panel.Panel`.
+
+    Nothing is opened here: a meter looks for its device when it is asked whether it is available.
+
+    Args:
+        device: torch device string of the cell.
+        uuids: UUIDs of the assigned GPUs (:func:`harness.meters.nvml.visible_uuids` finds a worker's own).
+        names: meters to use; None for all.
+        options: meter name to keyword arguments of its constructor.
+
+    Raises:
+        UserError: an unknown meter.
+    """
+    setting = Setting(device, tuple(uuids), dict(options or {}))
+    wanted = METERS.names() if names is None else list(names)
+    outermost_first = sorted(wanted, key=lambda name: _BUILT_IN.index(name) if name in _BUILT_IN else -1)
+    return [METERS.get(name)(setting, **setting.options.get(name, {})) for name in outermost_first]

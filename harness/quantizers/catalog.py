@@ -1,0 +1,38 @@
+"""All quantizers and pruners, one line each. Listing them imports nothing."""
+
+from __future__ import annotations
+
+from harness.quantizers.base import Quantizer
+from harness.registry import Registry
+
+QUANTIZERS: Registry[type[Quantizer]] = Registry(
+    "quantizer",
+    {
+        "none": "harness.quantizers.precision:NoQuantization",
+        "bf16": "harness.quantizers.precision:BF16",
+        "fp16": "harness.quantizers.precision:FP16",
+        "rtn": "harness.quantizers.rtn:RTN",
+        "bnb-int8": "harness.quantizers.bnb:Int8",
+        "bnb-nf4": "harness.quantizers.bnb:NF4",
+        "bnb-fp4": "harness.quantizers.bnb:FP4",
+        "torchao-int8": "harness.quantizers.torchao:Int8",
+        "torchao-int8-dynamic": "harness.quantizers.torchao:Int8Dynamic",
+        "torchao-int4": "harness.quantizers.torchao:Int4",
+        "torchao-intx": "harness.quantizers.torchao:IntX",
+        "torchao-float8": "harness.quantizers.torchao:Float8",
+        "quanto-int8": "harness.quantizers.quanto:Int8",
+        "quanto-int4": "harness.quantizers.quanto:Int4",
+        "quanto-int2": "harness.quantizers.quanto:Int2",
+        "quanto-float8": "harness.quantizers.quanto:Float8",
+        "hqq": "harness.quantizers.hqq:HQQ",
+        "gptq": "harness.quantizers.calibrated:GPTQ",
+        "awq": "harness.quantizers.calibrated:AWQ",
+        "prequantized-gptq": "harness.quantizers.prequantized:GPTQCheckpoint",
+        "prequantized-awq": "harness.quantizers.prequantized:AWQCheckpoint",
+        "prequantized-autoround": "harness.quantizers.prequantized:AutoRoundCheckpoint",
+        "prune-magnitude": "harness.quantizers.pruning:Magnitude",
+        "prune-wanda": "harness.quantizers.pruning:Wanda",
+        "prune-sparsegpt": "harness.quantizers.pruning:SparseGPT",
+    },
+)
+"""The registry behind the key ``quantization`` of a sweep."""

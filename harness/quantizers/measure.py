@@ -1,0 +1,127 @@
+"""What quantization did to a model: real bytes, which layers it touched, and how far their weights moved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.meters.attribution import model_bytes
+from harness.quantizers.layers import is_plain
+from harness.quantizers.packing import PackedLinear
+
+
+def real_bytes(model: nn.Module) -> int:
+    """Bytes the model's tensors really hold, scales and zero points included; tied tensors count once."""
+    return model_bytes(model)
+
+
+@dataclass(frozen=True)
+class LinearKinds:
+    """The linear layers of a model, sorted by what holds their weights.
+
+    Attributes:
+        quantized: number of quantized layers by kind (``bnb-int8``, ``torchao:Int8Tensor``, ...).
+        plain: module paths of layers whose weights are still floating point.
+        logical_parameters: weights of all linear layers, packed ones counted unpacked.
+    """
+
+    quantized: dict[str, int] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+    logical_parameters: int = 0
+
+
+def linear_kinds(model: nn.Module) -> LinearKinds:
+    """Which linear layers are in fact quantized. Adapters' own matrices are left out."""
+    kinds: Counter[str] = Counter()
+    plain = []
+    parameters = 0
+    for name, module in model.named_modules():
+        if "lora_" in name or not (kind := _kind(module)):
+            continue
+        parameters += int(module.in_features) * int(module.out_features)
+        if kind == "plain":
+            plain.append(name)
+        else:
+            kinds[kind] += 1
+    return LinearKinds(dict(kinds), tuple(plain), parameters)
+
+
+def dequantize(module: nn.Module) -> Tensor:
+    """The weight a linear layer computes with, [out_features, in_features], as a plain detached tensor.
+
+    Raises:
+        TypeError: a kind of layer that is not known here.
+    """
+    kind = _kind(module)
+    weight: Any = getattr(module, "weight", None)
+    with torch.no_grad():
+        if kind == "plain":
+            return cast(Tensor, weight.data.clone())
+        if isinstance(module, PackedLinear):
+            return module.dequantize()
+        if kind == "bnb-int8":
+            return _bnb_int8(module)
+        if kind == "bnb-4bit":
+            return _bnb_4bit(weight)
+        if kind is not None:
+            # torchao and quanto tensors, and hqq's layer
+            owner: Any = module if kind == "hqq" else weight
+            return cast(Tensor, owner.dequantize().detach())
+    raise TypeError(f"{type(module).__name__} is not a linear layer whose weight can be read here")
+
+
+def layer_errors(reference: nn.Module, quantized: nn.Module) -> dict[str, float]:
+    """Relative weight error ``||W - W'||_F / ||W||_F`` of every quantized linear layer, by module path.
+
+    Args:
+        reference: the model in full precision.
+        quantized: the same model, quantized.
+    """
+    errors = {}
+    for name, module in quantized.named_modules():
+        if _kind(module) in (None, "plain"):
+            continue
+        weight = dequantize(reference.get_submodule(name)).float()
+        found = dequantize(module).float().to(weight.device)
+        errors[name] = float((weight - found).norm() / weight.norm())
+    return errors
+
+
+def _kind(module: nn.Module) -> str | None:
+    """What holds this layer's weight; None if the module is not a linear layer."""
+    if is_plain(module):
+        return "plain"
+    name = type(module).__name__
+    if isinstance(module, PackedLinear):
+        return "packed"
+    if name == "Linear8bitLt":
+        return "bnb-int8"
+    if name in ("Linear4bit", "LinearNF4", "LinearFP4"):
+        return "bnb-4bit"
+    if name == "HQQLinear":
+        return "hqq"
+    if isinstance(module, nn.Linear):
+        weight = type(module.weight.data)
+        return f"{weight.__module__.split('.')[0]}:{weight.__name__}"
+    return None
+
+
+def _bnb_int8(module: Any) -> Tensor:
+    """int8 codes times the row's absolute maximum over 127 (arXiv:2208.07339, equation 3)."""
+    codes, scales = module.weight.data, module.weight.SCB
+    if scales is None:  # the first forward pass moves both into the layer's state
+        codes, scales = module.state.CB, module.state.SCB
+    return cast(Tensor, codes.float() * (scales.float() / 127).unsqueeze(1))
+
+
+def _bnb_4bit(weight: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        raise TypeError("the bitsandbytes layer is in its inference-only CPU layout, which cannot be read back")
+    return cast(Tensor, dequantize_4bit(weight.data, state).reshape(state.shape))

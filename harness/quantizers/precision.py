@@ -1,0 +1,59 @@
+"""Floating-point precisions: the unquantized reference, and 16-bit weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from harness.quantizers.base import Quantizer, QuantizerDeclaration
+
+_BOTH = frozenset({"before_training", "after_merge"})
+
+
+class NoQuantization(Quantizer):
+    """The model as it is loaded, in the model's own dtype."""
+
+    declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
+        name="none",
+        summary="No quantization: weights stay in the model's dtype.",
+        base="fp",
+        bits=32,
+        moments=_BOTH,
+    )
+
+
+class _Cast(Quantizer):
+    """Cast every floating-point tensor of the model to one 16-bit dtype, head and norms included."""
+
+    dtype: ClassVar[torch.dtype]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return model.to(self.dtype)
+
+
+class BF16(_Cast):
+    """bfloat16 weights and activations: 8 bits of exponent, 8 bits of precision."""
+
+    dtype = torch.bfloat16
+    declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
+        name="bf16",
+        summary="All weights and activations in bfloat16 (slower than fp32 on CPUs without bf16 units).",
+        base="fp",
+        bits=16,
+        moments=_BOTH,
+    )
+
+
+class FP16(_Cast):
+    """IEEE half precision weights and activations; small gradients underflow, nothing scales the loss."""
+
+    dtype = torch.float16
+    declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
+        name="fp16",
+        summary="All weights and activations in float16, without loss scaling (very slow on CPUs).",
+        base="fp",
+        bits=16,
+        moments=_BOTH,
+    )

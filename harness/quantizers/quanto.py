@@ -1,0 +1,96 @@
+"""optimum-quanto: integer and float8 weights as tensor subclasses inside its own linear layers."""
+
+from __future__ import annotations
+
+import shutil
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from harness.quantizers.base import Quantizer, QuantizerDeclaration
+from harness.quantizers.layers import plain_linears
+
+
+class _Quanto(Quantizer):
+    """Replace the body's linear layers by quanto's and freeze them."""
+
+    qtype: ClassVar[str]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace the body's linear layers."""
+        from optimum.quanto import QLinear, freeze, quantize
+
+        quantize(model, weights=self.qtype, include=[name for name, _ in plain_linears(model)])
+        freeze(model)
+        for module in model.modules():
+            if isinstance(module, QLinear):
+                module.requires_grad_(False)
+        return model
+
+
+class _SubByte(_Quanto):
+    """Codes packed into bytes, in groups of 128; quanto compiles the code that unpacks them at first use."""
+
+    @classmethod
+    def check(cls, device: str, moment: str) -> str | None:
+        """Also: what the compilation needs. A missing tool would show only in the first forward pass."""
+        tools = ["ninja", "nvcc" if device == "cuda" else "c++"]
+        lacking = [tool for tool in tools if shutil.which(tool) is None]
+        reason = super().check(device, moment)
+        if reason is None and lacking:
+            reason = (
+                f"{cls.declaration.name} compiles an extension at first use and finds no {' and no '.join(lacking)} on "
+                "PATH: pip install ninja and activate its environment; apt install g++, or the CUDA toolkit"
+            )
+        return reason
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace the body's linear layers."""
+        quantized = super().apply(model)
+        # compile now, within the quantize stage, and not in a stage that is measured
+        device = next(model.parameters()).device
+        torch.ops.quanto.unpack(torch.zeros(1, dtype=torch.uint8, device=device), int(self.declaration.bits))
+        return quantized
+
+
+def _declare(name: str, bits: float, summary: str) -> QuantizerDeclaration:
+    return QuantizerDeclaration(
+        name=name,
+        summary=summary,
+        base=name,
+        bits=bits,
+        moments=frozenset({"before_training", "after_merge"}),
+        package="optimum.quanto",
+        pip="optimum-quanto>=0.2.7",
+        source="optimum-quanto quantize() and freeze(), weights only",
+        refuses_merge="merging into a quanto weight changes a copy of it, and the merged model is silently wrong",
+    )
+
+
+class Int8(_Quanto):
+    """int8, one scale per output row."""
+
+    qtype = "qint8"
+    declaration = _declare("quanto-int8", 8, "quanto int8 weights, one scale per output row.")
+
+
+class Int4(_SubByte):
+    """int4 in groups of 128, packed."""
+
+    qtype = "qint4"
+    declaration = _declare("quanto-int4", 4, "quanto int4 weights, asymmetric in groups of 128, packed.")
+
+
+class Int2(_SubByte):
+    """int2 in groups of 128, packed."""
+
+    qtype = "qint2"
+    declaration = _declare("quanto-int2", 2, "quanto int2 weights, asymmetric in groups of 128, packed.")
+
+
+class Float8(_Quanto):
+    """float8 (E4M3), one scale per output row."""
+
+    qtype = "qfloat8"
+    declaration = _declare("quanto-float8", 8, "quanto float8 (E4M3) weights, one scale per output row.")

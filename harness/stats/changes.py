@@ -1,0 +1,246 @@
+"""Has a number moved? Noise floors, alarms, confirmation by re-runs, change points (protocol 1, section 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from harness.stats._checks import Floats, fraction, vector
+from harness.stats.paired import Significance
+from harness.stats.percentiles import TOO_FEW, TooFew
+
+FEWEST_REPEATS = 5
+"""Identical runs needed before anything may alarm."""
+
+HISTORY = 20
+"""Latest values that an alarm looks back on."""
+
+MAD_TO_SIGMA = 1.4826
+"""Makes the median absolute deviation of normal data estimate their standard deviation."""
+
+RELATIVE_FLOORS = {"memory": 0.01, "time": 0.05, "energy": 0.05, "ttft_ms": 0.10}
+"""Smallest relative change worth an alarm, by metric family, and by name where a metric has its own."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Spread of identical runs, in the unit of the data.
+
+    Attributes:
+        median: of the runs.
+        sigma: 1.4826 times the median absolute deviation.
+        n: runs.
+    """
+
+    median: float
+    sigma: float
+    n: int
+
+    def band(self, relative_floor: float) -> float:
+        """Half width of what counts as unchanged: three sigma, or the floor where that is wider."""
+        return max(3 * self.sigma, relative_floor * abs(self.median))
+
+
+def noise(repeats: ArrayLike) -> Noise | TooFew:
+    """Noise of at least five identical runs, shape (n,), by median and median absolute deviation; else ``too_few``.
+
+    Raises:
+        ValueError: empty, or NaN.
+    """
+    data = vector(repeats, "repeats")
+    if len(data) < FEWEST_REPEATS:
+        return TOO_FEW
+    median = float(np.median(data))
+    return Noise(median, MAD_TO_SIGMA * float(np.median(np.abs(data - median))), len(data))
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """The latest value against its history.
+
+    Attributes:
+        latest: the value looked at.
+        low: lower end of what counts as unchanged.
+        high: upper end.
+        relative: (latest - median) / abs(median); None where the median is zero.
+        raised: True where the latest value lies outside.
+    """
+
+    latest: float
+    low: float
+    high: float
+    relative: float | None
+    raised: bool
+
+
+def provisional_alarm(history: ArrayLike, latest: float, relative_floor: float) -> Alarm | TooFew:
+    """Is ``latest`` outside the median of the last 20 values +- max(3 * 1.4826 * MAD, floor)? Either way counts.
+
+    Args:
+        history: earlier values of the same series and environment, oldest first.
+        latest: the new value.
+        relative_floor: from :data:`RELATIVE_FLOORS`, as a fraction of the median.
+
+    Raises:
+        ValueError: an empty history, or NaN.
+    """
+    known = noise(vector(history, "history")[-HISTORY:])
+    value = float(vector([latest], "latest")[0])
+    if isinstance(known, str):
+        return TOO_FEW
+    band = known.band(relative_floor)
+    relative = (value - known.median) / abs(known.median) if known.median else None
+    return Alarm(value, known.median - band, known.median + band, relative, abs(value - known.median) > band)
+
+
+def permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 9_999, seed: int = 0) -> Significance:
+    """Permutation test on the difference of means; exact where there are at most ``resamples`` ways to split.
+
+    Three against three can reach only p = 0.1; five against five reach 0.008.
+
+    Raises:
+        ValueError: a sample with fewer than two values, or NaN.
+    """
+    first, second = np.sort(vector(a, "a", at_least=2)), np.sort(vector(b, "b", at_least=2))
+    found = stats.permutation_test(
+        (first, second), _mean_difference, n_resamples=resamples, vectorized=True, rng=np.random.default_rng(seed)
+    )
+    return Significance(float(found.statistic), float(found.pvalue), len(first) + len(second), "permutation, means")
+
+
+def _mean_difference(first: Floats, second: Floats, axis: int) -> Floats:
+    difference: Floats = first.mean(axis=axis) - second.mean(axis=axis)
+    return difference
+
+
+def mann_whitney(a: ArrayLike, b: ArrayLike) -> Significance:
+    """Mann-Whitney U test, two-sided; exact for small samples without ties (scipy.stats.mannwhitneyu).
+
+    Raises:
+        ValueError: an empty sample, or NaN.
+    """
+    first, second = vector(a, "a"), vector(b, "b")
+    found = stats.mannwhitneyu(first, second, alternative="two-sided")
+    return Significance(float(found.statistic), float(found.pvalue), len(first) + len(second), "Mann-Whitney")
+
+
+@dataclass(frozen=True)
+class ChangePoint:
+    """A lasting change in a series.
+
+    Attributes:
+        index: first value after the change.
+        before: mean of the segment before.
+        after: mean of the segment after.
+        p: Student's t test between the two segments.
+    """
+
+    index: int
+    before: float
+    after: float
+    p: float
+
+    @property
+    def relative(self) -> float | None:
+        """Change as a fraction of the level before; None where that is zero."""
+        return (self.after - self.before) / abs(self.before) if self.before else None
+
+
+_WEAK = 10.0  # splits this much weaker are kept until their neighbours are known, then judged again
+
+
+def change_points(
+    series: ArrayLike, *, alpha: float = 0.001, min_segment: int = 3, relative_floor: float = 0.0
+) -> list[ChangePoint]:
+    """Change points of a series, oldest value first: E-divisive with a t test for the permutations.
+
+    The split is the one of largest energy distance (Matteson & James 2014, arXiv:1306.4933);
+    whether it stands is asked of Student's t test, which makes it deterministic (Fleming et al. 2023,
+    arXiv:2301.03034). Weak splits are kept at first and dropped, weakest first, once their neighbours are known.
+    A change needs ``min_segment`` values after it to be seen. As the best split is tested, false alarms are more
+    frequent than ``alpha``: measure them with :func:`harness.stats.false_alarm_rate`.
+
+    Args:
+        series: shape (n,), one environment, a value a night. Cost grows with n squared.
+        alpha: largest p value of a change.
+        min_segment: fewest values between two changes, at least 2.
+        relative_floor: smallest change worth reporting, as a fraction of the level before.
+
+    Raises:
+        ValueError: empty, NaN, or a ``min_segment`` below 2.
+    """
+    data = vector(series, "series")
+    weak = min(0.5, _WEAK * fraction(alpha, "alpha"))
+    if min_segment < 2:
+        raise ValueError(f"min_segment must be at least 2 for a t test, not {min_segment}")
+    splits = sorted(_split(data, _distance_sums(data), 0, len(data), min_segment, weak))
+    while True:
+        points = _points(data, splits)
+        kept = [point for point in points if point.p <= alpha and _large_enough(point, relative_floor)]
+        if len(kept) == len(points):
+            return points
+        # changes too small to matter go first; among equals the least sure
+        dropped = max(points, key=lambda point: (not _large_enough(point, relative_floor), point.p, point.index))
+        splits = [index for index in splits if index != dropped.index]
+
+
+def _large_enough(point: ChangePoint, relative_floor: float) -> bool:
+    return abs(point.after - point.before) >= relative_floor * abs(point.before)
+
+
+def _points(data: Floats, splits: list[int]) -> list[ChangePoint]:
+    edges = [0, *splits, len(data)]
+    points = []
+    for start, index, end in zip(edges, edges[1:], edges[2:], strict=False):
+        left, right = data[start:index], data[index:end]
+        points.append(ChangePoint(index, float(left.mean()), float(right.mean()), _student(left, right)))
+    return points
+
+
+def _student(left: Floats, right: Floats) -> float:
+    """Two-sided p of Student's t test; segments without any spread differ surely or not at all."""
+    if np.ptp(left) == 0 and np.ptp(right) == 0:
+        return float(left[0] == right[0])
+    df = len(left) + len(right) - 2
+    pooled = (float(((left - left.mean()) ** 2).sum()) + float(((right - right.mean()) ** 2).sum())) / df
+    t = float(left.mean() - right.mean()) / math.sqrt(pooled * (1 / len(left) + 1 / len(right)))
+    return 2 * float(stats.t.sf(abs(t), df))
+
+
+def _distance_sums(data: Floats) -> Floats:
+    """Summed-area table of abs(x_i - x_j), shape (n + 1, n + 1): any block of distances is four look-ups."""
+    table = np.zeros((len(data) + 1, len(data) + 1))
+    table[1:, 1:] = np.abs(data[:, None] - data).cumsum(axis=0).cumsum(axis=1)
+    return table
+
+
+def _split(data: Floats, sums: Floats, start: int, end: int, least: int, alpha: float) -> list[int]:
+    """Indices in (start, end) where the series splits, found by halving again and again."""
+    if end - start < 2 * least:
+        return []
+    index, stop = _best_split(sums, start, end, least)
+    if _student(data[start:index], data[index:stop]) > alpha:
+        return []
+    left = _split(data, sums, start, index, least, alpha)
+    return [*left, index, *_split(data, sums, index, end, least, alpha)]
+
+
+def _best_split(sums: Floats, start: int, end: int, least: int) -> tuple[int, int]:
+    """The split of largest energy distance: [start, index) against [index, stop), over every index and stop.
+
+    Letting the second part stop early finds a change that is later taken back.
+    """
+    index = np.arange(start + least, end - least + 1)[:, None]
+    stop = np.arange(start + 2 * least, end + 1)[None, :]
+    m, n = index - start, np.maximum(stop - index, 2)
+    cross = sums[index, stop] - sums[start, stop] - sums[index, index] + sums[start, index]
+    left = sums[index, index] - 2 * sums[start, index] + sums[start, start]
+    right = sums[stop, stop] - 2 * sums[index, stop] + sums[index, index]
+    energy = 2 * cross / (m * n) - left / (m * (m - 1)) - right / (n * (n - 1))
+    scaled = np.where(stop - index >= least, energy * m * n / (m + n), -math.inf)
+    row, column = np.unravel_index(int(scaled.argmax()), scaled.shape)
+    return int(index[row, 0]), int(stop[0, column])

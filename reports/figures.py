@@ -1,0 +1,229 @@
+"""Figures for papers and pages: matplotlib, the same bytes for the same board.
+
+Time stamps, random ids and the fonts of the machine stay out: metadata dates are removed, the SVG's ids are
+salted with a constant, and DejaVu Sans, which matplotlib carries, draws the letters.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.canonical import slug
+from reports.board import BoardTable, Row, Section, Shown
+from reports.boardspec import Quantity
+from reports.render.text import Scale, plain, scale
+
+INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
+"""Text and frame; grid and error bars; the Pareto front. The page maps them to its own light and dark colours."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+COLOURS = ("#1b6ca8", "#c8553d", "#6a4c93", "#8a6d00", "#0f8b8d", "#b23a7f", "#4f6d2f", "#5f5f5f", "#2f4b7c", "#a05195")
+LABEL_CHARACTERS = 18
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "peft-matrix",
+    "pdf.fonttype": 3,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "figure.dpi": 100,
+}
+_METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+}
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    x: Shown
+    y: Shown
+
+
+def figure_files(table: BoardTable) -> dict[str, bytes]:
+    """File name to content: the trade-off of every section that has one, as svg, png and pdf."""
+    names = figure_names(table)
+    out = {}
+    for section, name in zip(table.sections, names, strict=True):
+        if name:
+            out.update({f"{name}.{kind}": draw(section, kind) for kind in ("svg", "png", "pdf")})
+    return out
+
+
+def figure_names(table: BoardTable) -> list[str]:
+    """File name (without ending) of every section's figure; "" where a section has nothing to draw."""
+    names = []
+    for number, section in enumerate(table.sections, start=1):
+        if not points(section):
+            names.append("")
+            continue
+        base = "-against-".join(_short(axis) for axis in section.axes[:2])
+        tail = f".{number}-{slug(section.title)}" if len(table.sections) > 1 else ""
+        names.append(base + tail)
+    return names
+
+
+def points(section: Section) -> list[_Point]:
+    """The rows that have a value on the first two axes."""
+    if len(section.axes) < 2:
+        return []
+    return [
+        _Point(row, row.axes[1], row.axes[0])
+        for row in section.rows
+        if row.status == "ok" and row.axes[0].value is not None and row.axes[1].value is not None
+    ]
+
+
+def draw(section: Section, kind: str) -> bytes:
+    """The first Pareto axis (y) against the second (x), with error bars and the front.
+
+    Args:
+        kind: ``svg``, ``png`` or ``pdf``.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        _scatter(axes, section)
+        out = io.BytesIO()
+        with warnings.catch_warnings():
+            # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(out, format=kind, metadata=_METADATA[kind], dpi=160)
+    return out.getvalue()
+
+
+def _scatter(axes: Any, section: Section) -> None:
+    """Colour tells the method, shape the quantization; rings mark the front."""
+    found = points(section)
+    y_axis, x_axis = section.axes[:2]
+    x_scale = scale(x_axis.definition, [p.x.value or 0.0 for p in found])
+    y_scale = scale(y_axis.definition, [p.y.value or 0.0 for p in found])
+    methods = list(dict.fromkeys(p.row.labels["method"] for p in found))  # best first, as in the table
+    quantizations = sorted({p.row.labels["quantization"] for p in found})
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(quantizations)}
+    for name, colour in colours.items():
+        for quantization, marker in markers.items():
+            labels = (name, quantization)
+            points_here = [p for p in found if (p.row.labels["method"], p.row.labels["quantization"]) == labels]
+            _series(axes, points_here, x_scale, y_scale, {"marker": marker, "color": colour})
+    front = [p for p in found if p.row.front]
+    axes.scatter(
+        [(p.x.value or 0.0) * x_scale.factor for p in front],
+        [(p.y.value or 0.0) * y_scale.factor for p in front],
+        s=100,
+        facecolors="none",
+        edgecolors=ACCENT,
+        linewidths=1.3,
+        zorder=4,
+    )
+    if len(methods) > len(COLOURS):  # colours repeat: name what matters most
+        _name_the_front(axes, found, x_scale, y_scale)
+    axes.set_xlabel(_title(x_axis, x_scale))
+    axes.set_ylabel(_title(y_axis, y_scale))
+    axes.grid(visible=True, color=FAINT, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.06, y=0.08)
+    _legend(axes, colours, markers)
+
+
+def _series(axes: Any, members: Sequence[_Point], x_scale: Scale, y_scale: Scale, style: dict[str, Any]) -> None:
+    """Points of one colour and shape, with their bars."""
+    if not members:
+        return
+    xs = [(p.x.value or 0.0) * x_scale.factor for p in members]
+    ys = [(p.y.value or 0.0) * y_scale.factor for p in members]
+    x_bars = tuple(zip(*(_ends(p.x, x_scale.factor) for p in members), strict=True))
+    y_bars = tuple(zip(*(_ends(p.y, y_scale.factor) for p in members), strict=True))
+    axes.errorbar(
+        xs, ys, xerr=x_bars, yerr=y_bars, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.55, zorder=2
+    )
+    axes.scatter(xs, ys, s=30, linewidths=0, zorder=3, **style)
+
+
+def _legend(axes: Any, colours: dict[str, str], markers: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    def entry(name: str, **style: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", label=plain(name, LABEL_CHARACTERS), **style)
+
+    entries = [entry(name, marker="s", color=colour, markersize=6) for name, colour in colours.items()]
+    entries = entries[: len(COLOURS)] if len(colours) > len(COLOURS) else entries
+    entries.append(entry("", marker=""))
+    entries += [entry(name, marker=shape, color=FAINT, markersize=5.5) for name, shape in markers.items()]
+    entries.append(entry("Pareto front", marker="o", markerfacecolor="none", markeredgecolor=ACCENT, markersize=9))
+    legend = axes.legend(handles=entries, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _ends(shown: Shown, factor: float) -> tuple[float, float]:
+    """Length of the bar below and above: the interval, else one standard deviation, else nothing."""
+    value = shown.value or 0.0
+    if shown.low is not None and shown.high is not None:
+        return max(0.0, value - shown.low) * factor, max(0.0, shown.high - value) * factor
+    spread = (shown.sd or 0.0) * factor
+    return spread, spread
+
+
+def _name_the_front(axes: Any, found: Sequence[_Point], x_scale: Scale, y_scale: Scale) -> None:
+    for point in [p for p in found if p.row.front]:
+        axes.annotate(
+            plain(point.row.labels["method"], LABEL_CHARACTERS),
+            ((point.x.value or 0.0) * x_scale.factor, (point.y.value or 0.0) * y_scale.factor),
+            xytext=(7, 4),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=INK,
+            parse_math=False,
+        )
+
+
+def _title(axis: Quantity, chosen: Scale) -> str:
+    stage = f", {axis.stage}" if axis.stage else ""
+    return f"{axis.definition.label}{stage}" + (f" ({chosen.unit})" if chosen.unit else "")
+
+
+def _short(axis: Quantity) -> str:
+    return "memory" if axis.definition.family == "memory" else slug(axis.metric)
+
+
+_COLOUR_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", ACCENT: "var(--accent)"}
+
+
+def for_page(svg: bytes, *, prefix: str) -> str:
+    """The figure as an element of a page: no XML head, no background, ink in the page's colours.
+
+    Args:
+        prefix: put before every id, so that several figures share a page.
+    """
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for patch in ("patch_1", "patch_2"):  # matplotlib's names of the two white backgrounds
+        text = re.sub(rf'(<g id="{patch}">\s*<path [^>]*?style="fill: )#ffffff', r"\1none", text, count=1)
+    for colour, variable in _COLOUR_VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}", text)
+    # a size in points would not shrink on a phone; the viewBox keeps the shape
+    return re.sub(r"<svg [^>]*>", lambda head: re.sub(r' (width|height)="[^"]*"', "", head[0]), text, count=1)

@@ -1,0 +1,64 @@
+"""One call for the command line: read a store, build a board of some cells, write every format, be printable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.store import Damage, Store
+from reports.board import BoardTable, build, load_board
+from reports.render.files import write_all
+from reports.render.terminal import print_board
+
+
+@dataclass(frozen=True)
+class Published:
+    """A board that was written.
+
+    Attributes:
+        table: what every file was rendered from.
+        files: the files written.
+        damaged: record files that could not be read and are therefore not on the board.
+    """
+
+    table: BoardTable
+    files: tuple[Path, ...]
+    damaged: tuple[Damage, ...]
+
+    def print(self, console: Console) -> None:
+        """Print the board in the width of the terminal."""
+        print_board(self.table, console)
+
+
+def publish_board(
+    name: str,
+    workspaces: Sequence[Path],
+    *,
+    results: str | Path,
+    out: Path,
+    keys: Sequence[str] | None = None,
+    title: str = "",
+) -> Published:
+    """Build the board ``name`` from a store and write it in every format.
+
+    Args:
+        name: a board of a workspace or a built-in one.
+        workspaces: folders whose ``reports/boards`` come before the built-in ones.
+        results: root of the store.
+        out: folder for the files.
+        keys: the planned cells; those without a record are counted on the board. None: all records.
+        title: put before the board's own title.
+
+    Raises:
+        UserError: no such board, a mistake in its file, damaged samples, or a folder that cannot be written.
+    """
+    board = load_board(name, list(workspaces))
+    if title:
+        board = board.model_copy(update={"title": f"{title}: {board.title}"})
+    store = Store(results)
+    records, damaged = store.records(keys)
+    table = build(board, records, store, planned=keys)
+    return Published(table, tuple(write_all(table, out)), tuple(damaged))

@@ -1,0 +1,112 @@
+"""Cells on this machine: one process each, forked from a warm template so that isolation costs milliseconds.
+
+The template (stdlib ``forkserver``) has the heavy libraries imported and no CUDA context. It is started with the
+first job, so a run that has nothing to do imports nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from runners.executors.base import Ended, Lease, Message
+from runners.worker.job import JOB_FILE, Job
+
+PRELOAD = ["runners.worker.preload"]
+KILL_GRACE_S = 5.0
+
+
+def leases(*, device: str, threads: int, workers: int | None, uuids: tuple[str, ...]) -> list[Lease]:
+    """Shares of this machine: a GPU each, or ``threads`` CPU cores each, never overlapping.
+
+    On a CPU one cell runs at a time unless the sweep asks for more workers; never more than there are cores for.
+    """
+    if device == "cuda":
+        return [Lease(gpus=(uuid,)) for uuid in uuids][: workers or None]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not cores:
+        return [Lease()]
+    possible = max(1, len(cores) // threads)
+    count = min(workers or 1, possible)
+    return [Lease(cores=tuple(cores[i * threads : (i + 1) * threads])) for i in range(count)]
+
+
+def _run(job_file: str, channel: connection.Connection) -> None:
+    """In the forked process; the import is free because the template has it."""
+    from runners.worker.main import entry
+
+    entry(job_file, channel)
+
+
+class LocalExecutor:
+    """Runs jobs in processes of this machine.
+
+    Args:
+        leases: what may be handed out; the scheduler gives each running job one of them.
+    """
+
+    def __init__(self, leases: list[Lease]) -> None:
+        self.leases = leases
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+        self._running: dict[int, tuple[Job, ForkServerProcess, connection.Connection]] = {}
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread pool starves its neighbours
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def start(self, job: Job) -> None:
+        """Fork a worker for ``job``; its job file must have been written."""
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=_run, args=(os.path.join(job.folder, JOB_FILE), theirs), name=f"cell-{job.label}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._running[process.sentinel] = (job, process, ours)
+
+    def wait(self, timeout_s: float) -> list[Message | Ended]:
+        """Messages and ends since the last call; sleeps in ``poll(2)``."""
+        channels: dict[Any, int] = {c: s for s, (_, _, c) in self._running.items() if not c.closed}
+        ready = connection.wait([*channels, *self._running], timeout=timeout_s)
+        events: list[Message | Ended] = []
+        for item in ready:
+            if item in channels:
+                events += self._messages(channels[item])
+        for item in ready:
+            if isinstance(item, int) and item in self._running:
+                events += self._messages(item)
+                job, process, channel = self._running.pop(item)
+                process.join()
+                channel.close()
+                events.append(Ended(job, process.exitcode))
+        return events
+
+    def _messages(self, sentinel: int) -> list[Message | Ended]:
+        job, _, channel = self._running[sentinel]
+        found: list[Message | Ended] = []
+        try:
+            while not channel.closed and channel.poll():
+                found.append(Message(job, channel.recv()))
+        except (EOFError, OSError):  # the worker closed its end
+            channel.close()
+        return found
+
+    def stop(self, job: Job, *, kill: bool) -> None:
+        """SIGTERM (the worker writes its record and ends) or SIGKILL."""
+        for running, process, _ in self._running.values():
+            if running is job:
+                (process.kill if kill else process.terminate)()
+
+    def close(self) -> None:
+        """Terminate what runs, and kill what does not listen."""
+        for _, process, _ in self._running.values():
+            process.terminate()
+        for _, process, channel in self._running.values():
+            process.join(KILL_GRACE_S)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            channel.close()
+        self._running.clear()

@@ -1,0 +1,342 @@
+"""What will happen to each cell of a sweep, and why: run, done, stale, elsewhere or unsupported.
+
+Planning reads declarations, task files and the store's file names. It imports no model library and runs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import hardware as hw
+from harness.errors import UserError, did_you_mean
+from harness.matrix import Axes, Cell, Matrix, Pattern, Point, expand, make_cell
+from harness.methods.catalog import METHODS
+from harness.models import sources
+from harness.quantizers.catalog import QUANTIZERS
+from harness.record import FINAL_STATUSES
+from harness.spec import LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
+from harness.store import Entry, Store, short_fingerprint
+from runners.workspace import Workspace
+from tasks.data import task_digest
+from tasks.task import Task, load_task
+
+PROTOCOL = 1
+"""Version of the measuring protocol; part of every cell's key."""
+
+
+@dataclass
+class Plan:
+    """The sorted cells of a sweep.
+
+    Attributes:
+        run: cells to run now, in order.
+        done: cells with a final record made in this environment.
+        stale: cells whose only final record was made in another environment (left alone unless asked).
+        elsewhere: cells for hardware that this machine is not, with the reason.
+        unsupported: cells that cannot run, with the true reason.
+        known: ids of the final records that each cell to run had when the plan was made.
+    """
+
+    sweep: LoadedSweep
+    cells: list[Cell]
+    run: list[Cell] = field(default_factory=list)
+    done: list[Cell] = field(default_factory=list)
+    stale: list[Cell] = field(default_factory=list)
+    elsewhere: list[tuple[Cell, str]] = field(default_factory=list)
+    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
+    known: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape printed by ``plan --json``."""
+
+        def named(cells: list[Cell]) -> list[dict[str, str]]:
+            return [{"key": c.key, "label": c.label} for c in cells]
+
+        def why(cells: list[tuple[Cell, str]]) -> list[dict[str, Any]]:
+            return [{"cell": {"key": c.key, "label": c.label}, "why": reason} for c, reason in cells]
+
+        return {
+            "cells": len(self.cells),
+            "run": named(self.run),
+            "done": named(self.done),
+            "stale": named(self.stale),
+            "elsewhere": why(self.elsewhere),
+            "unsupported": why(self.unsupported),
+        }
+
+
+class Resolver:
+    """Turns what a sweep names into identities, once per name; keeps what the worker will need again."""
+
+    def __init__(self, sweep: LoadedSweep, workspace: Workspace, machine: hw.Machine) -> None:
+        self.sweep = sweep
+        self.machine = machine
+        self.workspace = workspace
+        self._tasks: dict[str, Task] = {}
+
+    def task(self, name: str, where: str = "") -> Task:
+        """The task called ``name``."""
+        if name not in self._tasks:
+            self._tasks[name] = load_task(name, list(self.workspace.roots), where=where)
+        return self._tasks[name]
+
+    def task_digest(self, name: str) -> str:
+        """Digest of the task's definition and data."""
+        return task_digest(self.task(name), data_root=self.workspace.data_root)
+
+    def model_point(self, spec: ModelSpec, where: str) -> Point:
+        """Identity of a model: origin, revision, dtype, attention."""
+        origin = sources.identity(spec.id, revision=spec.revision, task_digest=self.task_digest, where=where)
+        settings = spec.model_dump(mode="json", exclude={"id", "revision"})
+        return Point("model", spec.id, sources.short_name(spec.id), {**origin, **settings})
+
+    def method_point(self, spec: MethodSpec, where: str) -> Point:
+        """Identity of a method: resolved parameters and learning rate."""
+        method = METHODS.get(spec.name, where=where)
+        declaration = method.declaration
+        rate = spec.learning_rate
+        if rate is None and declaration.trains:
+            rate = self.sweep.spec.training.learning_rate * declaration.lr_factor
+        identity = {
+            "name": spec.name,
+            "params": method.resolve(spec.params, where=where),
+            "learning_rate": rate if declaration.trains else None,
+            "steps": (spec.steps or self.sweep.spec.training.steps) if declaration.trains else None,
+        }
+        return Point("method", spec.name, spec.label or spec.name, identity)
+
+    def quantization_point(self, spec: QuantizationSpec, where: str) -> Point:
+        """Identity of a quantization: resolved parameters and moment."""
+        quantizer = QUANTIZERS.get(spec.name, where=where)
+        params = quantizer.resolve(spec.params, where=where)
+        identity = {
+            "name": spec.name,
+            "params": params,
+            "moment": spec.moment,
+            "base": quantizer.declaration.base,
+            "bits": quantizer.nominal_bits(params),
+        }
+        return Point("quantization", spec.name, spec.label or spec.name, identity)
+
+    def task_point(self, use: TaskUse, where: str) -> Point:
+        """Identity of a task: version, digest of its data, item limits, and the tasks of its retention score."""
+        task = self.task(use.name, where)
+        definition = task.definition
+        identity = {
+            "name": use.name,
+            "version": definition.version,
+            "kind": definition.kind,
+            "digest": self.task_digest(use.name),
+            "retain": {name: self.task_digest(name) for name in definition.retain},
+            **use.model_dump(mode="json", exclude={"name"}),
+        }
+        return Point("task", use.name, use.name, identity)
+
+    def hardware_point(self, name: str, where: str, profiles: dict[str, hw.HardwareProfile]) -> Point:
+        """Identity of a hardware profile."""
+        if name not in profiles:
+            raise UserError(f"unknown hardware profile {name!r}", where=where, fix=did_you_mean(name, profiles))
+        return Point("hardware", name, name, hw.identity(profiles[name], self.machine))
+
+    def common_point(self) -> Point:
+        """Identity of what all cells share."""
+        spec = self.sweep.spec
+        return Point(
+            "common",
+            spec.name,
+            spec.name,
+            {
+                "training": spec.training.model_dump(mode="json", exclude={"learning_rate", "steps"}),
+                "evaluation": spec.evaluation.model_dump(mode="json"),
+                "probes": spec.probes.model_dump(mode="json"),
+                "threads": spec.limits.threads,
+                "protocol": PROTOCOL,
+            },
+        )
+
+    def matrix(self, profiles: dict[str, hw.HardwareProfile]) -> Matrix:
+        """All cells of the sweep.
+
+        Raises:
+            UserError: a name that is not known, with file, line and key.
+        """
+        spec, where = self.sweep.spec, self.sweep.where
+        common = self.common_point()
+        hardware = [self.hardware_point(h, where("hardware", i), profiles) for i, h in enumerate(spec.hardware)]
+        axes = Axes(
+            models=[self.model_point(m, where("models", i)) for i, m in enumerate(spec.models)],
+            methods=[self.method_point(m, where("methods", i)) for i, m in enumerate(spec.methods)],
+            quantization=[
+                self.quantization_point(q, where("quantization", i)) for i, q in enumerate(spec.quantization)
+            ],
+            tasks=[self.task_point(t, where("tasks", i)) for i, t in enumerate(spec.tasks)],
+            hardware=hardware,
+            seeds=spec.seeds,
+            common=common,
+        )
+        further = [
+            make_cell(
+                (
+                    self.model_point(row.model, where("include", i, "model")),
+                    self.method_point(row.method, where("include", i, "method")),
+                    self.quantization_point(row.quantization, where("include", i, "quantization")),
+                    self.task_point(row.task, where("include", i, "task")),
+                    hardware[0],
+                    common,
+                ),
+                row.seed,
+            )
+            for i, row in enumerate(spec.include)
+        ]
+        self._check_rules(axes)
+        return expand(axes, exclude=[_pattern(rule, rule.why) for rule in spec.exclude], include=further)
+
+    def _check_rules(self, axes: Axes) -> None:
+        """A rule that can match nothing is a misspelling: say so instead of silently excluding nothing."""
+        from fnmatch import fnmatchcase
+
+        points = {
+            "model": axes.models,
+            "method": axes.methods,
+            "quantization": axes.quantization,
+            "task": axes.tasks,
+            "hardware": axes.hardware,
+        }
+        for index, rule in enumerate(self.sweep.spec.exclude):
+            for key, values in points.items():
+                pattern = getattr(rule, key)
+                names = {p.name for p in values} | {p.label for p in values}
+                if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+                    raise UserError(
+                        f"the pattern {pattern!r} matches no {key} of this sweep",
+                        where=self.sweep.where("exclude", index, key),
+                        fix=did_you_mean(pattern, names),
+                    )
+
+
+def _pattern(rule: Rule, why: str) -> Pattern:
+    return Pattern(rule.model, rule.method, rule.quantization, rule.task, rule.hardware, rule.seed, why)
+
+
+MODEL_KIND = {
+    "generation": "causal-lm",
+    "multiple-choice": "causal-lm",
+    "sequence-classification": "sequence-classification",
+}
+"""What a model must be for a task of each kind."""
+
+
+def device_of(cell: Cell) -> str:
+    """``cpu`` or ``cuda``: where a cell runs. ``any`` was resolved when the cell was made."""
+    return str(cell.hardware.identity["device"])
+
+
+def unsupported_reason(cell: Cell, device: str) -> str | None:
+    """Why the cell cannot run on such a device, by the declarations of its parts; None if it can."""
+    kind = MODEL_KIND[cell.task.identity["kind"]]
+    quantization = cell.quantization.identity
+    quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
+    before = quantization["moment"] == "before_training"
+    reason = sources.check(cell.model.name, kind) or quantizer.check(device, quantization["moment"])
+    if reason is None and device not in method.declaration.devices:
+        reason = f"{method.declaration.name} needs a {' or '.join(sorted(method.declaration.devices))} device"
+    if reason is None and before and method.declaration.trains:
+        reason = quantizer.declaration.no_gradient or None
+    if reason is None:
+        reason = method.check(kind, quantization["base"] if before else "fp", cell.method.identity["params"])
+    return reason
+
+
+def make(
+    sweep: LoadedSweep,
+    workspace: Workspace,
+    *,
+    store: Store | None,
+    machine: hw.Machine,
+    fingerprint: str,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+) -> Plan:
+    """Sort the cells of ``sweep``.
+
+    Args:
+        store: where finished cells are looked up; None plans as if nothing had run.
+        fingerprint: digest of the present environment (:func:`harness.provenance.fingerprint`).
+        only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
+        rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
+
+    Raises:
+        UserError: a name in the sweep that is not known; ``only`` matches nothing.
+    """
+    profiles = hw.load_profiles(workspace.roots)
+    resolver = Resolver(sweep, workspace, machine)
+    matrix = resolver.matrix(profiles)
+    cells = select(matrix.cells, only)
+    plan = Plan(sweep=sweep, cells=cells)
+    entries = store.entries() if store is not None else {}
+    present = short_fingerprint(fingerprint)
+    reasons = _memoised(profiles, machine)
+    for cell in cells:
+        known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
+        if cell.key in matrix.excluded:
+            plan.unsupported.append((cell, f"excluded by the sweep: {matrix.excluded[cell.key]}"))
+            continue
+        elsewhere, why = reasons(cell)
+        if known and not _asked_again(known, present, rerun):
+            (plan.done if any(e.fingerprint == present for e in known) else plan.stale).append(cell)
+        elif elsewhere is not None:
+            plan.elsewhere.append((cell, elsewhere))
+        elif why is not None:
+            plan.unsupported.append((cell, why))
+        else:
+            plan.run.append(cell)
+            plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
+    return plan
+
+
+def select(cells: list[Cell], only: str | None) -> list[Cell]:
+    """Cells whose label or key matches the shell-style pattern ``only``.
+
+    Raises:
+        UserError: the pattern matches nothing.
+    """
+    from fnmatch import fnmatchcase
+
+    if only is None:
+        return cells
+    chosen = [c for c in cells if fnmatchcase(c.label, only) or c.key.startswith(only)]
+    if not chosen:
+        raise UserError(
+            f"no cell matches {only!r}", where="--only", fix=f"Cells are called, for example, {cells[0].label!r}."
+        )
+    return chosen
+
+
+def _asked_again(known: list[Entry], present: str, rerun: Sequence[str]) -> bool:
+    if "all" in rerun or any(e.status in rerun for e in known):
+        return True
+    return "stale" in rerun and not any(e.fingerprint == present for e in known)
+
+
+def _memoised(
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine
+) -> Callable[[Cell], tuple[str | None, str | None]]:
+    """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
+    seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
+
+    @functools.cache
+    def place(name: str) -> tuple[str | None, str]:
+        profile = profiles[name]
+        return hw.match(profile, machine), hw.device_for(profile, machine)
+
+    def reasons(cell: Cell) -> tuple[str | None, str | None]:
+        key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
+        if key not in seen:
+            elsewhere, device = place(cell.hardware.name)
+            seen[key] = (elsewhere, None if elsewhere else unsupported_reason(cell, device))
+        return seen[key]
+
+    return reasons

@@ -1,0 +1,101 @@
+"""What the stages of a cell share: the resolved plug-ins, the model as it is now, and what was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.errors import CheckFailed
+from harness.methods.base import Method, ModelKind
+from harness.metrics import missing, reading
+from harness.quantizers.base import Quantizer
+from harness.record import Reading, WhyMissing
+from harness.spec import Evaluation, Probes, Training
+from runners.worker.job import Job
+from tasks.scoring import Scored
+from tasks.task import Item, Task
+
+
+@dataclass
+class Splits:
+    """The items of a task. Only ``evaluate`` and ``merge`` read ``test``."""
+
+    train: list[Item]
+    validation: list[Item]
+    test: list[Item]
+
+
+@dataclass
+class Context:
+    """The state of one cell while it runs.
+
+    Attributes:
+        model: the model as the last stage left it.
+        path: what ``from_pretrained`` is given.
+        probe_logits: logits of the probe batch before saving, for the reload and merge checks.
+        samples: scored items of every arm, in the order they were scored.
+        say: sends a progress message to the parent.
+    """
+
+    job: Job
+    kind: ModelKind
+    task: Task
+    retain: list[Task]
+    method: Method
+    quantizer: Quantizer
+    training: Training
+    evaluation: Evaluation
+    probes: Probes
+    seed: int
+    steps: int
+    learning_rate: float
+    device: torch.device
+    say: Callable[..., None]
+    path: str = ""
+    tokenizer: Any = None
+    model: Any = field(default_factory=nn.Identity)
+    splits: Splits = field(default_factory=lambda: Splits([], [], []))
+    train_rows: list[dict[str, Any]] = field(default_factory=list)
+    probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
+    probe_logits: torch.Tensor | None = None
+    metrics: dict[str, Reading] = field(default_factory=dict)
+    series: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Scratch folder of this attempt."""
+        return Path(self.job.folder)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method has a training stage."""
+        return self.method.declaration.trains
+
+    @property
+    def base(self) -> str:
+        """Base kind the method stands on."""
+        return str(self.method.setting.base)
+
+    def record(self, name: str, value: float, *, source: str, **more: Any) -> None:
+        """Keep a measured quantity. A quantity measured twice is a programming error."""
+        self._keep(reading(name, value, source=source, **more))
+
+    def record_missing(self, name: str, why: WhyMissing, *, source: str, **details: Any) -> None:
+        """Keep the reason why a quantity has no value."""
+        self._keep(missing(name, why, source=source, details=details))
+
+    def _keep(self, new: Reading) -> None:
+        if new.quantity in self.metrics:
+            raise CheckFailed("metric-once", f"{new.quantity} was measured twice in one cell")
+        self.metrics[new.quantity] = new
+
+    def keep_samples(self, arm: str, task: str, scored: list[Scored]) -> None:
+        """Append scored items under ``arm``: ``adapted``, ``merged``, ``retained`` or ``base``."""
+        self.samples.extend({"arm": arm, "task": task, **s.as_row()} for s in scored)

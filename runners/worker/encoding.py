@@ -1,0 +1,86 @@
+"""Items to token ids, and token ids to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tasks.task import Item
+
+IGNORED = -100
+"""Label of a position that carries no loss (PyTorch's convention)."""
+
+
+def encode_training(
+    tokenizer: Any, items: Sequence[Item], kind: str, max_length: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Training rows, and how many were longer than ``max_length`` tokens and were cut.
+
+    A causal row is prompt + answer + EOS with the loss on answer and EOS alone; a row cut so far that no answer
+    token is left would carry no loss, so the prompt is cut from the left instead.
+    """
+    rows, cut = [], 0
+    for item in items:
+        if kind == "sequence-classification":
+            ids = tokenizer(item.prompt)["input_ids"]
+            cut += len(ids) > max_length
+            rows.append({"input_ids": _keep_ends(ids, max_length), "labels": item.label})
+            continue
+        head, tail = encode_prompt(tokenizer, item.prompt), encode_answer(tokenizer, item.answer)
+        over = len(head) + len(tail) - max_length
+        if over > 0:
+            cut += 1
+            tail = tail[: max_length - 1]
+            head = head[-(max_length - len(tail)) :]
+        rows.append({"input_ids": head + tail, "labels": [IGNORED] * len(head) + tail})
+    return rows, cut
+
+
+def _keep_ends(ids: list[int], max_length: int) -> list[int]:
+    """Cut a classifier's input but keep its last token, the separator."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Prompt ids with the tokenizer's own special tokens, without an end-of-sequence token at the end."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode_answer(tokenizer: Any, answer: str) -> list[int]:
+    """Answer ids followed by the end of sequence."""
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def pad(rows: Sequence[list[int]], value: int, *, left: bool = False) -> torch.Tensor:
+    """Rows of ids as one [rows, longest] tensor."""
+    width = max(map(len, rows))
+    filled = [[value] * (width - len(r)) + r if left else r + [value] * (width - len(r)) for r in rows]
+    return torch.tensor(filled)
+
+
+class Collator:
+    """Rows to a batch. ``tokens`` is the number of non-padding tokens, for an honest throughput."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch with input_ids, attention_mask, labels and tokens."""
+        ids = pad([r["input_ids"] for r in rows], self.pad_token_id)
+        lengths = torch.tensor([len(r["input_ids"]) for r in rows])
+        mask = (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()
+        if isinstance(rows[0]["labels"], int):
+            labels = torch.tensor([r["labels"] for r in rows])
+        else:
+            labels = pad([r["labels"] for r in rows], IGNORED)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "tokens": int(lengths.sum())}
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of positions, longest first: little padding, and an out-of-memory shows at the first batch."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,79 @@
+"""The contract between the scheduler and a worker: one JSON file in, a record and samples out.
+
+A worker is told everything here; it reads no environment variable of ours and no store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD_FILE = "record.json"
+SAMPLES_FILE = "samples.parquet"
+LOG_FILE = "worker.log"
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one cell.
+
+    Attributes:
+        key: the cell's key.
+        label: the cell's readable name.
+        sweep: the sweep's name.
+        cell: the resolved cell as plain JSON.
+        model: the model's id as the sweep gives it; for a folder this is where it lies on this machine, which
+            is no part of the cell.
+        folder: scratch folder of this attempt; the worker writes only here and into the cache.
+        device: ``cpu`` or ``cuda``.
+        gpus: UUIDs of the leased GPUs, empty on a CPU.
+        cores: numbers of the leased CPU cores, empty for no pinning.
+        workspaces: roots searched for task files.
+        data_root: folder of local data sets, or None.
+        cache: folder of what can be made again.
+        attempt: counts from 1.
+        neighbours: cells that ran beside this one on the same machine at most.
+        only_build: make the cell's built-in model and end, without running the cell.
+    """
+
+    key: str
+    label: str
+    sweep: str
+    cell: dict[str, Any]
+    model: str
+    folder: str
+    device: str
+    gpus: tuple[str, ...]
+    cores: tuple[int, ...]
+    workspaces: tuple[str, ...]
+    data_root: str | None
+    cache: str
+    attempt: int = 1
+    neighbours: int = 0
+    only_build: bool = False
+
+    def write(self) -> Path:
+        """Write the job file into the job's folder."""
+        path = Path(self.folder) / JOB_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), sort_keys=True, indent=1))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """Read a job file."""
+        data = json.loads(path.read_text())
+        for name in ("gpus", "cores", "workspaces"):
+            data[name] = tuple(data[name])
+        return cls(**data)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing."""
+    scratch = path.with_suffix(path.suffix + ".tmp")
+    scratch.write_bytes(content)
+    os.replace(scratch, path)

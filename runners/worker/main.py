@@ -1,0 +1,224 @@
+"""One cell from job file to record file: builds the context, runs the stages, turns every ending into an outcome."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from harness import provenance
+from harness.errors import CheckFailed, Diverged, Unsupported, UserError
+from harness.meters import catalog as meters
+from harness.meters.panel import Panel
+from harness.methods.base import Setting
+from harness.methods.catalog import METHODS
+from harness.quantizers.catalog import QUANTIZERS
+from harness.record import Outcome, Record, Span
+from harness.spec import Evaluation, Probes, Training
+from harness.store import samples_ref, samples_to_parquet
+from runners.plan import MODEL_KIND
+from runners.worker.context import Context
+from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
+from runners.worker.stages import STAGES, load
+from tasks.task import load_task
+
+LOG_TAIL_CHARACTERS = 4000
+Say = Callable[..., None]
+
+
+class Interrupted(BaseException):
+    """SIGTERM from the scheduler: end cleanly. A BaseException, so that no handler below swallows it."""
+
+
+def entry(job_file: str, channel: Connection | None) -> None:
+    """Entry point of a worker process: everything it prints goes to the job's log."""
+    job = Job.read(Path(job_file))
+    log = os.open(Path(job.folder) / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(log, "wb", 0), write_through=True)
+
+    def say(event: str, **more: Any) -> None:
+        if channel is not None:
+            channel.send({"event": event, **more})
+
+    _die_with_parent()
+    if job.only_build:
+        prepare_process(job)
+        load.model_path(build_context(job, say))
+    else:
+        run_job(job, say)
+
+
+def _die_with_parent() -> None:
+    """End this process when the scheduler is gone, however it ended: an orphan would run a cell a second time."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def run_job(job: Job, say: Say) -> Record:
+    """Run the cell and leave ``record.json`` (and ``samples.parquet``) in the job's folder."""
+    prepare_process(job)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    spans: list[Span] = []
+    stage = "start"
+    ctx: Context | None = None
+    panel: Panel | None = None
+    try:
+        ctx = build_context(job, say)
+        panel = Panel(meters.build(job.device, uuids=job.gpus))
+        for stage, run in STAGES:
+            say("stage", stage=stage)
+            began = time.perf_counter()
+            panel.begin(stage)
+            try:
+                run(ctx)
+            finally:
+                if ctx.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - began
+                spans.append(Span(stage=stage, seconds=seconds, readings=panel.end(stage)))
+        ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
+        outcome = Outcome(status="ok", stage=stage)
+    except BaseException as error:  # every ending is an outcome; nothing escapes without a record
+        outcome = outcome_of(error, stage, Path(job.folder))
+    samples = samples_to_parquet(ctx.samples) if ctx is not None and ctx.samples else None
+    environment = {**provenance.environment(), "device": job.device, "threads": torch.get_num_threads()}
+    facts = ctx.facts if ctx is not None else {}
+    record = Record(
+        key=job.key,
+        label=job.label,
+        sweep=job.sweep,
+        cell=job.cell,
+        outcome=outcome,
+        metrics=ctx.metrics if ctx is not None else {},
+        spans=tuple(spans),
+        series=ctx.series if ctx is not None else {},
+        samples=samples_ref(samples) if samples is not None else None,
+        environment={
+            **environment,
+            "facts": facts,
+            "meters": panel.facts() if panel is not None else {},
+            "cores": list(job.cores),
+            "gpus": list(job.gpus),
+            "neighbours": job.neighbours,
+        },
+        fingerprint=provenance.fingerprint(environment),
+        attempt=job.attempt,
+        started=started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    folder = Path(job.folder)
+    if samples is not None:
+        write_atomically(folder / SAMPLES_FILE, samples)
+    write_atomically(folder / RECORD_FILE, record.to_json().encode())
+    return record
+
+
+def prepare_process(job: Job) -> None:
+    """Pin cores, fix threads, hide other GPUs, quieten libraries. Before any tensor is made."""
+    if job.cores:
+        os.sched_setaffinity(0, job.cores)
+    if job.device == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(job.cell["threads"])
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    transformers.utils.logging.disable_progress_bar()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the scheduler decides
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signum: int, _frame: object) -> None:
+    raise Interrupted
+
+
+def build_context(job: Job, say: Say) -> Context:
+    """The cell's plug-ins and budgets."""
+    cell = job.cell
+    roots = [Path(w) for w in job.workspaces]
+    task = load_task(cell["task"]["name"], roots)
+    kind: Any = MODEL_KIND[task.definition.kind]
+    quantization, method = cell["quantization"], cell["method"]
+    base = quantization["base"] if quantization["moment"] == "before_training" else "fp"
+    training = Training(steps=method["steps"] or 1, **cell["training"])
+    setting = Setting(
+        kind=kind,
+        base=base,
+        seed=cell["seed"],
+        steps=method["steps"] or 0,
+        learning_rate=method["learning_rate"] or 0.0,
+        weight_decay=training.weight_decay,
+        betas=training.adam_betas,
+        device=job.device,
+    )
+    return Context(
+        job=job,
+        kind=kind,
+        task=task,
+        retain=[load_task(name, roots) for name in task.definition.retain],
+        method=METHODS.get(method["name"])(method["params"], setting),
+        quantizer=QUANTIZERS.get(quantization["name"])(quantization["params"], kind),
+        training=training,
+        evaluation=Evaluation(**cell["evaluation"]),
+        probes=Probes(**cell["probes"]),
+        seed=cell["seed"],
+        steps=method["steps"] or 0,
+        learning_rate=method["learning_rate"] or 0.0,
+        device=torch.device(job.device),
+        say=say,
+    )
+
+
+def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
+    """The outcome an exception stands for; the traceback goes to the log, its end into the record."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    log = folder / LOG_FILE
+    text = log.read_text(errors="replace") if log.exists() else "".join(traceback.format_exception(error))
+    tail = text[-LOG_TAIL_CHARACTERS:]
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return Outcome(status="interrupted", stage=stage, reason="the sweep was stopped", log_tail=tail)
+    if isinstance(error, Unsupported):
+        return Outcome(status="unsupported", stage=stage, reason=str(error), log_tail=tail)
+    if isinstance(error, Diverged):
+        return Outcome(status="diverged", stage=stage, reason=str(error), log_tail=tail)
+    if isinstance(error, CheckFailed):
+        return Outcome(status="error", stage=stage, check=error.check, reason=error.detail, log_tail=tail)
+    if is_out_of_memory(error):
+        return Outcome(status="oom", stage=stage, reason=first_line(error), log_tail=tail)
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+    return Outcome(status="error", stage=stage, reason=reason, log_tail=tail)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out, on the device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """First non-empty line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,39 @@
+"""Stage ``attach``: the method takes hold of the model, and its promise about trainable parameters is checked."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from harness.errors import CheckFailed
+from runners.worker.context import Context
+
+
+def run(ctx: Context) -> None:
+    """Attach the method; record trainable and total parameters.
+
+    Raises:
+        CheckFailed: ``trainable-count``: the method trains another number of parameters than its formula says.
+            A silently ignored option shows here.
+    """
+    expected = ctx.method.expected_trainable(ctx.model)
+    total = logical_parameters(ctx.model)
+    torch.manual_seed(ctx.seed)
+    ctx.model = ctx.method.attach(ctx.model)
+    trainable = sum(p.numel() for p in ctx.model.parameters() if p.requires_grad)
+    if expected is not None and trainable != expected:
+        raise CheckFailed("trainable-count", f"{trainable} parameters train, {expected} were declared")
+    ctx.record("trainable_parameters", trainable, source="count of requires_grad")
+    ctx.record("total_parameters", total, source="count over tensors, packed weights unpacked")
+
+
+def logical_parameters(model: nn.Module) -> int:
+    """Parameters of the model as if none were packed.
+
+    A 4-bit weight packs two parameters into a byte; bitsandbytes keeps the true shape in ``quant_state``.
+    """
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += state.shape.numel() if state is not None else parameter.numel()
+    return total

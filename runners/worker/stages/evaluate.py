@@ -1,0 +1,33 @@
+"""Stage ``evaluate``: the test split, read once, on the very model that was trained."""
+
+from __future__ import annotations
+
+from harness.metrics import METRICS
+from runners.worker.context import Context
+from runners.worker.scoring import mean_nll, score
+from tasks.scoring import Scored, summarise
+
+
+def run(ctx: Context) -> None:
+    """Record the validation NLL and the test metrics of the adapted arm."""
+    if ctx.splits.validation:
+        value, n = mean_nll(ctx, ctx.task, ctx.splits.validation)
+        ctx.record("validation_nll", value, source="scorer", n=n)
+    else:
+        ctx.record_missing("validation_nll", "not_applicable", source="scorer", note="no validation split")
+    scored = score(ctx, ctx.task, ctx.splits.test)
+    ctx.keep_samples("adapted", ctx.task.definition.name, scored)
+    record_summary(ctx, scored)
+
+
+def record_summary(ctx: Context, scored: list[Scored], *, prefix: str = "") -> None:
+    """Record every summary of the scored items that is a defined metric, under ``prefix`` + name."""
+    source = f"scorer, parser {ctx.task.definition.parser}"
+    for name, summary in summarise(scored).items():
+        if prefix + name not in METRICS:
+            continue
+        if summary.value is None:
+            ctx.record_missing(prefix + name, "not_applicable", source=source)
+        else:
+            details = {"standard_error": summary.standard_error}
+            ctx.record(prefix + name, summary.value, source=source, n=summary.n, details=details)

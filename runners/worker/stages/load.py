@@ -1,0 +1,88 @@
+"""Stage ``load``: find the model's files; read the tokenizer and the task's items; tokenize."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.models import nano
+from runners.worker.batches import to_device
+from runners.worker.context import Context, Splits
+from runners.worker.encoding import Collator, encode_training
+from tasks.data import contamination, load_split, task_digest
+from tasks.task import load_task
+
+PROBE_ITEMS = 8
+"""Test items whose logits the reload and merge checks compare."""
+
+
+def run(ctx: Context) -> None:
+    """Fill ``path``, ``tokenizer``, ``splits``, ``train_rows`` and ``probe_batch``."""
+    ctx.path = model_path(ctx)
+    ctx.tokenizer = tokenizer(ctx)
+    ctx.method.setting = replace(ctx.method.setting, tokenizer=ctx.tokenizer)
+    use = ctx.job.cell["task"]
+    read = {
+        split: load_split(ctx.task, split, data_root=_data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
+        if split in ctx.task.definition.splits
+        else []
+        for split in ("train", "validation", "test")
+    }
+    ctx.splits = Splits(**read)
+    probe_rows, _ = encode_training(ctx.tokenizer, ctx.splits.test[:PROBE_ITEMS], ctx.kind, ctx.training.max_length)
+    ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
+    ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
+    ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
+    double = contamination(ctx.splits.train, ctx.splits.test)
+    ctx.facts["contamination"] = {"test_items_in_train": len(double), "items": double[:20]}
+
+
+def model_path(ctx: Context) -> str:
+    """What ``from_pretrained`` is given; builds a built-in model that the cache does not hold yet."""
+    roots = [Path(w) for w in ctx.job.workspaces]
+
+    def examples(name: str, n: int) -> list[tuple[str, str]]:
+        items = load_split(load_task(name, roots), "train", data_root=_data_root(ctx), max_items=n, seed=0)
+        return [(item.prompt, item.answer) for item in items]
+
+    return nano.locate(
+        ctx.job.model,
+        cache=Path(ctx.job.cache),
+        examples=examples,
+        task_digest=lambda name: task_digest(load_task(name, roots), data_root=_data_root(ctx)),
+        progress=lambda step, steps: ctx.say("progress", what="pre-training the built-in model", at=step, of=steps),
+    )
+
+
+def tokenizer(ctx: Context) -> object:
+    """The model's tokenizer, with a pad token.
+
+    Raises:
+        UserError: it has neither a pad nor an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    model = ctx.job.cell["model"]
+    loaded = AutoTokenizer.from_pretrained(
+        ctx.path, revision=hub_revision(ctx), trust_remote_code=model["trust_remote_code"]
+    )
+    if loaded.pad_token_id is None:
+        if loaded.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer of {model['id']!r} has neither a pad nor an end-of-sequence token",
+                fix="Add a pad token to the tokenizer and save it again.",
+            )
+        loaded.pad_token = loaded.eos_token
+        ctx.facts["pad_token"] = "eos"
+    return loaded
+
+
+def hub_revision(ctx: Context) -> str | None:
+    """The revision to ask the Hub for; None for files on this machine, whose revision is a digest of ours."""
+    revision: str | None = ctx.job.cell["model"]["revision"]
+    return None if Path(ctx.path).is_dir() else revision
+
+
+def _data_root(ctx: Context) -> Path | None:
+    return Path(ctx.job.data_root) if ctx.job.data_root else None

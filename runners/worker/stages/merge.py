@@ -1,0 +1,42 @@
+"""Stage ``merge``: fold the adapter into the base and score the result again, as an arm of its own.
+
+A merged model is another model wherever the base is quantized, so no merged number is ever copied.
+"""
+
+from __future__ import annotations
+
+from runners.worker.context import Context
+from runners.worker.scoring import probe_logits, score
+from runners.worker.stages.evaluate import record_summary
+
+METRIC_NAMES = ("merged_accuracy", "merge_error_max", "merge_error_mean")
+
+
+def run(ctx: Context) -> None:
+    """Record the merged arm and the logit differences, or the reason why there are none."""
+    reason = _why_not(ctx)
+    if reason is not None:
+        for name in METRIC_NAMES:
+            ctx.record_missing(
+                name, "not_measured" if not ctx.evaluation.merged else "not_supported", source="merge", note=reason
+            )
+        return
+    before = probe_logits(ctx, ctx.model)
+    ctx.model = ctx.method.merge(ctx.model)
+    ctx.model.eval()
+    difference = (before - probe_logits(ctx, ctx.model)).abs()
+    ctx.record("merge_error_max", difference.max().item(), source="probe batch logits", n=difference.numel())
+    ctx.record("merge_error_mean", difference.mean().item(), source="probe batch logits", n=difference.numel())
+    scored = score(ctx, ctx.task, ctx.splits.test)
+    ctx.keep_samples("merged", ctx.task.definition.name, scored)
+    record_summary(ctx, scored, prefix="merged_")
+
+
+def _why_not(ctx: Context) -> str | None:
+    if not ctx.evaluation.merged:
+        return "the sweep does not ask for it"
+    if not ctx.trains:
+        return "nothing was trained"
+    if ctx.method.declaration.in_place:
+        return "trained in place: there is nothing to merge, the adapted arm is the merged one"
+    return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base)

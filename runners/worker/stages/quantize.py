@@ -1,0 +1,83 @@
+"""Stage ``quantize``: the base model into memory at the cell's bit width, and its real bytes counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.canonical import digest, digest_file
+from harness.meters.attribution import model_bytes
+from runners.worker.batches import calibration_batches
+from runners.worker.context import Context
+from runners.worker.stages.load import hub_revision
+
+
+def run(ctx: Context) -> None:
+    """Load and quantize the base."""
+    ctx.model = load_base(ctx)
+    ctx.facts["weights_sha256"] = weights_digest(ctx.path)
+    ctx.record("base_bytes", model_bytes(ctx.model), source="sum over tensors, inner tensors of quantized weights")
+
+
+def load_base(ctx: Context) -> Any:
+    """A fresh base model, quantized as the cell says (full precision if it quantizes after the merge).
+
+    The seed is set first: a fresh classification head is drawn here and must be the same in every load.
+    """
+    before = ctx.job.cell["quantization"]["moment"] == "before_training"
+    model = from_pretrained(ctx, ctx.path, **(ctx.quantizer.load_kwargs() if before else {}))
+    if not getattr(model, "is_quantized", False):
+        model = model.to(ctx.device)
+    model.eval()
+    if before:
+        model = quantize(ctx, model)
+    return model
+
+
+def quantize(ctx: Context, model: Any) -> Any:
+    """Calibrate and apply the cell's quantizer to a loaded model; what it did goes into the facts."""
+    ctx.quantizer.calibrate(model, lambda n: calibration_batches(ctx, n))
+    model = ctx.quantizer.apply(model)
+    ctx.facts["quantizer"] = ctx.quantizer.facts()
+    model.eval()
+    return model
+
+
+def from_pretrained(ctx: Context, path: str, **kwargs: Any) -> Any:
+    """``from_pretrained`` with the cell's settings; safetensors only, remote code only where the sweep says so."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    cell = ctx.job.cell["model"]
+    common: dict[str, Any] = {
+        "dtype": getattr(torch, cell["dtype"]),
+        "attn_implementation": cell["attention"],
+        "use_safetensors": True,
+        "trust_remote_code": cell["trust_remote_code"],
+        **kwargs,
+    }
+    if path == ctx.path:
+        common["revision"] = hub_revision(ctx)
+    if ctx.device.type == "cuda":
+        common["device_map"] = {"": 0}
+    torch.manual_seed(ctx.seed)
+    if ctx.kind == "sequence-classification":
+        definition = ctx.task.definition
+        common |= {
+            "num_labels": len(definition.labels),
+            "id2label": dict(enumerate(definition.labels)),
+            "label2id": {label: i for i, label in enumerate(definition.labels)},
+        }
+        model = AutoModelForSequenceClassification.from_pretrained(path, **common)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, **common)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = ctx.tokenizer.pad_token_id
+    return model
+
+
+def weights_digest(path: str) -> str | None:
+    """Digest of the weights that were loaded, for files on this machine; None for a Hub id, which has a revision."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return digest({f.name: digest_file(f) for f in files}) if files else None

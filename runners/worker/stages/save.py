@@ -1,0 +1,21 @@
+"""Stage ``save``: what fine-tuning produced, on disk as safetensors, and how large it really is."""
+
+from __future__ import annotations
+
+from runners.worker.context import Context
+from runners.worker.scoring import probe_logits
+
+ADAPTER_FOLDER = "adapter"
+
+
+def run(ctx: Context) -> None:
+    """Save the result of training and note the logits that the reloaded model must reproduce."""
+    if not ctx.trains:
+        ctx.record("adapter_bytes", 0, source="nothing was trained")
+        return
+    ctx.probe_logits = probe_logits(ctx, ctx.model)
+    folder = ctx.folder / ADAPTER_FOLDER
+    folder.mkdir(exist_ok=True)
+    ctx.method.save(ctx.model, folder)
+    files = [p for p in folder.rglob("*") if p.suffix == ".safetensors"]
+    ctx.record("adapter_bytes", sum(p.stat().st_size for p in files), source="safetensors files on disk", n=len(files))

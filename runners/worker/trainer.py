@@ -1,0 +1,198 @@
+"""transformers' ``Trainer`` with the method's hooks, a step clock and the guards of training."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from harness.errors import CheckFailed, Diverged
+
+if TYPE_CHECKING:
+    from runners.worker.context import Context
+
+PROBED_STEPS = 8
+"""Steps within which every trainable tensor must have received a gradient. LoRA's A has none at the first
+step, because B is zero, and none at the second, because warm-up starts at learning rate zero."""
+
+
+class StepClock:
+    """Durations of training steps: CUDA events on a GPU (one sync at the end), a monotonic clock on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
+        self._begins: list[Any] = []
+        self._ends: list[Any] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here
+        event.record()
+        return event
+
+    def begin(self) -> None:
+        """A step begins: its batch is there."""
+        self._begins.append(self._now())
+
+    def end(self) -> None:
+        """A step ended: the optimizer has stepped."""
+        self._ends.append(self._now())
+
+    def step_ms(self) -> list[float]:
+        """Durations of the steps, ms."""
+        return self._between(self._begins, self._ends)
+
+    def wait_ms(self) -> list[float]:
+        """Time between the end of a step and the beginning of the next, ms: waiting for data."""
+        return [0.0, *self._between(self._ends[:-1], self._begins[1:])]
+
+    def _between(self, first: list[Any], second: list[Any]) -> list[float]:
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [a.elapsed_time(b) for a, b in zip(first, second, strict=True)]
+        return [(b - a) * 1e3 for a, b in zip(first, second, strict=True)]
+
+
+def arguments(ctx: Context) -> TrainingArguments:
+    """Trainer's arguments for the cell's budget. Nothing is logged, saved or reported by Trainer itself."""
+    t = ctx.training
+    return TrainingArguments(
+        output_dir=str(ctx.folder / "trainer"),
+        max_steps=ctx.steps,
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation,
+        learning_rate=ctx.learning_rate,
+        lr_scheduler_type=SchedulerType(t.schedule),
+        warmup_steps=round(t.warmup_fraction * ctx.steps),
+        weight_decay=t.weight_decay,
+        adam_beta1=t.adam_betas[0],
+        adam_beta2=t.adam_betas[1],
+        max_grad_norm=t.max_grad_norm,
+        gradient_checkpointing=t.gradient_checkpointing,
+        bf16=ctx.job.cell["model"]["dtype"] == "bfloat16",
+        use_cpu=ctx.device.type == "cpu",
+        seed=ctx.seed,
+        data_seed=ctx.seed,
+        dataloader_pin_memory=ctx.device.type == "cuda",
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # our own guard stops at once; this one would hide the loss and sync the GPU
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
+    """The loop, with hooks instead of per-method branches."""
+
+    def __init__(self, *, context: Context, clock: StepClock, **kwargs: Any) -> None:
+        self.optimizer: torch.optim.Optimizer | None = None
+        super().__init__(callbacks=[Hooks(context, clock)], **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss of a micro-batch is a mean; Trainer averages them
+        self.context = context
+        self.losses: list[torch.Tensor] = []
+        self.grad_norms: list[torch.Tensor] = []
+        self.tokens = 0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The method's optimizer, or AdamW over everything that trains."""
+        if self.optimizer is None:
+            t = self.context.training
+            self.optimizer = self.context.method.optimizer(self.model) or torch.optim.AdamW(
+                [p for p in self.model.parameters() if p.requires_grad],
+                lr=self.context.learning_rate,
+                betas=t.adam_betas,
+                weight_decay=t.weight_decay,
+                fused=True,
+            )
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The task's loss, through the method's ``loss`` hook."""
+        outputs = model(**inputs)
+        return self.context.method.loss(outputs, inputs, outputs.loss)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip, and keep the norm before clipping without waiting for the device."""
+        norm = super()._clip_grad_norm(model)
+        self.grad_norms.append(torch.as_tensor(norm).detach())
+        return norm
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch: the method's own step if it has one, else forward and backward.
+
+        Raises:
+            Diverged: the loss is not finite. On a GPU the previous step's loss is looked at, since that one is
+                ready without waiting for the device.
+        """
+        self.tokens += inputs.pop("tokens")
+        own = self.context.method.training_step(model, self._prepare_inputs(inputs))
+        loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(loss.detach() * (1 if own is not None else self.args.gradient_accumulation_steps))
+        look_at = -1 if loss.device.type == "cpu" else -2
+        if len(self.losses) >= -look_at and not torch.isfinite(self.losses[look_at]):
+            raise Diverged(
+                f"the training loss became {self.losses[look_at].item()} at step {self.state.global_step + 1}"
+            )
+        return loss
+
+
+class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
+    """Calls the method's hooks and the guards at the right moments; tells the parent how far training is."""
+
+    def __init__(self, context: Context, clock: StepClock) -> None:
+        self.context = context
+        self.clock = clock
+        self.silent: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Note which tensors the gradient probe waits for."""
+        expects = self.context.method.expects_gradient
+        self.silent = {n for n, p in model.named_parameters() if p.requires_grad and expects(n)}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Start the clock; the method chooses what trains now."""
+        self.clock.begin()
+        self.context.method.select(model, state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Cross off the tensors that received a gradient."""
+        if self.silent and state.global_step < PROBED_STEPS:
+            for name, parameter in model.named_parameters():
+                if name in self.silent and parameter.grad is not None and bool(parameter.grad.any()):
+                    self.silent.discard(name)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The method's hook, while the gradients are still there."""
+        self.context.method.on_step(model, state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Stop the clock; check the probe once; report progress."""
+        self.clock.end()
+        step = state.global_step
+        if step == min(PROBED_STEPS, state.max_steps):
+            self.check_gradients(step)
+        if step % max(1, state.max_steps // 10) == 0:
+            self.context.say("progress", what="training", at=step, of=state.max_steps)
+
+    def check_gradients(self, step: int) -> None:
+        """Raise if a trainable tensor never received a gradient.
+
+        Raises:
+            CheckFailed: ``gradient-probe``.
+        """
+        self.context.facts["gradient_probe_steps"] = step
+        if self.silent:
+            names = sorted(self.silent)
+            raise CheckFailed(
+                "gradient-probe",
+                f"{len(names)} trainable tensors received no gradient in {step} steps, for example {names[0]}",
+            )

@@ -1,0 +1,81 @@
+"""Where things lie: the user's workspace, the data root, the cache, the results. Flags come before variables.
+
+A workspace is a folder with ``tasks/ runners/ reports/ results/`` (``peft-matrix init DIR`` lays one out). It is
+found by walking up from the current folder, and its files come before the built-in ones of the same name.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UserError, did_you_mean
+
+MARKER = "peft-matrix.yaml"
+BUILT_IN_SWEEPS = Path(__file__).parent / "sweeps"
+BUILT_IN_HARDWARE = Path(__file__).parent / "hardware"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one invocation.
+
+    Attributes:
+        roots: workspaces, the user's first; empty when none was found.
+        results: store URL or folder.
+        data_root: folder of local data sets that override the Hub, or None.
+        cache: folder of what can be made again (built models, quantized checkpoints).
+    """
+
+    roots: tuple[Path, ...]
+    results: str
+    data_root: Path | None
+    cache: Path
+
+    @classmethod
+    def discover(
+        cls, *, start: Path | None = None, results: str | None = None, data_root: Path | None = None
+    ) -> Workspace:
+        """The workspace of the current folder.
+
+        Raises:
+            UserError: a data root that is not a folder.
+        """
+        here = (start or Path.cwd()).resolve()
+        root = next((p for p in (here, *here.parents) if (p / MARKER).is_file()), None)
+        data = data_root or (Path(os.environ["PEFT_MATRIX_DATA"]) if os.environ.get("PEFT_MATRIX_DATA") else None)
+        if data is not None and not data.is_dir():
+            raise UserError(
+                f"the data root {str(data)!r} is not a folder",
+                where="--data-root or PEFT_MATRIX_DATA",
+                fix="Name a folder that holds <data set>/<split>.jsonl.",
+            )
+        default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft-matrix"
+        return cls(
+            roots=(root,) if root else (),
+            results=results or os.environ.get("PEFT_MATRIX_RESULTS") or str((root or here) / "results"),
+            data_root=data.resolve() if data else None,
+            cache=Path(os.environ.get("PEFT_MATRIX_CACHE") or default_cache),
+        )
+
+    def sweeps(self) -> dict[str, Path]:
+        """Sweep name to file, the user's before the built-in ones."""
+        found: dict[str, Path] = {}
+        for folder in [*(r / "runners" / "sweeps" for r in self.roots), BUILT_IN_SWEEPS]:
+            for path in sorted(folder.glob("*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
+    def sweep(self, name: str) -> Path:
+        """File of the sweep ``name``, which may also be a path.
+
+        Raises:
+            UserError: no such sweep.
+        """
+        if name.endswith((".yaml", ".yml")):
+            return Path(name)
+        known = self.sweeps()
+        if name not in known:
+            raise UserError(f"unknown sweep {name!r}", fix=f"{did_you_mean(name, known)} A path to a .yaml also works.")
+        return known[name]

@@ -1,0 +1,420 @@
+"""From a task's definition to its items, and to the digest of everything that can change one.
+
+Rows come from JSONL files, from the Hub, or from a generator. ``datasets`` is imported only where the Hub is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.canonical import canonical_json, digest, digest_file
+from harness.errors import UserError
+from tasks.generators import GENERATORS
+from tasks.parsers import PARSERS
+from tasks.task import ChoicesInText, Column, HubSource, Item, Source, SplitName, SplitRule, Task, TaskDefinition
+from tasks.template import FieldError, lookup, render
+
+Row = dict[str, Any]
+
+DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} holds the rows."
+
+_FILE_DIGESTS: dict[tuple[Path, int, int], str] = {}
+"""Path, size and time of change to digest: a file is hashed once in a process."""
+
+
+class Rows(Protocol):
+    """The rows of one source split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+    def where(self, index: int) -> str:
+        """What people call row ``index``: the file and line, or the data set and row."""
+        ...
+
+    def values(self, column: str) -> list[Any]:
+        """One column of all rows; None where a row does not have it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileOrigin:
+    """A JSONL file, one row a line; blank lines are skipped."""
+
+    path: Path
+
+    def identity(self) -> dict[str, str]:
+        """The digest of the file's bytes."""
+        stat = self.path.stat()
+        key = (self.path, stat.st_size, stat.st_mtime_ns)
+        if key not in _FILE_DIGESTS:
+            _FILE_DIGESTS[key] = digest_file(self.path)
+        return {"sha256": _FILE_DIGESTS[key]}
+
+    def read(self) -> JsonlRows:
+        """The rows; each line is decoded when it is asked for."""
+        try:
+            text = self.path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read: {error}", where=str(self.path)) from error
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        return JsonlRows(self.path, lines)
+
+
+@dataclass(frozen=True)
+class JsonlRows:
+    """Lines of a JSONL file with their numbers."""
+
+    path: Path
+    lines: list[tuple[int, str]]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int, /) -> Row:
+        try:
+            row = json.loads(self.lines[index][1])
+        except ValueError as error:
+            fix = "Each line must be one JSON object."
+            raise UserError(f"not valid JSON: {error}", where=self.where(index), fix=fix) from None
+        if not isinstance(row, dict):
+            raise UserError(f"a row must be a JSON object, not {type(row).__name__}", where=self.where(index))
+        return row
+
+    def where(self, index: int) -> str:
+        """File and line."""
+        return f"{self.path}, line {self.lines[index][0]}"
+
+    def values(self, column: str) -> list[Any]:
+        """One column of all rows."""
+        return [self[i].get(column) for i in range(len(self))]
+
+
+@dataclass(frozen=True)
+class HubOrigin:
+    """A split of a data set on the Hub.
+
+    Attributes:
+        split: the Hub's name of it.
+        instead: where below a data root the same rows would be looked for.
+    """
+
+    hub: HubSource
+    split: str
+    instead: str
+
+    def identity(self) -> dict[str, Any]:
+        """What pins the rows: id, configuration, revision, split and the columns made from them."""
+        return {"hub": self.hub.model_dump(mode="json", exclude={"splits"}), "split": self.split}
+
+    def read(self) -> HubRows:
+        """The rows, downloaded or from the local cache.
+
+        Raises:
+            UserError: no network, no such data set, configuration, revision or split.
+        """
+        import datasets
+        from datasets.exceptions import DatasetsError
+
+        hub = self.hub
+        configs = hub.config if isinstance(hub.config, tuple) else (hub.config,)
+        try:
+            parts = [datasets.load_dataset(hub.id, c, split=self.split, revision=hub.revision) for c in configs]
+        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the data set {hub.id!r}, split {self.split!r}, cannot be had from the Hub: {reason}",
+                fix=DATA_ROOT_HINT.format(self.instead),
+            ) from error
+        return HubRows(f"{hub.id}[{self.split}]", datasets.concatenate_datasets(parts), hub.columns)
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """A data set's rows with the columns that the task adds."""
+
+    name: str
+    data: Any
+    columns: dict[str, str | Column]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int, /) -> Row:
+        row = dict(self.data[index])
+        for name, column in self.columns.items():
+            try:
+                row[name] = _column(column, row)
+            except FieldError as error:
+                raise UserError(f"{error}; it is needed for the column {name!r}", where=self.where(index)) from None
+        return row
+
+    def where(self, index: int) -> str:
+        """Data set, split and row."""
+        return f"{self.name}, row {index}"
+
+    def values(self, column: str) -> list[Any]:
+        """One column of all rows, read at once unless the task makes it."""
+        if column in self.data.column_names and column not in self.columns:
+            return list(self.data[column])
+        return [self[i].get(column) for i in range(len(self))]
+
+
+def _column(column: str | Column, row: Row) -> str:
+    if isinstance(column, str):
+        return render(column, row)
+    if column.each:
+        listed = lookup(column.from_, row)
+        return column.join.join(render(column.each, {"n": n, "value": v}) for n, v in enumerate(listed, start=1))
+    text = render(column.from_, row)
+    if not column.values:
+        return text
+    if text not in column.values:
+        raise FieldError(f"{text!r} is none of the values {', '.join(column.values)}")
+    return column.values[text]
+
+
+def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_items: int | None, seed: int) -> list[Item]:
+    """The items of a split, in the order of their source.
+
+    Args:
+        task: where items come from and what they look like.
+        split: one that the task has.
+        data_root: folder whose ``<name>/<split>.jsonl`` overrides the Hub.
+        max_items: at most so many; which ones is drawn by ``seed``, and fewer are a subset of more.
+        seed: concerns the train split only. Validation and test items are the same for every seed, so that the
+            items of two cells can be paired.
+
+    Raises:
+        UserError: a file, column, label or template field is missing or wrong, or there are no rows; one sentence.
+    """
+    definition = task.definition
+    rule = _rule(task, split)
+    seed = seed if split == "train" else 0
+    source = rule.source or definition.source
+    if source.generator:
+        n = min(rule.max_rows or 0, max_items or rule.max_rows or 0)
+        return GENERATORS.get(source.generator)(source.params, rule.from_, n, seed)
+    origin = _locate(task, source, rule, data_root)
+    rows = origin.read()
+    indices = _choose(task, split, _kept(definition, rows))
+    if not indices:
+        raise UserError(
+            f"the {split} split of task {definition.name!r} is empty",
+            where=str(origin.path) if isinstance(origin, FileOrigin) else origin.hub.id,
+            fix="Add rows, or correct the split's rule.",
+        )
+    items = []
+    for index in _sample(indices, max_items, f"items/{seed}"):
+        items.append(_item(definition, f"{rule.from_}/{index}", rows[index], rows.where(index)))
+    if split == "test":
+        _check_answers(definition, items)
+    return items
+
+
+def task_digest(task: Task, *, data_root: Path | None) -> str:
+    """Digest of everything that can change an item or its score.
+
+    The definition without its words for people, and for each split the bytes of its file; or the Hub's id,
+    configuration and revision; or the items themselves where a program makes them (a generator may then be
+    rewritten without making a record stale, as long as it makes the same items).
+
+    Raises:
+        UserError: a source file is missing.
+    """
+    definition = task.definition
+    words = {"summary", "licence", "citation", "notes", "source"}
+    said = definition.model_dump(mode="json", exclude=words | {"splits"})
+    rules = {name: rule.model_dump(mode="json", exclude={"source"}) for name, rule in definition.splits.items()}
+    rows = {name: _identity(task, rule, data_root) for name, rule in definition.splits.items()}
+    return digest({"definition": said, "splits": rules, "rows": rows})
+
+
+def in_file(task: Task, split: SplitName, *, data_root: Path | None) -> bool:
+    """Whether the rows of a split come from a file on this machine (and not from a generator or the Hub).
+
+    Raises:
+        UserError: a file that the task names is missing.
+    """
+    rule = _rule(task, split)
+    source = rule.source or task.definition.source
+    return not source.generator and isinstance(_locate(task, source, rule, data_root), FileOrigin)
+
+
+def contamination(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
+    """Ids of the test items whose prompt stands in ``train`` too, white space and case aside."""
+    seen = {_normal(item.prompt) for item in train}
+    return [item.id for item in test if _normal(item.prompt) in seen]
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _rule(task: Task, split: SplitName) -> SplitRule:
+    rule = task.definition.splits.get(split)
+    if rule is None:
+        has = ", ".join(task.definition.splits)
+        raise UserError(f"task {task.definition.name!r} has no {split} split; it has {has}", where=str(task.path))
+    return rule
+
+
+def _locate(task: Task, source: Source, rule: SplitRule, data_root: Path | None) -> FileOrigin | HubOrigin:
+    """Where the rows of a rule lie: a file of the task's own, a data root, the Hub; the first that there is."""
+    split, name = rule.from_, task.definition.name
+    if split in source.files:
+        path = task.path.parent / source.files[split]
+        if not path.is_file():
+            raise UserError(
+                f"task {name!r} reads {path}, which does not exist",
+                where=f"{task.path}, key 'source.files.{split}'",
+                fix="Paths are relative to the task's file.",
+            )
+        return FileOrigin(path)
+    if data_root is not None and not data_root.is_dir():
+        raise UserError(f"the data root {data_root} is not a folder", fix="Correct --data-root or PEFT_MATRIX_DATA.")
+    if source.data_root and data_root is not None:
+        path = data_root / source.data_root / f"{split}.jsonl"
+        if path.is_file():
+            return FileOrigin(path)
+    if source.hub:
+        instead = f"{source.data_root or name}/{split}.jsonl"
+        return HubOrigin(source.hub, source.hub.splits.get(split, split), instead)
+    if source.data_root:
+        raise UserError(
+            f"task {name!r} finds no {source.data_root}/{split}.jsonl in {data_root or 'any data root'}",
+            fix=DATA_ROOT_HINT.format(f"{source.data_root}/{split}.jsonl"),
+        )
+    raise UserError(
+        f"task {name!r} has no file for the source split {split!r}; it has {', '.join(source.files)}",
+        where=str(task.path),
+    )
+
+
+def _identity(task: Task, rule: SplitRule, data_root: Path | None) -> dict[str, Any]:
+    source = rule.source or task.definition.source
+    if source.generator:
+        return {"items": _digest_generated(source.generator, canonical_json(source.params), rule.from_, rule.max_rows)}
+    return _locate(task, source, rule, data_root).identity()
+
+
+@lru_cache(maxsize=1024)
+def _digest_generated(name: str, params: str, split: str, n: int) -> str:
+    items = GENERATORS.get(name)(json.loads(params), split, n, 0)
+    return digest([[item.id, item.prompt, item.answer] for item in items])
+
+
+def _kept(definition: TaskDefinition, rows: Rows) -> list[int]:
+    """Indices of the rows, without those that the task skips."""
+    marks = {column: rows.values(column) for column in definition.skip}
+    return [
+        i for i in range(len(rows)) if not any(marks[column][i] == mark for column, mark in definition.skip.items())
+    ]
+
+
+def _choose(task: Task, split: SplitName, indices: list[int]) -> list[int]:
+    """The rows of ``split``: what it holds out, or what the others leave."""
+    rules = task.definition.splits
+    rule = rules[split]
+    # test first, so that the size of another held-out split does not move it
+    for name in ("test", "validation", "train"):
+        other = rules.get(name)
+        if other is None or other.hold_out is None or not other.shares_rows(rule):
+            continue
+        if other.hold_out >= len(indices):
+            raise UserError(
+                f"the {name} split of task {task.definition.name!r} holds out {other.hold_out} rows of {len(indices)}",
+                where=str(task.path),
+                fix="Hold out fewer.",
+            )
+        held = _sample(indices, other.hold_out, f"{other.from_}/{other.seed}")
+        if name == split:
+            return _sample(held, rule.max_rows, f"{rule.from_}/{rule.seed}")
+        left_out = set(held)
+        indices = [i for i in indices if i not in left_out]
+    return _sample(indices, rule.max_rows, f"{rule.from_}/{rule.seed}")
+
+
+def _sample(indices: list[int], n: int | None, salt: str) -> list[int]:
+    """``n`` of ``indices`` in their order: those whose salted hash is smallest."""
+    if n is None or n >= len(indices):
+        return indices
+    ranked = sorted(indices, key=lambda i: blake2b(f"{salt}/{i}".encode(), digest_size=8).digest())
+    return sorted(ranked[:n])
+
+
+def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
+    def field(key: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except FieldError as error:
+            raise UserError(f"{error}; the task's '{key}' needs it", where=where) from None
+
+    prompt: str = field("prompt", lambda: render(definition.prompt, row))
+    if definition.kind == "sequence-classification":
+        label = _index(field("label", lambda: lookup(definition.label, row)), definition.labels, "label", where)
+        return Item(item_id, prompt, definition.labels[label], label)
+    if definition.kind == "multiple-choice":
+        options: tuple[str, ...] = field("choices", lambda: _options(definition.choices, row))
+        key = "label" if definition.label else "answer"
+        right = field(
+            key, lambda: lookup(definition.label, row) if definition.label else render(definition.answer, row)
+        )
+        label = _index(right, options, key, where)
+        choices = tuple(definition.delimiter + option for option in options)
+        return Item(item_id, prompt, choices[label], label, choices)
+    answer: str = field("answer", lambda: render(definition.answer, row))
+    if not answer.strip():
+        raise UserError("the answer is empty", where=where)
+    return Item(item_id, prompt, definition.delimiter + answer)
+
+
+def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[str, ...]:
+    """The options of a row.
+
+    Raises:
+        FieldError: they are not where ``choices`` says.
+    """
+    if isinstance(choices, tuple):
+        return choices
+    if isinstance(choices, str):
+        found = lookup(choices, row)
+        if not isinstance(found, list | tuple) or not found:
+            raise FieldError(f"column {choices!r} holds no list of options")
+        return tuple(map(str, found))
+    _, mark, after = str(lookup(choices.field, row)).rpartition(choices.after)
+    if not mark:
+        raise FieldError(f"column {choices.field!r} does not say {choices.after!r}")
+    return tuple(option.strip() for option in after.split(choices.separator))
+
+
+def _index(value: Any, names: Sequence[str], key: str, where: str) -> int:
+    """Position that ``value``, a name or a position, has among ``names``."""
+    if isinstance(value, str) and value.strip() in names:
+        return names.index(value.strip())
+    if isinstance(value, int) and 0 <= value < len(names):
+        return int(value)
+    raise UserError(
+        f"the {key} {value!r} is outside the set", where=where, fix=f"Allowed: {', '.join(names)} (or its index)."
+    )
+
+
+def _check_answers(definition: TaskDefinition, items: Iterable[Item]) -> None:
+    """Every right answer must be one that the parser can read; otherwise no model could be right."""
+    if definition.kind != "generation" or not definition.judges_completions:
+        return
+    parse = PARSERS.get(definition.parser)
+    for item in items:
+        if parse(item.answer) is None:
+            raise UserError(
+                f"the parser {definition.parser!r} finds no answer in the right answer {item.answer[-60:]!r}",
+                where=f"task {definition.name!r}, item {item.id}",
+                fix="Choose another parser, or correct the row.",
+            )

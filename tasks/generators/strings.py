@@ -1,0 +1,75 @@
+"""String operations on single characters, and their compositions: ``Xabcdef=`` is answered ``gfedcb``.
+
+A tiny model learns copy, reverse and shift within a minute and knows nothing of a composition, so that a composed
+operation is a true adaptation task whose forgetting can be seen on the three it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from tasks.generators.draw import Params, draw, read_params
+from tasks.task import Item
+
+Operation = Literal["copy", "reverse", "shift"]
+
+
+def _distinct(alphabet: str) -> str:
+    if len(set(alphabet)) != len(alphabet):
+        raise ValueError("a character stands twice")
+    return alphabet
+
+
+class StringParams(Params):
+    """Parameters.
+
+    Attributes:
+        operations: applied from first to last.
+        symbol: what stands before the string and names the operation.
+        length: characters of a string.
+        alphabet: its characters; ``shift`` replaces each by the next one, the last by the first.
+    """
+
+    operations: tuple[Operation, ...] = Field(min_length=1)
+    symbol: str = Field(min_length=1)
+    length: int = Field(default=6, ge=1, le=64)
+    alphabet: Annotated[str, Field(min_length=2), AfterValidator(_distinct)] = "abcdefghij"
+
+
+def generate(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+    """``n`` different strings of ``split``, each with its operations applied. See :class:`StringParams`.
+
+    The same strings, by length, alphabet and seed, are drawn for every operation, and a string of one task's test
+    split is in no other task's train split.
+    """
+    wanted: StringParams = read_params(StringParams, params, "strings")
+    base = len(wanted.alphabet)
+    items = []
+    for number in draw(base**wanted.length, split, n, seed):
+        text = _spell(number, wanted)
+        items.append(Item(id=f"{split}/{text}", prompt=f"{wanted.symbol}{text}=", answer=apply(text, wanted)))
+    return items
+
+
+def apply(text: str, params: StringParams) -> str:
+    """``text`` after the operations of ``params``, first to last."""
+    alphabet = params.alphabet
+    following = str.maketrans(alphabet, alphabet[1:] + alphabet[0])
+    for operation in params.operations:
+        if operation == "reverse":
+            text = text[::-1]
+        elif operation == "shift":
+            text = text.translate(following)
+    return text
+
+
+def _spell(number: int, params: StringParams) -> str:
+    """String ``number``, written in the alphabet as digits."""
+    characters = []
+    for _ in range(params.length):
+        number, digit = divmod(number, len(params.alphabet))
+        characters.append(params.alphabet[digit])
+    return "".join(characters)

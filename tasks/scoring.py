@@ -1,0 +1,288 @@
+"""From what a model's pass over the items gave (texts, logits, log-probabilities) to scored items and summaries.
+
+Pure and without torch, so that a scripted oracle is scored by the very code that scores a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.errors import CheckFailed
+from tasks.parsers import PARSERS
+from tasks.task import Item, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One scored item.
+
+    Attributes:
+        item: the item's id.
+        correct: whether it was answered right; None where nothing was judged.
+        prediction: the class, the chosen option, or the completion as it came.
+        answer: the right one.
+        logp_answer: log-probability of the right answer, summed over its tokens, in nat.
+        logp_choices: that of every class or option.
+        margin: log-probability of the right class or option less that of the best wrong one, in nat.
+        length: tokens of the completion or of the answer; 0 for a class.
+        cut: whether the input was longer than the context.
+        correct_norm: whether the option with the highest log-probability per byte is right.
+    """
+
+    item: str
+    correct: bool | None
+    prediction: str
+    answer: str
+    logp_answer: float | None = None
+    logp_choices: list[float] | None = None
+    margin: float | None = None
+    length: int = 0
+    cut: bool = False
+    correct_norm: bool | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """The columns kept in a record's samples."""
+        return {name: getattr(self, name) for name in SAMPLE_COLUMNS}
+
+
+SAMPLE_COLUMNS = (
+    "item",
+    "correct",
+    "prediction",
+    "answer",
+    "logp_answer",
+    "logp_choices",
+    "margin",
+    "length",
+    "cut",
+)
+
+
+class Summary(NamedTuple):
+    """A quantity over scored items.
+
+    Attributes:
+        value: None where no item says anything about it.
+        n: items behind it.
+        standard_error: of the mean, from the items' sample variance (Miller 2024, arXiv:2411.00640, equation 1);
+            None for fewer than two items and for quantities that are not means.
+    """
+
+    value: float | None
+    n: int
+    standard_error: float | None
+
+
+def score_generation(
+    task: Task,
+    items: Sequence[Item],
+    generations: Sequence[str] | None,
+    logp_answers: Sequence[float] | None = None,
+    lengths: Sequence[int] | None = None,
+    cut: Sequence[bool] | None = None,
+) -> list[Scored]:
+    """Score completions with the task's parser, and right answers by their log-probability.
+
+    Args:
+        task: names the parser; without ``accuracy`` among its metrics nothing is judged right or wrong.
+        items: what was asked.
+        generations: completions, in the order of ``items``; None where only likelihoods were computed.
+        logp_answers: log-probability of each right answer, in nat.
+        lengths: tokens of each completion (or answer).
+        cut: whether each input was longer than the context.
+
+    Raises:
+        CheckFailed: a log-probability is not finite.
+        ValueError: the lists differ in length.
+    """
+    _same_length(items, generations=generations, logp_answers=logp_answers, lengths=lengths, cut=cut)
+    if logp_answers is not None:
+        _finite(np.asarray(logp_answers, dtype=np.float64), items)
+    parse = PARSERS.get(task.definition.parser)
+    judged = generations is not None and task.definition.judges_completions
+    scored = []
+    for i, item in enumerate(items):
+        given = "" if generations is None else generations[i]
+        found = parse(given) if judged else None
+        scored.append(
+            Scored(
+                item=item.id,
+                correct=found is not None and found == parse(item.answer) if judged else None,
+                prediction=given,
+                answer=item.answer,
+                logp_answer=None if logp_answers is None else float(logp_answers[i]),
+                length=0 if lengths is None else int(lengths[i]),
+                cut=cut is not None and bool(cut[i]),
+            )
+        )
+    return scored
+
+
+def score_classification(
+    task: Task, items: Sequence[Item], logits: np.ndarray[Any, Any], cut: Sequence[bool] | None = None
+) -> list[Scored]:
+    """Score a classifier.
+
+    Args:
+        task: its labels name the classes.
+        items: what was asked.
+        logits: scores before softmax, items x classes.
+        cut: whether each input was longer than the context.
+
+    Raises:
+        CheckFailed: a logit is not finite.
+        ValueError: the shape is not items x classes, or the lists differ in length.
+    """
+    labels = task.definition.labels
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.shape != (len(items), len(labels)):
+        raise ValueError(f"logits of {len(items)} items and {len(labels)} classes expected, not {scores.shape}")
+    _same_length(items, cut=cut)
+    _finite(scores, items)
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    logp = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return [
+        _choice(item, labels, logp[i].tolist(), cut=cut is not None and bool(cut[i])) for i, item in enumerate(items)
+    ]
+
+
+def score_choices(
+    task: Task,
+    items: Sequence[Item],
+    choice_logps: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]] | None = None,
+    cut: Sequence[Sequence[bool]] | None = None,
+) -> list[Scored]:
+    """Score options by log-probability: the highest is the prediction, the first of equals.
+
+    ``correct_norm`` divides by the bytes of the option first, as the field's ``acc_norm`` does; the task's
+    delimiter before the option is not counted.
+
+    Args:
+        task: its delimiter stands before every option.
+        items: what was asked, with their options.
+        choice_logps: log-probability of each option of each item, summed over its tokens, in nat.
+        lengths: tokens of each option of each item.
+        cut: whether prompt and option were longer than the context.
+
+    Raises:
+        CheckFailed: a log-probability is not finite.
+        ValueError: an item has more or fewer options than scores, or the lists differ in length.
+    """
+    _same_length(items, choice_logps=choice_logps, lengths=lengths, cut=cut)
+    scored = []
+    for i, item in enumerate(items):
+        logps = [float(value) for value in choice_logps[i]]
+        if len(logps) != len(item.choices):
+            raise ValueError(f"item {item.id} has {len(item.choices)} options and {len(logps)} scores")
+        _finite(np.asarray([logps]), [item])
+        options = [choice.removeprefix(task.definition.delimiter) for choice in item.choices]
+        per_byte = [logp / max(1, len(option.encode())) for option, logp in zip(options, logps, strict=True)]
+        scored.append(
+            _choice(
+                item,
+                item.choices,
+                logps,
+                length=0 if lengths is None else int(lengths[i][item.label]),
+                cut=cut is not None and any(cut[i]),
+                correct_norm=int(np.argmax(per_byte)) == item.label,
+            )
+        )
+    return scored
+
+
+def _choice(
+    item: Item,
+    names: Sequence[str],
+    logps: list[float],
+    *,
+    length: int = 0,
+    cut: bool = False,
+    correct_norm: bool | None = None,
+) -> Scored:
+    chosen = int(np.argmax(logps))
+    wrong = [logp for k, logp in enumerate(logps) if k != item.label]
+    return Scored(
+        item=item.id,
+        correct=chosen == item.label,
+        prediction=names[chosen],
+        answer=item.answer,
+        logp_answer=logps[item.label],
+        logp_choices=logps,
+        margin=logps[item.label] - max(wrong) if wrong else None,
+        length=length,
+        cut=cut,
+        correct_norm=correct_norm,
+    )
+
+
+def summarise(scored: Sequence[Scored]) -> dict[str, Summary]:
+    """Every quantity that the scored items carry.
+
+    ``accuracy`` and ``answer_nll`` always (their value is None where nothing was judged or no likelihood was
+    computed); ``accuracy_norm`` for options; ``macro_f1`` and ``matthews`` for classes.
+    """
+    summaries = {
+        "accuracy": _mean([float(s.correct) for s in scored if s.correct is not None]),
+        "answer_nll": _mean([-s.logp_answer for s in scored if s.logp_answer is not None]),
+    }
+    if any(s.correct_norm is not None for s in scored):
+        summaries["accuracy_norm"] = _mean([float(s.correct_norm) for s in scored if s.correct_norm is not None])
+    elif any(s.logp_choices is not None for s in scored):
+        table = confusion(scored)
+        summaries["macro_f1"] = Summary(macro_f1(table), len(scored), None)
+        summaries["matthews"] = Summary(matthews(table), len(scored), None)
+    return summaries
+
+
+def confusion(scored: Sequence[Scored]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Counts of right class (rows) against predicted class (columns), over the classes that occur in either."""
+    classes = sorted({s.answer for s in scored} | {s.prediction for s in scored})
+    position = {name: k for k, name in enumerate(classes)}
+    table = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for s in scored:
+        table[position[s.answer], position[s.prediction]] += 1
+    return table
+
+
+def macro_f1(table: np.ndarray[Any, Any]) -> float:
+    """Unweighted mean of the classes' F1 = 2 tp / (2 tp + fp + fn)."""
+    return float(np.mean(2 * np.diag(table) / (table.sum(axis=0) + table.sum(axis=1))))
+
+
+def matthews(table: np.ndarray[Any, Any]) -> float | None:
+    """Matthews correlation for any number of classes (Gorodkin 2004, equation 8); None if it is 0/0.
+
+    It is 0/0 where every item, or every prediction, is of one class.
+    """
+    right, predicted, total = table.sum(axis=1), table.sum(axis=0), int(table.sum())
+    above = int(np.trace(table)) * total - int(right @ predicted)
+    below = (total**2 - int(predicted @ predicted)) * (total**2 - int(right @ right))
+    return above / math.sqrt(below) if below else None
+
+
+def _mean(values: list[float]) -> Summary:
+    n = len(values)
+    if n == 0:
+        return Summary(None, 0, None)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Summary(float(np.mean(values)), n, error)
+
+
+def _same_length(items: Sequence[Item], **lists: Sequence[Any] | None) -> None:
+    for name, values in lists.items():
+        if values is not None and len(values) != len(items):
+            raise ValueError(f"{len(items)} items and {len(values)} {name}")
+
+
+def _finite(values: np.ndarray[Any, Any], items: Sequence[Item]) -> None:
+    """A model whose scores are NaN would otherwise be scored by whatever argmax makes of them."""
+    finite = np.isfinite(values).reshape(len(items), -1).all(axis=1) if len(items) else np.ones(0, dtype=bool)
+    if not finite.all():
+        bad = [items[int(i)].id for i in np.flatnonzero(~finite)]
+        raise CheckFailed("finite-scores", f"{len(bad)} of {len(items)} items, {bad[0]} first, have scores not finite")

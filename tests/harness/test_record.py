@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError, create_model
+
+from harness.errors import UserError
+from harness.record import SCHEMA_VERSION, Outcome, Reading, Record, SamplesRef, Span, UnknownLayout
+from tests.harness.examples import full_record, make_record
+from tests.harness.test_canonical import JSON, TEXT
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+PLAIN = st.dictionaries(TEXT, JSON, max_size=3)
+
+READINGS = st.one_of(
+    st.builds(Reading, quantity=TEXT, value=FINITE, unit=TEXT, source=TEXT, why_missing=st.none(), details=PLAIN),
+    st.builds(Reading, quantity=TEXT, value=st.none(), unit=TEXT, source=TEXT, why_missing=st.just("no_device")),
+)
+RECORDS = st.builds(
+    Record,
+    key=TEXT,
+    label=TEXT,
+    sweep=TEXT,
+    cell=PLAIN,
+    outcome=st.builds(Outcome, status=st.sampled_from(["ok", "oom", "lost"]), reason=TEXT, log_tail=TEXT),
+    metrics=st.dictionaries(TEXT, READINGS, max_size=2),
+    spans=st.lists(st.builds(Span, stage=TEXT, seconds=FINITE, readings=st.tuples(READINGS)), max_size=2).map(tuple),
+    series=st.dictionaries(TEXT, st.lists(FINITE, max_size=3).map(tuple), max_size=2),
+    samples=st.none() | st.builds(SamplesRef, digest=st.from_regex(r"[0-9a-f]{64}", fullmatch=True), rows=st.just(3)),
+    environment=PLAIN,
+)
+
+
+@given(RECORDS)
+def test_a_record_reads_back_as_it_was_written(record: Record) -> None:
+    text = record.to_json()
+    copy = Record.from_json(text)
+    assert copy == record
+    assert copy.id == record.id
+    assert copy.to_json() == text
+
+
+@given(RECORDS, st.integers(min_value=0))
+def test_a_record_cut_off_anywhere_is_noticed(record: Record, at: int) -> None:
+    text = record.to_json()
+    with pytest.raises(UserError):
+        Record.from_json(text[: at % (len(text) - 2)])  # the last two characters are the brace and the line break
+
+
+# --- the golden record of layout 1 ---------------------------------------------------------------
+def test_the_golden_record_loads_and_is_written_again_byte_for_byte() -> None:
+    text = (GOLDEN / f"record-v{SCHEMA_VERSION}.json").read_text(encoding="utf-8")
+    record = Record.from_json(text)
+    assert record.to_json() == text
+    assert record == full_record()
+
+
+def fields_used(value: BaseModel) -> dict[type, set[str]]:
+    """For each model inside ``value``, the fields that somewhere differ from their default."""
+    used: dict[type, set[str]] = {type(value): set()}
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if field.is_required() or inner != field.get_default(call_default_factory=True):
+            used[type(value)].add(name)
+        parts = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, tuple) else (inner,)
+        for part in parts:
+            if isinstance(part, BaseModel):
+                for kind, names in fields_used(part).items():
+                    used.setdefault(kind, set()).update(names)
+    return used
+
+
+def test_the_golden_record_gives_every_field_of_every_part_a_value() -> None:
+    used = fields_used(Record.from_json((GOLDEN / "record-v1.json").read_text(encoding="utf-8")))
+    assert {kind: set(kind.model_fields) for kind in (Record, Outcome, Reading, Span, SamplesRef)} == {
+        kind: names | ({"schema_version"} if kind is Record else set()) for kind, names in used.items()
+    }
+
+
+def test_a_field_added_without_a_new_layout_number_would_be_noticed() -> None:
+    wider = create_model("Wider", __base__=Record, colour=(str, "blue"))
+    text = (GOLDEN / "record-v1.json").read_text(encoding="utf-8")
+    assert wider.from_json(text).to_json() != text
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("record-v*.json")), ids=lambda p: p.stem)
+def test_records_of_every_layout_load(path: Path) -> None:
+    assert Record.from_json(path.read_text(encoding="utf-8")).schema_version == SCHEMA_VERSION
+
+
+# --- what is refused -----------------------------------------------------------------------------
+def test_a_reading_has_either_a_value_or_a_reason() -> None:
+    with pytest.raises(ValidationError, match="either a value or why_missing"):
+        Reading(quantity="x", value=None, unit="1", source="s")
+    with pytest.raises(ValidationError, match="either a value or why_missing"):
+        Reading(quantity="x", value=1.0, unit="1", source="s", why_missing="oom")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError):
+        Reading(quantity="x", value=value, unit="1", source="s")
+
+
+@pytest.mark.parametrize("digest", ["", "../../x", "A" * 64, "0" * 63])
+def test_samples_are_named_by_a_digest_and_by_nothing_else(digest: str) -> None:
+    with pytest.raises(ValidationError):
+        SamplesRef(digest=digest, rows=1)
+
+
+def test_a_record_cannot_be_edited() -> None:
+    with pytest.raises(ValidationError):
+        make_record().label = "other"  # type: ignore[misc]
+
+
+def changed(**changes: Any) -> str:
+    return json.dumps({**json.loads(make_record().to_json()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a readable record"),
+        ("[1]", "not a readable record"),
+        ("{}", "not a readable record"),
+        (changed(sweep="other"), "does not match its id"),
+        (changed(id="0" * 64), "does not match its id"),
+        (changed(schema_version=None), "no schema_version"),
+        (changed(schema_version=99), "layout 99 is not known"),
+    ],
+)
+def test_a_record_that_cannot_be_trusted_says_why_and_where(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        Record.from_json(text, where="results/x.json")
+    assert caught.value.where == "results/x.json"
+
+
+def test_an_unknown_layout_is_told_from_damage() -> None:
+    with pytest.raises(UnknownLayout, match="Update peft-matrix"):
+        Record.from_json(changed(schema_version=2))
+
+
+def test_a_record_under_another_ones_id_is_refused() -> None:
+    text = make_record().to_json()
+    assert Record.from_json(text, id_prefix=make_record().id[:12]) == make_record()
+    with pytest.raises(UserError, match="does not begin with 000"):
+        Record.from_json(text, id_prefix="000000000000")
+
+
+def test_a_well_formed_file_with_fields_of_another_kind_is_no_record() -> None:
+    from harness.canonical import digest
+
+    content = {**make_record().content(), "colour": "blue"}
+    with pytest.raises(UserError, match="not a record"):
+        Record.from_json(json.dumps({"id": digest(content), **content}))

@@ -1,0 +1,1 @@
+"""Meters against known truths."""

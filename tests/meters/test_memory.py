@@ -1,0 +1,149 @@
+"""Host memory against allocations of known size, in a process of its own so that nothing else moves the peaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.meters.instrument import Setting
+from harness.meters.memory import HostMemory, TorchMemory, cgroup_peak_path, tree_pss_bytes
+
+ROOT = Path(__file__).parents[2]
+MIB = 2**20
+
+PROGRAM = '''
+import json, mmap, subprocess, sys, time
+from harness.meters.catalog import build
+from harness.meters.panel import Panel
+
+def fill(mib):
+    block = mmap.mmap(-1, mib * 2**20)
+    for offset in range(0, len(block), 4096):
+        block[offset] = 1
+    return block
+
+panel = Panel(build("cpu", names=["host-memory", "torch-memory"], options={"host-memory": {"pss_period_s": 0.05}}))
+answer = {}
+for stage, mib in (("nothing", 0), ("big", 300), ("small", 100), ("after", 0)):
+    panel.begin(stage)
+    if mib:
+        block = fill(mib)
+        time.sleep(3 if stage == "big" else 0)  # so that a sample falls into it
+        block.close()
+    answer[stage] = {r.quantity: r.model_dump(mode="json") for r in panel.end(stage)}
+child = """
+import mmap, time
+block = mmap.mmap(-1, 200 * 2**20)
+for offset in range(0, len(block), 4096):
+    block[offset] = 1
+print(1, flush=True)
+time.sleep(99)
+"""
+panel.begin("child")
+process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+process.stdout.readline()
+answer["child"] = {r.quantity: r.model_dump(mode="json") for r in panel.end("child")}
+process.kill()
+process.wait()
+answer["absent"] = {r.quantity: r.why_missing for r in panel.absent()}
+print(json.dumps(answer))
+'''
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_peak_rss_is_that_of_the_stage(stages: dict[str, Any]) -> None:
+    base = stages["nothing"]["peak_rss_bytes"]["value"]
+    for stage, mib in (("big", 300), ("small", 100)):
+        grown = (stages[stage]["peak_rss_bytes"]["value"] - base) / MIB
+        print(f"{stage}: {mib} MiB allocated, RSS peak rose by {grown:.1f} MiB")
+        assert grown == pytest.approx(mib, rel=0.01, abs=2)
+    assert stages["after"]["peak_rss_bytes"]["value"] - base < 5 * MIB  # no peak is carried over
+
+
+def test_pss_counts_children_and_rss_does_not(stages: dict[str, Any]) -> None:
+    base = stages["nothing"]["pss_peak_bytes"]["value"]
+    assert (stages["big"]["pss_peak_bytes"]["value"] - base) / MIB == pytest.approx(300, rel=0.02)
+    assert (stages["child"]["pss_peak_bytes"]["value"] - base) / MIB == pytest.approx(200, rel=0.1)
+    assert stages["child"]["peak_rss_bytes"]["value"] - stages["nothing"]["peak_rss_bytes"]["value"] < 20 * MIB
+    assert stages["big"]["pss_peak_bytes"]["n"] >= 2
+
+
+def test_a_cpu_cell_says_that_it_has_no_cuda_allocator(stages: dict[str, Any]) -> None:
+    assert set(stages["absent"]) == set(TorchMemory.quantities)
+    assert set(stages["absent"].values()) == {"no_device"}
+
+
+def test_an_rss_peak_that_cannot_be_reset_is_not_reported(tmp_path: Path) -> None:
+    proc = tmp_path / "proc"
+    process = proc / "self"
+    process.mkdir(parents=True)
+    (process / "status").write_text("VmHWM:\t  1000 kB\n")
+    (process / "cgroup").write_text("")
+    meter = HostMemory(Setting("cpu"), proc=proc)
+    meter._pss.read = lambda: 1
+    (process / "clear_refs").mkdir()  # a write to it fails
+    meter.begin("x")
+    readings = {r.quantity: r for r in meter.end("x")}
+    assert readings["peak_rss_bytes"].why_missing == "no_permission"
+    assert readings["pss_peak_bytes"].value == 1
+    assert readings["cgroup_peak_bytes"].why_missing == "not_supported"
+
+
+def cgroup_tree(folder: Path, line: str, file: str, peak: int) -> tuple[Path, Path]:
+    proc, root = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(line + "\n")
+    path = root / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{peak}\n")
+    return proc, root
+
+
+def test_a_cgroup_peak_that_cannot_be_reset_counts_only_if_it_grew(tmp_path: Path) -> None:
+    from harness.meters.memory import CgroupPeak
+
+    proc, root = cgroup_tree(tmp_path, "4:memory:/a/b", "memory/a/b/memory.max_usage_in_bytes", 500)
+    peak = CgroupPeak.open(proc, root)
+    assert peak is not None
+    (root / "memory/a/b/memory.max_usage_in_bytes").write_text("800\n")
+    assert peak.read().value == 800
+    again = CgroupPeak.open(proc, root)
+    assert again is not None
+    reading = again.read()
+    assert (reading.value, reading.why_missing) == (None, "not_supported")
+    assert "800 B" in reading.details["why"]
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/a/b", "a/b/memory.peak"),
+        ("4:cpu,memory:/a/b", "memory/a/b/memory.max_usage_in_bytes"),
+        ("4:memory:/not/mounted", "memory/memory.max_usage_in_bytes"),
+    ],
+)
+def test_the_control_group_is_found_in_both_versions(tmp_path: Path, line: str, file: str) -> None:
+    proc, root = cgroup_tree(tmp_path, line, file, 1)
+    assert cgroup_peak_path(proc, root) == root / file
+
+
+def test_no_control_group_is_none(tmp_path: Path) -> None:
+    proc, root = cgroup_tree(tmp_path, "0::/elsewhere", "a/memory.peak", 1)
+    assert cgroup_peak_path(proc, root) is None
+
+
+def test_a_process_that_is_gone_raises_for_the_root_only() -> None:
+    with pytest.raises(FileNotFoundError):
+        tree_pss_bytes(Path("/proc"), 2**22 + 1)

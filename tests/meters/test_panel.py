@@ -1,0 +1,148 @@
+"""A meter that raises costs its own readings and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from harness.meters.base import Meter
+from harness.meters.catalog import METERS, build
+from harness.meters.instrument import Sampler, Setting
+from harness.meters.panel import Panel
+from harness.meters.timer import Timer
+from harness.metrics import METRICS, reading
+from harness.record import Reading
+
+
+class Scripted:
+    """A meter that notes its calls, and raises where it is told to."""
+
+    def __init__(self, name: str, log: list[str], raises_in: str = "", unavailable: str | None = None) -> None:
+        self.name = name
+        self.log = log
+        self.raises_in = raises_in
+        self.unavailable = unavailable
+        self.quantities = ("step_ms",)
+
+    def _do(self, what: str) -> None:
+        self.log.append(f"{what} {self.name}")
+        if self.raises_in == what:
+            raise OSError(f"{self.name} broke in {what}")
+
+    def available(self) -> str | None:
+        self._do("available")
+        return self.unavailable
+
+    def begin(self, stage: str) -> None:
+        self._do("begin")
+
+    def end(self, stage: str) -> list[Reading]:
+        self._do("end")
+        return [reading("train_s", 1.0, source=self.name)]
+
+    def facts(self) -> dict[str, Any]:
+        self._do("facts")
+        return {"ok": True}
+
+
+def test_stages_open_outermost_first_and_close_innermost_first() -> None:
+    log: list[str] = []
+    panel = Panel([Scripted("outer", log), Scripted("inner", log)])
+    panel.begin("train")
+    panel.end("train")
+    assert log[2:] == ["begin outer", "begin inner", "end inner", "end outer"]
+
+
+@pytest.mark.parametrize("where", ["begin", "end"])
+def test_a_meter_that_raises_fails_alone_and_is_tried_again_in_the_next_stage(where: str) -> None:
+    log: list[str] = []
+    bad = Scripted("bad", log, raises_in=where)
+    panel = Panel([Scripted("good", log), bad, Timer(Setting("cpu"))])
+    panel.begin("train")
+    readings = {r.quantity: r for r in panel.end("train")}
+    assert readings["train_s"].value == 1.0
+    assert readings["stage_s"].value is not None
+    assert readings["step_ms"].why_missing == "failed"
+    assert readings["step_ms"].details["error"] == f"OSError: bad broke in {where}"
+    bad.raises_in = ""
+    panel.begin("evaluate")
+    assert all(r.value is not None for r in panel.end("evaluate"))
+
+
+def test_unavailable_meters_say_so_once_and_take_no_part() -> None:
+    log: list[str] = []
+    panel = Panel([Scripted("absent", log, unavailable="no such device"), Scripted("broken", log, "available")])
+    panel.begin("train")
+    assert panel.end("train") == ()
+    assert [r.details["why"] for r in panel.finish()] == [
+        "no such device",
+        "failed while looking for its device: OSError: broken broke in available",
+    ]
+    assert panel.facts()["absent"] == {"unavailable": "no such device"}
+
+
+def test_facts_that_raise_are_named() -> None:
+    panel = Panel([Scripted("bad", [], raises_in="facts")])
+    assert panel.facts() == {"bad": {"error": "OSError: bad broke in facts"}}
+
+
+def test_stages_do_not_nest() -> None:
+    panel = Panel([])
+    panel.begin("train")
+    with pytest.raises(RuntimeError, match="'save' begins while 'train' is open"):
+        panel.begin("save")
+    with pytest.raises(RuntimeError, match="'save' ends while 'train' is open"):
+        panel.end("save")
+
+
+def test_a_clock_that_goes_back_gives_no_duration() -> None:
+    times = iter([100.0, 99.0])
+    timer = Timer(Setting("cpu"), clock=lambda: next(times))
+    timer.begin("train")
+    [got] = timer.end("train")
+    assert (got.value, got.why_missing) == (None, "failed")
+    assert got.details["error"] == "the clock went back"
+
+
+def test_the_catalogue_builds_every_meter_innermost_last_and_each_quantity_is_defined() -> None:
+    meters = build("cpu")
+    assert [meter.name for meter in meters] == METERS.names()
+    assert [meter.name for meter in meters][-2:] == ["energy", "time"]
+    assert [m.name for m in build("cpu", names=["time", "host-memory"])] == ["host-memory", "time"]
+    for meter in meters:
+        assert isinstance(meter, Meter)
+        assert all(name in METRICS for name in meter.quantities)  # type: ignore[attr-defined]
+
+
+def test_an_unknown_meter_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="Did you mean 'energy'"):
+        build("cpu", names=["enregy"])
+
+
+def test_on_a_machine_without_a_gpu_every_gpu_quantity_has_its_reason() -> None:
+    panel = Panel(build("cpu"))
+    absent = {r.quantity: r.why_missing for r in panel.absent()}
+    assert absent["energy_gross_j"] == "no_device"
+    assert absent["device_used_peak_bytes"] == "no_device"
+    assert absent["cuda_allocated_peak_bytes"] == "no_device"
+    panel.begin("train")
+    measured = {r.quantity for r in panel.end("train")}
+    assert {"stage_s", "peak_rss_bytes", "pss_peak_bytes"} <= measured
+    assert not measured & set(absent)
+
+
+def test_a_sampler_keeps_its_error_and_stops() -> None:
+    values = iter([1, 2])
+
+    def read() -> int:
+        return next(values)
+
+    sampler = Sampler(read, 0.001, name="test")
+    sampler.start()
+    assert sampler._thread is not None
+    sampler._thread.join(timeout=5)
+    assert [value for _, value in sampler.stop()] == [1, 2]
+    assert isinstance(sampler.error, StopIteration)
+    assert sampler.stop() is sampler.samples

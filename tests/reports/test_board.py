@@ -1,0 +1,270 @@
+"""Boards: their files, ranks, front, sections, differences."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+
+from harness import stats
+from harness.errors import UserError
+from harness.store import Store
+from reports.board import Board, build, find_boards, load_board
+from reports.ranking import pareto_front, rank_rows
+from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
+
+
+def board(**changes):
+    return Board.model_validate({**load_board("default", []).model_dump(), **changes})
+
+
+def stored(tmp_path, *made):
+    store = Store(tmp_path / "store")
+    for one in made:
+        store.append(*(one if isinstance(one, tuple) else (one,)))
+    return store
+
+
+def built(store, which=None):
+    return build(which or board(), store.records()[0], store)
+
+
+# --- files ---------------------------------------------------------------------------------------
+def test_every_built_in_board_loads():
+    assert {"default", "classification"} <= set(find_boards([]))
+    for name in find_boards([]):
+        assert load_board(name, []).name == name
+
+
+def test_a_workspace_comes_first(tmp_path):
+    folder = tmp_path / "reports" / "boards"
+    folder.mkdir(parents=True)
+    (folder / "default.yaml").write_text("name: default\ntitle: Mine\ncolumns: [{metric: accuracy}]\n")
+    assert load_board("default", [tmp_path]).title == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("columns: [{metric: acuracy}]", "unknown metric 'acuracy'. Did you mean 'accuracy'"),
+        ("columns: [{metric: accuracy, field: rank}]", "one of 'metric', 'difference', 'field'"),
+        ("columns: [{metric: accuracy}, {metric: accuracy}]", "stands twice"),
+        ("columns: [{metric: accuracy}]\npareto: [{metric: accuracy}]", "needs two axes"),
+        ("columns: [{difference: accuracy}]", "needs a 'baseline'"),
+        ("columns: [{metric: accuracy}]\nsortby: accuracy", "unknown key 'sortby'"),
+        ("columns: [{metric: accuracy}]\nsort: speed", "unknown metric 'speed'"),
+        ("columns: [{metric: accuracy}]\npareto: [{metric: accuracy}, {metric: power_mean_w}]", "no better direction"),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_line(tmp_path, text, said):
+    folder = tmp_path / "reports" / "boards"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"name: mine\ntitle: Mine\n{text}\n")
+    with pytest.raises(UserError) as error:
+        load_board("mine", [tmp_path])
+    assert said in str(error.value)
+    assert "mine.yaml, line" in str(error.value)
+
+
+def test_unknown_board_says_what_there_is():
+    with pytest.raises(UserError, match="Did you mean 'default'"):
+        load_board("defualt", [])
+
+
+# --- ranks ---------------------------------------------------------------------------------------
+def test_ranks_are_those_of_the_paired_tests(store, table):
+    (section,) = table.sections
+    records = {record.id: record for record in store.records()[0]}
+    arms = {}
+    for row in section.rows:
+        if row.rank:
+            tables = [store.samples(records[i]) for i in row.records if records[i].outcome.status == "ok"]
+            arms[row.config] = np.array(
+                [[r["correct"] for r in t.to_pylist() if r["arm"] == "adapted"] for t in tables], dtype=float
+            )
+    pairs = list(itertools.combinations(sorted(arms), 2))
+    tests = [stats.compare(arms[a], arms[b]) for a, b in pairs]
+    wins = dict.fromkeys(arms, 0)
+    losses = dict.fromkeys(arms, 0)
+    for (a, b), test, p in zip(pairs, tests, stats.holm([t.p for t in tests]), strict=True):
+        if p < 0.05:
+            winner, loser = (a, b) if test.effect > 0 else (b, a)
+            wins[winner] += 1
+            losses[loser] += 1
+    expected = {config: (1 + losses[config], len(arms) - wins[config]) for config in arms}
+    assert {row.config: row.rank for row in section.rows if row.rank} == expected
+    assert max(first for first, _ in expected.values()) > 10, "the example must tell rows apart"
+
+
+def test_like_rows_share_a_rank_and_nobody_leads_alone(tmp_path):
+    made = [ok_record(cell(name, seed=s), accuracy=0.6) for name in ("lora", "dora", "ia3") for s in (0, 1)]
+    (section,) = built(stored(tmp_path, *made)).sections
+    assert [row.rank for row in section.rows] == [(1, 3)] * 3
+
+
+def test_rows_are_ordered_best_first_and_failures_last(table):
+    (section,) = table.sections
+    ok = [row.cells["accuracy"].value for row in section.rows if row.status == "ok"]
+    assert ok == sorted(ok, reverse=True)
+    states = [row.status == "ok" for row in section.rows]
+    assert states == sorted(states, reverse=True)
+    assert len(section.rows) == 24
+
+
+def test_without_samples_nothing_is_ranked(store):
+    table = build(board(), store.records()[0])
+    rows = [row for row in table.sections[0].rows if row.status == "ok"]
+    assert all(row.rank is None for row in rows)
+    assert all("unranked: no stored samples that cover all its seeds" in row.notes for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("environment", "note"), [({**ENVIRONMENT, "imported": {"from": "elsewhere"}}, "not run here")]
+)
+def test_imported_rows_are_shown_and_unranked(tmp_path, environment, note):
+    ours = [ok_record(cell("lora"), accuracy=0.5), ok_record(cell("dora"), accuracy=0.1)]
+    theirs = ok_record(cell("magic"), accuracy=0.99, environment=environment)
+    (section,) = built(stored(tmp_path, *ours, theirs)).sections
+    imported = next(row for row in section.rows if row.labels["method"] == "magic")
+    assert imported.rank is None
+    assert not imported.front
+    assert note in imported.notes
+    assert {row.rank for row in section.rows if row.rank} == {(1, 1), (2, 2)}
+
+
+def test_rows_scored_on_other_items_are_not_paired():
+    rows = [
+        {"config": name, "status": "ok", "marks": (), "accuracy": 0.5, "ok_records": (name,)}
+        for name in ("a", "b", "c")
+    ]
+    import pyarrow as pa
+
+    def samples(name):
+        items = [str(i + (5 if name == "c" else 0)) for i in range(10)]
+        return pa.table({"arm": ["adapted"] * 10, "task": ["t"] * 10, "item": items, "correct": [True] * 10})
+
+    ranking = rank_rows(rows, "accuracy", samples)
+    assert set(ranking.ranks) == {"a", "b"}
+    assert ranking.unranked == {"c": "scored on other items than the rest"}
+
+
+def test_one_seed_rows_say_so(table):
+    row = next(r for r in table.sections[0].rows if (r.labels["method"], r.labels["quantization"]) == ("ia3", "nf4"))
+    assert row.notes == ("one seed: the interval holds sampling error only", "seed 1: oom at train")
+
+
+# --- sections ------------------------------------------------------------------------------------
+def test_machines_and_protocols_get_tables_of_their_own(tmp_path):
+    other = copy.deepcopy(ENVIRONMENT)
+    other["cpu"]["model"] = "Example CPU 4000"
+    made = [ok_record(cell("lora")), ok_record(cell("lora"), environment=other), ok_record(cell("lora", protocol=2))]
+    sections = built(stored(tmp_path, *made)).sections
+    assert len(sections) == 3
+    named = {(dict(s.conditions)["machine"], dict(s.conditions)["protocol"]) for s in sections}
+    assert named == {("Example CPU 3000", "1"), ("Example CPU 4000", "1"), ("Example CPU 3000", "2")}
+
+
+def test_rows_with_equal_labels_are_told_apart(tmp_path):
+    cells = [cell("lora"), cell("lora")]
+    for one, rank in zip(cells, (4, 8), strict=True):
+        one["method"]["params"] = {"rank": rank}
+    (section,) = built(stored(tmp_path, *map(ok_record, cells))).sections
+    assert sorted(row.labels["method"] for row in section.rows) == ["lora (rank=4)", "lora (rank=8)"]
+
+
+def test_row_filter_and_optional_columns(store):
+    chosen = board(rows={"method": ["lora*", "none"], "quantization": "nf4"})
+    (section,) = build(chosen, store.records()[0], store).sections
+    assert {row.labels["method"] for row in section.rows} == {"lora", "lora-r1", "none"}
+    keys = [head.key for head in build(chosen, store.records()[0], store).heads]
+    assert "train.peak_rss_bytes" in keys
+    assert "train.energy_gross_j" not in keys, "no row has a value"
+    assert "train.cuda_allocated_peak_bytes" not in keys
+
+
+def test_planned_cells_without_a_record_are_counted(store):
+    records = store.records()[0]
+    assert build(board(), records, store, planned=[r.key for r in records] + ["new1", "new2"]).not_run == 2
+
+
+# --- front ---------------------------------------------------------------------------------------
+def test_front_by_hand():
+    def row(config, accuracy, memory, low=None, sd=0.0):
+        return {
+            "config": config,
+            "status": "ok",
+            "marks": (),
+            "accuracy": accuracy,
+            "accuracy:low": accuracy - 0.01,
+            "accuracy:high": accuracy + 0.01,
+            "train.peak_rss_bytes": memory,
+            "train.peak_rss_bytes:sd": sd,
+        }
+
+    rows = [
+        row("best", 0.9, 300.0),
+        row("small", 0.5, 100.0),
+        row("worse on both", 0.6, 400.0),
+        row("same score, more memory", 0.9, 310.0),
+        row("same score, memory within noise", 0.9, 301.0, sd=5.0),
+    ]
+    axes = ["accuracy", "train.peak_rss_bytes"]
+    from reports.ranking import Ranking
+
+    front = pareto_front(rows, axes, "accuracy", Ranking())
+    assert front == {"best", "small", "same score, memory within noise"}
+    shared = [{**r, "marks": ("shared",)} if r["config"] == "best" else r for r in rows]
+    assert "best" not in pareto_front(shared, axes, "accuracy", Ranking())
+
+
+def test_a_tested_tie_drops_nobody(tmp_path):
+    # three points apart on 200 items: not told apart, so the lower one stays on the front if memory is alike
+    made = [ok_record(cell("lora"), accuracy=0.60, rss=5e8), ok_record(cell("dora"), accuracy=0.62, rss=5e8)]
+    (section,) = built(stored(tmp_path, *made)).sections
+    by_method = {row.labels["method"]: row for row in section.rows}
+    memory = {m: row.cells["train.peak_rss_bytes"].value for m, row in by_method.items()}
+    accuracy = {m: row.cells["accuracy"].value for m, row in by_method.items()}
+    dominated = [m for m in memory for o in memory if memory[o] < memory[m] and accuracy[o] >= accuracy[m]]
+    assert {m for m, row in by_method.items() if row.front} == set(memory) - set(dominated)
+
+
+# --- differences ---------------------------------------------------------------------------------
+def test_difference_to_the_baseline_is_the_paired_one(table):
+    rows = {(r.labels["method"], r.labels["quantization"]): r for r in table.sections[0].rows}
+    base, lora = rows["full", "none"], rows["lora", "none"]
+    assert base.baseline
+    shown = lora.cells["accuracy.vs_baseline"]
+    assert shown.value == pytest.approx(lora.cells["accuracy"].value - base.cells["accuracy"].value)
+    assert shown.low < shown.value < shown.high
+    assert shown.interval.startswith("paired t over seeds")
+    assert base.cells["accuracy.vs_baseline"].text == "baseline"
+
+
+def test_without_its_baseline_a_board_says_so(tmp_path):
+    (section,) = built(stored(tmp_path, ok_record(cell("lora")))).sections
+    assert section.rows[0].cells["accuracy.vs_baseline"].why == "no_baseline"
+
+
+def test_retention_is_shown_against_the_base_model(table):
+    row = next(r for r in table.sections[0].rows if r.labels["method"] == "full" and r.status == "ok")
+    retained = row.cells["retained_accuracy"]
+    assert retained.delta == pytest.approx(retained.value - 0.95, abs=0.02)
+
+
+def test_failures_are_told_with_stage_and_reason(table):
+    told = {(f.row.labels["method"], f.status, f.stage, f.reason, f.seeds) for f in table.failures}
+    assert ("ia3", "oom", "train", "CPU memory limit of 2 GiB reached", (1,)) in told
+    assert ("full", "unsupported", "", "full trains on fp bases, not on bnb-int8", (0, 1)) in told
+
+
+def test_a_board_of_nothing(tmp_path):
+    table = built(Store(tmp_path))
+    assert table.sections == ()
+
+
+def test_only_failures_still_make_a_board(tmp_path):
+    table = built(stored(tmp_path, failed_record(cell(), "timeout", reason="3600 s are over")))
+    assert [row.status for row in table.sections[0].rows] == ["timeout"]
+    assert table.sections[0].rows[0].cells["accuracy"].value is None

@@ -1,0 +1,179 @@
+"""Records to frames: what is averaged with what, and what never is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import pytest
+
+from harness import stats
+from harness.metrics import missing, reading
+from harness.record import Span
+from reports.frame import aggregate, current, frame, marks
+from reports.scores import gather, interval
+from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
+
+
+def test_one_row_per_cell_and_seed_and_failures_are_rows(store):
+    records, damaged = store.records()
+    rows = frame(records)
+    assert not damaged
+    assert len(rows) == len(records) == 48
+    oom = rows[rows.status == "oom"]
+    assert oom[["method", "quantization", "seed", "stage"]].to_numpy().tolist() == [["ia3", "nf4", 1, "train"]]
+    assert (rows[rows.status == "unsupported"].reason.str.contains("trains on fp bases")).all()
+    # a missing reading is NaN with its typed reason, never 0
+    ok = rows[rows.status == "ok"]
+    assert ok["train.energy_gross_j"].isna().all()
+    assert set(ok["train.energy_gross_j:why"]) == {"no_device"}
+
+
+def test_order_of_records_does_not_matter(store):
+    records = store.records()[0]
+    shuffled = records[:]
+    random.Random(5).shuffle(shuffled)
+    assert frame(records).equals(frame(shuffled))
+
+
+def test_mean_and_spread_are_over_seeds():
+    records = [ok_record(cell(seed=seed), step_ms=value)[0] for seed, value in ((0, 10.0), (1, 14.0), (2, 12.0))]
+    values = [record.metrics["step_ms"].value for record in records]
+    row = aggregate(frame(records)).iloc[0]
+    assert row["seeds"] == (0, 1, 2)
+    assert row["step_ms"] == pytest.approx(sum(values) / 3)
+    assert row["step_ms:sd"] == pytest.approx(math.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 2))
+
+
+def test_interval_comes_from_samples_or_is_marked_as_wilson(store):
+    records = {record.id: record for record in store.records()[0]}
+    rows = frame(records.values())
+    with_samples = aggregate(rows, lambda i: store.samples(records[i])).set_index(["method", "quantization"])
+    without = aggregate(rows).set_index(["method", "quantization"])
+    assert with_samples.loc[("lora", "none"), "accuracy:interval"] == "t over seeds and items"
+    assert without.loc[("lora", "none"), "accuracy:interval"] == "Wilson, no samples at hand"
+    assert without.loc[("lora", "none"), "accuracy:items"] == 200
+    # one seed: sampling error of the items alone
+    assert with_samples.loc[("ia3", "nf4"), "accuracy:interval"] == "Wilson"
+    assert with_samples.loc[("ia3", "nf4"), "accuracy:n"] == 1
+
+
+def test_interval_of_a_perfect_score_keeps_its_width(tmp_path):
+    from harness.store import Store
+
+    store = Store(tmp_path)
+    records = {}
+    for seed in (0, 1):
+        record, data = ok_record(cell(seed=seed), accuracy=5.0)
+        store.append(record, data)
+        records[record.id] = record
+    row = aggregate(frame(records.values()), lambda i: store.samples(records[i])).iloc[0]
+    assert row["accuracy"] == row["accuracy:high"] == 1.0
+    assert row["accuracy:low"] == pytest.approx(stats.wilson(200, 200).low)
+
+
+def test_retention_is_the_mean_over_tasks_not_over_items(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from harness.store import samples_to_parquet
+    from tests.reports.making import sample_rows
+
+    rows = sample_rows("retained", [True] * 90, "copy") + sample_rows("retained", [False] * 10, "upper")
+    table = parquet.read_table(pa.BufferReader(samples_to_parquet(rows)))
+    scores = gather([(0, table), (1, table)], "retained")
+    assert scores.right.mean() == 0.9
+    assert interval(scores).estimate == pytest.approx(0.5)
+
+
+def test_partially_failed_seeds_are_named_and_not_averaged():
+    records = [ok_record(cell(seed=0))[0], failed_record(cell(seed=1), "diverged", reason="loss is NaN at step 7")]
+    row = aggregate(frame(records)).iloc[0]
+    assert row["status"] == "ok"
+    assert row["seeds"] == (0,)
+    assert row["failed"] == ((1, "diverged", "train", "loss is NaN at step 7"),)
+
+
+def test_values_of_a_failed_cell_are_not_shown():
+    record = ok_record(cell(), accuracy=0.9)[0]
+    wrong = record.model_copy(update={"outcome": failed_record(cell(), "error", reason="reload differs").outcome})
+    row = aggregate(frame([wrong])).iloc[0]
+    assert math.isnan(row["accuracy"])
+    assert row["accuracy:why"] == "stage_not_reached"
+
+
+@pytest.mark.parametrize(
+    ("change", "apart"),
+    [
+        ({"protocol": 2}, True),
+        ({"training": {"steps": 600}}, True),
+        ({"task": {"digest": "e" * 64}}, True),
+        ({"threads": 2}, True),
+        ({"probes": {"latency_repeats": 50}}, False),
+    ],
+)
+def test_what_separates_groups(change, apart):
+    rows = aggregate(frame([ok_record(cell())[0], ok_record(cell(**change))[0]]))
+    assert len(rows) == 2
+    assert (rows.group.nunique() == 2) == apart
+
+
+def test_another_processor_is_another_group_but_another_host_is_not():
+    other = copy.deepcopy(ENVIRONMENT)
+    other["cpu"]["model"] = "Example CPU 4000"
+    host = {**ENVIRONMENT, "host": "bbbbbbbbbbbb"}
+    here, there = ok_record(cell())[0], ok_record(cell(), environment=other)[0]
+    rows = aggregate(frame([here, there, ok_record(cell(seed=1), environment=host)[0]]))
+    assert sorted(rows.seeds) == [(0,), (0, 1)]
+    assert rows.group.nunique() == 2
+
+
+def test_gpus_separate_groups_only_for_cells_that_use_them():
+    gpu = {"name": "Example GPU", "power_limit_w": 300.0}
+    with_gpu = {**ENVIRONMENT, "gpus": [gpu]}
+    capped = {**ENVIRONMENT, "gpus": [{**gpu, "power_limit_w": 200.0}]}
+    cuda = {"hardware": {"label": "any", "device": "cuda"}}
+    cells = [cell(), cell(seed=1), cell(**cuda), cell(seed=1, **cuda)]
+    environments = [ENVIRONMENT, with_gpu, with_gpu, capped]
+    records = [ok_record(c, environment=e)[0] for c, e in zip(cells, environments, strict=True)]
+    rows = aggregate(frame(records))
+    assert sorted(rows.seeds) == [(0,), (0, 1), (1,)]
+
+
+def test_a_cell_that_never_ran_joins_the_machine_of_its_like():
+    unsupported = failed_record(cell("full", "nf4"), "unsupported", stage="", reason="no")
+    rows = frame([ok_record(cell())[0], unsupported])
+    assert rows.group.nunique() == 1
+
+
+def test_corrections_and_repeats_leave_one_record_a_cell():
+    old = ok_record(cell(), accuracy=0.2)[0]
+    fixed = ok_record(cell(), accuracy=0.7, supersedes=old.id)[0]
+    lost = failed_record(cell(), "lost", reason="worker vanished", finished="2026-01-03T00:00:00+00:00")
+    assert [identity for identity, _ in current([old, lost, fixed])] == [fixed.id]
+
+
+def test_an_earlier_oom_gives_way_to_a_later_success():
+    oom = failed_record(cell(), "oom", reason="too big")
+    ok = ok_record(cell(), finished="2026-01-02T00:00:00+00:00")[0]
+    assert [record.outcome.status for _, record in current([ok, oom])] == ["ok"]
+
+
+def test_marks_come_from_what_the_meters_saw():
+    record = ok_record(cell())[0]
+
+    def with_reading(extra):
+        return record.model_copy(update={"spans": (*record.spans, Span(stage="probe", seconds=1, readings=(extra,)))})
+
+    assert marks(record) == ()
+    assert marks(with_reading(missing("energy_gross_j", "shared", source="NVML"))) == ("shared",)
+    assert marks(with_reading(reading("throttled_fraction", 0.2, source="NVML"))) == ("throttled",)
+    assert marks(with_reading(reading("throttled_fraction", 0.0, source="NVML"))) == ()
+    assert marks(with_reading(reading("foreign_processes", 1, source="NVML"))) == ("shared",)
+    assert marks(ok_record(cell(), environment={**ENVIRONMENT, "imported": {"from": "x"}})[0]) == ("imported",)
+
+
+def test_no_records_give_empty_frames():
+    assert frame([]).empty
+    assert aggregate(frame([])).empty

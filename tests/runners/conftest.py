@@ -1,0 +1,127 @@
+"""A tiny model and a workspace of its own for every test that runs real cells in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of a few thousand parameters with the nano model's tokenizer, as files."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from harness.models.nano import build_tokenizer
+    from harness.models.sources import recipe
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = build_tokenizer(recipe("nano").data["alphabet"])
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Bench:
+    """A workspace in a temporary folder and the command line on it."""
+
+    root: Path
+    sweep: dict[str, Any]
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def write(self, **changes: Any) -> Path:
+        """Write the sweep file with some keys changed (None removes a key)."""
+        content = {k: v for k, v in {**self.sweep, **changes}.items() if v is not None}
+        path = self.root / "sweep.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "harness.cli", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PEFT_MATRIX_CACHE": str(self.root / "cache"),
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            **self.environ,
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command line in a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """All stored records, as plain JSON, in the order of their file names."""
+        return [json.loads(p.read_text()) for p in sorted((self.root / "results" / "records").glob("*/*.json"))]
+
+    def outcomes(self) -> dict[str, str]:
+        """Label to status of the stored records."""
+        return {r["label"]: r["outcome"]["status"] for r in self.records()}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_model: Path) -> Bench:
+    """A workspace with a sweep of two quick cells."""
+    (tmp_path / "peft-matrix.yaml").write_text("version: 1\n")
+    return Bench(
+        tmp_path,
+        {
+            "name": "quick",
+            "models": [str(tiny_model)],
+            "methods": ["none", "lora"],
+            "tasks": [{"name": "strings-copy", "train_items": 64, "validation_items": 8, "test_items": 8}],
+            "seeds": [0],
+            "training": {"steps": 10, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32},
+            "evaluation": {"batch_size": 8},
+            "limits": {"threads": 1, "timeout_s": 120},
+        },
+    )

@@ -1,0 +1,261 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from tasks.data import contamination, load_split, task_digest
+from tasks.task import Item, Task, load_task
+from tests.tasks.helpers import OWN_TASK, own_task, ticket_rows, tickets, write_rows
+
+HUB_TASK = """\
+name: listed
+version: 1
+summary: Rows of a data set with columns made from others.
+kind: multiple-choice
+licence: none
+source:
+  hub:
+    id: {folder}
+    splits: {{train: "train[2:]", validation: "train[:2]"}}
+    columns:
+      listed: {{from: "options[text]", each: "{{n}}: {{value}}", join: ", "}}
+      named: {{from: "options[text]", each: "option{{n}}", join: "/"}}
+      question: "{{stem}}? {{listed}}. Pick: {{named}}"
+      answer: {{from: "{{key}}", values: {{A: option1, B: option2, C: option3}}}}
+splits: {{train: {{from: train}}, validation: {{from: validation}}, test: {{from: test}}}}
+prompt: "{{question}} ="
+delimiter: " "
+choices: {{field: question, after: "Pick: "}}
+answer: "{{answer}}"
+"""
+
+
+def load(task: Task, split: str = "train", **more: object) -> list[Item]:
+    return load_split(task, split, **{"data_root": None, "max_items": None, "seed": 0, **more})
+
+
+def test_own_file(tmp_path: Path) -> None:
+    task = tickets(tmp_path)
+    train, test = load(task), load(task, "test")
+    assert len(train) == 16
+    assert len(test) == 4
+    assert not {i.id for i in train} & {i.id for i in test}
+    item = next(i for i in train + test if i.id == "train/3")
+    assert item == Item("train/3", "s3: b3", "shipping", 1)
+    assert load(task, "test") == test
+
+
+def test_blank_lines_are_skipped_and_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    task = tickets(tmp_path)
+    path = tmp_path / "tasks" / "tickets.jsonl"
+    path.write_text("\ufeff" + path.read_text().replace("\n", "\n\n"), encoding="utf-8")
+    assert len(load(task)) == 16
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fewer_items_are_a_subset_of_more(tmp_path: Path, seed: int) -> None:
+    task = tickets(tmp_path, ticket_rows(200))
+    few, many = load(task, max_items=10, seed=seed), load(task, max_items=50, seed=seed)
+    assert len(few) == 10
+    assert {i.id for i in few} < {i.id for i in many}
+    assert [i.id for i in few] == sorted((i.id for i in few), key=lambda x: int(x.split("/")[1]))
+    assert len(load(task, max_items=1000)) == 196
+
+
+def test_the_seed_draws_training_items_and_no_others(tmp_path: Path) -> None:
+    task = tickets(tmp_path, ticket_rows(200), OWN_TASK.replace("hold_out: 4", "hold_out: 50"))
+    assert load(task, max_items=10, seed=0) != load(task, max_items=10, seed=1)
+    assert load(task, "test", max_items=10, seed=0) == load(task, "test", max_items=10, seed=1)
+
+
+def test_two_held_out_splits_and_a_maximum(tmp_path: Path) -> None:
+    splits = "validation: {from: train, hold_out: 5}, test: {from: train, hold_out: 4}"
+    text = OWN_TASK.replace("train: {from: train},", "train: {from: train, max_rows: 7},")
+    task = tickets(tmp_path, text=text.replace("test: {from: train, hold_out: 4}", splits))
+    ids = {s: {i.id for i in load(task, s)} for s in ("train", "validation", "test")}
+    assert {s: len(i) for s, i in ids.items()} == {"train": 7, "validation": 5, "test": 4}
+    assert len(set.union(*ids.values())) == 16
+    alone = tickets(tmp_path / "alone")
+    assert {i.id for i in load(alone, "test")} == ids["test"], "another held-out split must not move the test split"
+
+
+def test_rows_to_skip(tmp_path: Path) -> None:
+    rows = [*ticket_rows(10), {"subject": "s", "body": "b", "team": -1}]
+    task = tickets(tmp_path, rows, OWN_TASK + "skip: {team: -1}\n")
+    assert len(load(task)) + len(load(task, "test")) == 10
+
+
+def test_a_data_root_overrides_the_hub(tmp_path: Path) -> None:
+    write_rows(tmp_path / "sst2" / "test.jsonl", [{"text": "fine", "label": 1}])
+    assert load(load_task("sst2", []), "test", data_root=tmp_path) == [Item("test/0", "fine", "positive", 1)]
+
+
+def broken(rows: list[dict], change: dict) -> list[dict]:
+    return [*rows[:2], {k: v for k, v in {**rows[2], **change}.items() if v != "gone"}, *rows[3:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"body": "gone"},
+            "jsonl, line 3: there is no column 'body'; columns found: subject, team; the task's 'prompt' needs it",
+        ),
+        ({"team": "gone"}, "line 3: there is no column 'team'.*the task's 'label' needs it"),
+        ({"team": "sales"}, "line 3: the label 'sales' is outside the set. Allowed: billing, shipping"),
+        ({"team": 2}, "line 3: the label 2 is outside the set"),
+        ({"body": None}, "line 3: 'body' is null"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, change: dict, says: str) -> None:
+    task = tickets(tmp_path, broken(ticket_rows(), change), OWN_TASK.replace("hold_out: 4", "hold_out: 1"))
+    with pytest.raises(UserError, match=says) as caught:
+        load(task), load(task, "test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [('{"subject": ', "line 3: not valid JSON"), ("[1, 2]", "line 3: a row must be a JSON object")]
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    task = tickets(tmp_path)
+    lines = [json.dumps(r) for r in ticket_rows()]
+    (tmp_path / "tasks" / "tickets.jsonl").write_text("\n".join([*lines[:2], line, *lines[3:]]))
+    with pytest.raises(UserError, match=says):
+        load(task), load(task, "test")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    task = own_task(tmp_path)
+    for ask in (lambda: load(task), lambda: task_digest(task, data_root=None)):
+        with pytest.raises(
+            UserError, match=r"reads .*tickets\.jsonl, which does not exist.*relative to the task's file"
+        ):
+            ask()
+
+
+def test_empty_file_and_hold_out_of_all(tmp_path: Path) -> None:
+    task = tickets(tmp_path, [], OWN_TASK.replace("test: {from: train, hold_out: 4}", "test: {from: test}"))
+    with pytest.raises(UserError, match=r"tickets\.jsonl: the train split of task 'tickets' is empty"):
+        load(task)
+    with pytest.raises(UserError, match="has no file for the source split 'test'; it has train"):
+        load(task, "test")
+    task = tickets(tmp_path / "other", ticket_rows(4))
+    with pytest.raises(UserError, match="the test split of task 'tickets' holds out 4 rows of 4"):
+        load(task)
+
+
+def test_a_split_that_the_task_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no validation split; it has train, test"):
+        load(tickets(tmp_path), "validation")
+
+
+def test_data_root_that_does_not_exist_or_holds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the data root .*nowhere is not a folder"):
+        load(load_task("sst2", []), data_root=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"finds no math10k/train\.jsonl in any data root\. Pass --data-root"):
+        load(load_task("math10k-gsm8k", []))
+
+
+def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"'stanfordnlp/snli'.*cannot be had from the Hub.*Pass --data-root DIR"
+    ) as caught:
+        load(load_task("snli", []), data_root=tmp_path)
+    assert "DIR/snli/train.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_with_columns_made_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"stem": f"q{i}", "key": "ABC"[i % 3], "options": {"text": ["x", "y", "z"][: 3 - (i % 3 < 2)]}}
+        for i in range(6)
+    ]
+    folder = tmp_path / "set"
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "test.jsonl", rows[2:3])
+    task = own_task(tmp_path, HUB_TASK.format(folder=folder), name="listed")
+    assert load(task, "test") == [
+        Item(
+            "test/0",
+            "q2? 1: x, 2: y, 3: z. Pick: option1/option2/option3 =",
+            " option3",
+            2,
+            (" option1", " option2", " option3"),
+        )
+    ]
+    assert [i.prompt[:2] for i in load(task, "validation")] == ["q0", "q1"]
+    assert [i.prompt[:2] for i in load(task)] == ["q2", "q3", "q4", "q5"]
+    rows[3]["key"] = "D"
+    write_rows(folder / "train.jsonl", rows)
+    with pytest.raises(UserError, match=r"row 1: 'D' is none of the values A, B, C; it is needed for the column"):
+        load(task)
+
+
+def test_the_right_answer_must_be_readable(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "gsm8k" / "test.jsonl", [{"question": "?", "answer": "#### 1"}, {"question": "?", "answer": "no"}]
+    )
+    with pytest.raises(UserError, match=r"item test/1: the parser 'gsm8k' finds no answer in the right answer ' no'"):
+        load(load_task("gsm8k", []), "test", data_root=tmp_path)
+    write_rows(tmp_path / "gsm8k" / "train.jsonl", [{"question": "?", "answer": " "}] * 600)
+    with pytest.raises(UserError, match="the answer is empty"):
+        load(load_task("gsm8k", []), data_root=tmp_path)
+
+
+def test_digest_follows_what_can_change_an_item_and_nothing_else(tmp_path: Path) -> None:
+    def digest(folder: str, text: str = OWN_TASK, rows: list[dict] | None = None) -> str:
+        return task_digest(tickets(tmp_path / folder, rows, text), data_root=None)
+
+    base = digest("a")
+    assert digest("b") == base, "the place of the files"
+    assert digest("c", OWN_TASK.replace("Which team", "What team") + "notes: words\n") == base
+    assert digest("d", OWN_TASK.replace("{subject}: ", "{subject} ")) != base
+    assert digest("e", OWN_TASK.replace("version: 1", "version: 2")) != base
+    assert digest("f", OWN_TASK.replace("hold_out: 4", "hold_out: 5")) != base
+    assert digest("g", OWN_TASK.replace("[billing, shipping]", "[shipping, billing]")) != base
+    assert digest("h", rows=ticket_rows(21)) != base
+
+
+def test_digest_sees_a_changed_file_in_the_same_process(tmp_path: Path) -> None:
+    task = tickets(tmp_path)
+    before = task_digest(task, data_root=None)
+    path = tmp_path / "tasks" / "tickets.jsonl"
+    path.write_text(path.read_text().replace("b3", "c3"))
+    os.utime(path, ns=(1, 1))
+    assert task_digest(task, data_root=None) != before
+
+
+def test_digest_of_a_generated_task_follows_its_items(tmp_path: Path) -> None:
+    text = (Path(load_task("strings-compose", []).path)).read_text()
+    base = task_digest(load_task("strings-compose", []), data_root=None)
+
+    def digest(old: str, new: str) -> str:
+        assert old in text
+        return task_digest(own_task(tmp_path, text.replace(old, new), name="strings-compose"), data_root=None)
+
+    assert digest("symbol: X", "symbol: X, length: 6") == base, "a default written out"
+    assert digest("symbol: X", "symbol: Y") != base
+    assert digest("max_rows: 1000", "max_rows: 900") != base
+
+
+def test_digest_of_a_hub_task_follows_its_revision(tmp_path: Path) -> None:
+    text = load_task("boolq", []).path.read_text()
+    pinned = own_task(tmp_path / "a", text, name="boolq")
+    moved = own_task(tmp_path / "b", text.replace("revision: 35b2", "revision: 0000"), name="boolq")
+    assert task_digest(pinned, data_root=None) == task_digest(load_task("boolq", []), data_root=None)
+    assert task_digest(moved, data_root=None) != task_digest(pinned, data_root=None)
+
+
+def test_contamination_counts_and_names() -> None:
+    train = [Item("train/0", "A  cat\nsat.", "x"), Item("train/1", "Dogs bark.", "x")]
+    test = [Item("test/0", "a cat sat. ", "y"), Item("test/1", "A cat sat", "y"), Item("test/2", "DOGS bark.", "y")]
+    assert contamination(train, test) == ["test/0", "test/2"]

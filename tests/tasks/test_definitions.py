@@ -1,0 +1,118 @@
+"""Every task of the library loads; those whose data is at hand are read for real."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tasks.data import contamination, load_split, task_digest
+from tasks.task import BUILT_IN, SPLITS, find_tasks, load_task
+
+NAMES = sorted(find_tasks([]))
+
+LOCAL_ROWS = {
+    "sst2": {"train": 6920, "validation": 872, "test": 1821},
+    "trec": {"train": 4952, "validation": 500, "test": 500},
+    "gsm8k": {"train": 6973, "validation": 500, "test": 1319},
+    "metamath-gsm8k": {"test": 1319},
+    "boolq": {"train": 8927, "validation": 500, "test": 3270},
+    "piqa": {"test": 1838},
+    "siqa": {"test": 1954},
+    "winogrande": {"test": 1267},
+    "arc-easy": {"train": 2001, "validation": 250, "test": 2376},
+    "arc-challenge": {"train": 969, "validation": 150, "test": 1172},
+    "openbookqa": {"train": 4707, "validation": 250, "test": 500},
+    **{
+        f"strings-{op}": {"train": 8000, "validation": 500, "test": 1000}
+        for op in ("copy", "reverse", "shift", "compose")
+    },
+    **{name: {"train": 7500, "validation": 500, "test": 900} for name in ("addition", "addition-offset")},
+}
+
+FIRST = {
+    "sst2": ("no movement , no yuks , not much of anything .", "negative"),
+    "trec": ("How far is it from Denver to Aspen ?", "NUM"),
+    "boolq": ("Please answer the following question with true or false, question: does ethanol", " false"),
+    "piqa": ("Please choose the correct solution to the question: How do I ready a guinea pig", " solution1"),
+    "siqa": ("Please choose the correct answer to the question: Tracy didn't go home", " answer3"),
+    "winogrande": ("Please choose the correct answer to fill in the blank", " option2"),
+    "arc-easy": ("Please choose the correct answer to the question: Which statement best", " answer1"),
+    "arc-challenge": ("Please choose the correct answer to the question: An astronomer", " answer3"),
+    "openbookqa": ("Please choose the correct answer to the question: A person wants to start", " answer2"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_definition(name: str) -> None:
+    definition = load_task(name, []).definition
+    assert definition.licence
+    assert definition.summary.endswith(".")
+    sources = [definition.source, *(rule.source for rule in definition.splits.values() if rule.source)]
+    for hub in (source.hub for source in sources if source.hub):
+        assert hub.revision is not None or "Unpinned" in definition.notes, f"{hub.id}: pin it, or say that it is not"
+    if not definition.source.generator:
+        assert any(source.hub for source in sources)
+
+
+def test_files_and_names_agree() -> None:
+    assert len(NAMES) == len(list(BUILT_IN.glob("*.yaml")))
+    assert set(LOCAL_ROWS) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(LOCAL_ROWS))
+def test_rows_of_real_data(name: str, data_root: Path) -> None:
+    task = load_task(name, [])
+    splits = {s: load_split(task, s, data_root=data_root, max_items=None, seed=0) for s in LOCAL_ROWS[name]}
+    assert {s: len(items) for s, items in splits.items()} == LOCAL_ROWS[name]
+    everything = [item for items in splits.values() for item in items]
+    assert len({item.id for item in everything}) == len(everything)
+    for item in everything:
+        if task.definition.kind == "generation":
+            assert item.answer.strip()
+        else:
+            names = item.choices or task.definition.labels
+            assert item.answer == names[item.label]
+    if name in FIRST:
+        prompt, answer = FIRST[name]
+        first = splits["test"][0]
+        assert first.id == "test/0"
+        assert first.prompt.startswith(prompt)
+        assert first.answer == answer
+
+
+def test_labels_of_sst2_and_trec(data_root: Path) -> None:
+    sst2 = load_split(load_task("sst2", []), "test", data_root=data_root, max_items=None, seed=0)
+    assert Counter(item.label for item in sst2) == {0: 912, 1: 909}
+    trec = load_split(load_task("trec", []), "test", data_root=data_root, max_items=None, seed=0)
+    assert Counter(item.label for item in trec) == {0: 9, 1: 138, 2: 94, 3: 65, 4: 81, 5: 113}
+
+
+def test_arc_has_three_to_five_options(data_root: Path) -> None:
+    items = load_split(load_task("arc-easy", []), "test", data_root=data_root, max_items=None, seed=0)
+    assert Counter(len(item.choices) for item in items) == {3: 7, 4: 2365, 5: 4}
+
+
+def test_contamination_of_real_data(data_root: Path) -> None:
+    def split(name: str, which: str) -> list:
+        return load_split(load_task(name, []), which, data_root=data_root, max_items=None, seed=0)
+
+    assert contamination(split("gsm8k", "train"), split("gsm8k", "test")) == []
+    trec = contamination(split("trec", "train"), split("trec", "test"))
+    train = {item.prompt.lower() for item in split("trec", "train")}
+    assert len(trec) == sum(item.prompt.lower() in train for item in split("trec", "test"))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("math10k")])
+def test_a_digest_needs_no_network(name: str, data_root: Path) -> None:
+    task = load_task(name, [])
+    assert task_digest(task, data_root=data_root) == task_digest(load_task(name, []), data_root=data_root)
+    assert len(task_digest(task, data_root=None)) == 64
+
+
+def test_validation_items_are_in_no_other_split(data_root: Path) -> None:
+    for name in ("trec", "gsm8k", "arc-easy"):
+        ids = [
+            {i.id for i in load_split(load_task(name, []), s, data_root=data_root, max_items=None, seed=0)}
+            for s in SPLITS
+        ]
+        assert len(set.union(*ids)) == sum(map(len, ids))
