@@ -131,7 +131,6 @@ def board(
 ) -> None:
     """Print the leaderboard of a sweep and write it as Markdown, CSV, JSON, LaTeX, HTML and figures."""
     from reports.publish import publish_board
-
     from runners.listing import sweep_keys
     from runners.run import load_sweep
 

@@ -23,6 +23,7 @@ INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 COLOURS = ("#1b6ca8", "#c8553d", "#6a4c93", "#8a6d00", "#0f8b8d", "#b23a7f", "#4f6d2f", "#5f5f5f", "#2f4b7c", "#a05195")
 LABEL_CHARACTERS = 18
+MOST_NAMES = 20
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -61,7 +62,7 @@ def figure_files(table: BoardTable) -> dict[str, bytes]:
     out = {}
     for section, name in zip(table.sections, names, strict=True):
         if name:
-            out.update({f"{name}.{kind}": draw(section, kind) for kind in ("svg", "png", "pdf")})
+            out.update({f"{name}.{kind}": content for kind, content in draw(section).items()})
     return out
 
 
@@ -89,27 +90,24 @@ def points(section: Section) -> list[_Point]:
     ]
 
 
-def draw(section: Section, kind: str) -> bytes:
-    """The first Pareto axis (y) against the second (x), with error bars and the front.
-
-    Args:
-        kind: ``svg``, ``png`` or ``pdf``.
-    """
+def draw(section: Section) -> dict[str, bytes]:
+    """The first Pareto axis (y) against the second (x), with error bars and the front, as svg, png and pdf."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    files = {}
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        _scatter(axes, section)
-        out = io.BytesIO()
-        with warnings.catch_warnings():
-            # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(out, format=kind, metadata=_METADATA[kind], dpi=160)
-    return out.getvalue()
+        _scatter(figure.add_subplot(), section)
+        for kind, metadata in _METADATA.items():
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, metadata=metadata, dpi=160)
+            files[kind] = out.getvalue()
+    return files
 
 
 def _scatter(axes: Any, section: Section) -> None:
@@ -120,13 +118,16 @@ def _scatter(axes: Any, section: Section) -> None:
     y_scale = scale(y_axis.definition, [p.y.value or 0.0 for p in found])
     methods = list(dict.fromkeys(p.row.labels["method"] for p in found))  # best first, as in the table
     quantizations = sorted({p.row.labels["quantization"] for p in found})
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
+    # more methods than colours: the best keep theirs, the rest share a grey, and the front is named
+    coloured = methods if len(methods) <= len(COLOURS) else methods[: len(COLOURS) - 1]
+    colours = dict(zip(coloured, COLOURS, strict=False))
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(quantizations)}
-    for name, colour in colours.items():
-        for quantization, marker in markers.items():
-            labels = (name, quantization)
-            points_here = [p for p in found if (p.row.labels["method"], p.row.labels["quantization"]) == labels]
-            _series(axes, points_here, x_scale, y_scale, {"marker": marker, "color": colour})
+    series: dict[tuple[str, str], list[_Point]] = {}
+    for point in found:
+        labels = point.row.labels
+        series.setdefault((colours.get(labels["method"], FAINT), markers[labels["quantization"]]), []).append(point)
+    for (colour, marker), members in series.items():
+        _series(axes, members, x_scale, y_scale, {"marker": marker, "color": colour})
     front = [p for p in found if p.row.front]
     axes.scatter(
         [(p.x.value or 0.0) * x_scale.factor for p in front],
@@ -137,8 +138,9 @@ def _scatter(axes: Any, section: Section) -> None:
         linewidths=1.3,
         zorder=4,
     )
-    if len(methods) > len(COLOURS):  # colours repeat: name what matters most
-        _name_the_front(axes, found, x_scale, y_scale)
+    if len(coloured) < len(methods):
+        colours["other methods"] = FAINT
+        _name_the_front(axes, front[:MOST_NAMES], x_scale, y_scale)
     axes.set_xlabel(_title(x_axis, x_scale))
     axes.set_ylabel(_title(y_axis, y_scale))
     axes.grid(visible=True, color=FAINT, alpha=0.25, linewidth=0.6)
@@ -149,8 +151,6 @@ def _scatter(axes: Any, section: Section) -> None:
 
 def _series(axes: Any, members: Sequence[_Point], x_scale: Scale, y_scale: Scale, style: dict[str, Any]) -> None:
     """Points of one colour and shape, with their bars."""
-    if not members:
-        return
     xs = [(p.x.value or 0.0) * x_scale.factor for p in members]
     ys = [(p.y.value or 0.0) * y_scale.factor for p in members]
     x_bars = tuple(zip(*(_ends(p.x, x_scale.factor) for p in members), strict=True))
@@ -168,7 +168,6 @@ def _legend(axes: Any, colours: dict[str, str], markers: dict[str, str]) -> None
         return Line2D([], [], linestyle="none", label=plain(name, LABEL_CHARACTERS), **style)
 
     entries = [entry(name, marker="s", color=colour, markersize=6) for name, colour in colours.items()]
-    entries = entries[: len(COLOURS)] if len(colours) > len(COLOURS) else entries
     entries.append(entry("", marker=""))
     entries += [entry(name, marker=shape, color=FAINT, markersize=5.5) for name, shape in markers.items()]
     entries.append(entry("Pareto front", marker="o", markerfacecolor="none", markeredgecolor=ACCENT, markersize=9))
@@ -186,8 +185,8 @@ def _ends(shown: Shown, factor: float) -> tuple[float, float]:
     return spread, spread
 
 
-def _name_the_front(axes: Any, found: Sequence[_Point], x_scale: Scale, y_scale: Scale) -> None:
-    for point in [p for p in found if p.row.front]:
+def _name_the_front(axes: Any, front: Sequence[_Point], x_scale: Scale, y_scale: Scale) -> None:
+    for point in front:
         axes.annotate(
             plain(point.row.labels["method"], LABEL_CHARACTERS),
             ((point.x.value or 0.0) * x_scale.factor, (point.y.value or 0.0) * y_scale.factor),

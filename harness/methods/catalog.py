@@ -62,7 +62,8 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
 def _section(d: Declaration) -> list[str]:
     paper = f" [arXiv:{d.paper}](https://arxiv.org/abs/{d.paper})" if d.paper else ""
     unverified = " *Unverified: declared from recollection, not from the paper's text.*" if d.unverified else ""
-    merges = "it trains the base itself; merging changes nothing" if d.in_place else _MERGES[d.mergeable]
+    in_place = "it trains the base itself; merging changes nothing" if d.trains else "there is nothing to merge"
+    merges = in_place if d.in_place else _MERGES[d.mergeable]
     parameters = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in d.defaults.items())
     lines = [
         f"### {d.name}",

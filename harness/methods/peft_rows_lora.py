@@ -56,6 +56,7 @@ def _lora(
     **declared: Any,
 ) -> Row:
     """A row over ``LoraConfig``; it differs from plain LoRA in what is given."""
+    fixed = fixed or {}
     refused = {**bases.because(bases.NO_GRADIENT, bases.DYNAMIC), **(refuses or {})}
     declaration = Declaration(
         name=name,
@@ -68,14 +69,14 @@ def _lora(
             "refuses": refused,
             "merge_refuses": bases.MERGES_QUANTIZED,
             "mergeable": "exactly",
-            "defaults": {**SHAPE, **(defaults or {})},
+            "defaults": {name: value for name, value in {**SHAPE, **(defaults or {})}.items() if name not in fixed},
             "defaults_source": SOURCE,
             "lr_factor": 10.0,
             **declared,
         },
     )
-    renamed = {ours: theirs for ours, theirs in RENAMED.items() if theirs not in (fixed or {})}
-    return Row(declaration, config, count, fixed or {}, renamed, nested, divisors or {}, needs=needs, variant=variant)
+    renamed = {ours: theirs for ours, theirs in RENAMED.items() if theirs not in fixed}
+    return Row(declaration, config, count, fixed, renamed, nested, divisors or {}, needs=needs, variant=variant)
 
 
 ROWS = (
@@ -294,7 +295,7 @@ ROWS = (
             "deltaT": 1,
             "orth_reg_weight": 0.5,
         },
-        fixed={"r": 8},
+        fixed={"r": 8},  # has no effect beside init_r and target_r
         count=adaptive,
         variant="AdaLora",
         defaults_source="ranks 12 → 8 as peft's; warm-up and final phase as shares as in the paper's GLUE schedules",

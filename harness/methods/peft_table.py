@@ -7,6 +7,7 @@ peft's own spelling is accepted as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,7 @@ class Row:
     variant: str = ""
 
 
+@functools.cache
 def table() -> dict[str, Row]:
     """All rows by name."""
     from harness.methods import peft_rows_adapters, peft_rows_lora, peft_rows_prompts

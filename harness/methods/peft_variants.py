@@ -115,7 +115,9 @@ class Eva(PeftMethod):
         from peft.tuners.lora.eva import get_eva_state_dict
 
         config = self.config(model)
-        self._directions = get_eva_state_dict(model, list(batches(self.batches_read)), config, show_progress_bar=False)
+        found = get_eva_state_dict(model, list(batches(self.batches_read)), config, show_progress_bar=False)
+        # names as in the wrapped model: a name that is not found there is left at LoRA's own start
+        self._directions = {f"base_model.model.{name}": directions for name, directions in found.items()}
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model and load the directions."""
@@ -238,7 +240,7 @@ class Regularized(PeftMethod):
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model and remember it: the term is a function of its factors."""
         self._adapted: Any = super().attach(model)
-        return self._adapted  # type: ignore[no-any-return]  # peft has no types
+        return self._adapted
 
     def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The task's loss and the term."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reports.board import BoardTable, Row, Section
@@ -68,9 +68,7 @@ def render(table: BoardTable, figures: Mapping[str, bytes]) -> str:
     Args:
         figures: what :func:`reports.figures.figure_files` gives for this board.
     """
-    environment = Environment(
-        autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     script = (_HERE / "board.js").read_text(encoding="utf-8")
     shown = columns(table)

@@ -255,14 +255,11 @@ def _aside(scale: Scale, shown: Shown, show: str) -> str:
 
 
 def _hint(shown: Shown) -> str:
-    parts = []
-    if shown.interval:
-        parts.append(f"95 % interval: {shown.interval}")
-    if shown.items:
-        parts.append(f"{shown.items:,} items")
-    if shown.seeds:
-        parts.append(f"{shown.seeds} seed{'s' if shown.seeds > 1 else ''}")
-    return ", ".join(parts)
+    """How the interval came about, if there is one."""
+    if not shown.interval:
+        return ""
+    items = f", {shown.items:,} items" if shown.items else ""
+    return f"95 % interval: {shown.interval}{items}, {shown.seeds} seed{'s' if shown.seeds > 1 else ''}"
 
 
 def _field(key: str, row: Row) -> Place:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from harness.meters.panel import Panel
 from harness.methods.base import Setting
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import Outcome, Record, Span
+from harness.record import Outcome, Reading, Record, Span
 from harness.spec import Evaluation, Probes, Training
 from harness.store import samples_ref, samples_to_parquet
 from runners.plan import MODEL_KIND
@@ -88,17 +87,17 @@ def run_job(job: Job, say: Say) -> Record:
     try:
         ctx = build_context(job, say)
         panel = Panel(meters.build(job.device, uuids=job.gpus))
+        if ctx.device.type == "cuda":
+            torch.cuda.init()  # the idle baseline is taken with the context alive
+        panel.baseline("before")
         for stage, run in STAGES:
             say("stage", stage=stage)
-            began = time.perf_counter()
             panel.begin(stage)
             try:
                 run(ctx)
             finally:
-                if ctx.device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds = time.perf_counter() - began
-                spans.append(Span(stage=stage, seconds=seconds, readings=panel.end(stage)))
+                spans.append(span_of(stage, panel.end(stage)))
+        panel.baseline("after")
         ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
         outcome = Outcome(status="ok", stage=stage)
     except BaseException as error:  # every ending is an outcome; nothing escapes without a record
@@ -134,6 +133,14 @@ def run_job(job: Job, say: Say) -> Record:
         write_atomically(folder / SAMPLES_FILE, samples)
     write_atomically(folder / RECORD_FILE, record.to_json().encode())
     return record
+
+
+def span_of(stage: str, readings: tuple[Reading, ...]) -> Span:
+    """A stage's span; its seconds are the innermost meter's, so that other meters' work is not billed."""
+    seconds = next(r.value for r in readings if r.quantity == "stage_s")
+    if seconds is None:
+        raise CheckFailed("timer", f"the stage {stage} has no duration")
+    return Span(stage=stage, seconds=seconds, readings=tuple(r for r in readings if r.quantity != "stage_s"))
 
 
 def prepare_process(job: Job) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,12 +92,31 @@ def arguments(ctx: Context) -> TrainingArguments:
     )
 
 
+@contextlib.contextmanager
+def _own_adapters_allowed(model: Any) -> Iterator[None]:
+    """Let Trainer take a quantized model whose adapter is not one of peft's.
+
+    Trainer refuses it at construction, because usually nothing in it could train. Here the method has declared
+    what trains, ``attach`` has counted it, and the gradient probe sees whether it does.
+    """
+    flag = "_hf_peft_config_loaded"
+    own = getattr(model, "is_quantized", False) and not getattr(model, flag, False)
+    if own:
+        setattr(model, flag, True)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(model, flag, False)
+
+
 class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
     """The loop, with hooks instead of per-method branches."""
 
     def __init__(self, *, context: Context, clock: StepClock, **kwargs: Any) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
-        super().__init__(callbacks=[Hooks(context, clock)], **kwargs)
+        with _own_adapters_allowed(kwargs["model"]):
+            super().__init__(callbacks=[Hooks(context, clock)], **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss of a micro-batch is a mean; Trainer averages them
         self.context = context
         self.losses: list[torch.Tensor] = []

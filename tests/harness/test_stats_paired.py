@@ -118,15 +118,17 @@ def test_comparisons_hold_their_estimate_mirror_and_ignore_order(arms):
 
 @given(ARMS.filter(lambda arms: len({int(x) - int(y) for x, y in zip(*arms, strict=True)}) > 1))
 @settings(max_examples=40, deadline=None)
-def test_paired_bootstrap_mirrors_exactly_and_ignores_order(arms):
+def test_paired_bootstrap_mirrors_and_ignores_order(arms):
     a, b = (np.array(arm, dtype=float) for arm in arms)
     found = stats.paired_bootstrap(a, b, resamples=400)
     mirrored = stats.paired_bootstrap(b, a, resamples=400)
     order = np.random.default_rng(1).permutation(len(a))
     shuffled = stats.paired_bootstrap(a[order], b[order], resamples=400)
-    assert (mirrored.interval.low, mirrored.interval.high) == (-found.interval.high, -found.interval.low)
+    ends = (-found.interval.high, -found.interval.low)
+    assert (mirrored.interval.low, mirrored.interval.high) == pytest.approx(ends, abs=1e-12)  # one draw, rounded twice
     assert found.p == mirrored.p == shuffled.p
-    assert (found.interval.low, found.interval.high) == (shuffled.interval.low, shuffled.interval.high)
+    ends = (shuffled.interval.low, shuffled.interval.high)
+    assert (found.interval.low, found.interval.high) == pytest.approx(ends, abs=1e-12)
 
 
 def test_paired_bootstrap_is_the_exact_resampling_distribution():

@@ -111,7 +111,7 @@ def test_lily_shares_b_between_layers_of_one_name() -> None:
 
 def test_eva_starts_from_the_directions_of_the_inputs() -> None:
     a = layer(attached(made("eva"), llama())).lora_A["default"].weight
-    assert gap(a @ a.T, torch.eye(len(a))) < 1e-4  # principal directions are orthonormal
+    assert gap(a @ a.T, torch.eye(len(a))) < 1e-3  # principal directions are orthonormal
 
 
 def test_kasa_adds_its_penalty_to_the_loss() -> None:
