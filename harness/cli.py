@@ -127,23 +127,23 @@ def board(
         str | None, typer.Option("--board", help="Board to draw; default: what the sweep says.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files. Default: RESULTS/boards/SWEEP")] = None,
+    from_records: Annotated[
+        bool, typer.Option("--from-records", help="What the store holds under this sweep's name; needs no data.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the leaderboard of a sweep and write it as Markdown, CSV, JSON, LaTeX, HTML and figures."""
     from reports.publish import publish_board
-    from runners.listing import sweep_keys
+    from runners.listing import recorded_keys, sweep_keys
     from runners.run import load_sweep
 
     workspace = _workspace(results, data_root)
     loaded = load_sweep(sweep, workspace)
-    folder = out or _board_folder(workspace.results, loaded.spec.name)
+    name = loaded.spec.name
+    folder = out or _board_folder(workspace.results, name)
+    keys = recorded_keys(name, workspace.results) if from_records else sweep_keys(loaded, workspace)
     published = publish_board(
-        board_name or loaded.spec.board,
-        workspace.roots,
-        results=workspace.results,
-        keys=sweep_keys(loaded, workspace),
-        out=folder,
-        title=loaded.spec.name,
+        board_name or loaded.spec.board, workspace.roots, results=workspace.results, keys=keys, out=folder, title=name
     )
     if as_json:
         typer.echo((folder / "board.json").read_text(encoding="utf-8"), nl=False)

@@ -150,6 +150,19 @@ def sweep_keys(loaded: LoadedSweep, workspace: Workspace) -> list[str]:
     return [c.key for c in resolver.matrix(hardware.load_profiles(workspace.roots)).cells]
 
 
+def recorded_keys(sweep: str, results: str) -> list[str]:
+    """Keys of the cells that a store holds under a sweep's name; needs neither the tasks nor their data.
+
+    Raises:
+        UserError: the store holds none.
+    """
+    records, _ = Store(results).records()
+    keys = sorted({r.key for r in records if r.sweep == sweep})
+    if not keys:
+        raise UserError(f"no record of a sweep called {sweep!r}", where=results)
+    return keys
+
+
 def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
     """Counts by status (``not_run`` for cells without a record) and every failure."""
     keys = sweep_keys(loaded, workspace)

@@ -137,3 +137,20 @@ def test_the_front_door_opens_without_the_heavy_libraries(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+LISTING = """
+import sys
+from harness.methods.catalog import METHODS
+from harness.quantizers.catalog import QUANTIZERS
+for registry in (METHODS, QUANTIZERS):
+    for name in registry:
+        registry.get(name).declaration
+print(sorted({"torch", "transformers", "peft", "bitsandbytes", "torchao"} & set(sys.modules)))
+"""
+
+
+def test_declarations_are_read_without_the_heavy_libraries() -> None:
+    """A plan reads every declaration; it must not wait for torch."""
+    done = subprocess.run([sys.executable, "-c", LISTING], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

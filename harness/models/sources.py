@@ -62,7 +62,9 @@ def scheme_of(model_id: str) -> str:
 
 
 def short_name(model_id: str) -> str:
-    """What people call the model: the last part of its id."""
+    """What people call the model: the last part of its id, or the package that carries it."""
+    if scheme_of(model_id) == "package":
+        return model_id.partition(":")[2].partition("/")[0]
     return model_id.rpartition(":")[2].rstrip("/").rpartition("/")[2] or model_id
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import head_patterns, loaded_quantized, one_of, plain_linears
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 _BOTH = frozenset({"before_training", "after_merge"})
 _COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -104,6 +104,7 @@ class _FourBit(Quantizer):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Convert a model that was loaded in full precision, and set the compute dtype."""
+        import torch
         from bitsandbytes.nn import Linear4bit
 
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.quantizers.base import QuantizerDeclaration
-from harness.quantizers.calibration import Calibration, inverse_factor
-from harness.quantizers.packing import Grid, PackedLinear
 from harness.quantizers.rtn import PackedQuantizer
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import Tensor, nn
+
+    from harness.quantizers.calibration import Calibration
+    from harness.quantizers.packing import Grid, PackedLinear
 
 _BOTH = frozenset({"before_training", "after_merge"})
 _DEFAULTS = {"bits": 4, "group_size": 128, "symmetric": False}
@@ -24,6 +25,8 @@ class _Calibrated(PackedQuantizer):
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
         """Collect the layers' input statistics."""
+        from harness.quantizers.calibration import Calibration
+
         self.calibration = Calibration()
         self.calibration.run(model, batches(self.declaration.calibration_batches))
 
@@ -51,6 +54,8 @@ class GPTQ(_Calibrated):
 
     def convert(self, name: str, linear: nn.Linear) -> PackedLinear:
         """The layer with its columns rounded in order."""
+        from harness.quantizers.packing import PackedLinear
+
         gram = self.calibration.layers[name].gram
         return PackedLinear(linear, self.grid, *gptq(linear.weight.data, gram, self.grid, self.params["damping"]))
 
@@ -64,6 +69,10 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid, damping: float) -> tuple[Tens
         grid: its groups get their scales from the weights as they stand when the group's turn comes.
         damping: share of the Hessian's mean diagonal that is added to it.
     """
+    import torch
+
+    from harness.quantizers.calibration import inverse_factor
+
     remaining = weight.float().clone()
     factor = inverse_factor(gram, damping)
     codes = torch.empty_like(weight, dtype=torch.uint8)
@@ -102,6 +111,8 @@ class AWQ(_Calibrated):
 
     def convert(self, name: str, linear: nn.Linear) -> PackedLinear:
         """The layer rounded under the best scaling found."""
+        from harness.quantizers.packing import PackedLinear
+
         weight, grid, statistics = linear.weight.data, self.grid, self.calibration.layers[name]
         factors = awq_factors(weight, statistics.gram, statistics.magnitude, grid, self.params["grid_points"])
         scaled = weight * factors
@@ -115,6 +126,8 @@ def awq_factors(weight: Tensor, gram: Tensor, magnitude: Tensor, grid: Grid, poi
     The output error ``sum |(W - W') x|^2`` over the calibration tokens is ``tr(D G D^T)`` with D = W - W'.
     ``a = 0`` (no scaling) is one of the points, so that the result is never worse than rounding to nearest.
     """
+    import torch
+
     typical = magnitude.clamp(min=1e-12)
     best, least = torch.ones_like(weight[0]), float("inf")
     for point in range(points):

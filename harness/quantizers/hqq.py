@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import one_of, plain_linears, positive
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 
 class HQQ(Quantizer):

@@ -7,12 +7,12 @@ after a classifier's encoder, because fresh, randomly initialised heads must be 
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, TypeGuard
 
 from harness.errors import Unsupported, UserError
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 HEADS: tuple[str, ...] = ("pooler", "pre_classifier", "classifier", "classification_head", "score", "lm_head")
 """Names of modules that stay in full precision, wherever they stand in the module path."""
@@ -45,6 +45,9 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 
     Back ends either subclass ``nn.Linear`` or put a tensor subclass in the place of the weight.
     """
+    import torch
+    from torch import nn
+
     return (
         type(module) is nn.Linear and type(module.weight) is nn.Parameter and type(module.weight.data) is torch.Tensor
     )

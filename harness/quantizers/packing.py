@@ -13,8 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-BITS = (2, 3, 4, 8)
-
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes (uint8, [rows, columns], each below 2^bits) as bytes (uint8, [rows, ceil(columns * bits / 8)], padded).

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 _BOTH = frozenset({"before_training", "after_merge"})
 
@@ -27,16 +27,19 @@ class NoQuantization(Quantizer):
 class _Cast(Quantizer):
     """Cast every floating-point tensor of the model to one 16-bit dtype, head and norms included."""
 
-    dtype: ClassVar[torch.dtype]
+    dtype: ClassVar[str]
 
     def apply(self, model: nn.Module) -> nn.Module:
-        return model.to(self.dtype)
+        """Cast in place."""
+        import torch
+
+        return model.to(getattr(torch, self.dtype))
 
 
 class BF16(_Cast):
     """bfloat16 weights and activations: 8 bits of exponent, 8 bits of precision."""
 
-    dtype = torch.bfloat16
+    dtype = "bfloat16"
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
         name="bf16",
         summary="All weights and activations in bfloat16 (slower than fp32 on CPUs without bf16 units).",
@@ -49,7 +52,7 @@ class BF16(_Cast):
 class FP16(_Cast):
     """IEEE half precision weights and activations; small gradients underflow, nothing scales the loss."""
 
-    dtype = torch.float16
+    dtype = "float16"
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
         name="fp16",
         summary="All weights and activations in float16, without loss scaling (very slow on CPUs).",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UserError
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 
 class _Prequantized(Quantizer):

@@ -6,15 +6,16 @@ Zeros are kept in dense tensors: no byte is saved in memory, and the records say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
-from harness.quantizers.calibration import Calibration, inverse_factor
 from harness.quantizers.layers import one_of, plain_linears
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import Tensor, nn
+
+    from harness.quantizers.calibration import Calibration
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 _SPARSEGPT_BLOCK = 128  # columns that get their mask together (section 3.3 of the paper)
@@ -41,18 +42,22 @@ class _Pruner(Quantizer):
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
         """Collect the layers' input statistics, where the criterion reads them."""
+        from harness.quantizers.calibration import Calibration
+
         if self.declaration.calibration_batches:
             self.calibration = Calibration()
             self.calibration.run(model, batches(self.declaration.calibration_batches))
 
-    @torch.no_grad()
     def apply(self, model: nn.Module) -> nn.Module:
         """Prune in place."""
-        for name, linear in plain_linears(model):
-            pruned = self.prune(name, linear.weight.data)
-            linear.weight.data.copy_(pruned)
-            self.zeros += int((pruned == 0).sum())
-            self.weights += pruned.numel()
+        import torch
+
+        with torch.no_grad():
+            for name, linear in plain_linears(model):
+                pruned = self.prune(name, linear.weight.data)
+                linear.weight.data.copy_(pruned)
+                self.zeros += int((pruned == 0).sum())
+                self.weights += pruned.numel()
         return model
 
     def prune(self, name: str, weight: Tensor) -> Tensor:
@@ -82,6 +87,8 @@ def keep_mask(score: Tensor, sparsity: float, pattern: str, *, per_row: bool) ->
     Raises:
         UserError: the number of columns is no multiple of M.
     """
+    import torch
+
     if pattern == "unstructured":
         pools = score if per_row else score.reshape(1, -1)
         kept = pools.shape[1] - int(sparsity * pools.shape[1])
@@ -102,6 +109,10 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
     weight moves those to its right as optimal brain surgery has it (Frantar and Alistarh 2023, arXiv:2301.00774,
     algorithm 1).
     """
+    import torch
+
+    from harness.quantizers.calibration import inverse_factor
+
     factor = inverse_factor(gram, damping)
     remaining = weight.float().clone()
     columns = weight.shape[1]

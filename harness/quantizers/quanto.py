@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import plain_linears
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
 
 
 class _Quanto(Quantizer):
@@ -47,6 +47,8 @@ class _SubByte(_Quanto):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the body's linear layers."""
+        import torch
+
         quantized = super().apply(model)
         # compile now, within the quantize stage, and not in a stage that is measured
         device = next(model.parameters()).device

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import one_of, plain_linears, positive
-from harness.quantizers.packing import BITS, Grid, PackedLinear
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
+
+    from harness.quantizers.packing import Grid, PackedLinear
+
+BITS = (2, 3, 4, 8)
+"""Widths that packing knows."""
 
 
 class PackedQuantizer(Quantizer):
@@ -28,13 +32,17 @@ class PackedQuantizer(Quantizer):
     @property
     def grid(self) -> Grid:
         """The grid of every layer."""
+        from harness.quantizers.packing import Grid
+
         return Grid(self.params["bits"], self.params["group_size"], self.params["symmetric"])
 
-    @torch.no_grad()
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the body's linear layers."""
-        for name, linear in plain_linears(model):
-            model.set_submodule(name, self.convert(name, linear))
+        import torch
+
+        with torch.no_grad():
+            for name, linear in plain_linears(model):
+                model.set_submodule(name, self.convert(name, linear))
         return model
 
     def convert(self, name: str, linear: nn.Linear) -> PackedLinear:
@@ -57,6 +65,8 @@ class RTN(PackedQuantizer):
 
     def convert(self, name: str, linear: nn.Linear) -> PackedLinear:
         """The layer with every weight rounded."""
+        from harness.quantizers.packing import PackedLinear
+
         weight, grid = linear.weight.data, self.grid
         scale, zero = grid.fit(weight)
         return PackedLinear(linear, grid, grid.encode(weight, scale, zero), scale, zero)

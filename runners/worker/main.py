@@ -88,7 +88,7 @@ def run_job(job: Job, say: Say) -> Record:
         ctx = build_context(job, say)
         panel = Panel(meters.build(job.device, uuids=job.gpus))
         if ctx.device.type == "cuda":
-            torch.cuda.init()  # the idle baseline is taken with the context alive
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here; the idle baseline is taken with the context alive
         panel.baseline("before")
         for stage, run in STAGES:
             say("stage", stage=stage)

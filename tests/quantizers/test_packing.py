@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from harness.quantizers.packing import BITS, Grid, PackedLinear, pack, unpack
+from harness.quantizers.packing import Grid, PackedLinear, pack, unpack
+from harness.quantizers.rtn import BITS
 from tests.quantizers.conftest import gradients, with_lora
 
 grids = st.builds(

@@ -1,0 +1,1 @@
+"""Performance figures, printed as ratios and never asserted: `make bench`."""

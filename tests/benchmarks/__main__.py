@@ -1,0 +1,167 @@
+"""Prints every figure with what it is measured against. Nothing here passes or fails.
+
+make bench                    everything
+python -m tests.benchmarks plan help    only these groups
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+Figure = tuple[str, str, str]
+"""Name, value with unit, note."""
+
+REPOSITORY = Path(__file__).parents[2]
+CLI = [sys.executable, "-m", "harness.cli"]
+REPEATS = 3
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **more}
+
+
+def wall_s(command: list[str], **env: str) -> float:
+    """Wall time of a command that must succeed, in seconds."""
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(**env), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - began
+
+
+def shown(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):.3g} {unit} (n={len(values)}, {min(values):.3g}–{max(values):.3g})"
+
+
+def front_door() -> Iterator[Figure]:
+    """How fast the command line answers."""
+    values = [wall_s([*CLI, "--help"]) for _ in range(REPEATS + 2)]
+    yield "peft-matrix --help", shown(values, "s"), "aim ≤ 0.5 s"
+
+
+PLAN = """
+import resource, sys, time
+from pathlib import Path
+from harness import hardware, spec
+from runners import plan
+from runners.workspace import Workspace
+began = time.perf_counter()
+sweep = spec.load(Path(sys.argv[1]))
+workspace = Workspace.discover(start=Path(sys.argv[2]), results=sys.argv[2] + "/none")
+from harness.store import Store
+made = plan.make(sweep, workspace, store=Store(workspace.results), machine=hardware.probe(), fingerprint="x")
+print(len(made.cells), time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def planning() -> Iterator[Figure]:
+    """100,000 cells from a sweep file to a plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.yaml"
+        methods = [{"name": "lora", "label": f"lora-{r}", "params": {"r": r}} for r in range(1, 51)]
+        sweep = {
+            "name": "large",
+            "models": ["builtin:nano"],
+            "methods": methods,
+            "tasks": ["strings-compose"],
+            "quantization": ["none", "bnb-int8", "bnb-nf4", "torchao-int8"],
+            "seeds": list(range(500)),
+            "training": {"steps": 10},
+        }
+        path.write_text(yaml.safe_dump(sweep))
+        runs = [
+            subprocess.run(
+                [sys.executable, "-c", PLAN, str(path), folder],
+                cwd=REPOSITORY,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+            for _ in range(REPEATS)
+        ]
+    yield f"plan of {int(runs[0][0]):,} cells", shown([float(r[1]) for r in runs], "s"), "aim ≤ 5 s"
+    yield "its peak memory", shown([float(r[2]) for r in runs], "MiB"), "aim ≤ 1024 MiB"
+
+
+def nano_folder() -> Path:
+    """The built nano model; builds it once."""
+    from runners.workspace import Workspace
+
+    with tempfile.TemporaryDirectory() as results:
+        wall_s([*CLI, "run", "quickstart", "--only", "nano.none.none*s0", "--results", results])
+    return max((Workspace.discover().cache / "models").glob("nano-????????????????"), key=lambda p: p.stat().st_mtime)
+
+
+def sweep_file(folder: Path, seeds: int, workers: int) -> Path:
+    quickstart = yaml.safe_load((REPOSITORY / "runners/sweeps/quickstart.yaml").read_text())
+    lora = {"name": "lora", "learning_rate": 3e-3}
+    changed = {
+        **quickstart,
+        "name": "bench",
+        "methods": [lora],
+        "quantization": ["none"],
+        "seeds": list(range(seeds)),
+        "limits": {**quickstart["limits"], "workers": workers},
+    }
+    path = folder / "bench.yaml"
+    path.write_text(yaml.safe_dump(changed))
+    return path
+
+
+def cells() -> Iterator[Figure]:
+    """One cell against the same work in a bare script; twelve against a shell loop of that script."""
+    model = str(nano_folder())
+    bare = [sys.executable, "-m", "tests.benchmarks.bare", model]
+    ratios, loops = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        one = sweep_file(folder, 1, 1)
+        for repeat in range(REPEATS):
+            ours = wall_s([*CLI, "run", str(one), "--results", str(folder / f"one-{repeat}")])
+            ratios.append(ours / wall_s([*bare, "0"]))
+        twelve = sweep_file(folder, 12, 2)
+        ours = wall_s([*CLI, "run", str(twelve), "--results", str(folder / "twelve")])
+        loop = sum(wall_s([*bare, str(seed)]) for seed in range(12))
+        loops.append(ours / loop)
+    yield "one cell / bare script", shown(ratios, "×"), "aim ≤ 1.05; whole processes, imports included"
+    yield "12 cells / shell loop of the bare script", shown(loops, "×"), f"aim ≤ 0.4; {os.cpu_count()} cores"
+
+
+def instruments() -> Iterator[Figure]:
+    """Energy against simulated truth, sampling cost, latency and memory against known quantities."""
+    try:
+        from tests.benchmarks import meters
+    except ImportError as error:
+        yield "instruments", "not measured", str(error)
+        return
+    for name, value, unit, note in meters.figures():
+        yield name, f"{value} {unit}", note
+
+
+GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
+    "help": front_door,
+    "plan": planning,
+    "cells": cells,
+    "instruments": instruments,
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names or list(GROUPS):
+        print(f"{name}: {GROUPS[name].__doc__}")
+        for figure, value, note in GROUPS[name]():
+            print(f"  {figure:<44} {value:<36} {note}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
