@@ -106,6 +106,29 @@ def missing(name: str, why: WhyMissing, *, source: str, details: Mapping[str, An
     return reading(name, None, source=source, why_missing=why, details=details)
 
 
+def to_markdown() -> str:
+    """The page ``docs/metrics.md``: every quantity by family, with unit, direction and definition."""
+    lines = [
+        "# Quantities",
+        "",
+        "Every number on a board or in a record is one of these. Generated from `harness/metrics.py`.",
+    ]
+    for family in dict.fromkeys(m.family for m in METRICS.values()):
+        lines += [
+            "",
+            f"## {family.capitalize()}",
+            "",
+            "| name | label | unit | better | definition |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{m.name}` | {m.label} | {m.unit} | {m.better} | {m.definition} |"
+            for m in METRICS.values()
+            if m.family == family
+        ]
+    return "\n".join(lines) + "\n"
+
+
 _MILLER = "Miller 2024, arXiv:2411.00640"
 
 define(

@@ -103,7 +103,6 @@ def run_sweep(
             store=store,
             workspace=workspace,
             executor=LocalExecutor(shares),
-            machine=machine,
             device=device,
             view=view,
         )

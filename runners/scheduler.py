@@ -14,7 +14,6 @@ from typing import Protocol
 
 from harness import provenance
 from harness.errors import UserError
-from harness.hardware import Machine
 from harness.matrix import Cell
 from harness.record import FINAL_STATUSES, Outcome, Record
 from harness.store import Claim, Store, short_fingerprint
@@ -73,7 +72,6 @@ class Scheduler:
         store: Store,
         workspace: Workspace,
         executor: Executor,
-        machine: Machine,
         device: str,
         view: View,
     ) -> None:
@@ -81,7 +79,6 @@ class Scheduler:
         self.store = store
         self.workspace = workspace
         self.executor = executor
-        self.machine = machine
         self.device = device
         self.view = view
         self.outcomes: Counter[str] = Counter()

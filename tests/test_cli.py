@@ -1,0 +1,128 @@
+"""The front door: verbs answer in tables and in JSON, at once and without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+
+
+@pytest.mark.parametrize("verb", ["methods", "quantizers", "tasks", "models", "doctor"])
+def test_a_listing_verb_prints_a_table_and_json(bench: Bench, verb: str) -> None:  # noqa: F811
+    as_json = bench(verb, "--json")
+    assert as_json.returncode == 0, as_json.stderr
+    rows = json.loads(as_json.stdout)
+    assert rows
+    first = str(next(iter(rows[0].values())))
+    table = bench(verb)
+    assert table.returncode == 0
+    assert first in table.stdout
+
+
+def test_doctor_says_what_to_install(bench: Bench) -> None:  # noqa: F811
+    rows = {r["what"]: r for r in json.loads(bench("doctor", "--json").stdout)}
+    missing = [r for name, r in rows.items() if name.startswith("quantizer ")]
+    assert missing
+    assert all(r["note"] for r in missing)
+    assert any("pip install" in r["note"] for r in missing)
+
+
+def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
+    path = str(bench.write(methods=["none", "full"], quantization=["none", "bnb-nf4"]))
+    assert bench("run", path).returncode == 0
+    stands = json.loads(bench("status", path, "--json").stdout)
+    assert stands["counts"] == {"ok": 3, "unsupported": 1}
+    assert stands["failures"][0]["status"] == "unsupported"
+    label = next(r["label"] for r in bench.records() if r["outcome"]["status"] == "ok")
+    shown = json.loads(bench("show", label, "--json").stdout)
+    assert shown["label"] == label
+    text = bench("show", label).stdout
+    assert "accuracy" in text
+    assert "evaluate" in text
+    printed = bench("board", path)
+    assert printed.returncode == 0, printed.stderr
+    folder = bench.root / "results" / "boards" / "quick"
+    for name in ("board.md", "board.csv", "board.json", "board.html"):
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("*.svg"))
+    assert str(folder / "board.html") in printed.stdout
+    assert "unsupported" in printed.stdout
+    board = json.loads(bench("board", path, "--json").stdout)
+    assert board
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert bench("board", path).returncode == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before, "byte for byte the same"
+    nothing = bench("show", "no-such-cell")
+    assert nothing.returncode == 2
+    assert len(nothing.stderr.strip().splitlines()) == 1
+
+
+def test_a_corrupt_record_is_named_and_the_rest_loads(bench: Bench) -> None:  # noqa: F811
+    path = str(bench.write(methods=["none", "bitfit"]))
+    assert bench("run", path).returncode == 0
+    victim = next((bench.root / "results" / "records").glob("*/*.json"))
+    victim.write_text(victim.read_text()[:-40])
+    stands = json.loads(bench("status", path, "--json").stdout)
+    assert stands["counts"] == {"not_run": 1, "ok": 1}
+    assert victim.name in stands["damaged"][0]["path"]
+    assert (bench.root / "results" / "quarantine" / victim.name).is_file()
+    again = bench("run", path)
+    assert "1 ok; 1 already done" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rnu"], ["rnu"]),
+        (["run"], ["Missing argument", "sweep"]),
+        (["run", "no-such-sweep"], ["unknown sweep", "Allowed", "quickstart"]),
+        (["run", "./nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["plan", "quickstart", "--only", "*nothing*"], ["no cell matches", "for example"]),
+        (["tasks", "--data-root", "/no/such/folder"], ["data root", "not a folder"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(bench: Bench, arguments: list[str], words: list[str]) -> None:  # noqa: F811
+    ended = bench(*arguments)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in ended.stderr
+
+
+def test_a_finished_sweep_needs_no_heavy_library(bench: Bench) -> None:  # noqa: F811
+    path = str(bench.write(methods=["none"]))
+    assert bench("run", path).returncode == 0
+    script = (
+        "import sys; sys.argv = ['peft-matrix', 'run', sys.argv[1]]\n"
+        "from harness.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path],
+        cwd=bench.root,
+        env=bench.environment,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_built_in_sweeps_plan(bench: Bench) -> None:  # noqa: F811
+    data = Path(__file__).parents[2] / "shared" / "data"
+    for sweep in json.loads(bench("plan", "--list", "--json").stdout):
+        arguments = ["--data-root", str(data)] if data.is_dir() else []
+        planned = bench("plan", sweep["sweep"], "--json", *arguments)
+        assert planned.returncode == 0, planned.stderr
+        made = json.loads(planned.stdout)
+        parts = ("run", "done", "stale", "elsewhere", "unsupported")
+        assert made["cells"] == sum(len(made[p]) for p in parts) > 0
+        assert all(row["why"] for row in made["unsupported"] + made["elsewhere"])

@@ -1,0 +1,73 @@
+"""The documentation says what the program does: verbs, record fields, quantities, files and links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from harness import metrics
+from harness.cli import app
+from harness.record import Record
+from harness.store import samples_schema
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "results" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "decisions").glob("*.md"),
+    ]
+)
+
+
+def verbs() -> dict[str, typer.models.CommandInfo]:
+    return {(c.name or c.callback.__name__).replace("_", "-"): c for c in app.registered_commands}
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_stands_in_the_readme_and_explains_itself(verb: str) -> None:
+    assert re.search(rf"peft-matrix {verb}\b|`{verb}`", README), f"the README does not mention {verb!r}"
+    assert verbs()[verb].callback.__doc__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_the_page_of_quantities_is_current() -> None:
+    page = ROOT / "docs" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == metrics.to_markdown(), (
+        "run: python -c 'from harness import metrics; print(metrics.to_markdown(), end=\"\")' > docs/metrics.md"
+    )
+
+
+def test_every_field_of_a_record_is_explained() -> None:
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for name in [*Record.model_fields, *samples_schema().names]:
+        assert f"`{name}`" in text, f"results/README.md does not explain {name}"
+
+
+def test_every_folder_of_the_readme_exists() -> None:
+    for folder in re.findall(r"^\| `([\w/]+)/` \|", README, flags=re.M):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.M))
+    assert {"demo", "test", "bench"} <= targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_continuous_integration_calls_the_test_command() -> None:
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), flags=re.M)
