@@ -291,6 +291,8 @@ def make(
             plan.elsewhere.append((cell, elsewhere))
         elif why is not None:
             plan.unsupported.append((cell, why))
+        elif store is not None and _refused_by_worker(store, entries.get(cell.key, ()), present, rerun):
+            plan.done.append(cell)
         else:
             plan.run.append(cell)
             plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
@@ -319,6 +321,17 @@ def _asked_again(known: list[Entry], present: str, rerun: Sequence[str]) -> bool
     if "all" in rerun or any(e.status in rerun for e in known):
         return True
     return "stale" in rerun and not any(e.fingerprint == present for e in known)
+
+
+def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rerun: Sequence[str]) -> bool:
+    """Whether a worker of this environment found out that the cell cannot run, although nothing declares it.
+
+    An ``unsupported`` record written by the plan itself does not count: the sweep or the machine may have changed.
+    """
+    if {"all", "unsupported"} & set(rerun):
+        return False
+    found = [e for e in entries if e.status == "unsupported" and e.fingerprint == present]
+    return any(store.load(e).outcome.stage != "plan" for e in found)
 
 
 def _memoised(

@@ -88,6 +88,7 @@ class Scheduler:
         self._running: dict[str, Running] = {}
         self._queue: deque[tuple[Cell, int]] = deque((cell, 1) for cell in plan.run)
         self._held: deque[tuple[Cell, int]] = deque()
+        self._named_as_held: set[str] = set()
 
     # --- the loop ------------------------------------------------------------------------------
     def run(self) -> Counter[str]:
@@ -132,7 +133,8 @@ class Scheduler:
         """Claim and launch one cell, unless another run holds it or has just finished it."""
         claim = self.store.claim(cell.key)
         if claim is None:
-            if not any(c.key == cell.key for c, _ in self._held):
+            if cell.key not in self._named_as_held:
+                self._named_as_held.add(cell.key)
                 self.view.note(f"{cell.label} is held by another run; it is looked at again later")
             self._held.append((cell, attempt))
             return

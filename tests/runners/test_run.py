@@ -110,6 +110,17 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
     assert "quantized" in outcomes["bnb-nf4"]["reason"]
 
 
+def test_what_only_the_worker_could_find_out_is_not_tried_again(bench: Bench) -> None:
+    path = str(bench.write(methods=[{"name": "lora", "params": {"target_modules": ["no_such_layer"]}}]))
+    assert bench("run", path).returncode == 0
+    (record,) = bench.records()
+    assert record["outcome"]["status"] == "unsupported"
+    assert record["outcome"]["stage"] == "attach"
+    assert "no_such_layer" in record["outcome"]["reason"]
+    assert "nothing to run; 1 already done" in bench("run", path).stdout
+    assert len(json.loads(bench("plan", path, "--json", "--rerun", "unsupported").stdout)["run"]) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_cell_at_once(bench: Bench) -> None:
     path = bench.write(
         methods=[{"name": "full", "learning_rate": 1e30}], training={**bench.sweep["training"], "steps": 200}
