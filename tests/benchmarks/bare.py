@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from tasks.data import load_split
 from tasks.task import load_task
 
-STEPS, BATCH = 80, 32
+STEPS, BATCH = 100, 32
 
 
 def items(name: str, split: str, n: int, seed: int = 0) -> list[tuple[str, str]]:
