@@ -27,13 +27,24 @@ def fill(mib):
         block[offset] = 1
     return block
 
-panel = Panel(build("cpu", names=["host-memory", "torch-memory"], options={"host-memory": {"pss_period_s": 0.05}}))
+meters = build("cpu", names=["host-memory", "torch-memory"], options={"host-memory": {"pss_period_s": 0.05}})
+pss = next(m for m in meters if m.name == "host-memory")._pss
+panel = Panel(meters)
 answer = {}
+
+def wait_for_a_sample():
+    # the sampler paces itself by what a sample costs, so how long this takes is the machine's affair;
+    # two more, because the first may have been under way while the block was still being filled
+    wanted, deadline = len(pss.samples) + 2, time.monotonic() + 150
+    while len(pss.samples) < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+
 for stage, mib in (("nothing", 0), ("big", 300), ("small", 100), ("after", 0)):
     panel.begin(stage)
     if mib:
         block = fill(mib)
-        time.sleep(3 if stage == "big" else 0)  # so that a sample falls into it
+        if stage == "big":
+            wait_for_a_sample()
         block.close()
     answer[stage] = {r.quantity: r.model_dump(mode="json") for r in panel.end(stage)}
 child = """
@@ -57,7 +68,7 @@ print(json.dumps(answer))
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -1,0 +1,114 @@
+"""Verbs that act on a sweep: run it, plan it, see how it stands, look at one cell, start a workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands.common import (
+    AsJson,
+    DataRoot,
+    Only,
+    Rerun,
+    Results,
+    SweepName,
+    console,
+    open_workspace,
+    print_json,
+    print_table,
+)
+from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED
+
+
+def run(
+    sweep: SweepName,
+    results: Results = None,
+    data_root: DataRoot = None,
+    only: Only = None,
+    rerun: Rerun = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; default: what the sweep says.")] = None,
+) -> None:
+    """Run what is missing of a sweep. A second run of a finished sweep does nothing."""
+    from runners.run import load_sweep, run_sweep
+
+    workspace = open_workspace(results, data_root)
+    loaded = load_sweep(sweep, workspace)
+    try:
+        summary = run_sweep(loaded, workspace, console(), only=only, rerun=rerun or (), workers=workers)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What is finished is kept; run again to continue.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items())) or "nothing to run"
+    kept = len(summary.plan.done) + len(summary.plan.stale)
+    typer.echo(f"{sweep}: {counts}" + (f"; {kept} already done" if kept else ""))
+    typer.echo(f"Records: {workspace.results}    Leaderboard: peft-matrix board {sweep}")
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def plan(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML.")] = "",
+    results: Results = None,
+    data_root: DataRoot = None,
+    only: Only = None,
+    rerun: Rerun = None,
+    as_json: AsJson = False,
+    list_sweeps: Annotated[bool, typer.Option("--list", help="List the sweeps there are.")] = False,
+) -> None:
+    """Say what would happen to each cell of a sweep, and why. Runs nothing."""
+    from harness import hardware
+    from runners.listing import print_plan, sweeps
+    from runners.run import load_sweep, make_plan
+
+    workspace = open_workspace(results, data_root)
+    if list_sweeps or not sweep:
+        print_table(sweeps(workspace), as_json)
+        return
+    made = make_plan(load_sweep(sweep, workspace), workspace, machine=hardware.probe(), only=only, rerun=rerun or ())
+    if as_json:
+        print_json(made.as_json())
+    else:
+        print_plan(made, console())
+
+
+def status(sweep: SweepName, results: Results = None, data_root: DataRoot = None, as_json: AsJson = False) -> None:
+    """How the cells of a sweep stand: counts by status, and every failure with its reason."""
+    from runners.listing import print_status
+    from runners.listing import status as status_of
+    from runners.run import load_sweep
+
+    workspace = open_workspace(results, data_root)
+    stands = status_of(load_sweep(sweep, workspace), workspace)
+    if as_json:
+        print_json(stands)
+    else:
+        print_status(stands, console())
+
+
+def show(
+    cell: Annotated[str, typer.Argument(help="A cell's label, key, or the beginning of either.")],
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one record: what was run, every stage's time and memory, every metric, the end of the log."""
+    from runners.listing import find_record, print_record
+
+    record = find_record(cell, open_workspace(results, None))
+    if as_json:
+        print_json({"id": record.id, **record.content()})
+    else:
+        print_record(record, console())
+
+
+def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
+    """Lay out a workspace of your own, with a task and a sweep to start from."""
+    from runners.scaffold import lay_out
+
+    for path in lay_out(folder):
+        typer.echo(f"  {path}")
+    typer.echo(f"Next: cd {folder} && peft-matrix run first")
+
+
+VERBS = (run, plan, status, show, init)
