@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import UserError
 from harness.record import WhyMissing
@@ -26,6 +26,22 @@ BUILT_IN = Path(__file__).parents[1]
 _NO_LIMIT = 2**60  # cgroup v1 writes a number close to 2**63 where there is no limit
 
 
+class Thermal(BaseModel):
+    """How hot the assigned GPUs may be when a measurement begins. Both stages end at a cap, and the record says so.
+
+    Attributes:
+        cool_below_c: before a cell, wait until the hottest GPU is no warmer than this, degrees Celsius.
+        cool_cap_s: but no longer than this, seconds.
+        warm_cap_s: before training, run forward passes until step time and temperature are steady, at most this long.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cool_below_c: float | None = None
+    cool_cap_s: float = Field(default=300, gt=0)
+    warm_cap_s: float | None = Field(default=None, gt=0)
+
+
 class HardwareProfile(BaseModel):
     """What a cell asks of a machine; one YAML file each, in ``runners/hardware`` or a workspace.
 
@@ -35,7 +51,16 @@ class HardwareProfile(BaseModel):
         min_memory_gib: of one GPU, in GiB.
         min_compute_capability: for example 8.0.
         cores: CPU cores that must be there.
-        memory_limit_gib: host memory that must be there, in GiB.
+        host_memory_gib: host memory that must be there, in GiB.
+        memory_limit_gib: cap on what the worker's CUDA allocator may hold, in GiB, so that a large GPU answers
+            whether a cell fits a small one. What a process uses outside the allocator (the CUDA context, kernels;
+            some hundred MiB) comes on top: for a 24 GiB card set 23. Torch has no such cap for the CPU.
+        peak_tflops: data type to the device's peak as its maker states it, dense; model-FLOPs utilisation is
+            against this. A stated constant, so no part of a cell.
+        thermal: cool-down between cells and warm-up before training.
+        nvml_devices: UUIDs of NVML devices whose energy and state are read although cells run on the CPU.
+        meters: meter to options of its constructor (:mod:`harness.meters.catalog`), for example
+            ``{energy: {idle_s: 30}}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,7 +72,21 @@ class HardwareProfile(BaseModel):
     min_memory_gib: float | None = Field(default=None, gt=0)
     min_compute_capability: float | None = Field(default=None, gt=0)
     cores: int | None = Field(default=None, gt=0)
+    host_memory_gib: float | None = Field(default=None, gt=0)
     memory_limit_gib: float | None = Field(default=None, gt=0)
+    peak_tflops: dict[str, float] | None = None
+    thermal: Thermal | None = None
+    nvml_devices: tuple[str, ...] | None = None
+    meters: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _limit_has_an_allocator(self) -> HardwareProfile:
+        if self.memory_limit_gib is not None and self.device != "cuda":
+            raise ValueError(
+                "memory_limit_gib caps the CUDA allocator, so it needs 'device: cuda'; nothing caps a CPU's memory "
+                "in the same sense (host_memory_gib asks how much must be there)"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -302,9 +341,9 @@ def match(profile: HardwareProfile, machine: Machine) -> str | None:
     """Why cells of this profile cannot run on this machine, or None if they can."""
     if profile.cores is not None and machine.cores < profile.cores:
         return f"{profile.name} asks for {profile.cores} CPU cores, here are {machine.cores}"
-    if profile.memory_limit_gib is not None and machine.memory_bytes < profile.memory_limit_gib * GIB:
+    if profile.host_memory_gib is not None and machine.memory_bytes < profile.host_memory_gib * GIB:
         return (
-            f"{profile.name} asks for {profile.memory_limit_gib:g} GiB of memory, "
+            f"{profile.name} asks for {profile.host_memory_gib:g} GiB of memory, "
             f"here are {machine.memory_bytes / GIB:.1f} GiB"
         )
     if device_for(profile, machine) == "cpu":
@@ -326,7 +365,7 @@ def gpus_for(profile: HardwareProfile, machine: Machine) -> list[Gpu]:
         gpu
         for gpu in machine.gpus
         if fnmatchcase(gpu.name, profile.gpu)
-        and gpu.memory_bytes >= (profile.min_memory_gib or 0) * GIB
+        and gpu.memory_bytes >= _least_gib(profile) * GIB
         and gpu.compute_capability >= (profile.min_compute_capability or 0)
     ]
 
@@ -341,15 +380,20 @@ def device_for(profile: HardwareProfile, machine: Machine) -> Literal["cpu", "cu
 def identity(profile: HardwareProfile, machine: Machine) -> dict[str, Any]:
     """What of a profile can change a number, as plain JSON for the cell; ``any`` is resolved to a device."""
     return {
-        **profile.model_dump(mode="json", exclude={"name", "summary"}, exclude_none=True),
+        **profile.model_dump(mode="json", exclude={"name", "summary", "peak_tflops"}, exclude_none=True),
         "device": device_for(profile, machine),
     }
 
 
+def _least_gib(profile: HardwareProfile) -> float:
+    """Memory a GPU must have: a cap above what is there would cap nothing."""
+    return max(profile.min_memory_gib or 0.0, profile.memory_limit_gib or 0.0)
+
+
 def _wanted(profile: HardwareProfile) -> str:
     parts = [f"a GPU named {profile.gpu!r}" if profile.gpu != "*" else "a GPU"]
-    if profile.min_memory_gib is not None:
-        parts.append(f"with at least {profile.min_memory_gib:g} GiB")
+    if _least_gib(profile):
+        parts.append(f"with at least {_least_gib(profile):g} GiB")
     if profile.min_compute_capability is not None:
         parts.append(f"of compute capability {profile.min_compute_capability} or later")
     return " ".join(parts)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from harness.models.once import made_once
 from harness.models.sources import Examples, Recipe, TaskDigest
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -40,18 +37,7 @@ def ensure(
         progress: called with (step, steps) while pre-training.
     """
     folder = cache / "models" / f"{recipe.name}-{recipe.identity(task_digest)}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder) + ".lock"):
-        if not folder.is_dir():
-            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-            try:
-                build(recipe, scratch, examples=examples, progress=progress)
-                os.replace(scratch, folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return made_once(folder, lambda scratch: build(recipe, scratch, examples=examples, progress=progress))
 
 
 def build_tokenizer(alphabet: str) -> Any:
@@ -153,10 +139,12 @@ def locate(
     model_id: str, *, cache: Path, examples: Examples, task_digest: TaskDigest, progress: Progress | None = None
 ) -> str:
     """What ``from_pretrained`` is to be given for ``model_id``: a folder, or a Hub id."""
-    from harness.models import sources
+    from harness.models import skeleton, sources
 
     if sources.scheme_of(model_id) == "builtin":
         wanted = sources.recipe(model_id.partition(":")[2])
         return str(ensure(wanted, cache, examples=examples, task_digest=task_digest, progress=progress))
+    if sources.scheme_of(model_id) == "skeleton":
+        return str(skeleton.ensure(skeleton.skeleton(model_id), cache))
     folder = sources.local_folder(model_id)
     return str(folder) if folder is not None else model_id

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.canonical import digest, digest_file
 from harness.errors import UserError, did_you_mean
+from harness.models.skeleton import PRESETS, skeleton
 from harness.yamlfile import load_yaml
 
 RECIPES = Path(__file__).parent
@@ -39,13 +40,18 @@ class Recipe:
         return digest({"recipe": self.data, "corpus": {t: task_digest(t) for t in self.corpus}})[:16]
 
 
+def recipes() -> list[str]:
+    """Names of the built-in models."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml") if p != PRESETS)
+
+
 def recipe(name: str, *, where: str = "") -> Recipe:
     """The built-in model called ``name``.
 
     Raises:
         UserError: no such model.
     """
-    known = [p.stem for p in RECIPES.glob("*.yaml")]
+    known = recipes()
     if name not in known:
         raise UserError(f"unknown built-in model {name!r}", where=where, fix=did_you_mean(name, known))
     return Recipe(name, load_yaml(RECIPES / f"{name}.yaml")[0])
@@ -62,9 +68,11 @@ def scheme_of(model_id: str) -> str:
 
 
 def short_name(model_id: str) -> str:
-    """What people call the model: the last part of its id, or the package that carries it."""
+    """What people call the model: the last part of its id, the package that carries it, or ``NAME-random``."""
     if scheme_of(model_id) == "package":
         return model_id.partition(":")[2].partition("/")[0]
+    if scheme_of(model_id) == "skeleton":
+        return skeleton(model_id).label
     return model_id.rpartition(":")[2].rstrip("/").rpartition("/")[2] or model_id
 
 
@@ -122,7 +130,7 @@ def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, wh
     if scheme == "builtin":
         return {"id": model_id, "revision": recipe(model_id.partition(":")[2], where=where).identity(task_digest)}
     if scheme == "skeleton":
-        return {"id": model_id, "revision": None}
+        return {"id": model_id, "revision": skeleton(model_id, where=where).revision, "weights": "random"}
     folder = local_folder(model_id, where=where)
     if folder is None:
         return {"id": model_id, "revision": revision}
@@ -143,6 +151,8 @@ def model_type(model_id: str) -> str | None:
     scheme = scheme_of(model_id)
     if scheme == "builtin":
         return "llama"
+    if scheme == "skeleton":
+        return skeleton(model_id).model_type
     folder = local_folder(model_id)
     if folder is None:
         return None

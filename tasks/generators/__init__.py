@@ -31,5 +31,6 @@ GENERATORS: Registry[Generator] = Registry(
     {
         "strings": "tasks.generators.strings:generate",
         "addition": "tasks.generators.addition:generate",
+        "filler": "tasks.generators.filler:generate",
     },
 )

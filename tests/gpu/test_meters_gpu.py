@@ -17,7 +17,9 @@ from harness.meters.flops import count_flops
 from harness.meters.gauges import GAIN_BOUND
 from harness.meters.nvml import Board, visible_uuids
 from harness.meters.panel import Panel
+from harness.meters.thermal import thermometer
 from harness.record import Reading
+from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,3 +140,32 @@ def test_a_matrix_product_stays_below_the_peak_and_its_flops_are_counted() -> No
     assert count_flops(lambda: a @ a) == 2 * size**3
     done = multiply_for(1.0, size)
     assert done * 2 * size**3 < 5e15  # no GPU of today reaches it
+
+
+def test_the_hottest_assigned_gpu_tells_its_temperature() -> None:
+    celsius = thermometer(visible_uuids())()
+    assert celsius is not None
+    assert 0 < celsius < 120
+
+
+def test_a_sweep_on_this_gpu_records_memory_by_owner_state_and_energy_or_its_reason(bench: Bench) -> None:  # noqa: F811
+    folder = bench.root / "runners" / "hardware"
+    folder.mkdir(parents=True)
+    (folder / "here.yaml").write_text("name: here\ndevice: cuda\npeak_tflops: {float32: 1000}\n")
+    bench.write(hardware=["here"], methods=["lora"])
+    done = bench("run", "sweep.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [record] = bench.records()
+    assert record["outcome"]["status"] == "ok", record["outcome"]
+    metrics = record["metrics"]
+    [train] = [span for span in record["spans"] if span["stage"] == "train"]
+    stage = {reading["quantity"]: reading for reading in train["readings"]}
+    owners = ("weights_bytes", "gradient_bytes", "optimizer_state_bytes", "activation_peak_bytes")
+    assert all(metrics[name]["value"] is not None for name in owners), {name: metrics[name] for name in owners}
+    assert sum(metrics[name]["value"] for name in owners) <= stage["cuda_allocated_peak_bytes"]["value"]
+    assert stage["cuda_allocated_peak_bytes"]["value"] <= stage["cuda_reserved_peak_bytes"]["value"]
+    assert stage["cuda_reserved_peak_bytes"]["value"] < stage["device_used_peak_bytes"]["value"]
+    assert stage["gpu_temperature_start_c"]["value"] is not None
+    assert (stage["energy_gross_j"]["value"] is None) == (stage["energy_gross_j"]["why_missing"] is not None)
+    assert 0 < metrics["mfu"]["value"] < 1
+    assert "simulated" not in record["environment"]

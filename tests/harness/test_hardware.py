@@ -47,9 +47,9 @@ def profile(**fields: Any) -> HardwareProfile:
         (profile(device="cpu"), WITH_GPUS, None),
         (profile(device="cuda"), WITH_GPUS, None),
         (profile(device="cuda", gpu="*H100*", min_memory_gib=75, min_compute_capability=9.0), WITH_GPUS, None),
-        (profile(cores=4, memory_limit_gib=16), CPU_ONLY, None),
+        (profile(cores=4, host_memory_gib=16), CPU_ONLY, None),
         (profile(cores=5), CPU_ONLY, "p asks for 5 CPU cores, here are 4"),
-        (profile(memory_limit_gib=17), CPU_ONLY, "p asks for 17 GiB of memory, here are 16.0 GiB"),
+        (profile(host_memory_gib=17), CPU_ONLY, "p asks for 17 GiB of memory, here are 16.0 GiB"),
         (profile(device="cuda"), CPU_ONLY, "p asks for a CUDA GPU, here is none (NVML: no GPU)"),
         (
             profile(device="cuda", gpu="*B200*"),
@@ -354,3 +354,28 @@ def test_an_index_among_unlike_gpus_is_refused_because_it_can_be_read_in_two_way
     with pytest.raises(UserError, match="by UUID"):
         visible([A100, H100], {"CUDA_VISIBLE_DEVICES": "0"})
     assert visible([A100], {"CUDA_VISIBLE_DEVICES": "0"}) == [A100]
+
+
+# --- a cap on the allocator ----------------------------------------------------------------------
+def test_a_cap_is_part_of_the_cell_and_asks_for_a_gpu_that_it_caps() -> None:
+    capped = profile(device="cuda", memory_limit_gib=60)
+    assert identity(capped, WITH_GPUS) == {"device": "cuda", "gpu": "*", "memory_limit_gib": 60.0}
+    assert "memory_limit_gib" not in identity(profile(device="cuda"), WITH_GPUS)
+    assert gpus_for(capped, WITH_GPUS) == [H100]  # a cap of 60 GiB caps nothing on 40
+    only_a100 = Machine(4, 16 * GIB, "a CPU", gpus=(A100,))
+    assert match(capped, only_a100) == (
+        "p asks for a GPU with at least 60 GiB, here is NVIDIA A100-SXM4-40GB (40.0 GiB, compute capability 8.0)"
+    )
+
+
+@pytest.mark.parametrize("device", ["any", "cpu"])
+def test_a_cap_where_there_may_be_no_allocator_is_refused_with_its_reason(device: str) -> None:
+    with pytest.raises(ValueError, match="caps the CUDA allocator, so it needs 'device: cuda'"):
+        profile(device=device, memory_limit_gib=8)
+
+
+def test_the_built_in_cap_answers_whether_it_fits_24_gb() -> None:
+    fits = load_profiles()["fits-24gb"]
+    assert fits.memory_limit_gib == 23
+    assert gpus_for(fits, WITH_GPUS) == [A100, H100]
+    assert match(fits, CPU_ONLY) is not None

@@ -1,4 +1,7 @@
-"""Stage ``probe``: inference latency of the adapted model, unmerged, with the shapes the sweep asks for."""
+"""Stage ``probe``: inference latency of the adapted model, unmerged, with the shapes the sweep asks for.
+
+The merge stage calls :func:`probe_arm` again on the merged model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import torch
 
 from runners.worker.context import Context
+from runners.worker.latency import Arm, probe_grid
 
 WARM_UP = 3
 MIN_SAMPLES_P50 = 20
@@ -15,14 +19,26 @@ MIN_SAMPLES_P50 = 20
 
 
 def run(ctx: Context) -> None:
+    """Measure the model as it is: the forward pass of one probe item, then the sweep's grid of requests."""
+    probe_arm(ctx, "unmerged")
+
+
+def probe_arm(ctx: Context, arm: Arm) -> None:
+    """Measure one arm: the adapter beside its base, or the model it was merged into."""
+    probe_forward(ctx, arm)
+    probe_grid(ctx, arm)
+
+
+def probe_forward(ctx: Context, arm: Arm) -> None:
     """Record the median latency of a forward pass of one probe item; other batch sizes go into the details."""
     repeats = ctx.probes.latency_repeats
+    name = "latency_ms" if arm == "unmerged" else "merged_latency_ms"
     source = "time.perf_counter, device synced"
     if repeats == 0:
-        ctx.record_missing("latency_ms", "not_measured", source=source)
+        ctx.record_missing(name, "not_measured", source=source)
         return
     if repeats < MIN_SAMPLES_P50:
-        ctx.record_missing("latency_ms", "too_few", source=source, repeats=repeats, needed=MIN_SAMPLES_P50)
+        ctx.record_missing(name, "too_few", source=source, repeats=repeats, needed=MIN_SAMPLES_P50)
         return
     medians: dict[str, float] = {}
     for size in ctx.probes.latency_batch_sizes:
@@ -31,12 +47,12 @@ def run(ctx: Context) -> None:
         if size == ctx.probes.latency_batch_sizes[0]:
             first = times
     ctx.record(
-        "latency_ms",
+        name,
         statistics.median(first),
         source=source,
         n=len(first),
         spread=statistics.stdev(first),
-        details={"batch_size": ctx.probes.latency_batch_sizes[0], "arm": "unmerged", **medians},
+        details={"batch_size": ctx.probes.latency_batch_sizes[0], "arm": arm, **medians},
     )
 
 
