@@ -16,6 +16,9 @@ from harness.errors import UserError
 
 SCHEMA_VERSION = 1
 
+PROTOCOL = 1
+"""Version of the measuring protocol; part of every cell's key. Records of two versions are never compared."""
+
 Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted", "lost"]
 FINAL_STATUSES: frozenset[str] = frozenset({"ok", "oom", "timeout", "diverged", "unsupported", "error"})
 """Statuses that a further ``run`` leaves alone; ``interrupted`` and ``lost`` are run again."""
@@ -32,6 +35,7 @@ WhyMissing = Literal[
     "not_applicable",  # the quantity has no meaning for this cell
     "not_measured",  # this sweep did not ask for it
     "stage_not_reached",  # the cell ended earlier
+    "target_not_reached",  # training ended before the score met the target
     "length_mismatch",  # the produced length differs from the requested one
     "oom",  # out of memory at this point of a grid
     "failed",  # the instrument raised; see details
@@ -69,10 +73,10 @@ class Reading(Frozen):
 
 
 class Span(Frozen):
-    """One stage of a cell: its wall time and what each meter read over it."""
+    """One stage of a cell: its wall time (None if the clock failed) and what each meter read over it."""
 
     stage: str
-    seconds: float
+    seconds: float | None
     readings: tuple[Reading, ...] = ()
 
     def get(self, quantity: str) -> Reading | None:

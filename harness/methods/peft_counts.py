@@ -253,9 +253,12 @@ def circular(targets: Sequence[Linear], config: Any, model: nn.Module) -> int:
 
 # --- orthogonal transforms ---------------------------------------------------------------------------
 def orthogonal_blocks(targets: Sequence[Linear], config: Any, model: nn.Module) -> int:
-    """Σ (n/b)·b(b-1)/2: a skew-symmetric matrix per block of b inputs."""
-    b = int(config.oft_block_size)
-    return sum((1 if config.block_share else t.inputs // b) * (b * (b - 1) // 2) for t in targets)
+    """Σ (n/b)·b(b-1)/2: a skew-symmetric matrix per block of b inputs; b = n/r where r blocks are asked for."""
+    total = 0
+    for t in targets:
+        b = int(config.oft_block_size) or t.inputs // int(config.r)
+        total += (1 if config.block_share else t.inputs // b) * (b * (b - 1) // 2)
+    return total
 
 
 def butterfly(targets: Sequence[Linear], config: Any, model: nn.Module) -> int:

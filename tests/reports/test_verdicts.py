@@ -1,0 +1,199 @@
+"""Verdicts: from records with known truths, through the real store, to the word that is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.record import Record
+from harness.store import Store
+from reports.reproduction import answering
+from reports.reproduction.claims import Claim, Criterion, Paper
+from reports.reproduction.evidence import count_key
+from reports.reproduction.judging import decide
+from reports.reproduction.measuring import Measured
+from reports.reproduction.report import as_rows, to_markdown
+from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
+
+SWEEP = "proxies"
+
+
+def claim(**fields: Any) -> Claim:
+    base: dict[str, Any] = {
+        "id": "c",
+        "statement": "A is above B in accuracy.",
+        "printed": [{"place": "Table 1"}],
+        "metric": "accuracy",
+        "form": "order",
+        "unit": "points",
+        "evidence": {"sweep": SWEEP, "arm": {"method": "a"}, "baseline": {"method": "b"}},
+    }
+    return Claim.model_validate({**base, **fields})
+
+
+def row_of(one: Claim, root: Path) -> dict[str, Any]:
+    paper = Paper(paper="P", version="v1", claims=(one,))
+    results = answering.answer([(paper, one)], answering.library([root]))
+    assert to_markdown(results) == to_markdown(results)
+    return json.loads(json.dumps(as_rows(results)))[0]  # type: ignore[no-any-return]
+
+
+def put(root: Path, method: str, *, seeds: int = 3, tuned: bool = True, **fields: Any) -> list[Record]:
+    store, made = Store(root), []
+    changed = fields.pop("cell", {})
+    for seed in range(seeds):
+        of = {**cell(method, seed=seed), **changed}
+        of |= {"tuning": {"learning_rates": 5}} if tuned else {}
+        environment = {**ENVIRONMENT, **fields.get("environment_extra", {})}
+        given = {k: v for k, v in fields.items() if k != "environment_extra"}
+        record, data = ok_record(of, environment=environment, sweep=SWEEP, **given)
+        store.append(record, data)
+        made.append(record)
+    return made
+
+
+def test_order_difference_and_what_the_verdict_rests_on(tmp_path: Path) -> None:
+    a, b = put(tmp_path, "a", accuracy=0.8), put(tmp_path, "b", accuracy=0.6)
+    row = row_of(claim(), tmp_path)
+    assert row["verdict"] == "reproduced"
+    assert row["flags"] == []
+    assert sorted(row["records"]) == sorted(r.id for r in a + b)
+    assert 10 < row["interval"][0] < row["measured"] < row["interval"][1] < 30  # points, not fractions
+    assert row_of(claim(expect="less"), tmp_path)["verdict"] == "not_reproduced"
+    assert row_of(claim(form="difference", value=40.0), tmp_path)["verdict"] == "partially"
+    assert row_of(claim(form="difference", value=5.0), tmp_path)["flags"] == ["exceeds"]
+
+
+def test_an_effect_below_what_could_be_found_is_inconclusive(tmp_path: Path) -> None:
+    put(tmp_path, "a", accuracy=0.61), put(tmp_path, "b", accuracy=0.60)
+    row = row_of(claim(form="difference", value=0.5), tmp_path)
+    assert row["verdict"] == "inconclusive"
+    assert row["mde"] > 0.5
+
+
+def test_equivalence_needs_an_interval_inside_the_margin(tmp_path: Path) -> None:
+    put(tmp_path, "a", accuracy=0.6, step_ms=10.0), put(tmp_path, "b", accuracy=0.6, step_ms=10.0)
+    assert row_of(claim(form="equivalence", margin=20.0), tmp_path)["verdict"] == "reproduced"
+    assert row_of(claim(form="equivalence", margin=0.01), tmp_path)["verdict"] == "inconclusive"
+    put(tmp_path, "c", accuracy=0.9)
+    far = claim(
+        form="equivalence", margin=2.0, evidence={"sweep": SWEEP, "arm": {"method": "c"}, "baseline": {"method": "b"}}
+    )
+    assert row_of(far, tmp_path)["verdict"] == "not_reproduced"
+
+
+def test_up_to_is_the_largest_of_the_stated_set_and_never_a_mean(tmp_path: Path) -> None:
+    for method, ms in (("slow", 40.0), ("mid", 20.0), ("fast", 10.0)):
+        put(tmp_path, method, step_ms=ms)
+    pairs = [{"arm": {"method": m}, "baseline": {"method": "fast"}} for m in ("mid", "slow")]
+    upto = claim(metric="step_ms", form="upto", unit="ratio", value=3.5, evidence={"sweep": SWEEP, "pairs": pairs})
+    row = row_of(upto, tmp_path)
+    assert row["verdict"] == "reproduced"  # the mean of 2 and 4 would not reach 3.5
+    assert row["measured"] == pytest.approx(4, rel=0.1)
+    missing = [*pairs[:1], {"arm": {"method": "absent"}, "baseline": {"method": "fast"}}]
+    row = row_of(
+        claim(metric="step_ms", form="upto", unit="ratio", value=3.5, evidence={"sweep": SWEEP, "pairs": missing}),
+        tmp_path,
+    )
+    assert row["verdict"] == "inconclusive"
+    assert "not every member" in row["reason"]
+
+
+def test_an_interaction_is_a_difference_of_differences(tmp_path: Path) -> None:
+    for method, accuracy in (("a4", 0.5), ("b4", 0.5), ("a64", 0.9), ("b64", 0.5)):
+        put(tmp_path, method, accuracy=accuracy)
+    levels = [{"arm": {"method": f"a{r}"}, "baseline": {"method": f"b{r}"}} for r in (4, 64)]
+    assert (
+        row_of(claim(form="interaction", evidence={"sweep": SWEEP, "levels": levels}), tmp_path)["verdict"]
+        == "reproduced"
+    )
+
+
+def test_a_proxy_never_speaks_for_the_claim(tmp_path: Path) -> None:
+    put(tmp_path, "a", accuracy=0.9), put(tmp_path, "b", accuracy=0.5)
+    base = claim().model_dump(
+        exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "proxy"}
+    )
+    row = row_of(
+        claim(evidence=None, needs={"gpu_hours": 5}, proxy={**base, "differs": "a far smaller model"}), tmp_path
+    )
+    assert row["verdict"] == "not_run"
+    assert row["records"] == []
+    assert row["proxy"]["verdict"] == "proxy_agrees"
+    assert "reproduced" not in json.dumps(row)
+
+
+def test_evidence_that_is_refused_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a", environment_extra={"imported": {"from": "elsewhere"}}), put(tmp_path, "b")
+    row = row_of(claim(), tmp_path)
+    assert (row["verdict"], row["flags"]) == ("not_run", ["imported-evidence-refused"])
+    other = tmp_path / "other"
+    put(other, "a", cell={"protocol": 99}), put(other, "b")
+    assert row_of(claim(), other)["flags"] == ["other-protocol-refused"]
+    failing = tmp_path / "failing"
+    Store(failing).append(failed_record(cell("a"), "oom", reason="out of memory", sweep=SWEEP))
+    put(failing, "b")
+    assert "oom" in row_of(claim(), failing)["reason"]
+
+
+def test_scope_tuning_seeds_and_contradicting_texts_are_flagged(tmp_path: Path) -> None:
+    put(tmp_path, "a", tuned=False, accuracy=0.9), put(tmp_path, "b", accuracy=0.5)
+    assert row_of(claim(), tmp_path)["flags"] == ["untuned-baseline"]
+    assert row_of(claim(scope={"models": ["meta-llama/Llama-2-7b-hf"]}), tmp_path)["verdict"] == "not_comparable"
+    printed = [{"value": 5.84, "place": "abstract"}, {"value": 4.27, "place": "repository"}]
+    assert "reference-inconsistent" in row_of(claim(printed=printed), tmp_path)["flags"]
+    rounded = [{"value": 5.84, "place": "abstract"}, {"value": 5.8, "place": "repository"}]
+    assert "reference-inconsistent" not in row_of(claim(printed=rounded), tmp_path)["flags"]
+    one = tmp_path / "one"
+    put(one, "a", seeds=1, accuracy=0.9), put(one, "b", seeds=1, accuracy=0.5)
+    row = row_of(claim(metric="step_ms", unit="ratio"), one)
+    assert (row["verdict"], row["flags"]) == ("inconclusive", ["one-seed"])
+
+
+def test_a_trial_of_tuning_is_no_evidence(tmp_path: Path) -> None:
+    put(tmp_path, "a", cell={"role": "trial"}), put(tmp_path, "b")
+    assert row_of(claim(), tmp_path)["verdict"] == "not_run"
+
+
+def test_a_count_is_looked_up_by_what_is_counted(tmp_path: Path) -> None:
+    wanted = {"architecture": "tiny", "method": "lora", "params": {"r": 2}}
+    counted = claim(
+        metric="trainable_parameters",
+        form="absolute",
+        unit="count",
+        value=4096,
+        tolerance={"value": 0, "why": "a count is exact"},
+        evidence={"count": wanted},
+    )
+    assert row_of(counted, tmp_path)["verdict"] == "not_run"
+    assert counted.evidence is not None
+    assert counted.evidence.count is not None
+    record, _ = ok_record(
+        cell("lora"), trainable=4096, with_samples=False, key=count_key(counted.evidence.count), sweep="counts"
+    )
+    Store(tmp_path).append(record)
+    assert row_of(counted, tmp_path)["verdict"] == "reproduced"
+    assert row_of(counted.model_copy(update={"value": 4097.0}), tmp_path)["verdict"] == "not_reproduced"
+
+
+def test_a_straddling_interval_is_inconclusive_and_rounding_is_forgiven() -> None:
+    absolute = Criterion.model_validate(
+        {
+            "metric": "accuracy",
+            "form": "absolute",
+            "unit": "points",
+            "value": 50.0,
+            "tolerance": {"value": 1, "why": "why"},
+        }
+    )
+    assert decide(absolute, Measured(50.5, 49.5, 50.9))[0] == "reproduced"
+    assert decide(absolute, Measured(51.0, 50.0, 52.0))[0] == "inconclusive"
+    assert decide(absolute, Measured(53.0, 52.0, 54.0))[0] == "not_reproduced"
+    ratio = Criterion.model_validate(
+        {"metric": "step_ms", "form": "ratio", "unit": "ratio", "band": (0.6, 0.8), "evidence": None}
+    )
+    assert decide(ratio, Measured(0.9, 0.85, 0.95))[0] == "partially"
+    assert decide(ratio, Measured(1.2, 1.1, 1.3))[0] == "not_reproduced"
