@@ -1,0 +1,1 @@
+"""Measured qualities of our own detectors, printed for docs/findings; run by hand."""

@@ -1,0 +1,150 @@
+"""Regressions: planted changes are found through the real store, and quiet nights stay quiet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.errors import UserError
+from harness.store import Store
+from reports.regressions import decisions, looking
+from reports.regressions.confirm import confirm, provisional
+from reports.regressions.detect import detect
+from reports.regressions.report import to_markdown
+from reports.regressions.series import History, Point, Series
+from tests.quality.regressions import CASES, as_history, quiet
+from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
+
+OLD = {**ENVIRONMENT, "packages": {"torch": "2.13.0", "peft": "0.21.2"}}
+NEW = {**ENVIRONMENT, "packages": {"torch": "2.14.0", "peft": "0.21.2"}}
+
+
+def night(root: Path, number: int, *, cells: int = 12, environment: dict[str, Any] = OLD, **fields: Any) -> None:
+    """One night's records: the same cells each time, with a little noise in the times."""
+    store, rng = Store(root), np.random.default_rng(number)
+    for index in range(cells):
+        record, data = ok_record(
+            cell(f"m{index}"),
+            environment=environment,
+            fingerprint=("a" if environment is OLD else "b") * 64,
+            finished=f"2026-01-{number:02d}T00:00:00+00:00",
+            step_ms=10 + index + fields.get("slower", 0) * (index == 0) + rng.normal(0, 0.05),
+            accuracy=0.6 + 0.02 * index - fields.get("worse", 0),
+        )
+        store.append(record, data)
+
+
+def test_quiet_nights_raise_nothing(tmp_path: Path) -> None:
+    for number in range(1, 8):
+        night(tmp_path, number)
+    report = looking.look(str(tmp_path))
+    assert report.as_json()["cells"] == []
+    assert not report.alarmed
+    assert report.looked_at["with_history"] > 0
+    assert "0 cells and 0 matrix-wide changes got worse" in to_markdown(report)
+    rate = looking.false_alarms(looking.read(str(tmp_path)), rounds=20)
+    assert rate is not None
+    assert rate.low < 0.3
+
+
+def test_one_slower_cell_is_provisional_until_runs_again_confirm_it(tmp_path: Path) -> None:
+    for number in range(1, 8):
+        night(tmp_path, number)
+    night(tmp_path, 8, slower=4)
+    report = looking.look(str(tmp_path))
+    steps = [f for f in report.cells if f.metric == "step_ms"]
+    assert [f.label for f in steps] == ["nano.m0.none.reverse.s0"]
+    assert steps[0].effect == pytest.approx(0.4, abs=0.05)
+    for number in range(9, 14):
+        night(tmp_path, number, slower=4)
+    judged = confirm(provisional(steps), looking.read(str(tmp_path)))
+    assert [f.kind for f in judged] == ["confirmed"]
+    other = tmp_path / "other"
+    for number in range(1, 14):
+        night(other, number, slower=4 * (number == 8))
+    assert [f.kind for f in confirm(provisional(steps), looking.read(str(other)))] == ["noise"]
+
+
+def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        night(tmp_path, number)
+    night(tmp_path, 4, environment=NEW, worse=0.03)
+    report = looking.look(str(tmp_path)).as_json()
+    change = report["environment_changes"]
+    assert [(c["cells"], c["suspects"]) for c in change] == [(12, ("torch 2.13.0 → 2.14.0",))]
+    found = {f["metric"]: f for f in report["pooled"]}
+    assert found["accuracy"]["pairs"] == 12
+    assert found["accuracy"]["effect"] == pytest.approx(-0.03, abs=0.02)
+    assert found["accuracy"]["before"] > found["accuracy"]["after"]
+    assert found["accuracy"]["suspects"] == ("torch 2.13.0 → 2.14.0",)
+    assert found["accuracy"]["p"] < 0.01
+
+
+def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        night(tmp_path, number)
+    night(tmp_path, 4, worse=-0.3)
+    store = Store(tmp_path)
+    store.append(failed_record(cell("m3"), "oom", reason="out of memory", finished="2026-01-05T00:00:00+00:00"))
+    report = looking.look(str(tmp_path))
+    better = {f.metric for f in report.improvements}
+    assert "accuracy" in better
+    assert [(f.kind, f.metric) for f in report.cells if f.kind == "status"] == [("status", "status")]
+    assert "oom" in to_markdown(report)
+    with pytest.raises(ValueError, match="why"):
+        decisions.Decision(cells="*", since="2026-01-04T00:00:00", why="")
+    decisions.record(tmp_path, decisions.Decision(metric="accuracy", since="2026-01-04T00:00:00+00:00", why="new data"))
+    after = looking.look(str(tmp_path))
+    assert "accuracy" not in {f.metric for f in after.improvements}
+    (tmp_path / decisions.FILE).write_text("decisions: [{cells: 1}]")
+    with pytest.raises(UserError, match=r"baselines\.yaml"):
+        looking.look(str(tmp_path))
+
+
+def test_a_series_is_cut_where_the_environment_changed() -> None:
+    points = tuple(Point(f"{i:02d}", str(i), 1.0, f) for i, f in enumerate("aabbba"))
+    series = Series("k", "l", "step_ms", "m", points)
+    assert [p.record for p in series.segment()] == ["5"]
+    assert [p.record for p in series.before_segment()] == ["2", "3", "4"]
+    assert Series("k", "l", "step_ms", "m", points[:2]).before_segment() == ()
+
+
+@pytest.mark.parametrize("name", ["one cell 15 % slower", "all cells 1 point worse, new environment"])
+def test_the_simulated_histories_are_judged(name: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    assert case.plant is not None
+    assert case.found is not None
+    found = 0
+    for number in range(5):
+        values = quiet(np.random.default_rng([number, 3]))
+        case.plant(values)
+        found += case.found(detect(as_history(values, case.new_environment), drift=False))
+    assert found >= 4
+
+
+def test_a_drift_is_dated() -> None:
+    values = np.concatenate([np.full(8, 10.0), np.full(7, 13.0)]) + np.random.default_rng(0).normal(0, 0.1, 15)
+    points = tuple(Point(f"2026-01-{i + 1:02d}", str(i), float(v), "a") for i, v in enumerate(values))
+    report = detect(History((Series("k", "cell", "step_ms", "m", points),), {}, {}, {}))
+    assert [(f.kind, f.since) for f in report.cells if f.kind == "drift"] == [("drift", "2026-01-09")]
+
+
+def test_the_verb_prints_json_and_says_by_its_exit_code_that_something_got_worse(tmp_path: Path) -> None:
+    for number in range(1, 8):
+        night(tmp_path, number, cells=3)
+    night(tmp_path, 8, cells=3, slower=4)
+    command = [sys.executable, "-m", "harness.cli", "regressions", "--results", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    assert {"cells", "pooled", "environment_changes", "improvements"} <= set(report)
+    assert "step_ms" in {f["metric"] for f in report["cells"]}
+    assert done.returncode == 1, done.stderr
+    why = [*command[:-1], "--accept", "*", "--why", "a slower step is expected from here on"]
+    assert subprocess.run(why, capture_output=True, text=True).returncode == 0
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
