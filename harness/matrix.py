@@ -67,6 +67,8 @@ class Cell:
         """Readable name, for people and for selecting on the command line."""
         parts = (self.model.label, self.method.label, self.quantization.label, self.task.label)
         tail = f".{slug(self.hardware.label)}" if self.hardware.label != "any" else ""
+        role = self.common.identity.get("role")
+        tail += f".{role}-lr{self.method.identity.get('learning_rate'):.3g}" if role else ""
         return ".".join(slug(p) for p in parts) + f"{tail}.s{self.seed}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -43,7 +44,8 @@ class ModelSpec(Spec):
 
     ``id`` is one of: ``builtin:nano`` (built and pre-trained by the program), ``package:NAME/FOLDER`` (files
     inside an installed Python package), ``skeleton:NAME`` (a real architecture with random weights), a local
-    folder, or a Hub id.
+    folder, or a Hub id. ``{architecture: NAME, weights: random, overrides: {num_hidden_layers: 2}}`` is another way
+    to write ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
     """
 
     id: str
@@ -51,6 +53,20 @@ class ModelSpec(Spec):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _architecture(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not {"architecture", "weights", "overrides"} & value.keys():
+            return value
+        rest = {k: v for k, v in value.items() if k not in ("architecture", "weights", "overrides")}
+        if "id" in value or "architecture" not in value or value.get("weights") != "random":
+            raise ValueError("give either 'id', or 'architecture' together with 'weights: random'")
+        overrides = value.get("overrides") or {}
+        if not isinstance(overrides, dict):
+            raise ValueError("'overrides' maps configuration values to what they become")
+        changes = urlencode({k: canonical_json(v) for k, v in sorted(overrides.items())})
+        return {"id": f"skeleton:{value['architecture']}" + (f"?{changes}" if changes else ""), **rest}
 
 
 class MethodSpec(Spec):
@@ -72,13 +88,40 @@ class QuantizationSpec(Spec):
     moment: Literal["before_training", "after_merge"] = "before_training"
 
 
+class Decoding(Spec):
+    """How answers are generated. Temperature 0 is greedy."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    top_k: int | None = Field(default=None, gt=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_new_tokens: int | None = Field(default=None, gt=0, description="None: what the task says")
+
+
 class TaskUse(Spec):
-    """A task of the library, optionally on fewer items (``None``: all of the split)."""
+    """A task of the library, optionally on fewer items (``None``: all of the split) and decoded in a way of its own."""
 
     name: str
+    label: str | None = None
     train_items: int | None = Field(default=None, gt=0)
     validation_items: int | None = Field(default=None, gt=0)
     test_items: int | None = Field(default=None, gt=0)
+    decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
+
+
+class Target(Spec):
+    """A score on the validation split; how long and how much energy it takes to meet it is measured.
+
+    The split is scored every ``every`` steps, outside the step times and the energy to the target; the energy of
+    the whole ``train`` stage contains these evaluations.
+    """
+
+    metric: Literal["accuracy", "validation_nll"]
+    value: float
+    every: int = Field(gt=0, description="steps between two evaluations")
+
+    def met(self, score: float) -> bool:
+        """Whether ``score`` is good enough."""
+        return score >= self.value if self.metric == "accuracy" else score <= self.value
 
 
 class Training(Spec):
@@ -99,15 +142,12 @@ class Training(Spec):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_length: int = Field(default=512, gt=0, description="tokens; longer examples are counted and cut")
     gradient_checkpointing: bool = False
+    target: Target | None = None
 
-
-class Decoding(Spec):
-    """How answers are generated. Temperature 0 is greedy."""
-
-    temperature: float = Field(default=0.0, ge=0)
-    top_k: int | None = Field(default=None, gt=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_new_tokens: int | None = Field(default=None, gt=0, description="None: what the task says")
+    def identity(self) -> dict[str, Any]:
+        """What of the budget all methods share is part of a cell; a target only if there is one."""
+        own = {"learning_rate", "steps"}  # of the method
+        return self.model_dump(mode="json", exclude=own if self.target else {*own, "target"})
 
 
 class Evaluation(Spec):
@@ -119,13 +159,39 @@ class Evaluation(Spec):
     merged: bool = True
 
 
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
 class Probes(Spec):
-    """What is measured after scoring. Empty lists leave a probe out."""
+    """What is measured after scoring: one forward pass of the probe batch, and a grid of requests.
+
+    The grid is the product ``latency_batch_sizes`` x ``prompt_tokens`` x ``output_tokens``; without ``prompt_tokens``
+    there is none. Its *headline* shape, whose numbers become metrics, is the first batch size, the first prompt
+    length and the longest output. An encoder has no output: its grid is batch x prompt.
+
+    Attributes:
+        latency_repeats: requests measured at every shape. Percentiles need 20 (p50), 100 (p90) or 300 (p99).
+        output_tokens: generated tokens of a request, forced; needs ``prompt_tokens``. Empty: 1, a prefill alone.
+        energy: shapes at which joules per token are measured, each in windows as long as the meter needs.
+    """
 
     latency_repeats: int = Field(default=20, ge=0)
-    latency_batch_sizes: tuple[int, ...] = (1,)
-    prompt_tokens: tuple[int, ...] = ()
-    output_tokens: tuple[int, ...] = ()
+    latency_batch_sizes: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
+    prompt_tokens: tuple[PositiveInt, ...] = ()
+    output_tokens: tuple[PositiveInt, ...] = ()
+    energy: Literal["headline", "grid", "none"] = "headline"
+
+    @model_validator(mode="after")
+    def _grid_is_whole(self) -> Probes:
+        if self.output_tokens and not self.prompt_tokens:
+            raise ValueError("output_tokens needs prompt_tokens: a request has a prompt")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What of the probes is part of a cell: everything, but for later fields that have their default."""
+        later = {"energy"}
+        content = self.model_dump(mode="json")
+        return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 
 
 class Limits(Spec):
@@ -135,6 +201,71 @@ class Limits(Spec):
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker; part of the cell")
     workers: int | None = Field(default=None, gt=0, description="cells at once; None: one per device")
     retries: int = Field(default=0, ge=0)
+
+
+class Accounting(Spec):
+    """Constants that turn measured energy and time into CO2 and money. What is not stated is not derived.
+
+    No part of a cell: the constants stand in the record beside each value made from them.
+    """
+
+    grid_gco2_per_kwh: float | None = Field(default=None, ge=0, description="g CO2 equivalent per kWh of the grid")
+    price_per_kwh: float | None = Field(default=None, ge=0)
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    currency: str | None = Field(default=None, pattern=r"^[A-Z]{3}$", description="ISO 4217")
+
+    @model_validator(mode="after")
+    def _prices_have_a_currency(self) -> Accounting:
+        priced = self.price_per_kwh is not None or self.price_per_gpu_hour is not None
+        if priced and self.currency is None:
+            raise ValueError("a price needs its 'currency', for example EUR")
+        return self
+
+
+class Tune(Spec):
+    """The tuning budget: the same number of trials for every method, model, quantization and task (protocol 6).
+
+    Trials train like any cell and are scored on the validation split alone; the test split is read once, by the
+    cells that run with what the trials chose. A best rate at the edge of the grid extends the grid once on that side.
+
+    Attributes:
+        learning_rates: points of the grid, around the method's own centre.
+        factor: ratio of two neighbouring rates.
+        knob: method label to one of its parameters and the values tried at the best rate. Methods without one try
+            as many further rates around the best instead, so that the budget stays equal.
+        seed: of the trials; no seed of the sweep, so that no final run was looked at before.
+        shared_learning_rate: further cells at this one rate for every method, for the sensitivity to tuning.
+        sampler: ``grid``, or one of optuna's samplers over the rate and the knob together, with ``trials`` trials.
+    """
+
+    learning_rates: int = Field(default=5, ge=3)
+    factor: float = Field(default=3.0, gt=1)
+    knob: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
+    select: Literal["validation_nll"] = "validation_nll"
+    seed: int = 1000
+    shared_learning_rate: float | None = Field(default=None, gt=0)
+    sampler: Literal["grid", "optuna-tpe", "optuna-random"] = "grid"
+    trials: int | None = Field(default=None, gt=2)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tune:
+        if (self.sampler == "grid") != (self.trials is None):
+            raise ValueError("'trials' belongs to optuna's samplers, which need it; a grid has 'learning_rates'")
+        for label, knob in self.knob.items():
+            if len(knob) != 1:
+                raise ValueError(f"knob of {label!r}: one parameter with its values")
+        if len({len(values) for knob in self.knob.values() for values in knob.values()}) > 1:
+            raise ValueError("every knob tries the same number of values, so that the budget stays equal")
+        return self
+
+    @property
+    def knob_trials(self) -> int:
+        """Trials every method has beyond the grid of rates."""
+        return max((len(values) for knob in self.knob.values() for values in knob.values()), default=0)
+
+    def identity(self) -> dict[str, Any]:
+        """The budget, as part of every tuned cell."""
+        return self.model_dump(mode="json", exclude={"shared_learning_rate"})
 
 
 class Rule(Spec):
@@ -189,6 +320,8 @@ class SweepSpec(Spec):
     evaluation: Evaluation = Evaluation()
     probes: Probes = Probes()
     limits: Limits = Limits()
+    accounting: Accounting = Accounting()
+    tune: Tune | None = None
     exclude: tuple[Exclusion, ...] = ()
     include: tuple[Inclusion, ...] = ()
     board: str = "default"
@@ -209,6 +342,17 @@ class SweepSpec(Spec):
         if len(set(value)) != len(value):
             raise ValueError("the same value stands twice in this axis")
         return value
+
+    @model_validator(mode="after")
+    def _tuning_fits(self) -> SweepSpec:
+        if self.tune is None:
+            return self
+        if self.tune.seed in self.seeds:
+            raise ValueError(f"tune: the seed {self.tune.seed} is one of the sweep's; trials need one of their own")
+        unknown = sorted(set(self.tune.knob) - {m.label or m.name for m in self.methods})
+        if unknown:
+            raise ValueError(f"tune: knob names no method of this sweep: {', '.join(unknown)}")
+        return self
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> SweepSpec:

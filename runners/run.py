@@ -81,6 +81,28 @@ def run_sweep(
     machine = hardware.probe()
     plan = make_plan(sweep, workspace, machine=machine, only=only, rerun=rerun)
     check_data(plan, sweep, workspace)
+    summary = Summary(plan, Counter())
+    attempted: set[str] = set()
+    # a sweep that tunes is planned again after its trials; any other has nothing new the second time
+    while new := [cell for cell in plan.run if cell.key not in attempted]:
+        attempted.update(cell.key for cell in new)
+        plan.run = new
+        summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
+        if sweep.spec.tune is None:
+            break
+        plan = make_plan(sweep, workspace, machine=machine, only=only)
+    else:
+        # nothing is left to launch, but what cannot run is still to be written down
+        if not attempted:
+            summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
+    return summary
+
+
+def _run_plan(
+    plan: Plan, workspace: Workspace, console: Console, machine: hardware.Machine, *, workers: int | None
+) -> Counter[str]:
+    """Run one plan's cells on this machine."""
+    sweep = plan.sweep
     store = Store(workspace.results)
     devices = {planning.device_of(cell) for cell in plan.run}
     if len(devices) > 1:
@@ -106,8 +128,7 @@ def run_sweep(
             device=device,
             view=view,
         )
-        outcomes = scheduler.run()
-    return Summary(plan, outcomes)
+        return scheduler.run()
 
 
 def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
