@@ -1,0 +1,108 @@
+"""Accuracy, and what a model still can of what it could before."""
+
+from __future__ import annotations
+
+from harness.quantities.definition import MetricDef
+
+_MILLER = "Miller 2024, arXiv:2411.00640"
+
+QUANTITIES: tuple[MetricDef, ...] = (
+    # accuracy of the adapted model, on the task's test split
+    MetricDef("accuracy", "accuracy", "fraction", "higher", "Share of test items answered right.", "accuracy"),
+    MetricDef(
+        "accuracy_norm",
+        "accuracy, per byte",
+        "fraction",
+        "higher",
+        "Share of multiple-choice items whose right option has the highest log-likelihood per byte of its text.",
+        "accuracy",
+        source="EleutherAI lm-evaluation-harness, acc_norm",
+    ),
+    MetricDef(
+        "macro_f1",
+        "macro F1",
+        "fraction",
+        "higher",
+        "Unweighted mean over the classes of 2 TP / (2 TP + FP + FN) on the test split.",
+        "accuracy",
+    ),
+    MetricDef(
+        "matthews",
+        "Matthews",
+        "1",
+        "higher",
+        "Correlation of predicted and right classes on the test split, any number of classes.",
+        "accuracy",
+        source="Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006",
+    ),
+    MetricDef(
+        "answer_nll",
+        "answer NLL",
+        "nat",
+        "lower",
+        "Mean negative log-likelihood of the right answer, summed over its tokens, per test item.",
+        "accuracy",
+    ),
+    MetricDef(
+        "merged_accuracy",
+        "merged accuracy",
+        "fraction",
+        "higher",
+        "Accuracy of the model after its adapter was merged into the base, scored again.",
+        "accuracy",
+    ),
+    MetricDef(
+        "before_quantization_accuracy",
+        "accuracy before quantization",
+        "fraction",
+        "higher",
+        "Accuracy of the trained model in full precision, before it was merged and quantized; the row's own accuracy "
+        "is that of the quantized model.",
+        "accuracy",
+    ),
+    MetricDef(
+        "merge_error_max",
+        "merge error, max",
+        "1",
+        "lower",
+        "Largest absolute logit difference between the unmerged and the merged model on the probe batch.",
+        "check",
+    ),
+    MetricDef(
+        "merge_error_mean",
+        "merge error, mean",
+        "1",
+        "lower",
+        "Mean absolute logit difference between the unmerged and the merged model on the probe batch.",
+        "check",
+    ),
+    MetricDef(
+        "validation_nll",
+        "validation NLL",
+        "nat",
+        "lower",
+        "Mean negative log-likelihood of the right answer on the validation split, after training.",
+        "accuracy",
+    ),
+    MetricDef(
+        "train_loss", "train loss", "nat", "lower", "Mean training loss over the last tenth of the steps.", "accuracy"
+    ),
+    # retention
+    MetricDef(
+        "retained_accuracy",
+        "retained",
+        "fraction",
+        "higher",
+        "Mean accuracy on the skills the base model had before, scored after adaptation.",
+        "retention",
+        source=_MILLER + " for the paired error",
+    ),
+    MetricDef(
+        "base_retained_accuracy",
+        "base skills",
+        "fraction",
+        "higher",
+        "Mean accuracy of the base model on those same skills and items, before any adaptation.",
+        "retention",
+    ),
+)
