@@ -112,7 +112,8 @@ class Record(Frozen):
         cell: the resolved cell, as the worker saw it.
         metrics: quantity to reading, for the whole cell.
         spans: the stages in order.
-        series: values over training steps (``loss``, ``learning_rate``, ``grad_norm``, ``step_ms``).
+        series: values over training steps (``loss``, ``grad_norm``, ``step_ms``), and power over the cell
+            (``power_s``, ``power_w``) where a board tells it.
         environment: versions, machine, device state.
         fingerprint: digest of the parts of the environment that can change a number.
         supersedes: id of the record this one corrects, if any.

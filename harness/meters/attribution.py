@@ -7,6 +7,7 @@ packed weights, some leave out scales and zero points.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.metrics import missing, reading
@@ -50,37 +51,48 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     return _storage_bytes(part for part in optimizer.state.values() if id(part) not in parameters)
 
 
-def training_memory(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, peak_allocated_bytes: int | None
-) -> list[Reading]:
-    """Attribute a training step's memory. Call after a step's ``backward`` and before gradients are dropped.
+@dataclass(frozen=True)
+class Attribution:
+    """Bytes of a training step by owner, counted while the gradients are there.
 
-    Args:
-        model: the model in training.
-        optimizer: its optimizer after at least one step; None for methods without one.
-        peak_allocated_bytes: ``torch.cuda.max_memory_allocated`` over whole steps, with optimizer state
-            present; None on a CPU, where nothing counts live tensors.
-
-    Returns:
-        ``weights_bytes``, ``gradient_bytes``, ``optimizer_state_bytes``, ``activation_peak_bytes``.
+    Attributes:
+        weights: parameters, buffers and quantization state of the model.
+        gradients: gradients between ``backward`` and ``zero_grad``.
+        optimizer_state: after at least one step of the optimizer.
     """
-    weights = model_bytes(model)
-    gradients = gradient_bytes(model)
-    state = optimizer_bytes(optimizer) if optimizer is not None else 0
-    readings = [
-        reading("weights_bytes", weights, source=SOURCE),
-        reading("gradient_bytes", gradients, source=SOURCE),
-        reading("optimizer_state_bytes", state, source=SOURCE),
-    ]
-    if peak_allocated_bytes is None:
-        why = {"why": "no allocator statistics on this device"}
-        return [*readings, missing("activation_peak_bytes", "not_supported", source=SOURCE, details=why)]
-    rest = peak_allocated_bytes - weights - gradients - state
-    if rest < 0:
-        # weights shared with the host, or offloaded: the difference says nothing about activations
-        why = {"why": "the attributed parts exceed the device's peak: some of them lie elsewhere"}
-        return [*readings, missing("activation_peak_bytes", "not_applicable", source=SOURCE, details=why)]
-    return [*readings, reading("activation_peak_bytes", rest, source="cuda_allocated_peak_bytes less " + SOURCE)]
+
+    weights: int
+    gradients: int
+    optimizer_state: int
+
+    @classmethod
+    def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Attribution:
+        """Count now: after a step's ``backward`` (best its optimizer step too), before gradients are dropped."""
+        state = optimizer_bytes(optimizer) if optimizer is not None else 0
+        return cls(model_bytes(model), gradient_bytes(model), state)
+
+    def readings(self, peak_allocated_bytes: int | None) -> list[Reading]:
+        """``weights_bytes``, ``gradient_bytes``, ``optimizer_state_bytes``, ``activation_peak_bytes``.
+
+        Args:
+            peak_allocated_bytes: ``torch.cuda.max_memory_allocated`` over whole steps, with optimizer state
+                present; None on a CPU, where nothing counts live tensors.
+        """
+        readings = [
+            reading("weights_bytes", self.weights, source=SOURCE),
+            reading("gradient_bytes", self.gradients, source=SOURCE),
+            reading("optimizer_state_bytes", self.optimizer_state, source=SOURCE),
+        ]
+        if peak_allocated_bytes is None:
+            why = {"why": "no allocator statistics on this device"}
+            return [*readings, missing("activation_peak_bytes", "not_supported", source=SOURCE, details=why)]
+        rest = peak_allocated_bytes - self.weights - self.gradients - self.optimizer_state
+        if rest < 0:
+            # weights shared with the host, or offloaded: the difference says nothing about activations
+            why = {"why": "the attributed parts exceed the device's peak: some of them lie elsewhere"}
+            return [*readings, missing("activation_peak_bytes", "not_applicable", source=SOURCE, details=why)]
+        source = "cuda_allocated_peak_bytes less " + SOURCE
+        return [*readings, reading("activation_peak_bytes", rest, source=source)]
 
 
 def _model_parts(model: nn.Module) -> Iterator[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.errors import UserError, did_you_mean
 from harness.meters.base import Meter
 from harness.meters.instrument import Setting
 from harness.registry import Registry
@@ -44,9 +46,25 @@ def build(
         options: meter name to keyword arguments of its constructor.
 
     Raises:
-        UserError: an unknown meter.
+        UserError: an unknown meter, or an option that a meter does not have.
     """
     setting = Setting(device, tuple(uuids), dict(options or {}))
+    for name in setting.options:
+        METERS.get(name, where="options of meters")
     wanted = METERS.names() if names is None else list(names)
     outermost_first = sorted(wanted, key=lambda name: _BUILT_IN.index(name) if name in _BUILT_IN else -1)
-    return [METERS.get(name)(setting, **setting.options.get(name, {})) for name in outermost_first]
+    return [_build(name, setting) for name in outermost_first]
+
+
+def _build(name: str, setting: Setting) -> Meter:
+    kind, options = METERS.get(name), setting.options.get(name, {})
+    if options:
+        known = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for option in options:
+            if option not in known:
+                raise UserError(
+                    f"meter {name!r} has no option {option!r}",
+                    where="options of meters",
+                    fix=did_you_mean(option, known),
+                )
+    return kind(setting, **options)

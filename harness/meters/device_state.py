@@ -32,12 +32,14 @@ class State:
         sm_clock_mhz: mean over the boards.
         throttle_bits: all boards' reasons together.
         foreign: compute processes of others.
+        power_w: instantaneous power, summed over the boards; for the trace, never for energy.
     """
 
     temperature_c: float | None
     sm_clock_mhz: float | None
     throttle_bits: int | None
     foreign: frozenset[int] | None
+    power_w: float | None = None
 
 
 class DeviceState:
@@ -64,14 +66,18 @@ class DeviceState:
         self.setting = setting
         self.why_unavailable: WhyMissing = "no_device"
         self._boards: list[Board] = []
+        self._facts: list[dict[str, Any]] = []
         self._state = Sampler(self._look, period_s, name="device-state")
         self._memory = Sampler(self._used_bytes, memory_period_s, name="device-memory")
         self._begun_s = 0.0
+        self._first_s: float | None = None
+        self._trace: list[tuple[float, float]] = []
 
     def available(self) -> str | None:
         """Open the assigned boards."""
         try:
             self._boards = open_boards(self.setting.uuids)
+            self._facts = [board.facts() for board in self._boards]
         except BoardError as error:
             self.why_unavailable = error.absence.why
             return error.absence.text
@@ -80,25 +86,35 @@ class DeviceState:
     def begin(self, stage: str) -> None:
         """Start sampling."""
         self._begun_s = time.monotonic()
+        self._first_s = self._begun_s if self._first_s is None else self._first_s
         self._state.start()
         self._memory.start()
 
     def end(self, stage: str) -> list[Reading]:
         """The state over the stage."""
         memory = self._memory.stop()
-        states = [state for _, state in self._state.stop()]
+        looks = self._state.stop()
+        states = [state for _, state in looks]
+        self._trace += [(at, state.power_w) for at, state in looks if state.power_w is not None]
         if self._state.error is not None:
             first = [name for name in self.quantities if name != "device_used_peak_bytes"]
             return [*_failed(tuple(first), self._state.error), self._memory_reading(memory)]
         return [*self._temperatures(states), *self._counts(states), self._memory_reading(memory)]
 
     def facts(self) -> dict[str, Any]:
-        """Each board: name, UUID, driver, limits, clocks, memory; and the sampling periods."""
+        """Each board as it was opened: name, UUID, driver, limits, clocks, memory; and the sampling periods."""
         return {
-            "boards": [board.facts() for board in self._boards],
+            "boards": self._facts,
             "period_s": self._state.period_s,
             "memory_period_s": self._memory.period_s,
         }
+
+    def series(self) -> dict[str, tuple[float, ...]]:
+        """Power over the cell as it was seen, and the seconds since the first stage began; empty without a sensor."""
+        if not self._trace or self._first_s is None:
+            return {}
+        seconds = tuple(max(0.0, at - self._first_s) for at, _ in self._trace)
+        return {"power_s": seconds, "power_w": tuple(watts for _, watts in self._trace)}
 
     def _look(self) -> State:
         temperatures = _known(board.temperature_c() for board in self._boards)
@@ -117,7 +133,16 @@ class DeviceState:
             sm_clock_mhz=sum(clocks) / len(clocks) if clocks else None,
             throttle_bits=mask if bits else None,
             foreign=foreign,
+            power_w=self._power_w(),
         )
+
+    def _power_w(self) -> float | None:
+        try:
+            return sum(board.instant_w() for board in self._boards)
+        except BoardError as error:
+            if error.absence.why == "not_supported":
+                return None
+            raise
 
     def _used_bytes(self) -> int:
         return sum(board.used_bytes() for board in self._boards)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness.meters.gauges import (
@@ -26,8 +27,19 @@ from harness.record import Reading, WhyMissing
 
 SOURCE = "NVML"
 GUARD_PERIOD_S = 1.0
+PROTOCOL_FLOOR_S = 5.0
+"""Shortest window the protocol accepts, whatever a profile sets."""
 COARSEST = 0.05
 """A window whose quantization bound exceeds the sensor's gain bound is too short to report."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """The assigned boards' counters at one moment: seconds, joules of all, seconds between two steps of a counter."""
+
+    time_s: float
+    joules: float
+    update_s: float
 
 
 class Energy:
@@ -71,6 +83,7 @@ class Energy:
         self.why_unavailable: WhyMissing = "not_supported"
         self._gauges: list[Gauge] = []
         self._window: _Window | None = None
+        self._refused: Absence | None = None
         self._idle_w: dict[str, float] = {}
         self._idle_absences: dict[str, Absence] = {}
 
@@ -103,16 +116,34 @@ class Energy:
         """Shortest window that gives a value at all, seconds."""
         return max(self.floor_s, *(gauge.minimum_s(COARSEST) for gauge in self._gauges))
 
+    def lap(self) -> Lap:
+        """The counters now, without alignment: differences of laps divide a window among its parts.
+
+        Raises:
+            BoardError: a board is read by sampling, which gives no running total, or it failed.
+        """
+        synchronize(self.setting.device)
+        if not all(isinstance(gauge, CounterGauge) for gauge in self._gauges):
+            raise BoardError("not_supported", "sampled power has no running total")
+        joules = sum(gauge.board.energy_j() for gauge in self._gauges)
+        return Lap(self.clock(), joules, max(gauge.update_s for gauge in self._gauges))
+
     def begin(self, stage: str) -> None:
         """Wait for queued work, align to the counters' steps, and open the window."""
         synchronize(self.setting.device)
+        self._refused = None
         self._window = _Window(self._gauges, self.clock)
-        self._window.open()
+        try:
+            self._window.open()
+        except BoardError as error:
+            self._refused, self._window = error.absence, None
 
     def end(self, stage: str) -> list[Reading]:
         """Wait for the stage's work, align, and close the window."""
         synchronize(self.setting.device)
         window, self._window = self._window, None
+        if self._refused is not None:
+            return self._refused.readings(self.quantities, SOURCE)
         if window is None:
             raise RuntimeError("the energy window was never opened")
         try:
@@ -185,7 +216,7 @@ class Energy:
             "window_s": seconds,
             "quantization_bound": quantization,
             "gain_bound": GAIN_BOUND,
-            "meets_protocol": seconds >= self.minimum_window_s,
+            "meets_protocol": seconds >= max(PROTOCOL_FLOOR_S, self.minimum_window_s),
             "processes_listed": processes_listed,
             "boards": {part.uuid: {"joules": part.joules, **part.details} for part in parts},
         }

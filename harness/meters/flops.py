@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.metrics import missing, reading
@@ -13,68 +14,119 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 SOURCE = "torch.utils.flop_counter"
 LEAST_SHARE = 0.9
-"""Counted operations below this share of the linear layers' forward pass: some operators were not seen."""
+"""Counted operations below this share of the linear layers' analytic ones: some operators were not seen."""
 
 
 def count_flops(step: Callable[[], Any]) -> int:
     """Operations of one call of ``step``, forward and backward, recomputation included; a multiply-add counts as 2."""
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch has no types here
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]  # likewise
+
+    # torch's table has attention on CUDA only
+    attention_on_cpu = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention_on_cpu) as counter:
         step()
     return int(counter.get_total_flops())
 
 
-def linear_forward_flops(model: nn.Module, tokens: int) -> int:
-    """``2 * m * n * tokens`` summed over the model's linear layers, packed quantized layers by their logical shape.
+class LinearLayers:
+    """Analytic operations of the linear layers while a step runs: 2 * m * n * tokens for the forward pass, as much
+    again where the layer's input needs a gradient, and again where its weight does.
 
-    Every linear layer is taken to see every token; attention and element-wise work are left out.
+    Packed quantized layers count by their logical shape. Attention and element-wise work are left out, and so are
+    layers whose weight is used without calling them.
     """
-    total = 0
-    for module in model.modules():
-        shape = _linear_shape(module)
-        if shape is not None:
-            total += 2 * shape[0] * shape[1] * tokens
-    return total
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.forward = 0
+        self.step = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> LinearLayers:
+        for module in self.model.modules():
+            shape = _linear_shape(module)
+            if shape is not None:
+                self._hooks.append(module.register_forward_hook(partial(self._count, shape)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _count(self, shape: tuple[int, int], module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+        import torch
+
+        if not args:  # called by keyword: its tokens are not known
+            return
+        tokens = args[0].numel() // args[0].shape[-1]
+        forward = 2 * shape[0] * shape[1] * tokens
+        self.forward += forward
+        if torch.is_grad_enabled():
+            weight = getattr(module, "weight", None)
+            trained = weight is not None and weight.requires_grad
+            self.step += forward * (1 + bool(args[0].requires_grad) + bool(trained))
+        else:
+            self.step += forward
 
 
-def step_flops(step: Callable[[], Any], model: nn.Module, tokens: int) -> Reading:
+def step_flops(step: Callable[[], Any], model: nn.Module, tokens: int, *, micro_batches: int = 1) -> Reading:
     """``step_flops`` of one training or inference step.
 
     The counter sees only operators it has a formula for; kernels of quantized layers are often none of them.
-    A count below the linear layers' analytic forward pass is therefore no value but ``not_supported``.
+    A count below what the linear layers need by their shapes is therefore no value but ``not_supported``.
 
     Args:
-        step: one whole step, at least a forward pass through all of ``model``.
+        step: one micro-batch of it, at least a forward pass through all of ``model``.
         model: the model in the step.
-        tokens: tokens of the batch, padding included, since it is computed too.
+        tokens: tokens of the micro-batch, padding included, since it is computed too.
+        micro_batches: how many of them make a step.
     """
-    counted = count_flops(step)
-    analytic = linear_forward_flops(model, tokens)
-    details: dict[str, Any] = {"counted": counted, "linear_forward": analytic, "tokens": tokens}
-    if counted < LEAST_SHARE * analytic:
+    with LinearLayers(model) as linear:
+        counted = count_flops(step)
+    details: dict[str, Any] = {
+        "micro_batch_flops": counted,
+        "linear_forward_flops": linear.forward,
+        "linear_step_flops": linear.step,
+        "micro_batches": micro_batches,
+        "tokens": tokens * micro_batches,
+    }
+    if counted < LEAST_SHARE * linear.step:
         details["why"] = "the counter does not see all linear layers of this model"
         return missing("step_flops", "not_supported", source=SOURCE, details=details)
-    return reading("step_flops", counted, source=SOURCE, details=details)
+    return reading("step_flops", counted * micro_batches, source=SOURCE, details=details)
 
 
-def mfu(flops: Reading, step_s: float, peak_flops_per_s: float | None) -> Reading:
+def mfu(flops: Reading, tokens_per_step: float, step_s: float, peak_flops_per_s: float | None) -> Reading:
     """Model-FLOPs utilisation against the device peak stated in the hardware profile (never a guess).
+
+    The FLOPs of a token, from the counted step, times the tokens computed per second.
 
     Args:
         flops: ``step_flops``, of a step without gradient checkpointing: recomputed operations are the hardware's
-            work, not the model's.
-        step_s: duration of such a step, seconds.
+            work, not the model's. Its details hold the ``tokens`` of the counted step.
+        tokens_per_step: mean over the steps, padding included.
+        step_s: duration of a step, seconds.
         peak_flops_per_s: stated peak for the data type in use, or None where the profile states none.
     """
-    source = "step_flops over step time"
+    source = "step_flops per token, tokens over step time"
     if flops.value is None:
         why = flops.why_missing or "not_measured"
         return missing("mfu", why, source=source, details={"why": "no FLOPs per step"})
     if peak_flops_per_s is None:
         return missing("mfu", "not_measured", source=source, details={"why": "the hardware profile states no peak"})
-    details = {"peak_flops_per_s": peak_flops_per_s, "step_s": step_s}
-    return reading("mfu", flops.value / step_s / peak_flops_per_s, source=source, details=details)
+    details = {"peak_flops_per_s": peak_flops_per_s, "step_s": step_s, "tokens_per_step": tokens_per_step}
+    per_token = flops.value / flops.details["tokens"]
+    return reading("mfu", per_token * tokens_per_step / step_s / peak_flops_per_s, source=source, details=details)
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -148,6 +148,10 @@ class Board:
         value: int | None = self.optional("nvmlDeviceGetClockInfo", getattr(pynvml, f"NVML_CLOCK_{domain}"))
         return value
 
+    def driver(self) -> str:
+        """Version of the driver."""
+        return str(self._call("nvmlSystemGetDriverVersion"))
+
     def power_limit_w(self) -> float | None:
         """Enforced power limit, watts."""
         limit = self.optional("nvmlDeviceGetEnforcedPowerLimit")
@@ -174,7 +178,7 @@ class Board:
             "uuid": self.uuid,
             "name": self.name,
             "compute_capability": f"{self.capability[0]}.{self.capability[1]}",
-            "driver": self._call("nvmlSystemGetDriverVersion"),
+            "driver": self.driver(),
             "cuda_driver": self._call("nvmlSystemGetCudaDriverVersion_v2"),
             "power_limit_w": self.power_limit_w(),
             "sm_clock_mhz": self.clock_mhz("SM"),

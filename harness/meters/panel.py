@@ -41,6 +41,10 @@ class Panel:
             else:
                 self._unavailable[meter.name] = (meter, reason)
 
+    def get(self, name: str) -> Meter | None:
+        """The available meter of that name, or None."""
+        return next((meter for meter in self.meters if meter.name == name), None)
+
     def begin(self, stage: str) -> None:
         """Start every meter's window, outermost first.
 
@@ -116,6 +120,18 @@ class Panel:
         for meter, reason in self._unavailable.values():
             readings += _missing(meter, getattr(meter, "why_unavailable", "not_supported"), {"why": reason})
         return tuple(readings)
+
+    def series(self) -> dict[str, tuple[float, ...]]:
+        """What meters saw over the whole cell, by the name of the series; one that fails says so in its facts."""
+        found: dict[str, tuple[float, ...]] = {}
+        for meter in self.meters:
+            take = getattr(meter, "series", None)
+            if take is not None:
+                try:
+                    found.update(take())
+                except Exception as error:
+                    self._baseline_errors[meter.name] = f"series: {_text(error)}"
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Every meter's facts by its name; ``{"unavailable": reason}`` for the others."""

@@ -6,11 +6,12 @@ Both stop at a cap and say so, so that a record shows whether the state was reac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.meters.instrument import Clock
+from harness.meters.nvml import BoardError, open_boards
 
 DRIFT_C = 1.0
 DRIFT_WINDOW_S = 10.0
@@ -39,6 +40,19 @@ class Settled:
     def facts(self) -> dict[str, Any]:
         """For the record."""
         return asdict(self)
+
+
+def thermometer(uuids: Sequence[str]) -> Callable[[], float | None]:
+    """Reads the temperature of the hottest of these GPUs; None where none of them tells, or one fails."""
+
+    def read_c() -> float | None:
+        try:
+            known = [celsius for board in open_boards(uuids) if (celsius := board.temperature_c()) is not None]
+        except BoardError:
+            return None
+        return max(known, default=None)
+
+    return read_c
 
 
 def cool_down(

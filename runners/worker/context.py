@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from harness.errors import CheckFailed
+from harness.meters.panel import Panel
 from harness.methods.base import Method, ModelKind
-from harness.metrics import missing, reading
+from harness.metrics import metric, missing, reading
 from harness.quantizers.base import Quantizer
 from harness.record import Reading, WhyMissing
 from harness.spec import Evaluation, Probes, Training
 from runners.worker.job import Job
 from tasks.scoring import Scored
 from tasks.task import Item, Task
+
+RANDOM_WEIGHTS = "random weights: the model stands for memory, speed and energy, and its answers mean nothing"
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Context:
         probe_logits: logits of the probe batch before saving, for the reload and merge checks.
         samples: scored items of every arm, in the order they were scored.
         say: sends a progress message to the parent.
+        panel: the meters around the stages; None where a stage is run without them.
     """
 
     job: Job
@@ -67,6 +71,7 @@ class Context:
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    panel: Panel | None = None
 
     @property
     def folder(self) -> Path:
@@ -74,9 +79,24 @@ class Context:
         return Path(self.job.folder)
 
     @property
+    def trial(self) -> bool:
+        """Whether this is a trial of tuning, which never reads the test split."""
+        return self.job.cell.get("role") == "trial"
+
+    @property
     def trains(self) -> bool:
         """Whether the method has a training stage."""
         return self.method.declaration.trains
+
+    @property
+    def quantizes_before(self) -> bool:
+        """Whether the base is quantized before training (else after the merge)."""
+        return bool(self.job.cell["quantization"]["moment"] == "before_training")
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the model is a skeleton: its memory, speed and energy are measured, its answers mean nothing."""
+        return bool(self.job.cell["model"].get("weights") == "random")
 
     @property
     def base(self) -> str:
@@ -84,14 +104,21 @@ class Context:
         return str(self.method.setting.base)
 
     def record(self, name: str, value: float, *, source: str, **more: Any) -> None:
-        """Keep a measured quantity. A quantity measured twice is a programming error."""
-        self._keep(reading(name, value, source=source, **more))
+        """Keep a measured quantity. A quantity measured twice is a programming error.
+
+        What a model with random weights scores, or its loss, means nothing: no such value enters a record.
+        """
+        if self.random_weights and metric(name).family in ("accuracy", "retention"):
+            self.keep(missing(name, "not_applicable", source=source, details={"note": RANDOM_WEIGHTS}))
+        else:
+            self.keep(reading(name, value, source=source, **more))
 
     def record_missing(self, name: str, why: WhyMissing, *, source: str, **details: Any) -> None:
         """Keep the reason why a quantity has no value."""
-        self._keep(missing(name, why, source=source, details=details))
+        self.keep(missing(name, why, source=source, details=details))
 
-    def _keep(self, new: Reading) -> None:
+    def keep(self, new: Reading) -> None:
+        """Keep a reading. A quantity measured twice is a programming error."""
         if new.quantity in self.metrics:
             raise CheckFailed("metric-once", f"{new.quantity} was measured twice in one cell")
         self.metrics[new.quantity] = new

@@ -12,6 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
+from harness.meters.attribution import Attribution
+from runners.worker.target import TargetWatch
 
 if TYPE_CHECKING:
     from runners.worker.context import Context
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 PROBED_STEPS = 8
 """Steps within which every trainable tensor must have received a gradient. LoRA's A has none at the first
 step, because B is zero, and none at the second, because warm-up starts at learning rate zero."""
+
+
+ATTRIBUTED_STEP = 2
+"""The step at which memory is attributed: optimizer state is there, and neither the first step's duration nor the
+median of the steady ones holds the counting."""
 
 
 class StepClock:
@@ -29,6 +36,7 @@ class StepClock:
         self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
         self._begins: list[Any] = []
         self._ends: list[Any] = []
+        self._ready: list[Any] = []  # from when the next step's batch was waited for
 
     def _now(self) -> Any:
         if not self.cuda:
@@ -44,6 +52,11 @@ class StepClock:
     def end(self) -> None:
         """A step ended: the optimizer has stepped."""
         self._ends.append(self._now())
+        self._ready.append(self._ends[-1])
+
+    def resume(self) -> None:
+        """Something else was done after the last step: waiting for the next batch begins now."""
+        self._ready[-1] = self._now()
 
     def step_ms(self) -> list[float]:
         """Durations of the steps, ms."""
@@ -51,7 +64,7 @@ class StepClock:
 
     def wait_ms(self) -> list[float]:
         """Time between the end of a step and the beginning of the next, ms: waiting for data."""
-        return [0.0, *self._between(self._ends[:-1], self._begins[1:])]
+        return [0.0, *self._between(self._ready[:-1], self._begins[1:])]
 
     def _between(self, first: list[Any], second: list[Any]) -> list[float]:
         if self.cuda:
@@ -111,17 +124,24 @@ def _own_adapters_allowed(model: Any) -> Iterator[None]:
 
 
 class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
-    """The loop, with hooks instead of per-method branches."""
+    """The loop, with hooks instead of per-method branches.
 
-    def __init__(self, *, context: Context, clock: StepClock, **kwargs: Any) -> None:
+    Attributes:
+        losses: of every micro-batch.
+        tokens: trained so far, padding left out.
+        computed_tokens: the same with padding, which is computed too.
+    """
+
+    def __init__(self, *, context: Context, hooks: Hooks, **kwargs: Any) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
         with _own_adapters_allowed(kwargs["model"]):
-            super().__init__(callbacks=[Hooks(context, clock)], **kwargs)
+            super().__init__(callbacks=[hooks], **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss of a micro-batch is a mean; Trainer averages them
         self.context = context
         self.losses: list[torch.Tensor] = []
         self.grad_norms: list[torch.Tensor] = []
         self.tokens = 0
+        self.computed_tokens = 0
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The method's optimizer, or AdamW over everything that trains."""
@@ -155,6 +175,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
                 ready without waiting for the device.
         """
         self.tokens += inputs.pop("tokens")
+        self.computed_tokens += inputs["input_ids"].numel()
         own = self.context.method.training_step(model, self._prepare_inputs(inputs))
         loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
         self.losses.append(loss.detach() * (1 if own is not None else self.args.gradient_accumulation_steps))
@@ -163,21 +184,51 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             raise Diverged(
                 f"the training loss became {self.losses[look_at].item()} at step {self.state.global_step + 1}"
             )
+        if self.context.trial and len(self.losses) % 10 == 0:
+            stop_if_hopeless(self.losses, self.grad_norms)
         return loss
 
 
+HOPELESS = 3.0
+"""A trial whose loss is this many times that of its first steps is stopped: it only gets worse from there."""
+
+
+def stop_if_hopeless(losses: list[torch.Tensor], grad_norms: list[torch.Tensor]) -> None:
+    """End a trial of tuning that has no chance; its record says so and counts as the worst score.
+
+    Raises:
+        Diverged: the last five losses are far above the first five, or a gradient norm is not finite.
+    """
+    if grad_norms and not bool(torch.isfinite(grad_norms[-1])):
+        raise Diverged(f"stopped early: the gradient norm became {float(grad_norms[-1])}")
+    if len(losses) >= 10:
+        first, last = torch.stack(losses[:5]).mean(), torch.stack(losses[-5:]).mean()
+        if float(last) > HOPELESS * float(first):
+            raise Diverged(f"stopped early: the loss rose from {float(first):.3g} to {float(last):.3g}")
+
+
 class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
-    """Calls the method's hooks and the guards at the right moments; tells the parent how far training is."""
+    """Calls the method's hooks and the guards at the right moments; tells the parent how far training is.
+
+    Attributes:
+        attribution: whose bytes the memory of a step is; None before :data:`ATTRIBUTED_STEP`, or the error.
+        target: scores the validation split meanwhile, where the sweep states a target.
+    """
 
     def __init__(self, context: Context, clock: StepClock) -> None:
         self.context = context
         self.clock = clock
         self.silent: set[str] = set()
+        self.attribution: Attribution | Exception | None = None
+        target = context.training.target
+        self.target = TargetWatch(target, context.steps, context.panel) if target is not None else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Note which tensors the gradient probe waits for."""
         expects = self.context.method.expects_gradient
         self.silent = {n for n, p in model.named_parameters() if p.requires_grad and expects(n)}
+        if self.target is not None:
+            self.target.begin()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Start the clock; the method chooses what trains now."""
@@ -192,8 +243,14 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                     self.silent.discard(name)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """The method's hook, while the gradients are still there."""
-        self.context.method.on_step(model, state.global_step + 1)
+        """The method's hook, and once the attribution of memory, while the gradients are still there."""
+        step = state.global_step + 1
+        if step == min(ATTRIBUTED_STEP, state.max_steps):
+            try:
+                self.attribution = Attribution.take(model, kwargs.get("optimizer"))
+            except Exception as error:  # an instrument never harms the cell
+                self.attribution = error
+        self.context.method.on_step(model, step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Stop the clock; check the probe once; report progress."""
@@ -201,6 +258,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         step = state.global_step
         if step == min(PROBED_STEPS, state.max_steps):
             self.check_gradients(step)
+        if self.target is not None and self.target.due(step):
+            self.target.evaluate(self.context, step)
+            self.clock.resume()
         if step % max(1, state.max_steps // 10) == 0:
             self.context.say("progress", what="training", at=step, of=state.max_steps)
 

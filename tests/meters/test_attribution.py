@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from harness.meters.attribution import (
+    Attribution,
     gradient_bytes,
     model_bytes,
     optimizer_bytes,
     tensor_bytes,
-    training_memory,
 )
 
 IN, OUT = 256, 512
@@ -72,14 +72,15 @@ def test_training_memory_of_adam() -> None:
     model(torch.randn(3, IN)).sum().backward()
     optimizer.step()
     weights = 4 * IN * OUT
-    readings = {r.quantity: r for r in training_memory(model, optimizer, 10 * weights)}
+    taken = Attribution.take(model, optimizer)
+    readings = {r.quantity: r for r in taken.readings(10 * weights)}
     assert readings["weights_bytes"].value == weights
     assert readings["gradient_bytes"].value == gradient_bytes(model) == weights
     assert readings["optimizer_state_bytes"].value == 2 * weights + 4  # two moments and a step count
     assert readings["activation_peak_bytes"].value == 6 * weights - 4
-    without = {r.quantity: r for r in training_memory(model, optimizer, None)}
+    without = {r.quantity: r for r in taken.readings(None)}
     assert without["activation_peak_bytes"].why_missing == "not_supported"
-    impossible = {r.quantity: r for r in training_memory(model, optimizer, weights)}
+    impossible = {r.quantity: r for r in taken.readings(weights)}
     assert impossible["activation_peak_bytes"].why_missing == "not_applicable"
 
 

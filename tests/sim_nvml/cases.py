@@ -18,12 +18,19 @@ class Outcome:
     """What came of one case.
 
     Attributes:
-        error: measured over true energy, less 1.
+        error: measured over true energy, less 1; None where there is no value.
         reading: the reading of ``energy_gross_j``.
     """
 
-    error: float
+    error: float | None
     reading: dict[str, Any]
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine was so busy that a sample of power came later than the sensor's next value."""
+        boards = self.reading["details"].get("boards", {}).values()
+        gaps = [board["max_gap_s"] > board["update_s"] for board in boards if "max_gap_s" in board]
+        return self.reading["why_missing"] == "too_few" or any(gaps)
 
 
 def panel(*uuids: str, meters: tuple[str, ...] = ("energy", "time"), **options: Any) -> dict[str, Any]:
@@ -65,18 +72,26 @@ def measure_each(sim: Simulator, devices: dict[str, SimDevice], stages: dict[str
 
 
 def outcomes(sim: Simulator, devices: dict[str, SimDevice], window_s: float = 5.0) -> dict[str, Outcome]:
-    """Energy error of every device over one window.
-
-    Raises:
-        TypeError: a reading has no value.
-    """
+    """Energy error of every device over one window."""
     answer = measure_each(sim, devices, {"train": window_s})
     found = {}
     for name, device in devices.items():
         stage = answer[name]["stages"]["train"]
         reading = stage["readings"]["energy_gross_j"]
-        truth = sim.truth_j(device.power, stage["begun_s"], stage["ended_s"])
-        found[name] = Outcome(reading["value"] / truth - 1, reading)
+        # over the window that was measured: when a busy machine came to open and close it is not the meter's error
+        window_s = reading["details"].get("window_s", window_s)
+        truth = sim.truth_j(device.power, stage["begun_s"], stage["begun_s"] + window_s)
+        found[name] = Outcome(None if reading["value"] is None else reading["value"] / truth - 1, reading)
+    return found
+
+
+def undisturbed(sim: Simulator, devices: dict[str, SimDevice], *, attempts: int = 4) -> dict[str, Outcome]:
+    """Like :func:`outcomes`, again for the cases in which the machine was too busy to sample, a few times."""
+    found: dict[str, Outcome] = {}
+    for _ in range(attempts):
+        left = {name: device for name, device in devices.items() if name not in found}
+        if left:
+            found |= {name: outcome for name, outcome in outcomes(sim, left).items() if not outcome.disturbed}
     return found
 
 

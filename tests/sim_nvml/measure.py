@@ -8,12 +8,15 @@ time, so that many cases cost the time of one.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness.meters.catalog import build
+from harness.meters.energy import Energy
 from harness.meters.panel import Panel
 
 
@@ -37,8 +40,27 @@ def clock_that_goes_back(after_s: float) -> Callable[[], float]:
     return clock
 
 
+def begin_script_now() -> float:
+    """Put the script's origin at this moment, before anything opens the library; the time it takes to start and
+    import then shifts no event of the script."""
+    origin_s = time.monotonic()
+    script = Path(os.environ.get("SIM_NVML_SCRIPT", ""))
+    if script.is_file():
+        _, _, rest = script.read_text().partition("\n")
+        script.write_text(f"origin {origin_s:.9f}\n{rest}")
+    return origin_s
+
+
+def energy_begun_s(panel: Panel) -> float:
+    """When the energy window of the stage began, which may be a little before the stage; now where there is none."""
+    meter = panel.get("energy")
+    gauges = meter._gauges if isinstance(meter, Energy) else []
+    return max((gauge._begun.time_s for gauge in gauges), default=0.0) or time.monotonic()
+
+
 def main() -> None:
     job = json.load(sys.stdin)
+    origin_s = begin_script_now()
     panels = {name: make_panel(p, job.get("clock_goes_back_after_s")) for name, p in job["panels"].items()}
     answer: dict[str, Any] = {name: {"stages": {}} for name in panels}
     if job.get("baseline"):
@@ -48,7 +70,7 @@ def main() -> None:
         begun: dict[str, float] = {}
         for name, panel in panels.items():
             panel.begin(stage)
-            begun[name] = time.monotonic()
+            begun[name] = energy_begun_s(panel)
         cpu = time.process_time()
         time.sleep(seconds)
         cpu = time.process_time() - cpu
@@ -67,7 +89,7 @@ def main() -> None:
     for name, panel in panels.items():
         answer[name]["cell"] = {r.quantity: r.model_dump(mode="json") for r in panel.finish()}
         answer[name]["facts"] = panel.facts()
-    json.dump(answer, sys.stdout)
+    json.dump({**answer, "origin_s": origin_s}, sys.stdout)
 
 
 if __name__ == "__main__":

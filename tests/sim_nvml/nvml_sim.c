@@ -44,6 +44,9 @@ typedef struct {
     Interval throttle[MAX_ITEMS], process[MAX_ITEMS];
     int throttles, processes, mig;
     double lost_at;                                    /* < 0: never */
+    char lost_when[256];                               /* lost once this file exists; empty: never */
+    Fault refused[MAX_ITEMS];                          /* functions that fail on this device alone */
+    int refusals;
 } Device;
 
 static Device devices[MAX_DEVICES];
@@ -143,6 +146,11 @@ static void read_device_line(Device *d, const char *word, char *rest) {
     else if (!strcmp(word, "clocks")) sscanf(rest, "%u %u", &d->sm_mhz, &d->memory_mhz);
     else if (!strcmp(word, "mig")) d->mig = atoi(rest);
     else if (!strcmp(word, "lost_at")) d->lost_at = atof(rest);
+    else if (!strcmp(word, "lost_when")) snprintf(d->lost_when, sizeof d->lost_when, "%s", rest);
+    else if (!strcmp(word, "refuse") && d->refusals < MAX_ITEMS) {
+        Fault *f = &d->refused[d->refusals++];
+        sscanf(rest, "%63s %d", f->function, &f->code);
+    }
     else if (!strcmp(word, "throttle") && d->throttles < MAX_ITEMS) {
         Interval *i = &d->throttle[d->throttles++];
         sscanf(rest, "%lf %lf %u", &i->from, &i->to, &i->value);
@@ -188,6 +196,9 @@ static int fault(const char *function) {
 static int check(const char *function, const Device *d) {
     if (!d) return ERROR_INVALID_ARGUMENT;
     if (d->lost_at >= 0 && now() >= d->lost_at) return ERROR_GPU_IS_LOST;
+    if (d->lost_when[0] && access(d->lost_when, F_OK) == 0) return ERROR_GPU_IS_LOST;
+    for (int i = 0; i < d->refusals; i++)
+        if (!strcmp(d->refused[i].function, function)) return d->refused[i].code;
     return fault(function);
 }
 

@@ -101,7 +101,7 @@ class Simulator:
     origin_s: float = field(default_factory=time.monotonic)
 
     def script(self, devices: Sequence[SimDevice], *further: str) -> Path:
-        """Write a script whose origin is now."""
+        """Write a script whose origin is now; :mod:`tests.sim_nvml.measure` puts it at its own start."""
         self.origin_s = time.monotonic()
         path = self.folder / f"script-{time.monotonic_ns()}.txt"
         lines = [f"origin {self.origin_s:.9f}", *further]
@@ -121,7 +121,9 @@ class Simulator:
 
     def measure(self, script: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         """Run ``tests.sim_nvml.measure`` on a job; its answer."""
-        return run_measure(job, self.environment(script))
+        answer = run_measure(job, self.environment(script))
+        self.origin_s = answer.pop("origin_s")
+        return answer
 
     def truth_j(self, power: Curve, begin_s: float, end_s: float) -> float:
         """Joules between two readings of the monotonic clock."""

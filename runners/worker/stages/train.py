@@ -1,23 +1,54 @@
-"""Stage ``train``: transformers' Trainer is the loop; the method's hooks and the guards ride on it."""
+"""Stage ``train``: transformers' Trainer is the loop; the method's hooks and the guards ride on it.
+
+What is measured about training is measured around it too: warm-up and the count of operations before the stage's
+windows open, what follows from its energy after they are closed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from harness.hardware import Thermal
+from harness.meters.attribution import SOURCE, Attribution
+from harness.meters.flops import SOURCE as FLOP_COUNTER
+from harness.meters.flops import mfu, step_flops
+from harness.meters.thermal import thermometer, warm_up
+from harness.methods.base import Method
+from harness.metrics import missing, reading
+from harness.record import Reading, Span, WhyMissing
+from harness.spec import Accounting
+from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
-from runners.worker.trainer import MatrixTrainer, StepClock, arguments
+from runners.worker.memory import is_out_of_memory
+from runners.worker.trainer import Hooks, MatrixTrainer, StepClock, arguments
 
 STEPS_LEFT_OUT = 3
 """First steps that are not in the median: they allocate optimizer state and warm caches."""
+J_PER_KWH = 3.6e6
+SPOILED = ("shared", "device_lost", "failed")
+"""Reasons of the stage's energy that hold for every part of it."""
+
+
+def before(ctx: Context) -> None:
+    """Outside every window of the stage: warm the device up if the profile says so, and count a step's operations."""
+    if not ctx.trains:
+        return
+    thermal = Thermal(**(ctx.job.cell["hardware"].get("thermal") or {}))
+    if thermal.warm_cap_s is not None:
+        read_c = thermometer(ctx.job.metered)
+        ctx.facts["warm_up"] = warm_up(lambda: forward_once(ctx), read_c, cap_s=thermal.warm_cap_s).facts()
+    ctx.keep(count_step(ctx))
 
 
 def run(ctx: Context) -> None:
-    """Train; record loss, step times and throughput.
+    """Train; record loss, step times, throughput and whose bytes the memory is.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -26,18 +57,24 @@ def run(ctx: Context) -> None:
     if not ctx.trains:
         return
     clock = StepClock(ctx.device)
+    hooks = Hooks(ctx, clock)
     trainer = MatrixTrainer(
         model=ctx.model,
         args=arguments(ctx),
         data_collator=Collator(ctx.tokenizer.pad_token_id),
         train_dataset=ctx.train_rows,
         context=ctx,
-        clock=clock,
+        hooks=hooks,
     )
     trainer.train()
     ctx.model = ctx.method.finish(trainer.model)
     ctx.model.eval()
-    record_speed(ctx, clock, tokens=trainer.tokens)
+    record_speed(ctx, clock, trainer)
+    record_memory(ctx, hooks.attribution)
+    if hooks.target is not None:
+        ctx.keep(hooks.target.time_reading(clock.step_ms(), clock.source))
+        ctx.keep(hooks.target.energy_reading())
+        ctx.series["target_score"] = tuple(hooks.target.scores)
     losses = torch.stack(trainer.losses).float().cpu().tolist()
     ctx.series["loss"] = tuple(losses)
     ctx.series["grad_norm"] = tuple(torch.stack(trainer.grad_norms).float().cpu().tolist())
@@ -45,12 +82,108 @@ def run(ctx: Context) -> None:
     ctx.record("train_loss", statistics.fmean(tail), source="mean over the last tenth of the steps", n=len(tail))
 
 
-def record_speed(ctx: Context, clock: StepClock, *, tokens: int) -> None:
-    """Step times from the clock; throughput over all steps."""
+def after(ctx: Context, span: Span) -> None:
+    """Once the stage's energy is known: what is derived from it with constants that the sweep states."""
+    if not ctx.trains or "train_s" not in ctx.metrics:
+        return
+    energy = span.get("energy_gross_j")
+    if energy is not None and energy.why_missing in SPOILED and "energy_to_target_j" in ctx.metrics:
+        why, source = energy.why_missing, energy.source
+        ctx.metrics["energy_to_target_j"] = missing("energy_to_target_j", why, source=source, details=energy.details)
+    stated = Accounting(**ctx.job.accounting)
+    for name, per_kwh, constant in (
+        ("train_co2_g", stated.grid_gco2_per_kwh, {"grid_gco2_per_kwh": stated.grid_gco2_per_kwh}),
+        (
+            "train_energy_cost",
+            stated.price_per_kwh,
+            {"price_per_kwh": stated.price_per_kwh, "currency": stated.currency},
+        ),
+    ):
+        if per_kwh is not None:
+            ctx.keep(_per_kwh(name, energy, per_kwh, constant))
+    if stated.price_per_gpu_hour is not None:
+        details = {"price_per_gpu_hour": stated.price_per_gpu_hour, "currency": stated.currency}
+        ctx.keep(_gpu_cost(ctx, stated.price_per_gpu_hour, details))
+
+
+def forward_once(ctx: Context) -> None:
+    """A forward pass of the shape that will be trained; changes neither the model nor any random number."""
+    with torch.no_grad(), _as_it_was(ctx):
+        ctx.model(**first_batch(ctx))
+        if ctx.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _as_it_was(ctx: Context) -> Iterator[None]:
+    """Training mode without side effects: random numbers, mode and checkpointing are as before afterwards."""
+    checkpointing = bool(getattr(ctx.model, "is_gradient_checkpointing", False))
+    training = ctx.model.training
+    if checkpointing:
+        ctx.model.gradient_checkpointing_disable()
+    try:
+        with (
+            torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []),
+            torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.job.cell["model"]["dtype"] == "bfloat16"),
+        ):
+            ctx.model.train()
+            yield
+    finally:
+        ctx.model.train(training)
+        if checkpointing:
+            ctx.model.gradient_checkpointing_enable()
+
+
+def first_batch(ctx: Context) -> dict[str, Any]:
+    """The first rows as one micro-batch on the device."""
+    rows = ctx.train_rows[: ctx.training.batch_size]
+    return to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(rows))
+
+
+def count_step(ctx: Context) -> Reading:
+    """``step_flops``, on a forward and backward pass whose gradients are dropped; the weights are not touched.
+
+    Gradient checkpointing is off meanwhile: what it computes twice is the hardware's work, not the model's.
+    """
+    if type(ctx.method).training_step is not Method.training_step:
+        why = {"why": "the method has a training step of its own, which changes the weights when it is counted"}
+        return missing("step_flops", "not_supported", source=FLOP_COUNTER, details=why)
+
+    def step() -> None:
+        outputs = ctx.model(**batch)
+        ctx.method.loss(outputs, batch, outputs.loss).backward()  # type: ignore[no-untyped-call]  # torch has no types here
+
+    try:
+        batch = first_batch(ctx)
+        tokens = batch["input_ids"].numel()
+        with _as_it_was(ctx):
+            return step_flops(step, ctx.model, tokens, micro_batches=ctx.training.gradient_accumulation)
+    except Exception as error:  # an instrument never harms the cell
+        why_missing: WhyMissing = "oom" if is_out_of_memory(error) else "failed"
+        details = {"error": f"{type(error).__name__}: {error}"}
+        return missing("step_flops", why_missing, source=FLOP_COUNTER, details=details)
+    finally:
+        ctx.model.zero_grad(set_to_none=True)
+
+
+def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None:
+    """Step times from the clock; throughput over all steps; utilisation of the device."""
     steps = clock.step_ms()
     waits = clock.wait_ms()
     source = clock.source
     ctx.series["step_ms"] = tuple(steps)
+    if min(steps) < 0:
+        for name in (
+            "train_s",
+            "first_step_ms",
+            "step_ms",
+            "data_wait_ms",
+            "train_tokens_per_s",
+            "train_samples_per_s",
+        ):
+            ctx.record_missing(name, "failed", source=source, error="the clock went back")
+        ctx.record_missing("mfu", "failed", source=source, error="the clock went back")
+        return
     seconds = math.fsum(steps) / 1e3
     ctx.record("train_s", seconds, source=source, n=len(steps))
     ctx.record("first_step_ms", steps[0], source=source, n=1)
@@ -61,5 +194,40 @@ def record_speed(ctx: Context, clock: StepClock, *, tokens: int) -> None:
         else:
             ctx.record(name, statistics.median(values), source=source, n=len(values), spread=statistics.stdev(values))
     samples = len(steps) * ctx.training.batch_size * ctx.training.gradient_accumulation
-    ctx.record("train_tokens_per_s", tokens / seconds, source=source, n=len(steps))
+    ctx.record("train_tokens_per_s", trainer.tokens / seconds, source=source, n=len(steps))
     ctx.record("train_samples_per_s", samples / seconds, source=source, n=len(steps))
+    step_ms = ctx.metrics["step_ms"].value
+    if step_ms is None:
+        ctx.record_missing("mfu", "too_few", source=source, steps=len(steps))
+    else:
+        peak = None if ctx.job.peak_tflops is None else ctx.job.peak_tflops * 1e12
+        ctx.keep(mfu(ctx.metrics["step_flops"], trainer.computed_tokens / len(steps), step_ms / 1e3, peak))
+
+
+def record_memory(ctx: Context, attribution: Attribution | Exception | None) -> None:
+    """Whose bytes a step's memory is. The peak is the stage's own: the panel reset it when the stage began."""
+    if isinstance(attribution, Attribution):
+        peak = torch.cuda.max_memory_allocated(ctx.device) if ctx.device.type == "cuda" else None
+        for found in attribution.readings(peak):
+            ctx.keep(found)
+        return
+    for name in ("weights_bytes", "gradient_bytes", "optimizer_state_bytes", "activation_peak_bytes"):
+        ctx.record_missing(name, "failed", source=SOURCE, error=repr(attribution))
+
+
+def _per_kwh(name: str, energy: Reading | None, per_kwh: float, constant: dict[str, Any]) -> Reading:
+    source = "derived from the stated constant and the training stage's energy_gross_j"
+    if energy is None or energy.value is None:
+        why = "no_device" if energy is None else energy.why_missing or "not_measured"
+        return missing(name, why, source=source, details={**constant, "why": "the stage has no energy"})
+    return reading(name, energy.value / J_PER_KWH * per_kwh, source=source, details=constant)
+
+
+def _gpu_cost(ctx: Context, price: float, details: dict[str, Any]) -> Reading:
+    name, source = "train_gpu_cost", "derived from the stated price and train_s"
+    seconds = ctx.metrics["train_s"].value
+    if not ctx.job.gpus:
+        return missing(name, "not_applicable", source=source, details={**details, "why": "the cell has no GPU"})
+    if seconds is None:
+        return missing(name, "failed", source=source, details={**details, "why": "training has no duration"})
+    return reading(name, seconds / 3600 * len(ctx.job.gpus) * price, source=source, details=details)

@@ -1,0 +1,111 @@
+"""Time and energy until the validation score meets the sweep's target. Evaluations are left out of both."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.meters.energy import COARSEST, Energy, Lap
+from harness.meters.nvml import BoardError
+from harness.metrics import missing, reading
+from harness.record import Reading, WhyMissing
+from runners.worker.scoring import mean_nll, score
+from tasks.scoring import summarise
+
+if TYPE_CHECKING:
+    from harness.meters.panel import Panel
+    from harness.spec import Target
+    from runners.worker.context import Context
+
+
+class TargetWatch:
+    """Scores the validation split now and then during training, until the target is met.
+
+    Attributes:
+        scores: one per evaluation, in order.
+        met_at: the step after which the target was first met, None as long as it was not.
+    """
+
+    def __init__(self, target: Target, steps: int, panel: Panel | None) -> None:
+        self.target = target
+        self.steps = steps
+        self.scores: list[float] = []
+        self.met_at: int | None = None
+        energy = panel.get("energy") if panel is not None else None
+        self._energy = energy if isinstance(energy, Energy) else None
+        self._why_no_energy: tuple[WhyMissing, str] = ("no_device", "no energy meter works here")
+        self._laps: list[Lap] = []  # begin and end of each stretch of training
+
+    def begin(self) -> None:
+        """Training begins."""
+        self._lap()
+
+    def due(self, step: int) -> bool:
+        """Whether the split is scored after ``step``."""
+        return self.met_at is None and (step % self.target.every == 0 or step == self.steps)
+
+    def evaluate(self, ctx: Context, step: int) -> None:
+        """Score the validation split with the model as it is; neither its mode nor any random number is changed."""
+        self._lap()
+        devices = [ctx.device] if ctx.device.type == "cuda" else []
+        training = ctx.model.training
+        with torch.random.fork_rng(devices=devices):
+            ctx.model.eval()
+            value = self._score(ctx)
+            ctx.model.train(training)
+        self.scores.append(value)
+        if self.target.met(value):
+            self.met_at = step
+        else:
+            self._lap()
+
+    def time_reading(self, step_ms: list[float], source: str) -> Reading:
+        """``time_to_target_s``: the steps up to the target."""
+        if self.met_at is None:
+            return self._not_reached("time_to_target_s", source)
+        seconds = math.fsum(step_ms[: self.met_at]) / 1e3
+        return reading("time_to_target_s", seconds, source=source, n=self.met_at, details=self._details())
+
+    def energy_reading(self) -> Reading:
+        """``energy_to_target_j``: the counters' differences over the training between the evaluations."""
+        name, source = "energy_to_target_j", "NVML counter, unaligned"
+        if self.met_at is None:
+            return self._not_reached(name, source)
+        if self._energy is None:
+            why, text = self._why_no_energy
+            return missing(name, why, source=source, details={"why": text})
+        stretches = [pair for index, pair in enumerate(pairwise(self._laps)) if index % 2 == 0]
+        joules = math.fsum(b.joules - a.joules for a, b in stretches)
+        seconds = math.fsum(b.time_s - a.time_s for a, b in stretches)
+        update_s = max(lap.update_s for lap in self._laps)
+        bound = 2 * len(stretches) * update_s / seconds
+        details = {**self._details(), "window_s": seconds, "stretches": len(stretches), "quantization_bound": bound}
+        if bound > COARSEST:
+            return missing(name, "window_too_short", source=source, details=details)
+        return reading(name, joules, source=source, resolution=bound * joules / 2, details=details)
+
+    def _score(self, ctx: Context) -> float:
+        if self.target.metric == "validation_nll":
+            return mean_nll(ctx, ctx.task, ctx.splits.validation)[0]
+        found = summarise(score(ctx, ctx.task, ctx.splits.validation))["accuracy"].value
+        return math.nan if found is None else found
+
+    def _lap(self) -> None:
+        if self._energy is not None:
+            try:
+                self._laps.append(self._energy.lap())
+            except BoardError as error:
+                self._energy, self._why_no_energy = None, (error.absence.why, error.absence.text)
+
+    def _details(self) -> dict[str, object]:
+        return {
+            "target": self.target.model_dump(mode="json"),
+            "met_at_step": self.met_at,
+            "evaluations": len(self.scores),
+        }
+
+    def _not_reached(self, name: str, source: str) -> Reading:
+        return missing(name, "target_not_reached", source=source, details={**self._details(), "scores": self.scores})
