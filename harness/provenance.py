@@ -26,6 +26,8 @@ PACKAGES = (
     "bitsandbytes",
     "torchao",
     "optimum-quanto",
+    "hqq",
+    "pytorch-optimizer",
     "lm-eval",
     "tokenizers",
     "safetensors",

@@ -13,11 +13,12 @@ from rich.text import Text
 from harness import hardware, provenance
 from harness.errors import UserError
 from harness.methods.catalog import METHODS
-from harness.models import sources
+from harness.models import skeleton, sources
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Reading, Record
 from harness.spec import LoadedSweep
 from harness.store import Store, current
+from runners import environments
 from runners import plan as planning
 from runners.plan import Plan
 from runners.workspace import Workspace
@@ -62,11 +63,14 @@ def methods() -> Rows:
 def quantizers() -> Rows:
     """One row per quantizer, with the reason where it does not run on this machine."""
     devices = hardware.probe().device_types
+    cache = Workspace.discover().cache
     rows = []
     for name in QUANTIZERS:
         quantizer = QUANTIZERS.get(name)
         d = quantizer.declaration
-        reasons = [quantizer.check(device, moment) for device in devices for moment in sorted(d.moments)]
+        reasons = [
+            environments.why_not(quantizer, device, moment, cache) for device in devices for moment in sorted(d.moments)
+        ]
         here = None if None in reasons else reasons[0]
         rows.append(
             {
@@ -107,13 +111,17 @@ def tasks(workspace: Workspace) -> Rows:
 
 
 def models() -> Rows:
-    """The built-in models, and how to name any other."""
+    """The built-in models, the skeletons, and how to name any other."""
     built_in = [
-        {"model": f"builtin:{path.stem}", "summary": sources.recipe(path.stem).data["summary"]}
-        for path in sorted(sources.RECIPES.glob("*.yaml"))
+        {"model": f"builtin:{name}", "summary": sources.recipe(name).data["summary"]} for name in sources.recipes()
+    ]
+    random = [
+        {"model": f"skeleton:{name}", "summary": f"architecture of {preset['source']}, random weights"}
+        for name, preset in skeleton.presets().items()
     ]
     return [
         *built_in,
+        *random,
         {"model": "OWNER/NAME", "summary": "a model of the Hub; pin it with 'revision'"},
         {"model": "./FOLDER", "summary": "a folder written by save_pretrained (safetensors)"},
         {"model": "package:NAME/FOLDER", "summary": "a model inside an installed Python package"},
@@ -144,10 +152,11 @@ def doctor() -> Rows:
 
 # --- plan, status, record --------------------------------------------------------------------------
 def sweep_keys(loaded: LoadedSweep, workspace: Workspace) -> list[str]:
-    """Keys of all cells of a sweep, in order, whatever their state."""
-    machine = hardware.probe()
-    resolver = planning.Resolver(loaded, workspace, machine)
-    return [c.key for c in resolver.matrix(hardware.load_profiles(workspace.roots)).cells]
+    """Keys of all cells that a sweep wants now, in order, whatever their state."""
+    made = planning.make(
+        loaded, workspace, store=Store(workspace.results), machine=hardware.probe(), fingerprint="", only=None
+    )
+    return [cell.key for cell in made.cells]
 
 
 def recorded_keys(sweep: str, results: str) -> list[str]:
@@ -240,6 +249,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         for why, labels in by_reason.items():
             shown = labels[0] if len(labels) == 1 else f"{len(labels)} cells, for example {labels[0]}"
             console.print(f"  {name:<12} {shown}: {why}", highlight=False, soft_wrap=True, markup=False)
+    if plan.waiting:
+        console.print(
+            f"  {plan.waiting} configurations are being tuned: their final cells are planned once the trials have run.",
+            highlight=False,
+        )
     if plan.stale:
         console.print("  Stale cells were run in another environment; run them again with --rerun stale.")
 
@@ -267,7 +281,7 @@ def print_record(record: Record, console: Console) -> None:
     for span in record.spans:
         peak = span.get("peak_rss_bytes")
         shown = f"{peak.value / 1e6:.0f}" if peak is not None and peak.value is not None else "—"
-        stages.add_row(span.stage, f"{span.seconds:.2f}", shown)
+        stages.add_row(span.stage, "—" if span.seconds is None else f"{span.seconds:.2f}", shown)
     console.print(stages)
     for name, reading in sorted(record.metrics.items()):
         console.print(f"  {name:<28} {_reading_text(reading)}", highlight=False, markup=False)

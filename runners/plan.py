@@ -6,8 +6,9 @@ Planning reads declarations, task files and the store's file names. It imports n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness import hardware as hw
@@ -16,15 +17,14 @@ from harness.matrix import Axes, Cell, Matrix, Pattern, Point, expand, make_cell
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import FINAL_STATUSES
+from harness.record import FINAL_STATUSES, PROTOCOL
 from harness.spec import LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
 from harness.store import Entry, Store, short_fingerprint
+from runners import environments
+from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
 from tasks.data import task_digest
 from tasks.task import Task, load_task
-
-PROTOCOL = 1
-"""Version of the measuring protocol; part of every cell's key."""
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Plan:
         elsewhere: cells for hardware that this machine is not, with the reason.
         unsupported: cells that cannot run, with the true reason.
         known: ids of the final records that each cell to run had when the plan was made.
+        tuning: key of a tuned cell to how its learning rate was chosen.
+        waiting: configurations whose final cells are planned once their tuning trials have run.
     """
 
     sweep: LoadedSweep
@@ -48,6 +50,8 @@ class Plan:
     elsewhere: list[tuple[Cell, str]] = field(default_factory=list)
     unsupported: list[tuple[Cell, str]] = field(default_factory=list)
     known: dict[str, frozenset[str]] = field(default_factory=dict)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    waiting: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
@@ -65,6 +69,7 @@ class Plan:
             "stale": named(self.stale),
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
+            "waiting_for_tuning": self.waiting,
         }
 
 
@@ -131,9 +136,9 @@ class Resolver:
             "kind": definition.kind,
             "digest": self.task_digest(use.name),
             "retain": {name: self.task_digest(name) for name in definition.retain},
-            **use.model_dump(mode="json", exclude={"name"}),
+            **use.model_dump(mode="json", exclude={"name", "label", *(() if use.decoding else ("decoding",))}),
         }
-        return Point("task", use.name, use.name, identity)
+        return Point("task", use.name, use.label or use.name, identity)
 
     def hardware_point(self, name: str, where: str, profiles: dict[str, hw.HardwareProfile]) -> Point:
         """Identity of a hardware profile."""
@@ -149,9 +154,9 @@ class Resolver:
             spec.name,
             spec.name,
             {
-                "training": spec.training.model_dump(mode="json", exclude={"learning_rate", "steps"}),
+                "training": spec.training.identity(),
                 "evaluation": spec.evaluation.model_dump(mode="json"),
-                "probes": spec.probes.model_dump(mode="json"),
+                "probes": spec.probes.identity(),
                 "threads": spec.limits.threads,
                 "protocol": PROTOCOL,
             },
@@ -234,19 +239,28 @@ def device_of(cell: Cell) -> str:
     return str(cell.hardware.identity["device"])
 
 
-def unsupported_reason(cell: Cell, device: str) -> str | None:
-    """Why the cell cannot run on such a device, by the declarations of its parts; None if it can."""
+def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
+    """Why the cell cannot run on such a device, by the declarations of its parts; None if it can.
+
+    Args:
+        cache: where side environments stand.
+    """
     kind = MODEL_KIND[cell.task.identity["kind"]]
     quantization = cell.quantization.identity
     quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
     before = quantization["moment"] == "before_training"
-    reason = sources.check(cell.model.name, kind) or quantizer.check(device, quantization["moment"])
+    reason = sources.check(cell.model.name, kind) or environments.why_not(
+        quantizer, device, quantization["moment"], cache
+    )
     if reason is None and device not in method.declaration.devices:
         reason = f"{method.declaration.name} needs a {' or '.join(sorted(method.declaration.devices))} device"
     if reason is None and before and method.declaration.trains:
-        reason = quantizer.declaration.no_gradient or None
+        reason = quantizer.check_method(method.declaration.name, in_place=method.declaration.in_place)
     if reason is None:
         reason = method.check(kind, quantization["base"] if before else "fp", cell.method.identity["params"])
+    if reason is None and not before and method.declaration.trains and not method.declaration.in_place:
+        refusal = method.check_merge("fp")
+        reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
     return reason
 
 
@@ -274,15 +288,19 @@ def make(
     profiles = hw.load_profiles(workspace.roots)
     resolver = Resolver(sweep, workspace, machine)
     matrix = resolver.matrix(profiles)
-    cells = select(matrix.cells, only)
-    plan = Plan(sweep=sweep, cells=cells)
     entries = store.entries() if store is not None else {}
     present = short_fingerprint(fingerprint)
-    reasons = _memoised(profiles, machine)
+    reasons = _memoised(profiles, machine, workspace.cache)
+    wanted = _tuned(sweep, matrix, reasons, store, entries)
+    cells = select(wanted.cells, only)
+    plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting)
     for cell in cells:
         known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
         if cell.key in matrix.excluded:
             plan.unsupported.append((cell, f"excluded by the sweep: {matrix.excluded[cell.key]}"))
+            continue
+        if cell.key in wanted.hopeless:
+            plan.unsupported.append((cell, wanted.hopeless[cell.key]))
             continue
         elsewhere, why = reasons(cell)
         if known and not _asked_again(known, present, rerun):
@@ -297,6 +315,32 @@ def make(
             plan.run.append(cell)
             plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
     return plan
+
+
+def _tuned(
+    sweep: LoadedSweep,
+    matrix: Matrix,
+    reasons: Callable[[Cell], tuple[str | None, str | None]],
+    store: Store | None,
+    entries: Mapping[str, Sequence[Entry]],
+) -> Tuned:
+    """The cells that are wanted now: those of the matrix, or where the sweep tunes, trials and chosen finals."""
+    if sweep.spec.tune is None:
+        return Tuned(cells=matrix.cells)
+
+    def tunable(cell: Cell) -> bool:
+        trains = cell.method.identity["learning_rate"] is not None
+        return trains and cell.key not in matrix.excluded and reasons(cell) == (None, None)
+
+    def result(cell: Cell) -> float | None:
+        final = [entry for entry in entries.get(cell.key, ()) if entry.status in FINAL_STATUSES]
+        if store is None or not final:
+            return None
+        latest = store.latest(final)
+        reading = store.load(latest).metrics.get("validation_nll") if latest is not None else None
+        return FAILED if reading is None or reading.value is None else reading.value
+
+    return tuned(matrix.cells, sweep.spec.tune, tunable=tunable, result=result)
 
 
 def select(cells: list[Cell], only: str | None) -> list[Cell]:
@@ -335,7 +379,7 @@ def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rer
 
 
 def _memoised(
-    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path
 ) -> Callable[[Cell], tuple[str | None, str | None]]:
     """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
     seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
@@ -349,7 +393,7 @@ def _memoised(
         key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
         if key not in seen:
             elsewhere, device = place(cell.hardware.name)
-            seen[key] = (elsewhere, None if elsewhere else unsupported_reason(cell, device))
+            seen[key] = (elsewhere, None if elsewhere else unsupported_reason(cell, device, cache))
         return seen[key]
 
     return reasons

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from harness import provenance
+from harness import hardware, provenance
 from harness.errors import UserError
 from harness.matrix import Cell
+from harness.quantizers.catalog import QUANTIZERS
 from harness.record import FINAL_STATUSES, Outcome, Record
 from harness.store import Claim, Store, short_fingerprint
+from runners import environments
 from runners.executors.base import Ended, Executor, Lease, Message
 from runners.plan import Plan
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job
@@ -83,6 +85,7 @@ class Scheduler:
         self.view = view
         self.outcomes: Counter[str] = Counter()
         self._limits = plan.sweep.spec.limits
+        self._profiles = hardware.load_profiles(workspace.roots)
         self._environment = provenance.environment()
         self._free: deque[Lease] = deque(executor.leases)
         self._running: dict[str, Running] = {}
@@ -145,10 +148,15 @@ class Scheduler:
         job = self._job(cell, lease, attempt)
         job.write()
         self._running[cell.key] = Running(
-            job, cell, lease, claim, deadline=time.monotonic() + START_LIMIT_S + self._limits.timeout_s
+            job, cell, lease, claim, deadline=time.monotonic() + self._start_limit_s(cell) + self._limits.timeout_s
         )
         self.view.started(job)
         self.executor.start(job)
+
+    def _start_limit_s(self, cell: Cell) -> float:
+        """Until a worker's first word its time does not count; cooling down and the idle baseline come before it."""
+        thermal = self._profiles[cell.hardware.name].thermal
+        return START_LIMIT_S + (thermal.cool_cap_s if thermal and thermal.cool_below_c is not None else 0.0)
 
     def _finished_meanwhile(self, cell: Cell) -> bool:
         """Whether a record appeared since the plan was made (the plan held none that counts)."""
@@ -158,6 +166,8 @@ class Scheduler:
 
     def _job(self, cell: Cell, lease: Lease, attempt: int) -> Job:
         folder = self.workspace.cache / "jobs" / f"{cell.key}-{uuid.uuid4().hex[:8]}"
+        outside = QUANTIZERS.get(cell.quantization.name).declaration.environment
+        python = environments.interpreter(outside, self.workspace.cache) if outside else None
         return Job(
             key=cell.key,
             label=cell.label,
@@ -173,6 +183,11 @@ class Scheduler:
             cache=str(self.workspace.cache),
             attempt=attempt,
             neighbours=len(self.executor.leases) - 1,
+            accounting=self.plan.sweep.spec.accounting.model_dump(mode="json", exclude_none=True),
+            side_environment=outside,
+            python=str(python or ""),
+            tuning=self.plan.tuning.get(cell.key, {}),
+            peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.model.identity["dtype"]),
         )
 
     # --- what happens --------------------------------------------------------------------------
@@ -291,7 +306,7 @@ class Scheduler:
             if (self.workspace.cache / "models" / folder).is_dir():
                 continue
             job = self._job(cell, Lease(), 1)
-            job = type(job)(**{**job.__dict__, "only_build": True, "label": f"build {name}"})
+            job = type(job)(**{**job.__dict__, "only_build": True, "python": "", "label": f"build {name}"})
             job.write()
             self.view.started(job)
             self.executor.start(job)

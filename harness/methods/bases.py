@@ -11,6 +11,7 @@ BNB = BNB_4BIT | BNB_INT8
 TORCHAO = frozenset({"torchao-int8", "torchao-int4", "torchao-intx", "torchao-float8"})
 DYNAMIC = frozenset({"torchao-int8-dynamic"})
 QUANTO = frozenset({"quanto-int8", "quanto-int4", "quanto-int2", "quanto-float8"})
+QUANTO_8 = frozenset({"quanto-int8", "quanto-float8"})
 HQQ = frozenset({"hqq"})
 PACKED = frozenset({"rtn"})  # our own packed layer: codes, read back for every product
 FLOAT = frozenset({"fp", "sparse"})  # floating-point weights, all or some of them there

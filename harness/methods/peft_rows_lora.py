@@ -111,7 +111,7 @@ ROWS = (
         },
         mergeable="no",
         merge_refuses={},
-        refuses={**bases.because(bases.VIEW_IN_PLACE, bases.QUANTO), **NO_HQQ},
+        refuses={**bases.because(bases.VIEW_IN_PLACE, bases.QUANTO_8), **NO_HQQ},
     ),
     _lora(
         "pissa",
@@ -253,7 +253,7 @@ ROWS = (
         },
         nested=("use_bdlora", "BdLoraConfig"),
         count=block_diagonal,
-        refuses={**PLAIN, **bases.because(bases.VIEW_IN_PLACE, bases.QUANTO)},
+        refuses={**PLAIN, **bases.because(bases.VIEW_IN_PLACE, bases.QUANTO_8)},
         merge_refuses={
             **bases.MERGES_QUANTIZED,
             **bases.because("peft multiplies the block-diagonal factors as if they were dense", bases.TORCHAO),
@@ -299,7 +299,7 @@ ROWS = (
         count=adaptive,
         variant="AdaLora",
         defaults_source="ranks 12 → 8 as peft's; warm-up and final phase as shares as in the paper's GLUE schedules",
-        refuses={**bases.because(bases.VIEW_IN_PLACE, bases.QUANTO), **NO_HQQ},
+        refuses={**bases.because(bases.VIEW_IN_PLACE, bases.QUANTO_8), **NO_HQQ},
         merge_refuses=bases.merges_but(bases.PACKED),
     ),
 )

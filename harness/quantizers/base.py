@@ -28,7 +28,10 @@ class QuantizerDeclaration:
         defaults: parameters with their default values.
         source: paper or library call behind it, and where the defaults come from.
         no_gradient: why nothing can be trained on this base, "" where adapters do train.
+        refuses: method name, or ``in-place`` for all methods that train the base's own tensors, to the reason why it
+            does not train on this back end although its kind of base would allow it.
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
+        environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
     """
 
@@ -43,7 +46,9 @@ class QuantizerDeclaration:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     no_gradient: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
     refuses_merge: str = ""
+    environment: str = ""
     calibration_batches: int = 0
 
 
@@ -53,13 +58,15 @@ class Quantizer:
     Args:
         params: parameters as resolved by :meth:`resolve`.
         kind: ``causal-lm`` or ``sequence-classification``; fresh heads must stay in full precision.
+        device: device type the cell runs on.
     """
 
     declaration: ClassVar[QuantizerDeclaration]
 
-    def __init__(self, params: Mapping[str, Any], kind: str) -> None:
+    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
         self.params = dict(params)
         self.kind = kind
+        self.device = device
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
@@ -85,15 +92,24 @@ class Quantizer:
 
     @classmethod
     def check(cls, device: str, moment: str) -> str | None:
-        """Why it cannot run on such a device at such a moment, or None; names the package to install."""
+        """Why it cannot run on such a device at such a moment, or None; names the package to install.
+
+        A back end of a side environment needs no package here; whether that environment stands, the plan finds out.
+        """
         d = cls.declaration
         if device not in d.devices:
             return f"{d.name} needs a {' or '.join(sorted(d.devices))} device, this is {device}"
         if moment not in d.moments:
             return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
-        if d.package and not _installed(d.package):
+        if d.package and not d.environment and not _installed(d.package):
             return f"{d.name} needs the package {d.package!r}: pip install {d.pip or d.package}"
         return None
+
+    @classmethod
+    def check_method(cls, name: str, *, in_place: bool) -> str | None:
+        """Why a trained method does not train on this back end, or None; its own view of the base comes on top."""
+        d = cls.declaration
+        return d.no_gradient or d.refuses.get(name) or (d.refuses.get("in-place") if in_place else None)
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.errors import Unsupported
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import head_patterns, loaded_quantized, one_of, plain_linears
 
@@ -74,9 +76,18 @@ class Int8(Quantizer):
 
 
 class _FourBit(Quantizer):
-    """Blocks of ``block_size`` weights share one absolute maximum; 4-bit codes index a fixed table of values."""
+    """Blocks of ``block_size`` weights share one absolute maximum; 4-bit codes index a fixed table of values.
+
+    On a CPU the block size must divide the length of a row: where it does not, the library's CPU decoder reads the
+    scales of other blocks (bitsandbytes 0.50: weights of 96 columns in blocks of 64 come back with a relative error of
+    0.24 instead of 0.09, without a word). There the largest block size that divides the row is taken, and recorded.
+    """
 
     quant_type: ClassVar[str]
+
+    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
+        super().__init__(params, kind, device)
+        self.block_sizes: Counter[int] = Counter()
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
@@ -89,8 +100,8 @@ class _FourBit(Quantizer):
 
     def load_kwargs(self) -> dict[str, Any]:
         """Let ``from_pretrained`` quantize while it loads, where it knows the block size."""
-        if self.params["block_size"] != _TRANSFORMERS_BLOCK_SIZE:
-            return {}  # apply() does it
+        if self.params["block_size"] != _TRANSFORMERS_BLOCK_SIZE or self.device == "cpu":
+            return {}  # apply() does it, and sees the rows
         from transformers import BitsAndBytesConfig
 
         return {
@@ -126,11 +137,13 @@ class _FourBit(Quantizer):
 
         for name, linear in plain_linears(model):
             weight = linear.weight
+            block_size = self._block_size(name, linear.in_features)
+            self.block_sizes[block_size] += 1
             layer = Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
             layer.weight = Params4bit(
                 weight.data.cpu(),
                 requires_grad=False,
-                blocksize=self.params["block_size"],
+                blocksize=block_size,
                 compress_statistics=bool(self.params["double_quant"]),
                 quant_type=self.quant_type,
                 module=layer,
@@ -138,6 +151,21 @@ class _FourBit(Quantizer):
             layer.bias = linear.bias
             model.set_submodule(name, layer.to(weight.device).requires_grad_(False))
         model.is_loaded_in_4bit = True  # type: ignore[assignment] # how peft recognises the layers
+
+    def _block_size(self, name: str, columns: int) -> int:
+        wanted = int(self.params["block_size"])
+        if self.device != "cpu":
+            return wanted
+        fitting = [size for size in _BLOCK_SIZES if size <= wanted and columns % size == 0]
+        if not fitting:
+            raise Unsupported(
+                f"bitsandbytes decodes rows wrongly on a CPU unless a block divides them: {name} has {columns}"
+            )
+        return max(fitting)
+
+    def facts(self) -> dict[str, Any]:
+        """Layers by the block size they got."""
+        return {"layers_by_block_size": {str(size): n for size, n in sorted(self.block_sizes.items())}}
 
 
 _FOUR_BIT_DEFAULTS = {"block_size": 64, "double_quant": False, "compute_dtype": "auto"}

@@ -33,6 +33,13 @@ QUANTIZERS: Registry[type[Quantizer]] = Registry(
         "prune-magnitude": "harness.quantizers.pruning:Magnitude",
         "prune-wanda": "harness.quantizers.pruning:Wanda",
         "prune-sparsegpt": "harness.quantizers.pruning:SparseGPT",
+        "prune-dsnot": "harness.quantizers.pruning:DSnoT",
     },
 )
 """The registry behind the key ``quantization`` of a sweep."""
+
+PLANNED: dict[str, str] = {
+    "prune-loraprune": "LoRAPrune (arXiv:2305.18403): prunes heads and channels by the gradients of a LoRA adapter",
+    "prune-llm-pruner": "LLM-Pruner (arXiv:2305.11627): removes coupled structures by their Taylor importance",
+}
+"""Not built: structured pruning changes the model's shapes, which no stage of a cell allows for yet."""

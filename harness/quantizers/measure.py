@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from harness.meters.attribution import model_bytes
-from harness.quantizers.layers import is_plain
+from harness.quantizers.layers import in_head, is_plain
 from harness.quantizers.packing import PackedLinear
 
 
@@ -89,6 +91,83 @@ def layer_errors(reference: nn.Module, quantized: nn.Module) -> dict[str, float]
         found = dequantize(module).float().to(weight.device)
         errors[name] = float((weight - found).norm() / weight.norm())
     return errors
+
+
+class WeightFiles:
+    """The weights of a model as its safetensors files hold them, read one at a time.
+
+    Args:
+        files: tensor name to file.
+    """
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+
+    @classmethod
+    def of(cls, folder: Path) -> WeightFiles | None:
+        """The files of ``folder``, or None if it holds none (or is no folder of this machine)."""
+        files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+            with safe_open(path, framework="pt") as opened:
+                files |= dict.fromkeys(opened.keys(), path)
+        return cls(files) if files else None
+
+    def weight(self, module: str, prefix: str) -> Tensor | None:
+        """The weight of the linear layer at a module path, or None if the files have none of that name.
+
+        Args:
+            prefix: the name under which a model with a head keeps its body (``base_model_prefix``); a body saved
+                alone lacks it.
+        """
+        for name in (module, module.removeprefix(f"{prefix}."), f"{prefix}.{module}"):
+            path = self._files.get(f"{name}.weight")
+            if path is not None:
+                with safe_open(path, framework="pt") as opened:
+                    return cast(Tensor, opened.get_tensor(f"{name}.weight"))
+        return None
+
+
+def file_errors(original: WeightFiles, model: nn.Module, *, at_most: int) -> dict[str, float]:
+    """Relative weight error ``||W - W'||_F / ||W||_F`` of linear layers of the body against the files, by module path.
+
+    A layer at a time is decoded. Layers in floating point count too: pruning and 16 bits move weights as well.
+
+    Args:
+        at_most: how many layers, evenly spread over the model.
+    """
+    names = [name for name, module in model.named_modules() if _kind(module) is not None and not in_head(name)]
+    step = max(1, -(-len(names) // at_most))
+    errors = {}
+    for name in names[::step]:
+        weight = original.weight(name, getattr(model, "base_model_prefix", ""))
+        if weight is not None:
+            found = dequantize(model.get_submodule(name)).float().cpu()
+            errors[name] = float((weight.float() - found).norm() / weight.float().norm())
+    return errors
+
+
+def body_bits_per_weight(model: nn.Module) -> float | None:
+    """Bits held per weight of the layers that hold quantized weights, everything in the layer counted; None if none."""
+    held = weights = 0
+    for module in model.modules():
+        if _kind(module) not in (None, "plain"):
+            held += model_bytes(module)
+            weights += int(cast(Any, module).in_features) * int(cast(Any, module).out_features)
+    return 8 * held / weights if weights else None
+
+
+def unquantized_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the model's parameters if each took one number of ``dtype``; tied parameters count once."""
+    logical, inside = 0, set()
+    for module in model.modules():
+        if _kind(module) not in (None, "plain"):
+            owner: Any = module
+            logical += int(owner.in_features) * int(owner.out_features)
+            if isinstance(getattr(owner, "bias", None), Tensor):
+                logical += owner.bias.numel()
+            inside |= {id(p) for p in owner.parameters()}
+    logical += sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return logical * dtype.itemsize
 
 
 def _kind(module: nn.Module) -> str | None:

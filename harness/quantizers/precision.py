@@ -12,6 +12,11 @@ if TYPE_CHECKING:  # heavy, and only for types
 _BOTH = frozenset({"before_training", "after_merge"})
 
 
+_EPSILON = "AdamW's epsilon is zero in float16: weights trained in it become NaN at the first step without a gradient"
+
+_RANKS = "peft makes AdaLoRA's rank counters trainable where it casts the adapter of a 16-bit base"
+
+
 class NoQuantization(Quantizer):
     """The model as it is loaded, in the model's own dtype."""
 
@@ -46,6 +51,7 @@ class BF16(_Cast):
         base="fp",
         bits=16,
         moments=_BOTH,
+        refuses={"adalora": _RANKS},
     )
 
 
@@ -59,4 +65,5 @@ class FP16(_Cast):
         base="fp",
         bits=16,
         moments=_BOTH,
+        refuses={"in-place": _EPSILON, "eva": _EPSILON, "adalora": _RANKS},
     )

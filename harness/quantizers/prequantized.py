@@ -46,8 +46,9 @@ class GPTQCheckpoint(_Prequantized):
         bits=4,
         package="gptqmodel",
         pip="gptqmodel optimum",
+        environment="gptq",
         defaults={"bits": 4},
-        source="transformers GPTQConfig in the checkpoint; gptqmodel 7.7 needs torch>=2.14.1",
+        source="transformers GPTQConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
     )
 
 
@@ -62,8 +63,9 @@ class AWQCheckpoint(_Prequantized):
         bits=4,
         package="gptqmodel",
         pip="gptqmodel optimum",
+        environment="gptq",
         defaults={"bits": 4},
-        source="transformers AwqConfig in the checkpoint; gptqmodel 7.7 needs torch>=2.14.1",
+        source="transformers AwqConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
     )
 
 

@@ -15,7 +15,7 @@ from harness.quantizers.layers import one_of, plain_linears
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import Tensor, nn
 
-    from harness.quantizers.calibration import Calibration
+    from harness.quantizers.calibration import Calibration, InputStatistics
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 _SPARSEGPT_BLOCK = 128  # columns that get their mask together (section 3.3 of the paper)
@@ -68,11 +68,15 @@ class _Pruner(Quantizer):
         """The share of zeros that was reached, and the calibration data."""
         return {"sparsity": self.zeros / self.weights, **(self.calibration.facts() if self.calibration else {})}
 
-    def gram(self, name: str) -> Tensor:
-        """Sum of ``x x^T`` over the layer's calibration inputs."""
+    def statistics(self, name: str) -> InputStatistics:
+        """What the layer's calibration inputs look like."""
         if self.calibration is None:
             raise RuntimeError(f"{self.declaration.name} was applied before it was calibrated")
-        return self.calibration.layers[name].gram
+        return self.calibration.layers[name]
+
+    def gram(self, name: str) -> Tensor:
+        """Sum of ``x x^T`` over the layer's calibration inputs."""
+        return self.statistics(name).gram
 
 
 def keep_mask(score: Tensor, sparsity: float, pattern: str, *, per_row: bool) -> Tensor:
@@ -192,3 +196,80 @@ class SparseGPT(_Pruner):
         """See :func:`sparsegpt`."""
         p = self.params
         return sparsegpt(weight, self.gram(name), p["sparsity"], p["pattern"], p["damping"])
+
+
+class DSnoT(_Pruner):
+    """Wanda's mask, rearranged without training until the pruned rows give the outputs' mean again.
+
+    Source: Zhang et al. 2023, arXiv:2310.08915, equations 4 to 6; 50 cycles and a threshold of 0.1 as there.
+    """
+
+    declaration: ClassVar[QuantizerDeclaration] = _declare(
+        "prune-dsnot",
+        "DSnoT: from Wanda's mask, weights are grown and pruned in pairs against the mean output error.",
+        "arXiv:2310.08915, equations 4 to 6; 50 cycles, threshold 0.1",
+        batches=16,
+        cycles=50,
+        threshold=0.1,
+    )
+
+    def prune(self, name: str, weight: Tensor) -> Tensor:
+        """See :func:`dsnot`."""
+        p, seen = self.params, self.statistics(name)
+        norm = seen.gram.diagonal().sqrt()
+        keep = keep_mask(weight.abs() * norm, p["sparsity"], p["pattern"], per_row=True)
+        mean = seen.total / seen.tokens
+        variance = (seen.gram.diagonal() / seen.tokens - mean**2).clamp(min=1e-12)
+        return weight * dsnot(
+            weight.float(), keep, mean, variance, norm, p["pattern"], cycles=p["cycles"], threshold=p["threshold"]
+        )
+
+
+def dsnot(
+    weight: Tensor,
+    keep: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    norm: Tensor,
+    pattern: str,
+    *,
+    cycles: int,
+    threshold: float,
+) -> Tensor:
+    """A mask with as many weights in every row (and group) as ``keep``, and a smaller mean output error.
+
+    The expected error of a row is ``D = -sum over its pruned weights of w E[x]``. Each cycle restores the pruned weight
+    with the largest ``sign(-D) w E[x] / Var[x]`` and removes, among the kept ones whose removal also brings D nearer
+    to zero, that with the smallest ``|w| ||x||``; with N:M, one of the same group. A row rests when ``|D|`` is under
+    the threshold. (Here it also rests when a pair would not lower ``|D|``, so that no row ends worse than it began.)
+
+    Args:
+        weight: [rows, columns], float32.
+        keep: the mask to begin with, [rows, columns].
+        mean, variance: of each input column over the calibration tokens, [columns].
+        norm: Euclidean norm of each input column over those tokens, [columns].
+    """
+    import torch
+
+    keep = keep.clone()
+    effect = weight * mean
+    cost = weight.abs() * norm
+    size = weight.shape[1] if pattern == "unstructured" else int(pattern.split(":")[1])
+    group = torch.arange(weight.shape[1], device=weight.device) // size
+    rows = torch.arange(weight.shape[0], device=weight.device)
+    resting = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
+    for _ in range(cycles):
+        error = -(effect * ~keep).sum(1)
+        sign = torch.sign(error).unsqueeze(1)
+        growth = torch.where(keep, -torch.inf, -sign * effect / variance)
+        grown = growth.argmax(1)
+        removable = keep & (sign * effect > 0) & (group == group[grown].unsqueeze(1))
+        removed = torch.where(removable, cost, torch.inf).argmin(1)
+        after = error + effect[rows, grown] - effect[rows, removed]
+        resting |= (error.abs() < threshold) | ~removable.any(1) | (after.abs() >= error.abs())
+        moving = rows[~resting]
+        if not len(moving):
+            break
+        keep[moving, grown[moving]] = True
+        keep[moving, removed[moving]] = False
+    return keep

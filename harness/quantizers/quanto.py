@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import plain_linears
 
 if TYPE_CHECKING:  # heavy, and only for types
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class _Quanto(Quantizer):
@@ -50,10 +51,26 @@ class _SubByte(_Quanto):
         import torch
 
         quantized = super().apply(model)
+        for module in quantized.modules():
+            if type(module).__name__ == "QLinear":
+                module.forward = _leaving_inference_mode(module.forward)
         # compile now, within the quantize stage, and not in a stage that is measured
         device = next(model.parameters()).device
         torch.ops.quanto.unpack(torch.zeros(1, dtype=torch.uint8, device=device), int(self.declaration.bits))
         return quantized
+
+
+def _leaving_inference_mode(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A layer's forward pass that also works inside ``torch.inference_mode``, where quanto cannot view its codes."""
+    import torch
+
+    def run(x: Tensor) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            return forward(x)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            return forward(x)
+
+    return run
 
 
 def _declare(name: str, bits: float, summary: str) -> QuantizerDeclaration:

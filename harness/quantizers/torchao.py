@@ -76,7 +76,8 @@ class Int8Dynamic(_TorchAo):
         package="torchao",
         pip=_PIP,
         source="torchao Int8DynamicActivationInt8WeightConfig",
-        no_gradient="torchao's int8 dynamic activations pass no gradient to the layers below, without any error",
+        no_gradient="torchao's int8 dynamic activations pass no gradient to the layers below: adapters there learn "
+        "through other adapters only, without any error",
     )
 
     def config(self) -> Any:

@@ -13,6 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from runners.executors.base import Ended, Lease, Message
+from runners.executors.outside import OutsideProcess
 from runners.worker.job import JOB_FILE, Job
 
 PRELOAD = ["runners.worker.preload"]
@@ -52,17 +53,20 @@ class LocalExecutor:
         self.leases = leases
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
-        self._running: dict[int, tuple[Job, ForkServerProcess, connection.Connection]] = {}
+        self._running: dict[int, tuple[Job, ForkServerProcess | OutsideProcess, connection.Connection]] = {}
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread pool starves its neighbours
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def start(self, job: Job) -> None:
-        """Fork a worker for ``job``; its job file must have been written."""
+        """Fork a worker for ``job``, or start its side environment's; its job file must have been written."""
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(
-            target=_run, args=(os.path.join(job.folder, JOB_FILE), theirs), name=f"cell-{job.label}", daemon=True
-        )
-        process.start()
+        job_file = os.path.join(job.folder, JOB_FILE)
+        process: ForkServerProcess | OutsideProcess
+        if job.python:
+            process = OutsideProcess(job.python, job_file, theirs)
+        else:
+            process = self._context.Process(target=_run, args=(job_file, theirs), name=f"cell-{job.label}", daemon=True)
+            process.start()
         theirs.close()
         self._running[process.sentinel] = (job, process, ours)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Job:
         cache: folder of what can be made again.
         attempt: counts from 1.
         neighbours: cells that ran beside this one on the same machine at most.
+        accounting: constants stated in the sweep (:class:`harness.spec.Accounting`), as plain JSON.
+        peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
+        side_environment: name of the environment that the cell's quantizer needs, "" for ours.
+        python: that environment's interpreter.
+        tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
         only_build: make the cell's built-in model and end, without running the cell.
     """
 
@@ -54,7 +59,17 @@ class Job:
     cache: str
     attempt: int = 1
     neighbours: int = 0
+    accounting: dict[str, Any] = field(default_factory=dict)
+    peak_tflops: float | None = None
+    side_environment: str = ""
+    python: str = ""
+    tuning: dict[str, Any] = field(default_factory=dict)
     only_build: bool = False
+
+    @property
+    def metered(self) -> tuple[str, ...]:
+        """UUIDs of the devices that the meters read: the leased GPUs, or those the hardware profile names for a CPU."""
+        return self.gpus or tuple(self.cell["hardware"].get("nvml_devices") or ())
 
     def write(self) -> Path:
         """Write the job file into the job's folder."""

@@ -21,8 +21,10 @@ import transformers
 
 from harness import provenance
 from harness.errors import CheckFailed, Diverged, Unsupported, UserError
+from harness.hardware import Thermal
 from harness.meters import catalog as meters
 from harness.meters.panel import Panel
+from harness.meters.thermal import cool_down, thermometer
 from harness.methods.base import Setting
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
@@ -32,7 +34,8 @@ from harness.store import samples_ref, samples_to_parquet
 from runners.plan import MODEL_KIND
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
-from runners.worker.stages import STAGES, load
+from runners.worker.memory import cap_allocator, is_out_of_memory
+from runners.worker.stages import load, stages_of, train
 from tasks.task import load_task
 
 LOG_TAIL_CHARACTERS = 4000
@@ -86,18 +89,30 @@ def run_job(job: Job, say: Say) -> Record:
     panel: Panel | None = None
     try:
         ctx = build_context(job, say)
-        panel = Panel(meters.build(job.device, uuids=job.gpus))
+        if job.tuning:
+            ctx.facts["tuning"] = job.tuning
+        ctx.panel = panel = make_panel(job)
+        if (settled := cool_down_first(job)) is not None:
+            ctx.facts["cool_down"] = settled
         if ctx.device.type == "cuda":
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here; the idle baseline is taken with the context alive
+            limit_gib = job.cell["hardware"].get("memory_limit_gib")
+            if limit_gib is not None:
+                ctx.facts["memory_limit"] = cap_allocator(limit_gib)
         panel.baseline("before")
-        for stage, run in STAGES:
+        for stage, run in stages_of(job.cell["quantization"]["moment"], job.cell.get("role")):
             say("stage", stage=stage)
+            if stage == "train":
+                train.before(ctx)
             panel.begin(stage)
             try:
                 run(ctx)
             finally:
                 spans.append(span_of(stage, panel.end(stage)))
+            if stage == "train":
+                train.after(ctx, spans[-1])
         panel.baseline("after")
+        ctx.series.update(panel.series())
         ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
         outcome = Outcome(status="ok", stage=stage)
     except BaseException as error:  # every ending is an outcome; nothing escapes without a record
@@ -118,10 +133,11 @@ def run_job(job: Job, say: Say) -> Record:
         environment={
             **environment,
             "facts": facts,
-            "meters": panel.facts() if panel is not None else {},
+            **meter_facts(panel),
             "cores": list(job.cores),
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
+            **({"side_environment": job.side_environment} if job.side_environment else {}),
         },
         fingerprint=provenance.fingerprint(environment),
         attempt=job.attempt,
@@ -135,12 +151,39 @@ def run_job(job: Job, say: Say) -> Record:
     return record
 
 
+def make_panel(job: Job) -> Panel:
+    """The meters of the cell, on the devices it uses and with the options of its hardware profile."""
+    return Panel(meters.build(job.device, uuids=job.metered, options=job.cell["hardware"].get("meters")))
+
+
+def cool_down_first(job: Job) -> dict[str, Any] | None:
+    """Wait until the GPUs are as cool as the hardware profile wants them; how that went, None if it wants nothing."""
+    thermal = Thermal(**(job.cell["hardware"].get("thermal") or {}))
+    if thermal.cool_below_c is None:
+        return None
+    read_c = thermometer(job.metered)
+    return cool_down(read_c, below_c=thermal.cool_below_c, cap_s=thermal.cool_cap_s).facts()
+
+
+def meter_facts(panel: Panel | None) -> dict[str, Any]:
+    """What the instruments were, for the record; ``simulated`` is there only where a driver says that it is none."""
+    facts = panel.facts() if panel is not None else {}
+    boards = facts.get("device-state", {}).get("boards", ())
+    simulated = any("simulated" in board["driver"] for board in boards)
+    return {"meters": facts, **({"simulated": True} if simulated else {})}
+
+
 def span_of(stage: str, readings: tuple[Reading, ...]) -> Span:
-    """A stage's span; its seconds are the innermost meter's, so that other meters' work is not billed."""
-    seconds = next(r.value for r in readings if r.quantity == "stage_s")
-    if seconds is None:
-        raise CheckFailed("timer", f"the stage {stage} has no duration")
-    return Span(stage=stage, seconds=seconds, readings=tuple(r for r in readings if r.quantity != "stage_s"))
+    """A stage's span; its seconds are the innermost meter's, so that other meters' work is not billed.
+
+    Where the clock failed there are none, and the reason stays among the readings.
+    """
+    seconds = next((r.value for r in readings if r.quantity == "stage_s"), None)
+    return Span(
+        stage=stage,
+        seconds=seconds,
+        readings=tuple(r for r in readings if r.quantity != "stage_s" or r.value is None),
+    )
 
 
 def prepare_process(job: Job) -> None:
@@ -180,15 +223,16 @@ def build_context(job: Job, say: Say) -> Context:
         betas=training.adam_betas,
         device=job.device,
     )
+    own = {"decoding": cell["task"]["decoding"]} if cell["task"].get("decoding") else {}
     return Context(
         job=job,
         kind=kind,
         task=task,
         retain=[load_task(name, roots) for name in task.definition.retain],
         method=METHODS.get(method["name"])(method["params"], setting),
-        quantizer=QUANTIZERS.get(quantization["name"])(quantization["params"], kind),
+        quantizer=QUANTIZERS.get(quantization["name"])(quantization["params"], kind, job.device),
         training=training,
-        evaluation=Evaluation(**cell["evaluation"]),
+        evaluation=Evaluation(**{**cell["evaluation"], **own}),
         probes=Probes(**cell["probes"]),
         seed=cell["seed"],
         steps=method["steps"] or 0,
@@ -217,13 +261,6 @@ def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
         return Outcome(status="oom", stage=stage, reason=first_line(error), log_tail=tail)
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     return Outcome(status="error", stage=stage, reason=reason, log_tail=tail)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out, on the device or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def first_line(error: BaseException) -> str:

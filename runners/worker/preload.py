@@ -8,4 +8,6 @@ from __future__ import annotations
 from harness.quiet import quiet_stderr
 
 with quiet_stderr():
+    import torch.utils.flop_counter  # noqa: F401 - imported late by the meters
+
     import runners.worker.main  # noqa: F401 - imported for its imports

@@ -8,7 +8,9 @@ from runners.worker.context import Context
 from runners.worker.stages import (
     attach,
     baseline,
+    compress,
     evaluate,
+    inspect,
     load,
     merge,
     prepare,
@@ -18,6 +20,7 @@ from runners.worker.stages import (
     retain,
     save,
     train,
+    validate,
 )
 
 Stage = Callable[[Context], None]
@@ -25,6 +28,7 @@ Stage = Callable[[Context], None]
 STAGES: tuple[tuple[str, Stage], ...] = (
     ("load", load.run),  # tokenizer, items, where the weights are
     ("quantize", quantize.run),  # weights into memory at the cell's bit width
+    ("inspect", inspect.run),  # real bytes, layer errors, kernels
     ("baseline", baseline.run),  # what the base could do before: the paired half of retention
     ("prepare", prepare.run),  # tokenized batches, data-driven initialisation
     ("attach", attach.run),  # the method takes hold; trainable parameters are counted
@@ -36,3 +40,26 @@ STAGES: tuple[tuple[str, Stage], ...] = (
     ("probe", probe.run),
     ("merge", merge.run),  # the second arm: merged into the base, and scored again
 )
+
+_AFTER_MERGE: tuple[tuple[str, Stage], ...] = (
+    ("full_precision", compress.full_precision),  # the second arm: scored before it is quantized; then merged
+    ("compress", compress.run),  # merged weights to the cell's bit width; what is scored from here on
+    ("inspect_compressed", inspect.run_merged),
+)
+
+
+TRIAL: tuple[tuple[str, Stage], ...] = (
+    *(stage for stage in STAGES if stage[0] in ("load", "quantize", "prepare", "attach", "train")),
+    ("validate", validate.run),  # the validation split, and nothing of the test split
+)
+
+
+def stages_of(moment: str, role: str | None = None) -> tuple[tuple[str, Stage], ...]:
+    """The stages of a cell that quantizes ``before_training`` or ``after_merge``; fewer for a trial of tuning."""
+    if role == "trial":
+        return TRIAL
+    if moment == "before_training":
+        return STAGES
+    ordinary = tuple(stage for stage in STAGES if stage[0] != "inspect")
+    at = [name for name, _ in ordinary].index("evaluate")
+    return (*ordinary[:at], *_AFTER_MERGE, *ordinary[at:])

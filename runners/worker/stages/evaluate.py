@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from harness.metrics import METRICS
-from runners.worker.context import Context
+from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import Scored, summarise
 
 
 def run(ctx: Context) -> None:
-    """Record the validation NLL and the test metrics of the adapted arm."""
+    """Record the validation NLL and the test metrics of the adapted arm; nothing of a model with random weights."""
+    if ctx.random_weights:
+        for name in sorted({"validation_nll", "accuracy", "answer_nll", *ctx.task.definition.metrics}):
+            ctx.record_missing(name, "not_applicable", source="scorer", note=RANDOM_WEIGHTS)
+        return
     if ctx.splits.validation:
         value, n = mean_nll(ctx, ctx.task, ctx.splits.validation)
         ctx.record("validation_nll", value, source="scorer", n=n)

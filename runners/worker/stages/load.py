@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.models import nano
+from harness.models import nano, skeleton
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
@@ -25,12 +25,13 @@ def run(ctx: Context) -> None:
     use = ctx.job.cell["task"]
     read = {
         split: load_split(ctx.task, split, data_root=_data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
-        if split in ctx.task.definition.splits
+        if split in ctx.task.definition.splits and not (ctx.trial and split == "test")
         else []
         for split in ("train", "validation", "test")
     }
     ctx.splits = Splits(**read)
-    probe_rows, _ = encode_training(ctx.tokenizer, ctx.splits.test[:PROBE_ITEMS], ctx.kind, ctx.training.max_length)
+    probed = (ctx.splits.test or ctx.splits.validation)[:PROBE_ITEMS]
+    probe_rows, _ = encode_training(ctx.tokenizer, probed, ctx.kind, ctx.training.max_length)
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
     ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
     ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
@@ -46,13 +47,17 @@ def model_path(ctx: Context) -> str:
         items = load_split(load_task(name, roots), "train", data_root=_data_root(ctx), max_items=n, seed=0)
         return [(item.prompt, item.answer) for item in items]
 
-    return nano.locate(
+    path = nano.locate(
         ctx.job.model,
         cache=Path(ctx.job.cache),
         examples=examples,
         task_digest=lambda name: task_digest(load_task(name, roots), data_root=_data_root(ctx)),
         progress=lambda step, steps: ctx.say("progress", what="pre-training the built-in model", at=step, of=steps),
     )
+    if skeleton.is_bare(path) and ctx.quantizes_before and ctx.quantizer.load_kwargs():
+        # this quantizer acts while a checkpoint is read, so the random weights must be one
+        return str(skeleton.with_weights(Path(path), dtype=ctx.job.cell["model"]["dtype"]))
+    return path
 
 
 def tokenizer(ctx: Context) -> object:

@@ -5,9 +5,11 @@ A merged model is another model wherever the base is quantized, so no merged num
 
 from __future__ import annotations
 
-from runners.worker.context import Context
+from runners.worker.context import RANDOM_WEIGHTS, Context
+from runners.worker.latency import record_not_merged
 from runners.worker.scoring import probe_logits, score
 from runners.worker.stages.evaluate import record_summary
+from runners.worker.stages.probe import probe_arm
 
 METRIC_NAMES = ("merged_accuracy", "merge_error_max", "merge_error_mean")
 
@@ -17,19 +19,30 @@ def run(ctx: Context) -> None:
     reason = _why_not(ctx)
     if reason is not None:
         for name in METRIC_NAMES:
-            ctx.record_missing(
-                name, "not_measured" if not ctx.evaluation.merged else "not_supported", source="merge", note=reason
-            )
+            if name not in ctx.metrics:  # merged before it was quantized: the errors are known
+                ctx.record_missing(
+                    name, "not_measured" if not ctx.evaluation.merged else "not_supported", source="merge", note=reason
+                )
+        record_not_merged(ctx, "not_measured" if not ctx.evaluation.merged else "not_supported", reason)
         return
+    fold(ctx)
+    if ctx.random_weights:
+        ctx.record_missing("merged_accuracy", "not_applicable", source="merge", note=RANDOM_WEIGHTS)
+    else:
+        scored = score(ctx, ctx.task, ctx.splits.test)
+        ctx.keep_samples("merged", ctx.task.definition.name, scored)
+        record_summary(ctx, scored, prefix="merged_")
+    probe_arm(ctx, "merged")
+
+
+def fold(ctx: Context) -> None:
+    """Merge the adapter into its base, and record by how much the logits of the probe batch moved."""
     before = probe_logits(ctx, ctx.model)
     ctx.model = ctx.method.merge(ctx.model)
     ctx.model.eval()
     difference = (before - probe_logits(ctx, ctx.model)).abs()
     ctx.record("merge_error_max", difference.max().item(), source="probe batch logits", n=difference.numel())
     ctx.record("merge_error_mean", difference.mean().item(), source="probe batch logits", n=difference.numel())
-    scored = score(ctx, ctx.task, ctx.splits.test)
-    ctx.keep_samples("merged", ctx.task.definition.name, scored)
-    record_summary(ctx, scored, prefix="merged_")
 
 
 def _why_not(ctx: Context) -> str | None:
@@ -39,4 +52,6 @@ def _why_not(ctx: Context) -> str | None:
         return "nothing was trained"
     if ctx.method.declaration.in_place:
         return "trained in place: there is nothing to merge, the adapted arm is the merged one"
+    if not ctx.quantizes_before:
+        return "merged before it was quantized: the adapted arm is the merged one"
     return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base)

@@ -1,4 +1,4 @@
-"""Stage ``quantize``: the base model into memory at the cell's bit width, and its real bytes counted."""
+"""Stage ``quantize``: the base model into memory, at the cell's bit width where it is quantized before training."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 import torch
 
 from harness.canonical import digest, digest_file
-from harness.meters.attribution import model_bytes
+from harness.models import skeleton
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.stages.load import hub_revision
 
 
 def run(ctx: Context) -> None:
-    """Load and quantize the base."""
+    """Load and quantize the base (only load it if it is quantized after the merge)."""
     ctx.model = load_base(ctx)
     ctx.facts["weights_sha256"] = weights_digest(ctx.path)
-    ctx.record("base_bytes", model_bytes(ctx.model), source="sum over tensors, inner tensors of quantized weights")
 
 
 def load_base(ctx: Context) -> Any:
@@ -61,14 +60,20 @@ def from_pretrained(ctx: Context, path: str, **kwargs: Any) -> Any:
         common["revision"] = hub_revision(ctx)
     if ctx.device.type == "cuda":
         common["device_map"] = {"": 0}
-    torch.manual_seed(ctx.seed)
+    labels: dict[str, Any] = {}
     if ctx.kind == "sequence-classification":
-        definition = ctx.task.definition
-        common |= {
-            "num_labels": len(definition.labels),
-            "id2label": dict(enumerate(definition.labels)),
-            "label2id": {label: i for i, label in enumerate(definition.labels)},
+        names = ctx.task.definition.labels
+        labels = {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {label: i for i, label in enumerate(names)},
         }
+    if skeleton.is_bare(path):
+        settings = {"dtype": common["dtype"], "attention": cell["attention"], **labels}
+        return skeleton.build(path, ctx.kind, device=ctx.device, **settings)
+    torch.manual_seed(ctx.seed)
+    common |= labels
+    if ctx.kind == "sequence-classification":
         model = AutoModelForSequenceClassification.from_pretrained(path, **common)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **common)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runners.worker.context import Context
+from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import score
 from tasks.data import load_split
 from tasks.scoring import summarise
@@ -23,6 +23,9 @@ def score_skills(ctx: Context, *, arm: str, metric: str) -> None:
     source = f"mean over {len(ctx.retain)} skills, {SKILL_ITEMS} test items each"
     if not ctx.retain:
         ctx.record_missing(metric, "not_applicable", source="retention", note="the task names no skills to retain")
+        return
+    if ctx.random_weights:
+        ctx.record_missing(metric, "not_applicable", source="retention", note=RANDOM_WEIGHTS)
         return
     if not ctx.evaluation.retention:
         ctx.record_missing(metric, "not_measured", source="retention")

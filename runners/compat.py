@@ -1,0 +1,145 @@
+"""Which method works on which quantizer on which device: computed from declarations alone, no model library loaded.
+
+``tests/quantizers/compat_all.py`` runs the pairs that a CPU can run and fails where this table and the facts differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from harness.methods.base import Method
+from harness.methods.bases import OTHER
+from harness.methods.catalog import METHODS
+from harness.quantizers.catalog import QUANTIZERS
+
+Kind = Literal["causal-lm", "sequence-classification"]
+DEVICES = ("cpu", "cuda")
+NOTHING_TRAINED = "it trains nothing"
+IN_PLACE = "trained in place: there is nothing to merge"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a method does on a quantizer. Each answer is "" for yes, or the reason why not.
+
+    Attributes:
+        scores: the quantized model with this method attached can be scored.
+        trains: it can be trained, quantized before training.
+        merges: what was trained can be merged into the quantized base.
+        after_merge: it can be trained and merged in full precision and quantized then.
+    """
+
+    method: str
+    quantizer: str
+    device: str
+    kind: str
+    scores: str
+    trains: str
+    merges: str
+    after_merge: str
+
+
+def pair(method: str, quantizer: str, device: str, kind: Kind) -> Pair:
+    """The declared behaviour of one pair on one device. Whether packages are installed is left to ``plan``."""
+    m, q = METHODS.get(method), QUANTIZERS.get(quantizer)
+    md, qd = m.declaration, q.declaration
+    nowhere = ""
+    if device not in qd.devices:
+        nowhere = f"{quantizer} needs a {' or '.join(sorted(qd.devices))} device"
+    elif device not in md.devices:
+        nowhere = f"{method} needs a {' or '.join(sorted(md.devices))} device"
+    untried = qd.base in OTHER and qd.base not in md.bases | md.refuses.keys()
+    refusal = f"nothing is declared for {qd.base} layers, which nobody has run here" if untried else ""
+    scores = (
+        nowhere or (md.trains and q.check_method(method, in_place=md.in_place)) or refusal or _refusal(m, kind, qd.base)
+    )
+    trains = scores or ("" if md.trains else NOTHING_TRAINED)
+    merges = trains or (IN_PLACE if md.in_place else "") or qd.refuses_merge or m.check_merge(qd.base) or ""
+    after = nowhere or _refusal(m, kind, "fp")
+    if not after and "after_merge" not in qd.moments:
+        after = f"{quantizer} cannot be applied after merge"
+    if not after and md.trains and not md.in_place:
+        after = m.check_merge("fp") or ""
+    return Pair(method, quantizer, device, kind, scores, trains, merges, after)
+
+
+def _refusal(method: type[Method], kind: Kind, base: str) -> str:
+    """What the declaration says; some methods' own check also looks at the packages of this machine."""
+    declared: Any = Method.check
+    return declared.__func__(method, kind, base, {}) or ""
+
+
+def pairs(*, device: str = "*", kind: Kind = "causal-lm", method: str = "*", quantizer: str = "*") -> list[Pair]:
+    """All pairs whose device, method and quantizer match these shell-style patterns, in the catalogues' order."""
+    return [
+        pair(m, q, d, kind)
+        for d in DEVICES
+        if fnmatchcase(d, device)
+        for m in METHODS
+        if fnmatchcase(m, method)
+        for q in QUANTIZERS
+        if fnmatchcase(q, quantizer)
+    ]
+
+
+def as_rows(found: list[Pair]) -> list[dict[str, Any]]:
+    """Plain rows for ``--json``: ``true`` or the reason."""
+    answers = ("scores", "trains", "merges", "after_merge")
+    return [{k: (v or True) if k in answers else v for k, v in asdict(p).items()} for p in found]
+
+
+def to_markdown(found: list[Pair]) -> str:
+    """One table per device: a row per method, a column per group of quantizers that answer alike; then the reasons."""
+    lines = [
+        "# Compatibility",
+        "",
+        "Computed from the declarations of methods and quantizers (`peft-matrix compat`); causal language models."
+        " Each cell says what works when the base is quantized before training: **T** trains, **M** merges into the"
+        " quantized base, **S** is scored only. A number is the reason below why the pair, or its merge (after T), is"
+        " refused."
+        " The last column is the other moment: trained and merged in full precision, quantized then (**Q**), on the"
+        " same quantizers.",
+    ]
+    reasons: dict[str, int] = {}
+    for device in dict.fromkeys(p.device for p in found):
+        lines += _table([p for p in found if p.device == device], device, reasons)
+    lines += ["", "## Reasons", ""]
+    lines += [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(found: list[Pair], device: str, reasons: dict[str, int]) -> list[str]:
+    by_quantizer: dict[str, list[Pair]] = {}
+    for p in found:
+        by_quantizer.setdefault(p.quantizer, []).append(p)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for quantizer, column in by_quantizer.items():
+        if device not in QUANTIZERS.get(quantizer).declaration.devices:
+            continue
+        groups.setdefault(tuple(_cell(p, reasons) for p in column), []).append(quantizer)
+    methods = list(dict.fromkeys(p.method for p in found))
+    after = {p.method: p.after_merge for p in found if p.quantizer == "none"}
+    head = [", ".join(names) for names in groups.values()]
+    lines = ["", f"## {device}", ""]
+    missing = [q for q in by_quantizer if device not in QUANTIZERS.get(q).declaration.devices]
+    if missing:
+        lines += [f"Not on this device: {', '.join(missing)}.", ""]
+    lines += ["| method | " + " | ".join([*head, "after merge"]) + " |", "|---" * (len(head) + 2) + "|"]
+    for row, method in enumerate(methods):
+        last = "" if method not in after else _number(after[method], reasons) if after[method] else "Q"
+        lines.append("| " + " | ".join([method, *(column[row] for column in groups), last]) + " |")
+    return lines
+
+
+def _cell(p: Pair, reasons: dict[str, int]) -> str:
+    if p.scores:
+        return _number(p.scores, reasons)
+    if p.trains:
+        return "S"
+    return "T M" if not p.merges else "T " + _number(p.merges, reasons)
+
+
+def _number(reason: str, reasons: dict[str, int]) -> str:
+    return str(reasons.setdefault(reason, len(reasons) + 1))

@@ -1,0 +1,135 @@
+"""Side environments: virtual environments of their own for back ends whose pins clash with ours.
+
+Each is described by committed files in ``envs/``: ``NAME.txt`` (requirements, resolved under our ``constraints.txt``
+and together with the project's own) and, where a package's declared pins are narrower than what it runs on,
+``NAME.no-deps.txt`` (installed afterwards, without dependencies). A cell that needs one is run by its interpreter
+through the worker contract of every cell: a job file in, a record out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, did_you_mean
+from harness.quantizers.base import Quantizer
+
+ROOT = Path(__file__).parents[1]
+FILES = ROOT / "envs"
+NO_DEPS = ".no-deps"
+READY = "ready"
+
+
+def names() -> list[str]:
+    """The environments there are."""
+    return sorted(p.stem for p in FILES.glob("*.txt") if not p.stem.endswith(NO_DEPS))
+
+
+def folder(name: str, cache: Path) -> Path:
+    """Where an environment is built; another folder as soon as one of its files changes."""
+    files = [FILES / f"{name}.txt", FILES / f"{name}{NO_DEPS}.txt", ROOT / "constraints.txt"]
+    content = b"".join(f.read_bytes() for f in files if f.is_file())
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return cache / "environments" / f"{name}-py{python}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def interpreter(name: str, cache: Path) -> Path | None:
+    """The environment's Python, or None if it has not been built (to its end)."""
+    built = folder(name, cache)
+    return built / "bin" / "python" if (built / READY).is_file() else None
+
+
+def why_not(quantizer: type[Quantizer], device: str, moment: str, cache: Path) -> str | None:
+    """:meth:`Quantizer.check`, and for a back end of a side environment whether that has been built."""
+    reason = quantizer.check(device, moment)
+    needed = quantizer.declaration.environment
+    if reason is None and needed and interpreter(needed, cache) is None:
+        reason = f"{quantizer.declaration.name} runs in the environment {needed!r}: peft-matrix env create {needed}"
+    return reason
+
+
+def create(name: str, cache: Path, say: Callable[[str], None]) -> Path:
+    """Build an environment (nothing to do if it stands) and return its interpreter.
+
+    Args:
+        say: is told what happens, a line at a time.
+
+    Raises:
+        UserError: no such environment, or a package could not be installed.
+    """
+    if name not in names():
+        raise UserError(f"unknown environment {name!r}", fix=did_you_mean(name, names()))
+    found = interpreter(name, cache)
+    if found is not None:
+        say(f"{name} is ready: {found}")
+        return found
+    target = folder(name, cache)
+    shutil.rmtree(target, ignore_errors=True)  # what an earlier attempt left
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"Making {target} ...")
+    _call([sys.executable, "-m", "venv", str(target)], name)
+    python = target / "bin" / "python"
+    installer = _installer(python)
+    say("Installing; this takes minutes, and the CUDA build of torch is several GB where there is one ...")
+    wanted = ["-r", str(ROOT / "pyproject.toml")] if installer[0].endswith("uv") else [str(ROOT)]
+    _call([*installer, "-c", str(ROOT / "constraints.txt"), *wanted, "-r", str(FILES / f"{name}.txt")], name)
+    loose = FILES / f"{name}{NO_DEPS}.txt"
+    if loose.is_file():
+        _call([*installer, "--no-deps", "-r", str(loose)], name)
+    (target / READY).write_text("\n", encoding="utf-8")
+    say(f"{name} is ready: {python}")
+    return python
+
+
+def rows(cache: Path) -> list[dict[str, Any]]:
+    """One row per environment: what for, which quantizers, built or not."""
+    from harness.quantizers.catalog import QUANTIZERS
+
+    found = []
+    for name in names():
+        first = (FILES / f"{name}.txt").read_text(encoding="utf-8").splitlines()[0]
+        built = interpreter(name, cache)
+        found.append(
+            {
+                "environment": name,
+                "for": first.lstrip("# "),
+                "quantizers": [q for q in QUANTIZERS if QUANTIZERS.get(q).declaration.environment == name],
+                "built": str(built) if built else f"no: peft-matrix env create {name}",
+            }
+        )
+    return found
+
+
+def _installer(python: Path) -> list[str]:
+    """uv where it stands beside our own interpreter or on the path, else the environment's pip."""
+    beside = Path(sys.executable).parent / "uv"
+    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    return [uv, "pip", "install", "-q", "--python", str(python)] if uv else [str(python), "-m", "pip", "install", "-q"]
+
+
+def _call(command: list[str], name: str) -> None:
+    environ = dict(os.environ)
+    links = environ.get("PIP_FIND_LINKS") or _pip_find_links()
+    if links and "UV_FIND_LINKS" not in environ:
+        environ["UV_FIND_LINKS"] = links  # uv does not read pip's own setting
+    done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+    if done.returncode:
+        tail = " ".join(done.stderr.strip().splitlines()[-3:])
+        raise UserError(
+            f"the environment {name!r} could not be built: {tail}",
+            where=" ".join(command[:4]),
+            fix="Is a package index within reach? The files are envs/NAME.txt.",
+        )
+
+
+def _pip_find_links() -> str:
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], check=False, capture_output=True, text=True
+    )
+    return asked.stdout.strip()
