@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(verb.__name__.rstrip("_").replace("_", "-"))(verb)  # import_ is a keyword without its tail
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from harness.record import Record
 from harness.store import Store
 from reports.about import About, conditions, describe, tell_apart
 from reports.boardspec import Board, Column, Quantity, find_boards, load_board
-from reports.frame import AXES, aggregate, comparable, current, frame
+from reports.frame import AXES, aggregate, comparable, current, frame, is_trial
 from reports.ranking import Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.scores import ARMS, SampleSource
 
@@ -138,6 +138,9 @@ class BoardTable:
     Attributes:
         heads: the columns.
         not_run: planned cells without any record.
+        planned: keys of all cells that should be there; None: not known.
+        records: id to record, of all rows.
+        trials: tuning trials of the same sweeps; they are no rows, since their test split was not read.
     """
 
     board: Board
@@ -145,6 +148,9 @@ class BoardTable:
     sections: tuple[Section, ...]
     about: About = field(default_factory=About)
     not_run: int = 0
+    planned: tuple[str, ...] | None = None
+    records: Mapping[str, Record] = field(default_factory=dict, repr=False)
+    trials: tuple[Record, ...] = field(default=(), repr=False)
 
     @property
     def failures(self) -> list[Failure]:
@@ -173,11 +179,13 @@ def build(
     Returns:
         The same value for the same records, in whatever order they come.
     """
-    kept = [
+    wanted = [
         (identity, record)
         for identity, record in current(records)
         if board.rows.keeps(sweep=record.sweep, **{axis: _label(record, axis) for axis in AXES})
     ]
+    kept = [(identity, record) for identity, record in wanted if not is_trial(record)]
+    trials = tuple(record for _, record in wanted if is_trial(record))
     by_id = dict(kept)
     samples = _samples_of(by_id, store) if store is not None else None
     rows = aggregate(frame(record for _, record in kept), samples)
@@ -187,8 +195,9 @@ def build(
     sections = tuple(
         _section(board, labels, group, parts[labels, group], by_id, samples) for labels, group in sorted(parts)
     )
-    not_run = len(set(planned) - {record.key for _, record in kept}) if planned is not None else 0
-    return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run)
+    keys = None if planned is None else tuple(sorted(set(planned)))
+    not_run = len(set(keys) - {record.key for _, record in wanted}) if keys is not None else 0
+    return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials)
 
 
 def render_all(board: Board, records: Iterable[Record], out_dir: Path, store: Store | None = None) -> list[Path]:
@@ -375,18 +384,21 @@ def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ..
     ]
     if row["stacks"] > 1:
         notes.append(f"seeds ran on {row['stacks']} different software stacks")
-    notes += [_MARKS.get(mark, mark) for mark in row["marks"]]
+    notes += [MARK_WORDS.get(mark, mark) for mark in row["marks"]]
     why = ranking.unranked.get(row["config"])
     if why and row["status"] == "ok" and rows > 1:
         notes.append(f"unranked: {why}")
     return tuple(notes)
 
 
-_MARKS = {
+MARK_WORDS = {
     "imported": "not run here",
     "throttled": "the device was throttled",
     "shared": "somebody else used the device",
+    "simulated": "energy and device state come from a simulated device",
+    "outdated": "a newer version of its task or of the protocol has been run",
 }
+"""Why a row is shown and not ranked, in words."""
 
 
 def _heads(board: Board, sections: Sequence[Section]) -> tuple[Head, ...]:

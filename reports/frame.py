@@ -59,23 +59,62 @@ def machine(record: Record) -> dict[str, Any]:
     out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
     if _part(record.cell, "hardware").get("device") != "cpu":
         gpus = record.environment.get("gpus") or ()
-        out["gpus"] = sorted(f"{gpu.get('name')}, {gpu.get('power_limit_w')} W" for gpu in gpus)
+        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus)
     return out
 
 
-def marks(record: Record) -> tuple[str, ...]:
-    """Why a row may be shown but not ranked: ``imported``, ``throttled``, ``shared``.
+def _gpu_words(gpu: Mapping[str, Any]) -> str:
+    if gpu.get("power_limit_w") is None:
+        return f"{gpu.get('name')}, power limit not stated"
+    return f"{gpu.get('name')}, {gpu['power_limit_w']} W"
 
-    ``imported`` stands in the environment of a record that an importer made; the other two come from what the
+
+def marks(record: Record) -> tuple[str, ...]:
+    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``.
+
+    ``imported`` and ``simulated`` stand in the environment of a record; the other two come from what the
     meters saw in any stage.
     """
-    found = {"imported"} if record.environment.get("imported") else set()
+    found = {name for name in ("imported", "simulated") if record.environment.get(name)}
     for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
         if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
             found.add("shared")
         if reading.quantity == "throttled_fraction" and (reading.value or 0) > 0:
             found.add("throttled")
     return tuple(sorted(found))
+
+
+def is_trial(record: Record) -> bool:
+    """Whether the record is no result of its own, but part of tuning: a trial, or a run at the shared rate.
+
+    A trial chose a learning rate on validation and never saw the test split; a run at the shared rate shows how much
+    tuning mattered. Neither is a row of a board.
+    """
+    return bool(record.cell.get("role", "result") != "result")
+
+
+def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
+    """Ids of records whose task or protocol has a newer version among these records.
+
+    Versions are whole numbers that only grow. What carries no such number (a revision of a model, a digest) has no
+    order, so nothing is called outdated for it.
+    """
+    newest: dict[tuple[str, str], int] = {}
+    for _, record in records:
+        for place, version in _versions(record).items():
+            newest[place] = max(version, newest.get(place, version))
+    return {
+        identity
+        for identity, record in records
+        if any(version < newest[place] for place, version in _versions(record).items())
+    }
+
+
+def _versions(record: Record) -> dict[tuple[str, str], int]:
+    task = _part(record.cell, "task")
+    name = str(task.get("name", ""))
+    found = {("task", name): task.get("version"), ("protocol", name): record.cell.get("protocol")}
+    return {place: version for place, version in found.items() if isinstance(version, int)}
 
 
 def comparable(record: Record) -> dict[str, Any]:
@@ -125,6 +164,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     """
     kept = current(records)
     group_of = groups(kept)
+    old = outdated(kept)
     rows = []
     for identity, record in kept:
         cell = record.cell
@@ -141,14 +181,15 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "stage": record.outcome.stage,
             "reason": record.outcome.reason,
             "check": record.outcome.check,
-            "marks": marks(record),
+            "marks": (*marks(record), *(("outdated",) if identity in old else ())),
             "fingerprint": record.fingerprint,
             "samples": record.samples is not None,
         }
         for name, reading in record.metrics.items():
             _add(row, name, reading.value, reading.why_missing, reading.n, reading.spread, reading.source)
         for span in record.spans:
-            _add(row, f"{span.stage}.stage_s", span.seconds, None, None, None, "monotonic clock")
+            if span.seconds is not None:  # else its readings hold the reason
+                _add(row, f"{span.stage}.stage_s", span.seconds, None, None, None, "monotonic clock")
             for reading in span.readings:
                 name = f"{span.stage}.{reading.quantity}"
                 _add(row, name, reading.value, reading.why_missing, reading.n, reading.spread, reading.source)

@@ -10,8 +10,11 @@ from rich.console import Console
 
 from harness.store import Damage, Store
 from reports.board import BoardTable, build, load_board
+from reports.feeds import atom, badge
+from reports.figures import draw_all
 from reports.render.files import write_all
 from reports.render.terminal import print_board
+from reports.smells import Smell, check_folder
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Published:
         table: what every file was rendered from.
         files: the files written.
         damaged: record files that could not be read and are therefore not on the board.
+        smells: what the eight checks found in the files just written.
     """
 
     table: BoardTable
     files: tuple[Path, ...]
     damaged: tuple[Damage, ...]
+    smells: tuple[Smell, ...] = ()
 
     def print(self, console: Console) -> None:
         """Print the board in the width of the terminal."""
@@ -42,7 +47,7 @@ def publish_board(
     keys: Sequence[str] | None = None,
     title: str = "",
 ) -> Published:
-    """Build the board ``name`` from a store and write it in every format.
+    """Build the board ``name`` from a store, write it in every format, and check what was written.
 
     Args:
         name: a board of a workspace or a built-in one.
@@ -61,4 +66,8 @@ def publish_board(
     store = Store(results)
     records, damaged = store.records(keys)
     table = build(board, records, store, planned=keys)
-    return Published(table, tuple(write_all(table, out)), tuple(damaged))
+    drawn, left_out = draw_all(table)
+    further = {"feed.xml": atom(table, records).encode(), "badge.json": badge(table).encode()}
+    files = write_all(table, out, drawn, left_out, further)
+    smells = check_folder(out, store, built=(table, drawn, left_out))
+    return Published(table, tuple(files), tuple(damaged), tuple(smells))

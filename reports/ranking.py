@@ -134,15 +134,16 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
     better on one: by the ranking's tests on the ranked metric, by more than the larger standard deviation over
     seeds elsewhere. So noise alone drops nobody, and of two rows that cannot be told apart both may stay.
 
+    Marked rows take no part. Where every row was imported they have a front among themselves: it says what the
+    other tool's numbers say, and no row of ours is measured against it.
+
     Args:
         rows: aggregated rows of one section.
         axes: columns of the frame; the part after a dot is the metric, which knows its direction.
     """
-    taking_part = [
-        row
-        for row in rows
-        if row["status"] == "ok" and not row["marks"] and not any(_missing(row, axis) for axis in axes)
-    ]
+    ok = [row for row in rows if row["status"] == "ok"]
+    allowed = {"imported"} if all("imported" in row["marks"] for row in ok) else set()
+    taking_part = [row for row in ok if set(row["marks"]) <= allowed and not any(_missing(row, a) for a in axes)]
     if not taking_part:
         return set()
     values = np.array([[_sign(axis) * row[axis] for axis in axes] for row in taking_part])

@@ -8,6 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.commands import boards, catalogue, sweeps
+from harness.commands import accuracy, boards, catalogue, claims, history, quantization, site, sweeps
 
-VERBS: tuple[Callable[..., Any], ...] = (*sweeps.VERBS, *boards.VERBS, *catalogue.VERBS)
+VERBS: tuple[Callable[..., Any], ...] = (
+    *sweeps.VERBS,
+    *boards.VERBS,
+    *site.VERBS,
+    *accuracy.VERBS,
+    *claims.VERBS,
+    *history.VERBS,
+    *quantization.VERBS,
+    *catalogue.VERBS,
+)

@@ -1,17 +1,23 @@
-"""Verbs that read records and draw: leaderboards."""
+"""Verbs that read records and draw: leaderboards, their checks, imports and publishing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands.common import AsJson, DataRoot, Results, console, open_workspace
+from harness.commands.common import AsJson, DataRoot, Results, console, open_workspace, print_json
+from harness.errors import EXIT_FAILED_CELLS
+
+if TYPE_CHECKING:
+    from runners.workspace import Workspace
+
+IMPORTED = "imported:"
 
 
 def board(
-    sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep's name or YAML, or imported:KIND.")],
     results: Results = None,
     data_root: DataRoot = None,
     board_name: Annotated[
@@ -23,18 +29,23 @@ def board(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the leaderboard of a sweep and write it as Markdown, CSV, JSON, LaTeX, HTML and figures."""
+    """Print a leaderboard and write it as Markdown, CSV, JSON, LaTeX, HTML and figures, and check it.
+
+    ``imported:KIND`` instead of a sweep draws what 'peft-matrix import KIND' brought in.
+    """
     from reports.publish import publish_board
-    from runners.listing import recorded_keys, sweep_keys
-    from runners.run import load_sweep
+    from reports.smells import print_found
 
     workspace = open_workspace(results, data_root)
-    loaded = load_sweep(sweep, workspace)
-    name = loaded.spec.name
+    name, drawn_as, keys = _what(sweep, workspace, from_records)
     folder = out or board_folder(workspace.results, name)
-    keys = recorded_keys(name, workspace.results) if from_records else sweep_keys(loaded, workspace)
     published = publish_board(
-        board_name or loaded.spec.board, workspace.roots, results=workspace.results, keys=keys, out=folder, title=name
+        board_name or drawn_as,
+        workspace.roots,
+        results=workspace.results,
+        keys=keys,
+        out=folder,
+        title="" if name.startswith(IMPORTED) else name,
     )
     if as_json:
         typer.echo((folder / "board.json").read_text(encoding="utf-8"), nl=False)
@@ -42,12 +53,107 @@ def board(
     published.print(console())
     for damage in published.damaged:
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
-    typer.echo(f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex and figures)")
+    typer.echo(f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex, lbom.json and figures)")
+    if published.smells:
+        print_found(published.smells)
+        raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _what(sweep: str, workspace: Workspace, from_records: bool) -> tuple[str, str, list[str]]:
+    """Name, board and cells of what is to be drawn: a sweep, or results of another tool."""
+    from reports.boardspec import find_boards
+    from runners.listing import recorded_keys, sweep_keys
+    from runners.run import load_sweep
+
+    if sweep.startswith(IMPORTED):  # there is no sweep file: what was imported is all there is
+        kind = sweep.removeprefix(IMPORTED)
+        known = kind in find_boards(list(workspace.roots))
+        return sweep, kind if known else "imported", recorded_keys(sweep, workspace.results)
+    loaded = load_sweep(sweep, workspace)
+    name = loaded.spec.name
+    keys = recorded_keys(name, workspace.results) if from_records else sweep_keys(loaded, workspace)
+    return name, loaded.spec.board, keys
+
+
+def check(
+    what: Annotated[str, typer.Argument(help="Folder of a board, or name of a sweep whose board was drawn.")],
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for the eight leaderboard smells in a board: its files against the records. Exit code 1 if any is found."""
+    from harness.store import Store
+    from reports.smells import check_folder, print_found
+
+    workspace = open_workspace(results, None)
+    folder = Path(what) if Path(what).is_dir() else board_folder(workspace.results, what)
+    found = check_folder(folder, Store(workspace.results))
+    if as_json:
+        print_json([{"smell": one.smell, "where": one.where, "what": one.what} for one in found])
+    elif found:
+        print_found(found)
+    else:
+        typer.echo(f"{folder}: none of the eight smells.")
+    if found:
+        raise typer.Exit(EXIT_FAILED_CELLS)
 
 
 def board_folder(results: str, sweep: str) -> Path:
     """Boards lie beside the records; for records at a URL, in the current folder."""
-    return (Path("results") if "://" in results else Path(results)) / "boards" / sweep
+    return (Path("results") if "://" in results else Path(results)) / "boards" / sweep.replace(":", "-")
 
 
-VERBS = (board,)
+def import_(
+    kind: Annotated[str, typer.Argument(help="peft-method-comparison, lm-eval or optimum-benchmark.")],
+    paths: Annotated[list[Path], typer.Argument(help="Result files, or folders of them.")],
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn results of another tool into records marked as imported, and name what could not be mapped."""
+    from harness.store import Store
+    from reports.importers import import_results
+
+    workspace = open_workspace(results, None)
+    done = import_results(kind, paths, Store(workspace.results))
+    if as_json:
+        unmapped = {name: {"why": why, "records": n} for name, (why, n) in done.unmapped.items()}
+        print_json({"records": len(done.records), "added": done.added, "unmapped": unmapped, "lacks": done.lacks})
+        return
+    typer.echo(f"{kind}: {len(done.records)} records, {done.added} new, marked as imported (not run here).")
+    typer.echo("Not in the files:")
+    for lack in done.lacks:
+        typer.echo(f"  {lack}")
+    typer.echo("Fields that no record holds:")
+    for name, (why, n) in done.unmapped.items():
+        typer.echo(f"  {name} ({n} records): {why}")
+    typer.echo(f"Records: {workspace.results}    Board: peft-matrix board {IMPORTED}{kind}")
+
+
+def publish(
+    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub: OWNER/NAME.")],
+    to: Annotated[str, typer.Option(help="hf-dataset (the records) or hf-space (pages, static).")],
+    folder: Annotated[
+        Path | None, typer.Option(help="What to send. Default: the records, or their boards for hf-space.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Send. Without it, only say what would be sent.")] = False,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send records or pages to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
+    from reports.upload import upload
+
+    root = Path(open_workspace(results, None).results)
+    done = upload(to, repo, folder or (root if to == "hf-dataset" else root / "boards"), push=push)
+    if as_json:
+        print_json({"target": done.target, "repo": done.repo, "sent": done.sent, "files": dict(done.files)})
+        return
+    size = sum(done.files.values())
+    what = f"{len(done.files):,} files, {size / 2**20:.1f} MiB"
+    if done.sent:
+        typer.echo(f"Sent to {done.target} {done.repo}: {what}. {done.address}")
+    else:
+        for name in list(done.files)[:20]:
+            typer.echo(f"  {name}")
+        typer.echo(f"Dry run, nothing was sent. --push would send {what} to {done.target} {done.repo}.")
+
+
+VERBS = (board, check, import_, publish)

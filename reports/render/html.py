@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from reports.board import BoardTable, Row, Section
-from reports.figures import figure_names, for_page
+from reports.board import MARK_WORDS, BoardTable, Row, Section
+from reports.figures import Drawing, LeftOut, for_page, tradeoff
+from reports.render.markdown import not_drawn
 from reports.render.text import (
     MISSING,
     ColumnText,
@@ -59,22 +60,33 @@ class _Line:
 class _Part:
     section: Section
     lines: list[_Line]
-    figure: Markup
+    figures: list[_Figure]
 
 
-def render(table: BoardTable, figures: Mapping[str, bytes]) -> str:
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of a section; ``first`` ones stand open above the table, the others fold out below it."""
+
+    kind: str
+    caption: str
+    label: str
+    svg: Markup
+    first: bool
+
+
+def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[LeftOut] = ()) -> str:
     """The whole page.
 
     Args:
-        figures: what :func:`reports.figures.figure_files` gives for this board.
+        drawn: what :func:`reports.figures.draw_all` gives for this board; ``left_out`` likewise.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     script = (_HERE / "board.js").read_text(encoding="utf-8")
     shown = columns(table)
     parts = [
-        _Part(section, [_line(row, shown) for row in section.rows], _figure(figures, name, number))
-        for number, (section, name) in enumerate(zip(table.sections, figure_names(table), strict=True), start=1)
+        _Part(section, [_line(row, shown) for row in section.rows], _figures(section, number, drawn))
+        for number, section in enumerate(table.sections)
     ]
     template = environment.from_string((_HERE / "board.html.j2").read_text(encoding="utf-8"))
     page = template.render(
@@ -83,7 +95,9 @@ def render(table: BoardTable, figures: Mapping[str, bytes]) -> str:
         columns=shown,
         asides=_aside_widths(table, shown),
         parts=parts,
+        mark_words=MARK_WORDS,
         not_run=not_run_line(table),
+        not_drawn=not_drawn(table, left_out),
         failures=[failure_line(failure) for failure in table.failures],
         style=Markup((_HERE / "board.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -114,7 +128,14 @@ def _sort_key(column: ColumnText, row: Row) -> str:
     return place(column, row).main.lower()
 
 
-def _figure(figures: Mapping[str, bytes], name: str, number: int) -> Markup:
-    if not name:
-        return Markup("")
-    return Markup(for_page(figures[f"{name}.svg"], prefix=f"figure{number}-"))  # matplotlib escapes its text
+def _figures(section: Section, number: int, drawn: Sequence[Drawing]) -> list[_Figure]:
+    found = []
+    for order, one in enumerate(one for one in drawn if one.section == number):
+        first = one.kind == tradeoff.NAME
+        label = f"{one.kind}; the values stand in the table below"
+        if first:
+            y, x = section.axes[:2]
+            label = f"{y.definition.label} against {x.definition.label}; the values stand in the table below"
+        svg = for_page(one.files["svg"], prefix=f"figure{number + 1}-{order + 1}-")  # matplotlib escapes its text
+        found.append(_Figure(one.kind, one.caption, label, Markup(svg), first))
+    return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from reports.board import BoardTable, Row, Section
+from reports.figures import Drawing, LeftOut
 
 LAYOUT = 1
 
 
-def render(table: BoardTable) -> str:
+def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[LeftOut] = ()) -> str:
     """The whole board; keys sorted, ``null`` for what is missing (``why`` says why)."""
     content = {
         "layout": LAYOUT,
@@ -22,6 +24,8 @@ def render(table: BoardTable) -> str:
         ],
         "sections": [_section(section) for section in table.sections],
         "not_run": table.not_run,
+        "figures": [{"name": one.name, "section": one.section, "kind": one.kind} for one in drawn],
+        "figures_left_out": [asdict(one) for one in left_out],
         "about": {"facts": dict(table.about.facts), "digest": table.about.digest, "records": table.about.records},
     }
     return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from reports.board import BoardTable, Row, Section
+from reports.figures import Drawing, LeftOut
 from reports.render.text import (
     MISSING,
     REASON_CHARACTERS,
@@ -27,13 +29,16 @@ def escape(text: object, limit: int = REASON_CHARACTERS) -> str:
     return re.sub(r"(?i)\b(https?|ftp|www)([:.])", r"\1&#8203;\2", shown)  # GitHub links bare addresses
 
 
-def render(table: BoardTable) -> str:
-    """The whole board."""
+def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[LeftOut] = ()) -> str:
+    """The whole board; figures are linked by their file names, and those that could not be drawn are named."""
     shown = columns(table)
     lines = [f"# {escape(table.board.title)}", "", escape(table.board.summary, 2000), ""]
-    for section in table.sections:
+    for number, section in enumerate(table.sections):
         lines += _section(section, shown)
+        here = [f"[{escape(one.kind)}]({one.name}.svg)" for one in drawn if one.section == number]
+        lines += [f"Figures: {' · '.join(here)}", ""] if here else []
     lines += _failures(table)
+    lines += _not_drawn(table, left_out)
     lines += ["## Columns", ""]
     lines += [f"- **{escape(column.header)}**: {escape(column.meaning, 1000)}" for column in shown]
     lines += ["", "## About this board", ""]
@@ -54,6 +59,23 @@ def _section(section: Section, shown: list[ColumnText]) -> list[str]:
     lines += ["", escape(section.caption, 1000), ""]
     lines += [f"{number}. {escape(text)}" for text, number in notes.items()]
     return [*lines, ""] if notes else lines
+
+
+def not_drawn(table: BoardTable, left_out: Sequence[LeftOut]) -> list[str]:
+    """Figures that could not be drawn, and why; one line for those that several sections lack alike."""
+    sections: dict[tuple[str, str], list[str]] = {}
+    for one in left_out:
+        sections.setdefault((one.kind, one.why), []).append(table.sections[one.section].title)
+    return [
+        f"{kind}: {why}" + (f" ({'; '.join(titles)})" if len(titles) < len(table.sections) else "")
+        for (kind, why), titles in sections.items()
+    ]
+
+
+def _not_drawn(table: BoardTable, left_out: Sequence[LeftOut]) -> list[str]:
+    if not left_out:
+        return []
+    return ["## Figures not drawn", "", *(f"- {escape(line)}" for line in not_drawn(table, left_out)), ""]
 
 
 def _flag(row: Row) -> str:

@@ -55,10 +55,16 @@ def _section(section: Section, shown: list[ColumnText], console: Console) -> Non
         names = ", ".join(shown[index].label for index in left_out)
         console.print(Text(f"not shown at this width: {names}", style="dim"))
     console.print(Text(section.caption, style="dim"))
+    shared = set.intersection(*(set(row.notes) for row in rows)) if len(rows) > 1 else set()
+    if shared:
+        console.print(
+            Text(f"  every row: {'; '.join(plain(n, 200) for n in rows[0].notes if n in shared)}", style="dim")
+        )
     for row in rows:
-        if row.notes:
+        notes = [plain(note, 200) for note in row.notes if note not in shared]
+        if notes:
             name = f"{plain(row.labels['method'], 40)} / {plain(row.labels['quantization'], 20)}"
-            console.print(Text(f"  {name}: {'; '.join(row.notes)}", style="dim"), overflow="ellipsis", no_wrap=True)
+            console.print(Text(f"  {name}: {'; '.join(notes)}", style="dim"), overflow="ellipsis", no_wrap=True)
 
 
 def _text(column: ColumnText, row: Row) -> Text:

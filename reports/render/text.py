@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.metrics import MetricDef
-from reports.board import BoardTable, Failure, Head, Row, Shown
+from reports.board import MARK_WORDS, BoardTable, Failure, Head, Row, Shown
 
 MISSING = "—"
 LABEL_CHARACTERS = 60
@@ -28,6 +28,7 @@ _WHY = {
     "not_applicable": "has no meaning for this row",
     "not_measured": "this sweep did not measure it",
     "stage_not_reached": "the cell ended before this stage",
+    "target_not_reached": "training ended before the score met the target",
     "length_mismatch": "the produced length differs from the requested one",
     "oom": "out of memory",
     "failed": "the instrument failed",
@@ -269,8 +270,13 @@ def _field(key: str, row: Row) -> Place:
         total = len(row.seeds) + len(row.failed)
         return Place(f"{len(row.seeds)}/{total}", why="")
     if key == "status":
-        return Place(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(row.marks))
+        return Place(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(mark_words(row)))
     return Place(plain(row.labels[key]))
+
+
+def mark_words(row: Row) -> list[str]:
+    """Why a row is shown and not ranked, in words."""
+    return [MARK_WORDS.get(mark, mark) for mark in row.marks]
 
 
 def rank_text(rank: tuple[int, int] | None) -> str:

@@ -28,8 +28,9 @@ from reports.render.text import MISSING, Scale, columns, place, plain, scale
 from tests.reports.making import cell, failed_record, filled_store, ok_record
 
 ROOT = Path(__file__).parents[2]
-FORMATS = ["board.csv", "board.html", "board.json", "board.md", "board.tex"]
-FIGURES = [f"accuracy-against-memory.{kind}" for kind in ("pdf", "png", "svg")]
+FORMATS = ["board.csv", "board.html", "board.json", "board.md", "board.tex", "lbom.json"]
+DRAWN = ("accuracy-against-memory", "memory-by-stage", "method-by-quantization", "rank-intervals")
+FIGURES = [f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "png", "svg")]
 
 RENDER = """
 import sys
@@ -67,7 +68,7 @@ def test_two_processes_write_the_same_bytes(tmp_path):
             check=True,
         )
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())})
-    assert len(digests[0]) == 8
+    assert len(digests[0]) == len(FORMATS + FIGURES)
     assert digests[0] == digests[1]
 
 
@@ -379,7 +380,8 @@ def test_publish_reads_writes_and_prints(store, tmp_path):
     done = publish_board(
         "default", [], results=store.root, keys=[*keys, "not-run-yet"], out=tmp_path / "b", title="demo"
     )
-    assert {path.name for path in done.files} == set(FORMATS + FIGURES)
+    assert {path.name for path in done.files} == {*FORMATS, *FIGURES, "feed.xml", "badge.json"}
+    assert done.smells == ()
     assert done.damaged == ()
     out = io.StringIO()
     done.print(Console(file=out, width=100))

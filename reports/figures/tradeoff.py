@@ -1,52 +1,16 @@
-"""Figures for papers and pages: matplotlib, the same bytes for the same board.
-
-Time stamps, random ids and the fonts of the machine stay out: metadata dates are removed, the SVG's ids are
-salted with a constant, and DejaVu Sans, which matplotlib carries, draws the letters.
-"""
+"""Trade-off: the first Pareto axis against the second, with error bars and the front."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.canonical import slug
-from reports.board import BoardTable, Row, Section, Shown
+from reports.board import Row, Section, Shown
 from reports.boardspec import Quantity
+from reports.figures.drawing import ACCENT, COLOURS, FAINT, INK, LABEL_CHARACTERS, MARKERS, MOST_NAMES, save
 from reports.render.text import Scale, plain, scale
-
-INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
-"""Text and frame; grid and error bars; the Pareto front. The page maps them to its own light and dark colours."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-COLOURS = ("#1b6ca8", "#c8553d", "#6a4c93", "#8a6d00", "#0f8b8d", "#b23a7f", "#4f6d2f", "#5f5f5f", "#2f4b7c", "#a05195")
-LABEL_CHARACTERS = 18
-MOST_NAMES = 20
-
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "peft-matrix",
-    "pdf.fonttype": 3,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "figure.dpi": 100,
-}
-_METADATA: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-}
 
 
 @dataclass(frozen=True)
@@ -56,27 +20,13 @@ class _Point:
     y: Shown
 
 
-def figure_files(table: BoardTable) -> dict[str, bytes]:
-    """File name to content: the trade-off of every section that has one, as svg, png and pdf."""
-    names = figure_names(table)
-    out = {}
-    for section, name in zip(table.sections, names, strict=True):
-        if name:
-            out.update({f"{name}.{kind}": content for kind, content in draw(section).items()})
-    return out
+NAME = "trade-off"
+CAPTION = "Bars: 95 % interval, or one standard deviation over seeds. Rings: Pareto front."
 
 
-def figure_names(table: BoardTable) -> list[str]:
-    """File name (without ending) of every section's figure; "" where a section has nothing to draw."""
-    names = []
-    for number, section in enumerate(table.sections, start=1):
-        if not points(section):
-            names.append("")
-            continue
-        base = "-against-".join(_short(axis) for axis in section.axes[:2])
-        tail = f".{number}-{slug(section.title)}" if len(table.sections) > 1 else ""
-        names.append(base + tail)
-    return names
+def base_name(section: Section) -> str:
+    """File name without ending, after what is drawn."""
+    return "-against-".join(_short(axis) for axis in section.axes[:2])
 
 
 def points(section: Section) -> list[_Point]:
@@ -90,24 +40,11 @@ def points(section: Section) -> list[_Point]:
     ]
 
 
-def draw(section: Section) -> dict[str, bytes]:
-    """The first Pareto axis (y) against the second (x), with error bars and the front, as svg, png and pdf."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    files = {}
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        _scatter(figure.add_subplot(), section)
-        for kind, metadata in _METADATA.items():
-            out = io.BytesIO()
-            figure.savefig(out, format=kind, metadata=metadata, dpi=160)
-            files[kind] = out.getvalue()
-    return files
+def draw(section: Section) -> dict[str, bytes] | str:
+    """The first Pareto axis (y) against the second (x), with error bars and the front; or why there is nothing."""
+    if not points(section):
+        return "no row has a value on both Pareto axes" if section.axes else "the board has no Pareto axes"
+    return save(lambda axes: _scatter(axes, section))
 
 
 def _scatter(axes: Any, section: Section) -> None:
@@ -205,24 +142,3 @@ def _title(axis: Quantity, chosen: Scale) -> str:
 
 def _short(axis: Quantity) -> str:
     return "memory" if axis.definition.family == "memory" else slug(axis.metric)
-
-
-_COLOUR_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", ACCENT: "var(--accent)"}
-
-
-def for_page(svg: bytes, *, prefix: str) -> str:
-    """The figure as an element of a page: no XML head, no background, ink in the page's colours.
-
-    Args:
-        prefix: put before every id, so that several figures share a page.
-    """
-    text = svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for patch in ("patch_1", "patch_2"):  # matplotlib's names of the two white backgrounds
-        text = re.sub(rf'(<g id="{patch}">\s*<path [^>]*?style="fill: )#ffffff', r"\1none", text, count=1)
-    for colour, variable in _COLOUR_VARIABLES.items():
-        text = text.replace(colour, variable)
-    text = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}", text)
-    # a size in points would not shrink on a phone; the viewBox keeps the shape
-    return re.sub(r"<svg [^>]*>", lambda head: re.sub(r' (width|height)="[^"]*"', "", head[0]), text, count=1)

@@ -1,0 +1,62 @@
+// Rows of one section side by side: what differs in their settings, and every column against the first.
+"use strict";
+(() => {
+  const PM = window.PM;
+  const board = PM.board;
+  const box = document.getElementById("comparison");
+  if (!board || !board.sections.length) return;
+  const add = document.getElementById("add");
+  let section = null;
+  let chosen = [];
+
+  const keep = () => PM.remember({ s: section.id, rows: chosen.map((row) => row.id).join(",") });
+
+  const difference = (column, value, first) => {
+    if (!Array.isArray(value) || !Array.isArray(first) || value[0] === null || first[0] === null || value === first) return null;
+    const change = (value[0] - first[0]) * column.factor;
+    const ratio = first[0] > 0 && column.unit !== "%" ? `, ×${PM.number(value[0] / first[0])}` : "";
+    return PM.make("div", { class: "aside" }, `${change > 0 ? "+" : ""}${PM.number(change, 4)}${ratio}`);
+  };
+
+  const line = (title, meaning, cells) => PM.make("tr", {}, PM.make("th", { scope: "row" }, meaning ? PM.make("button", { type: "button", class: "head", "data-tip": meaning }, title) : title), ...cells);
+
+  const value = (column, at) => chosen.map((row) => {
+    const place = row.values[at];
+    if (!column.number) return PM.make("td", {}, PM.make("bdi", {}, PM.text(section, place)));
+    if (!Array.isArray(place)) return PM.make("td", { class: "none" }, `— ${PM.text(section, place)}`);
+    const aside = PM.text(section, place[2]);
+    return PM.make("td", { class: "number" }, place[1], aside ? PM.make("span", { class: "aside" }, ` ${aside}`) : "", difference(column, place, chosen[0].values[at]));
+  });
+
+  const draw = () => {
+    add.replaceChildren(PM.make("option", { value: "" }, "choose …"), ...section.rows.filter((row) => !chosen.includes(row)).slice(0, 2000).map((row) => PM.make("option", { value: row.id }, PM.rowName(section, row))));
+    if (!chosen.length) { box.replaceChildren(PM.make("p", {}, "Choose rows above, or tick them on the board.")); return; }
+    const heads = chosen.map((row) => {
+      const remove = PM.make("button", { type: "button", class: "note", "aria-label": `Remove ${PM.rowName(section, row)}` }, "×");
+      remove.addEventListener("click", () => { chosen = chosen.filter((one) => one !== row); keep(); draw(); });
+      const name = PM.make("bdi", {}, PM.rowName(section, row));
+      return PM.make("th", { scope: "col" }, row.cells.length ? PM.make("a", { href: `cells/${row.cells[0][1]}.html` }, name) : name, " ", remove);
+    });
+    const settings = section.settings.map((name, at) => [name, chosen.map((row) => PM.text(section, row.settings[at]))]).filter(([, texts]) => new Set(texts).size > 1);
+    const group = (title) => PM.make("tr", { class: "group" }, PM.make("th", { scope: "colgroup", colspan: String(chosen.length + 1) }, title));
+    box.replaceChildren(PM.make("table", { class: "comparison" }, PM.make("thead", {}, PM.make("tr", {}, PM.make("th", { scope: "col" }, "what"), ...heads)), PM.make("tbody", {},
+      group("Results"),
+      ...board.columns.map((column, at) => [column, at]).filter(([column]) => !["method", "quantization"].includes(column.key)).map(([column, at]) => line(column.unit ? `${column.label} (${column.unit})` : column.label, column.meaning, value(column, at))),
+      line("notes", "", chosen.map((row) => PM.make("td", { class: "why" }, PM.make("bdi", {}, PM.text(section, row.notes) || "—")))),
+      group(settings.length ? "Settings that differ" : "No setting differs"),
+      ...settings.map(([name, texts]) => line(name, "", texts.map((text) => PM.make("td", {}, PM.make("bdi", {}, text))))))));
+  };
+
+  const open = (which) => {
+    section = which;
+    const ids = (PM.state().get("rows") || "").split(",");
+    chosen = ids.map((id) => section.rows.find((row) => row.id === id)).filter(Boolean);
+    draw();
+  };
+  const first = PM.chooseSection(board, (which) => { PM.remember({ s: which.id, rows: null }); open(which); });
+  add.addEventListener("change", () => {
+    const row = section.rows.find((one) => one.id === add.value);
+    if (row) { chosen.push(row); keep(); draw(); }
+  });
+  open(first);
+})();

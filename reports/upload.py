@@ -1,0 +1,123 @@
+"""Pushing published files to the Hugging Face Hub: a data set of records, or a static Space with the pages.
+
+Nothing is sent unless asked for: a push without ``push=True`` says what it would do. The token comes from the
+environment (``HF_TOKEN``) alone and is never written down.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, did_you_mean
+
+TARGETS = ("hf-dataset", "hf-space")
+TOKEN = "HF_TOKEN"
+LICENCE = "apache-2.0"
+
+_CARD = """---
+license: {licence}
+tags: [peft, benchmark, leaderboard]
+---
+# {title}
+
+{what}
+"""
+_SPACE = """---
+title: {title}
+sdk: static
+app_file: {page}
+license: {licence}
+---
+{what}
+"""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is, or would be, sent.
+
+    Attributes:
+        files: path in the repository to size in bytes.
+        sent: whether it was sent; ``address`` is where it lies then.
+    """
+
+    target: str
+    repo: str
+    files: Mapping[str, int]
+    sent: bool
+    address: str = ""
+
+
+def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any = None) -> Upload:
+    """Send a folder's files to the Hub, or say what would be sent.
+
+    Args:
+        target: ``hf-dataset`` or ``hf-space`` (static).
+        repo: ``OWNER/NAME``; it is made if it is not there.
+        folder: what to send. Hidden files, locks and quarantined records stay.
+        push: send; otherwise nothing leaves this machine.
+        api: a ``huggingface_hub.HfApi`` to use.
+
+    Raises:
+        UserError: an unknown target, a bad name, an empty folder, no token in the environment, or a refusal by the Hub.
+    """
+    if target not in TARGETS:
+        raise UserError(f"cannot publish to {target!r}", fix=did_you_mean(target, TARGETS))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+        raise UserError(f"{repo!r} is no repository", fix="Write OWNER/NAME.")
+    files = _files(folder)
+    if not files:
+        raise UserError("there is nothing to publish", where=str(folder), fix="Draw the board or the site first.")
+    card = _card(target, repo, files)
+    sizes = {"README.md": len(card), **{name: path.stat().st_size for name, path in files.items()}}
+    if not push:
+        return Upload(target, repo, sizes, sent=False)
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise UserError("no token", where=TOKEN, fix=f"Put a token with write access into the variable {TOKEN}.")
+    return Upload(target, repo, sizes, sent=True, address=_send(target, repo, files, card, token, api))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    skipped = ("claims", "quarantine")
+    found = {}
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        if path.is_file() and not path.is_symlink() and not hidden and parts[0] not in skipped:
+            found["/".join(parts)] = path
+    found.pop("README.md", None)  # the Hub reads the repository's head from it
+    return found
+
+
+def _card(target: str, repo: str, files: Mapping[str, Path]) -> bytes:
+    title = repo.partition("/")[2]
+    if target == "hf-dataset":
+        what = "Records of peft-matrix: one JSON a cell, with the Parquet of its scored items."
+        return _CARD.format(licence=LICENCE, title=title, what=what).encode()
+    page = next((name for name in ("index.html", "board.html") if name in files), "")
+    if not page:
+        raise UserError("a static Space needs a page", fix="Publish a folder that holds index.html or board.html.")
+    return _SPACE.format(licence=LICENCE, title=title, page=page, what="Drawn by peft-matrix.").encode()
+
+
+def _send(target: str, repo: str, files: Mapping[str, Path], card: bytes, token: str, api: Any) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = api or HfApi(token=token)
+    kind = "dataset" if target == "hf-dataset" else "space"
+    operations = [CommitOperationAdd("README.md", card)]
+    operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    try:
+        api.create_repo(repo, repo_type=kind, exist_ok=True, **({"space_sdk": "static"} if kind == "space" else {}))
+        done = api.create_commit(repo, operations, repo_type=kind, commit_message="peft-matrix publish")
+    except (HfHubHTTPError, OSError) as error:
+        text = str(error).replace(token, "***")
+        raise UserError(f"the Hub refused: {text}", where=repo, fix="Check the name and the token's rights.") from None
+    return str(getattr(done, "commit_url", "") or f"{kind}s/{repo}")

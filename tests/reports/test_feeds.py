@@ -1,0 +1,143 @@
+"""The feed of changes, the badge, and pushing to the Hub."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import pytest
+
+from harness.errors import UserError
+from harness.store import Store
+from reports.board import build, load_board
+from reports.feeds import ATOM, atom, badge
+from reports.upload import upload
+from tests.reports.making import cell, failed_record, ok_record
+
+HOSTILE = '<script>alert(1)</script> ]]> & "x" \u202e\x00 مرحبا 👩‍🔬 =1+1'
+
+
+def feed_of(store: Store, **options: str) -> tuple[str, ET.Element]:
+    records = store.records()[0]
+    table = build(load_board("default", []), records, store)
+    text = atom(table, records, **options)
+    assert text == atom(table, list(reversed(records)), **options)
+    return text, ET.fromstring(text)
+
+
+def titles(feed: ET.Element, name: str = "title") -> list[str]:
+    return [entry.findtext(f"{{{ATOM}}}{name}") or "" for entry in feed.findall(f"{{{ATOM}}}entry")]
+
+
+def test_the_feed_tells_new_and_changed_rows_newest_first(tmp_path):
+    store = Store(tmp_path)
+    store.append(*ok_record(cell(), accuracy=0.5))
+    store.append(*ok_record(cell(), accuracy=0.9, finished="2026-03-01T01:00:00+01:00", fingerprint="e" * 64))
+    store.append(failed_record(cell("ia3"), "oom", reason=HOSTILE, label=HOSTILE, finished=""))
+    store.append(*ok_record(cell("x", role="trial")))
+    text, feed = feed_of(store, site="https://example.org/board")
+    assert feed.tag == f"{{{ATOM}}}feed"
+    assert feed.findtext(f"{{{ATOM}}}updated") == "2026-03-01T00:00:00+00:00"
+    assert [title.split(":")[0] for title in titles(feed)] == ["Changed", "New", "New"]
+    changed, _, failed = titles(feed, "summary")
+    assert "accuracy" in changed
+    assert "before: accuracy" in changed
+    assert "The software or machine differs" in changed
+    assert "<script>" not in text
+    assert failed.startswith("oom at train: <script>alert(1)</script>")
+    assert len({entry.findtext(f"{{{ATOM}}}id") for entry in feed.findall(f"{{{ATOM}}}entry")}) == 3
+    for element in feed.iter(f"{{{ATOM}}}link"):
+        assert element.get("href", "").startswith("https://example.org/board")
+
+
+def test_an_empty_feed_is_a_feed(tmp_path):
+    _, feed = feed_of(Store(tmp_path))
+    assert titles(feed) == []
+
+
+def test_the_badge_counts_and_turns_yellow(tmp_path):
+    store = Store(tmp_path)
+    store.append(*ok_record(cell()))
+    board = load_board("default", [])
+    found = json.loads(badge(build(board, store.records()[0])))
+    assert (found["schemaVersion"], found["message"], found["color"]) == (1, "1 of 1 configurations", "brightgreen")
+    store.append(failed_record(cell("ia3"), "oom", reason="x"))
+    assert json.loads(badge(build(board, store.records()[0])))["color"] == "yellow"
+    assert json.loads(badge(build(board, [])))["message"] == "no records"
+
+
+# --- the Hub -------------------------------------------------------------------------------------
+class FakeHub:
+    """What the Hub is asked to do; stands in for ``huggingface_hub.HfApi``."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+
+    def create_repo(self, repo, **options):
+        self.asked.append(("create_repo", repo, options))
+
+    def create_commit(self, repo, operations, **options):
+        self.asked.append(("create_commit", repo, [one.path_in_repo for one in operations], options))
+        return SimpleNamespace(commit_url="https://hub.example/commit")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("board.html", "sub/a.json", ".hidden", "claims/x.lock", "quarantine/y.json"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("target", ["hf-dataset", "hf-space"])
+def test_a_dry_run_sends_nothing_and_needs_no_token(target, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a dry run opened a connection"))
+    hub = FakeHub()
+    done = upload(target, "me/board", folder, api=hub)
+    assert (done.sent, hub.asked) == (False, [])
+    assert sorted(done.files) == ["README.md", "board.html", "sub/a.json"]
+
+
+def test_a_push_makes_the_space_and_sends_one_commit(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = FakeHub()
+    done = upload("hf-space", "me/board", folder, push=True, api=hub)
+    (_, repo, options), (_, _, sent, commit) = hub.asked
+    assert done.sent
+    assert done.address == "https://hub.example/commit"
+    assert repo == "me/board"
+    assert options == {"repo_type": "space", "exist_ok": True, "space_sdk": "static"}
+    assert sent == ["README.md", "board.html", "sub/a.json"]
+    assert commit["repo_type"] == "space"
+    assert not [path for path in folder.rglob("*") if path.is_file() and "hf_secret" in path.read_text()]
+
+
+def test_a_refusal_is_one_sentence_without_the_token(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = FakeHub()
+
+    def refuse(*_, **__):
+        raise OSError("403 for hf_secret")
+
+    monkeypatch.setattr(hub, "create_commit", refuse)
+    with pytest.raises(UserError, match="the Hub refused") as caught:
+        upload("hf-dataset", "me/board", folder, push=True, api=hub)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_what_cannot_be_published_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        upload("hf-dataset", "me/board", folder, push=True, api=FakeHub())
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        upload("hf-dataset", "../etc/passwd/x", folder)
+    with pytest.raises(UserError, match="nothing to publish"):
+        upload("hf-dataset", "me/board", tmp_path / "none")
+    with pytest.raises(UserError, match="Did you mean 'hf-space'"):
+        upload("hf-spaces", "me/board", folder)
+    (folder / "board.html").unlink()
+    with pytest.raises(UserError, match="needs a page"):
+        upload("hf-space", "me/board", folder)

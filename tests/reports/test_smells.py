@@ -1,0 +1,248 @@
+"""The eight smells: each is planted into a rendered board, or into its records, and must be named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.store import Store
+from reports.board import Board, build
+from reports.figures import draw_all
+from reports.publish import publish_board
+from reports.smells import CHECKS, check_folder
+from reports.smells.reading import Built
+from tests.reports.making import cell, filled_store, ok_record
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a board drawn from it."""
+    root = tmp_path_factory.mktemp("smells")
+    store = filled_store(root / "store")
+    keys = sorted({record.key for record in store.records()[0]})
+    done = publish_board("default", [], results=root / "store", keys=keys, out=root / "board", title="demo")
+    assert done.smells == ()
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(clean: Path) -> Built:
+    """The board as its records give it, made once: what files are held against."""
+    store = Store(clean / "store")
+    records = store.records()[0]
+    content = json.loads((clean / "board" / "board.json").read_text())
+    table = build(Board.model_validate(content["board"]), records, store, planned={r.key for r in records})
+    return table, *draw_all(table)
+
+
+@pytest.fixture
+def copy(clean: Path, tmp_path: Path) -> Path:
+    shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def edit(root: Path, name: str, change: Callable[[str], str]) -> None:
+    path = root / "board" / name
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before, "nothing was planted"
+    path.write_text(after, encoding="utf-8")
+
+
+def edit_json(root: Path, change: Callable[[dict], None]) -> None:
+    def changed(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    edit(root, "board.json", changed)
+
+
+def without_row(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if "| dora |" not in line)
+
+
+def without_reason(content: dict) -> None:
+    row = next(row for row in content["sections"][0]["rows"] if row["status"] == "unsupported")
+    row["cells"]["accuracy"]["why"] = ""
+
+
+def swap_rows(content: dict) -> None:
+    rows = content["sections"][0]["rows"]
+    rows[0], rows[7] = rows[7], rows[0]
+
+
+def without_unit(content: dict) -> None:
+    next(c for c in content["columns"] if c["key"] == "step_ms")["definition"]["unit"] = ""
+
+
+def row_twice(content: dict) -> None:
+    content["sections"][0]["rows"].append(content["sections"][0]["rows"][-1])
+
+
+def first_step(text: str, new: str) -> str:
+    """The first step time of the first table replaced."""
+    header = next(line for line in text.splitlines() if line.startswith("| | rank"))
+    place = [part.strip() for part in header.split("|")].index("step (ms)")
+    lines = text.splitlines()
+    row = lines.index(header) + 2
+    parts = lines[row].split("|")
+    parts[place] = re.sub(r"[\d.]+", new, parts[place], count=1)
+    lines[row] = "|".join(parts)
+    return "\n".join(lines)
+
+
+PLANTED = {
+    "a row is gone from the Markdown": ("missing", "board.md", without_row),
+    "NaN instead of a reason": ("missing", "board.csv", lambda t: re.sub(r"(,)(0\.\d{3,})(,)", r"\1nan\3", t, count=1)),
+    "the page asks for a script": (
+        "unresponsive",
+        "board.html",
+        lambda t: t.replace("<main>", '<main><script src="https://cdn.example/x.js"></script>'),
+    ),
+    "an anchor leads nowhere": (
+        "unresponsive",
+        "board.html",
+        lambda t: t.replace("<main>", '<main><a href="#nowhere">x</a>'),
+    ),
+    "the page is cut off": ("unresponsive", "board.html", lambda t: t[: len(t) // 2]),
+    "a link leads nowhere": ("unresponsive", "board.md", lambda t: t.replace("(memory-by-stage.svg)", "(gone.svg)")),
+    "two columns of one name": (
+        "confusing",
+        "board.md",
+        lambda t: t.replace("| adapter size (KiB) |", "| base size (MiB) |", 1),
+    ),
+    "a header explains nothing": (
+        "confusing",
+        "board.html",
+        lambda t: re.sub(r'class="sort" data-tip="[^"]+"', 'class="sort" data-tip=""', t, count=1),
+    ),
+    "the table was edited": ("mismatched", "board.csv", lambda t: t.replace("lora", "lara", 1)),
+    "a number was edited in the Markdown": ("misdisplayed", "board.md", lambda t: first_step(t, "1.0")),
+    "a number was edited on the page": (
+        "misdisplayed",
+        "board.html",
+        lambda t: re.sub(r'(data-sort="0\.\d+"[^>]*><bdi>)\d+\.\d', r"\g<1>99.9", t, count=1),
+    ),
+    "the wrong row is bold": ("misdisplayed", "board.md", lambda t: re.sub(r"\*\*1–(\d+)\*\*", r"1–\1", t, count=1)),
+    "a row stands twice in the CSV": ("redundant", "board.csv", lambda t: t + t.splitlines()[-1] + "\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_fault_planted_in_a_file_is_named(fault, copy, built):
+    smell, name, change = PLANTED[fault]
+    edit(copy, name, change)
+    found = check_folder(copy / "board", Store(copy / "store"), built=built)
+    assert smell in {one.smell for one in found}, found
+
+
+@pytest.mark.parametrize(
+    ("smell", "change"),
+    [
+        ("missing", without_reason),
+        ("missing", lambda content: content["sections"][0]["rows"].pop(3)),
+        ("missing", lambda content: content.update(not_run=3)),
+        ("missing", lambda content: content["about"]["facts"].pop("protocol")),
+        ("confusing", without_unit),
+        ("misdisplayed", swap_rows),
+        ("redundant", row_twice),
+    ],
+)
+def test_a_fault_planted_in_the_data_is_named(smell, change, copy, built):
+    edit_json(copy, change)
+    found = check_folder(copy / "board", Store(copy / "store"), built=built)
+    assert smell in {one.smell for one in found}, found
+
+
+def test_what_cannot_be_reached_is_inaccessible(copy):
+    (copy / "board" / "rank-intervals.pdf").unlink()
+    (copy / "board" / "lbom.json").unlink()
+    next((copy / "store" / "samples").glob("*.parquet")).write_bytes(b"cut off")
+    victim = sorted((copy / "store" / "records").rglob("*.ok.*.json"))[0]
+    victim.write_text(victim.read_text()[:100])
+    found = {
+        one.where: one.what
+        for one in check_folder(copy / "board", Store(copy / "store"))
+        if one.smell == "inaccessible"
+    }
+    assert found["rank-intervals.pdf"] == found["lbom.json"] == "is not there or empty"
+    assert any("quarantine" in where for where in found)
+    assert any("is not in the store" in what for what in found.values())
+
+
+def test_a_later_record_makes_the_board_deprecated_and_mismatched(copy):
+    store = Store(copy / "store")
+    store.append(*ok_record(cell("lora", "none", 0), accuracy=0.5, finished="2026-02-01T00:00:00+00:00"))
+    found = {one.smell for one in check_folder(copy / "board", store)}
+    assert {"deprecated", "mismatched"} <= found
+
+
+def test_an_old_task_version_is_shown_with_a_badge_and_unranked(tmp_path):
+    store = Store(tmp_path / "store")
+    for version in (1, 2):
+        for method, rate in (("lora", 0.9), ("full", 0.5)):
+            store.append(
+                *ok_record(cell(method, task={"version": version, "digest": str(version) * 64}), accuracy=rate)
+            )
+    done = publish_board("default", [], results=store.root, out=tmp_path / "board")
+    assert done.smells == ()
+    ranks = {(part.conditions[-1][1][0], row.rank is None) for part in done.table.sections for row in part.rows}
+    assert ranks == {("1", True), ("2", False)}
+    assert "a newer version of its task" in (tmp_path / "board" / "board.md").read_text()
+    edit(tmp_path, "board.md", lambda text: text.replace("a newer version", "a version"))
+    assert "deprecated" in {one.smell for one in check_folder(tmp_path / "board", store)}
+
+
+def test_the_same_measurements_under_two_names_are_redundant(tmp_path):
+    store = Store(tmp_path / "store")
+    record, data = ok_record(cell("lora"))
+    store.append(record, data)
+    twin = cell("dora")
+    store.append(record.model_copy(update={"cell": twin, "key": "0" * 16, "label": "twin"}), data)
+    done = publish_board("default", [], results=store.root, out=tmp_path / "board")
+    assert {one.smell for one in done.smells} == {"redundant"}
+
+
+def test_every_smell_has_a_check():
+    names = "missing unresponsive confusing inaccessible mismatched misdisplayed redundant deprecated"
+    assert list(CHECKS) == names.split()
+
+
+def test_the_verb_lists_what_it_finds_and_fails(copy):
+    command = ["check", str(copy / "board"), "--results", str(copy / "store")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    edit(copy, "board.csv", lambda text: text.replace("lora", "lara", 1))
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "mismatched: board.csv: differs from what the records give (first in line" in done.output
+
+
+# --- bill of materials ---------------------------------------------------------------------------
+def test_the_bill_of_materials_holds_what_it_must(clean):
+    bill = json.loads((clean / "board" / "lbom.json").read_text())
+    assert "inferred" in bill["inferred"].lower()
+    assert bill["board"]["name"] == "default"
+    for metric in bill["metrics"]:
+        assert all(metric[name] for name in ("definition", "unit", "better", "version"))
+    assert bill["protocol"][0]["items"]["test"] == 200
+    assert bill["harness"][0]["commit"].startswith("0123456789")
+    assert bill["harness"][0]["packages"]["torch"] == "2.13.0"
+    assert bill["tasks"][0]["licence"] == "not recorded"
+    assert bill["models"][0]["id"] == "builtin:nano"
+    assert len(bill["records"]) == 48
+    assert bill["cells"]["not_run"] == 0
+    assert bill["submission"]["channels"] == ["run here"]
+    assert "4 rows lack some of their seeds" not in bill["known_smells"]
+    assert "1 rows lack some of their seeds" in bill["known_smells"]
+    wanted = hashlib.sha256((clean / "board" / "board.csv").read_bytes()).hexdigest()
+    assert bill["files"]["board.csv"]["sha256"] == wanted
