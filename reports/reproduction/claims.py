@@ -135,6 +135,8 @@ class Criterion(_Frozen):
 
     Attributes:
         metric: a defined quantity, or ``printed`` for arithmetic on printed numbers.
+        baseline_metric: what the baseline arm is measured by, where it is another name for the same quantity (the
+            merged arm's latency against a plain model's); the metric itself by default.
         stage: the stage whose reading is meant, for quantities kept per stage.
         expect: whether the arm is claimed above or below its baseline.
         value: claimed size, in ``unit``.
@@ -143,6 +145,7 @@ class Criterion(_Frozen):
     """
 
     metric: str
+    baseline_metric: str | None = None
     stage: str | None = None
     form: Form
     unit: Unit
@@ -153,11 +156,11 @@ class Criterion(_Frozen):
     tolerance: Tolerance | None = None
     evidence: Evidence | None = None
 
-    @field_validator("metric")
+    @field_validator("metric", "baseline_metric")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name != "printed" and name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}. {did_you_mean(name, METRICS)}")
+    def _known(cls, name: str | None) -> str | None:
+        if name not in (None, "printed") and name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}. {did_you_mean(str(name), METRICS)}")
         return name
 
     @model_validator(mode="after")

@@ -245,9 +245,10 @@ def _by_samples(
 
 def _by_seeds(test: Criterion, first: Found, second: Found, common: dict[str, Any]) -> Measured | Absent:
     """Effects on one value a seed: paired on shared seeds, on the logarithm where the claim is a ratio."""
-    a, b = _values(first, test), _values(second, test)
+    of_baseline = test.model_copy(update={"metric": test.baseline_metric or test.metric})
+    a, b = _values(first, test), _values(second, of_baseline)
     if not a or not b:
-        return Absent(f"the records have no {test.metric}", common["flags"])
+        return Absent(f"the records have no {test.metric if not a else of_baseline.metric}", common["flags"])
     relative = test.unit in RELATIVE_UNITS
     if relative and min(*a.values(), *b.values()) <= 0:
         return Absent(f"a ratio of {test.metric} needs values above zero", common["flags"])
