@@ -10,6 +10,7 @@ import pytest
 
 from harness import stats
 from harness.errors import UserError
+from harness.metrics import reading
 from harness.store import Store
 from reports.board import Board, build, find_boards, load_board
 from reports.ranking import pareto_front, rank_rows
@@ -131,6 +132,22 @@ def test_imported_rows_are_shown_and_unranked(tmp_path, environment, note):
     assert imported.rank is None
     assert not imported.front
     assert note in imported.notes
+    assert {row.rank for row in section.rows if row.rank} == {(1, 1), (2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "note"), [("throttled_fraction", 0.4, "throttled"), ("foreign_processes", 1, "shared")]
+)
+def test_disturbed_rows_are_shown_and_unranked(tmp_path, quantity, value, note):
+    ours = [ok_record(cell("lora"), accuracy=0.5), ok_record(cell("dora"), accuracy=0.1)]
+    record, samples = ok_record(cell("fast"), accuracy=0.99)
+    spans = tuple(
+        s.model_copy(update={"readings": (*s.readings, reading(quantity, value, source="NVML"))}) for s in record.spans
+    )
+    (section,) = built(stored(tmp_path, *ours, (record.model_copy(update={"spans": spans}), samples))).sections
+    disturbed = next(row for row in section.rows if row.labels["method"] == "fast")
+    assert (disturbed.rank, disturbed.front) == (None, False)
+    assert any(note in text for text in disturbed.notes)
     assert {row.rank for row in section.rows if row.rank} == {(1, 1), (2, 2)}
 
 
