@@ -20,6 +20,13 @@ METHODS: Registry[type[Method]] = Registry(
         "freeze-low": "harness.methods.baselines:FreezeLow",
         "embed-head": "harness.methods.baselines:EmbeddingsAndHead",
         "bitfit": "harness.methods.baselines:BitFit",
+        "hft": "harness.methods.selective.hft:HalfFineTuning",
+        "lisa": "harness.methods.selective.lisa:Lisa",
+        "greentrainer": "harness.methods.selective.greentrainer:GreenTrainer",
+        "lofit": "harness.methods.selective.lofit:LoFiT",
+        "s2ft": "harness.methods.selective.s2ft:S2FT",
+        "galore": "harness.methods.optimizers.galore:GaLore",
+        "mezo": "harness.methods.zeroth_order:Mezo",
         **{name: f"harness.methods.peft_method:{name}" for name in table()},
     },
 )

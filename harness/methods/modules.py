@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,11 +116,13 @@ def save_trainable(model: nn.Module, folder: Path) -> None:
     save_file(tensors, folder / TENSORS_FILE)
 
 
-def load_tensors(model: nn.Module, folder: Path) -> None:
-    """Copy what :func:`save_trainable` wrote into the parameters of the same names."""
+def load_tensors(model: nn.Module, folder: Path, *, skip: Collection[str] = ()) -> None:
+    """Copy what :func:`save_trainable` wrote into the parameters of the same names, but for ``skip``."""
     import torch
     from safetensors.torch import load_file
 
     with torch.no_grad():
         for name, tensor in load_file(folder / TENSORS_FILE).items():
+            if name in skip:
+                continue
             model.get_parameter(name).copy_(tensor)

@@ -12,7 +12,20 @@ EVERYWHERE = [(name, kind, "none") for kind in (CAUSAL, CLASSIFIER) for name in 
 QUANTIZED = [
     (name, CAUSAL, quantizer)
     for quantizer in ("bnb-nf4", "bnb-int8")
-    for name in ("embed-head", "bitfit", "lora", "dora", "alora", "lora-plus", "ia3", "vera", "oft", "miss", "prefix")
+    for name in (
+        "embed-head",
+        "bitfit",
+        "s2ft",
+        "lora",
+        "dora",
+        "alora",
+        "lora-plus",
+        "ia3",
+        "vera",
+        "oft",
+        "miss",
+        "prefix",
+    )
 ]
 
 

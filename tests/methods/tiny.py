@@ -110,6 +110,12 @@ def made(name: str, kind: str = CAUSAL, base_kind: str = "fp", steps: int = STEP
 
 def attached(method: Method, model: nn.Module) -> nn.Module:
     """Calibrated and attached as the worker does it, seeded."""
+    calibrated(method, model)
+    return method.attach(model)
+
+
+def calibrated(method: Method, model: nn.Module) -> None:
+    """What the stage ``prepare`` does, seeded."""
     kind = method.setting.kind
 
     def batches(count: int) -> Iterable[Mapping[str, torch.Tensor]]:
@@ -117,7 +123,6 @@ def attached(method: Method, model: nn.Module) -> nn.Module:
 
     torch.manual_seed(0)
     method.calibrate(model, batches)
-    return method.attach(model)
 
 
 def train(method: Method, model: nn.Module, steps: int = STEPS) -> set[str]:
@@ -131,8 +136,9 @@ def train(method: Method, model: nn.Module, steps: int = STEPS) -> set[str]:
     inputs = batch(method.setting.kind)
     for step in range(1, steps + 1):
         method.select(model, step - 1)
-        outputs = model(**inputs)
-        method.loss(outputs, inputs, outputs.loss).backward()  # type: ignore[no-untyped-call]
+        if method.training_step(model, inputs) is None:
+            outputs = model(**inputs)
+            method.loss(outputs, inputs, outputs.loss).backward()  # type: ignore[no-untyped-call]
         silent -= {name for name, p in trainable.items() if p.grad is not None and bool(p.grad.abs().max() > 0)}
         optimizer.step()
         method.on_step(model, step)
@@ -164,8 +170,9 @@ def live(name: str, kind: str, quantizer: str = "none") -> Life:
     life = Life(method)
     model = base(kind, quantizer)
     before = logits(model, kind)
+    calibrated(method, model)
     life.expected = method.expected_trainable(model)
-    model = attached(method, model)
+    model = method.attach(model)
     life.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     life.names = {n for n, p in model.named_parameters() if p.requires_grad}
     life.start_gap = gap(logits(model, kind), before)

@@ -1,0 +1,1 @@
+"""Full fine-tuning whose optimizer state is small."""

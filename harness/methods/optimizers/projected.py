@@ -1,0 +1,83 @@
+"""AdamW whose states live in a low-rank subspace of each gradient (GaLore, arXiv:2403.03507, algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+class ProjectedAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled decay) on R = P^T G where G is m x n with m <= n, on R = G P otherwise.
+
+    P holds the first ``rank`` singular vectors of the gradient of the smaller side, taken anew every ``update_gap``
+    steps; the states stay. The step is scale * P N (or N P^T), N being Adam's normalised step in the subspace. A
+    parameter whose smaller side does not exceed the rank, or with ``rank`` None, has plain AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        update_gap: int = 200,
+        scale: float = 1.0,
+    ) -> None:
+        common = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "update_gap": update_gap, "scale": scale}
+        super().__init__(params, {"lr": lr, "rank": None, **common})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
+        """One step over every parameter with a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad
+        assert gradient is not None  # step looks at it first
+        state = self.state[parameter]
+        state["step"] = state.get("step", 0) + 1
+        rank = group["rank"]
+        low_rank = rank is not None and parameter.ndim == 2 and rank < min(parameter.shape)
+        if low_rank:
+            if (state["step"] - 1) % group["update_gap"] == 0:
+                state["projector"] = projector(gradient, rank)
+            gradient = project(gradient, state["projector"])
+        if "exp_avg" not in state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        first, second = group["betas"]
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        corrected = math.sqrt(1 - second ** state["step"]) / (1 - first ** state["step"])
+        normalised = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"]) * corrected
+        if low_rank:
+            normalised = group["scale"] * back(normalised, state["projector"], parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(normalised, alpha=-group["lr"])
+
+
+def projector(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+    """First ``rank`` singular vectors of the smaller side: (m, rank) where m <= n, else (n, rank)."""
+    left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+    m, n = gradient.shape
+    basis: torch.Tensor = left[:, :rank] if m <= n else right[:rank].T
+    return basis.to(gradient.dtype).contiguous()
+
+
+def project(gradient: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """The gradient in the subspace: (rank, n) where m <= n, else (m, rank)."""
+    m, n = gradient.shape
+    return basis.T @ gradient if m <= n else gradient @ basis
+
+
+def back(step: torch.Tensor, basis: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """From the subspace to the weight's shape."""
+    return basis @ step if shape[0] <= shape[1] else step @ basis.T

@@ -1,0 +1,1 @@
+"""Methods that choose which of the base's own weights train, and when."""

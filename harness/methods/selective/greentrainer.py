@@ -1,0 +1,142 @@
+"""GreenTrainer: the tensors that matter most within a budget of training FLOPs (arXiv:2309.13192)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from harness.methods import bases
+from harness.methods.base import Batch, Declaration, Setting
+from harness.methods.baselines import ONLY_FP, InPlace
+from harness.methods.modules import TENSORS_FILE, freeze, linears
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from torch import nn
+
+BINS = 1000
+"""Steps in which the budget is counted."""
+
+
+class GreenTrainer(InPlace):
+    """Linear weights chosen once, before training, by importance for FLOPs.
+
+    For a weight of m x n the gradient of the weight costs 2mn a token, and so does passing the gradient of the
+    activations through it; that second cost is paid for every tensor between the output and the deepest chosen
+    one. The backward budget follows from the whole one, of which the forward pass is a third.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="greentrainer",
+        summary="Only the weights that lower the loss most for their FLOPs train, within a stated share of the FLOPs.",
+        family="selective",
+        trainable="The weights that a knapsack over importance and FLOPs chooses, and a classifier's head.",
+        paper="2309.13192",
+        bases=ONLY_FP,
+        refuses=bases.NOT_IN_PLACE,
+        mergeable="exactly",
+        defaults={"rho": 0.5},
+        defaults_source="the middle of the paper's 0.4, 0.5 and 0.7; chosen once, as its interval is several epochs",
+        in_place=True,
+    )
+
+    def __init__(self, params: dict[str, float], setting: Setting) -> None:
+        super().__init__(params, setting)
+        self.selected: list[str] | None = None
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Choose the tensors on one batch; the model is left as it was."""
+        names = [layer.name for layer in linears(model)][::-1]  # from the output down
+        costs = [2.0 * layer.inputs * layer.outputs for layer in linears(model)][::-1]
+        importance = self._importance(model, names, next(iter(batches(1))))
+        forward, backward = sum(costs), 2 * sum(costs)
+        rho = max(0.05, self.params["rho"] * (1 + forward / backward) - forward / backward)
+        chosen = knapsack(importance, costs, rho * backward)
+        self.selected = [names[i] for i in chosen]
+
+    def _importance(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[float]:
+        """-sum(g1 * dw) per tensor: how far the loss falls with its own first AdamW step, by the gradient after it."""
+        import torch
+
+        weights = [weight_of(model, name) for name in names]
+        freeze(model)
+        for weight in weights:
+            weight.requires_grad_(True)
+        before = [w.detach().clone() for w in weights]
+        optimizer = torch.optim.AdamW(weights, lr=self.setting.learning_rate, weight_decay=0.0)
+        model(**batch).loss.backward()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        model(**batch).loss.backward()
+        found = [
+            0.0 if w.grad is None else -float((w.grad * (w.detach() - b)).sum())
+            for w, b in zip(weights, before, strict=True)
+        ]
+        with torch.no_grad():
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(kept)
+        model.zero_grad(set_to_none=True)
+        largest = max(map(abs, found)) or 1.0
+        return [value / largest for value in found]
+
+    def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
+        """Weights of the selected layers."""
+        if self.selected is None:
+            raise RuntimeError("greentrainer chooses its tensors in calibrate, which was not called")
+        for name in self.selected:
+            yield weight_of(model, name)
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """What was chosen is what was saved."""
+        from safetensors import safe_open
+
+        names = {layer.name for layer in linears(base)}
+        with safe_open(folder / TENSORS_FILE, "pt") as file:
+            self.selected = [key.removesuffix(".weight") for key in file.keys() if key.removesuffix(".weight") in names]  # noqa: SIM118 - not a dict
+        return super().load(base, folder)
+
+
+def weight_of(model: nn.Module, name: str) -> nn.Parameter:
+    """The weight of a linear layer."""
+    return model.get_parameter(f"{name}.weight")
+
+
+def knapsack(importance: Sequence[float], costs: Sequence[float], budget: float) -> list[int]:
+    """Indices (from the output down) of greatest summed importance within the budget.
+
+    A choice pays ``costs`` for each chosen tensor's own gradient, and ``costs`` once more for every tensor above
+    and including the deepest chosen one, through which the gradient has to pass. Dynamic programming over
+    :data:`BINS` steps of the budget; every cost is rounded up, so that the budget is never exceeded.
+
+    Returns:
+        At least the tensor nearest the output, even where the budget is below its cost.
+    """
+    unit = budget / BINS
+    own = [int(np.ceil(cost / unit)) for cost in costs]
+    best = np.zeros(BINS + 1)
+    taken = np.zeros((len(costs), BINS + 1), dtype=bool)
+    result: tuple[float, int, int] = (-np.inf, 0, 0)
+    passed = 0
+    for index, weight in enumerate(own):
+        passed += weight
+        room = BINS - passed - weight  # the deepest chosen tensor is this one
+        if room < 0:
+            break
+        value = importance[index] + float(best[room])
+        if value > result[0]:
+            result = (value, index, room)
+        shifted = np.full(BINS + 1, -np.inf)
+        shifted[weight:] = best[: BINS + 1 - weight] + importance[index]
+        taken[index] = shifted > best
+        best = np.maximum(best, shifted)
+    if result[0] == -np.inf:
+        return [0]
+    _, deepest, room = result
+    chosen = [deepest]
+    for index in range(deepest - 1, -1, -1):
+        if taken[index, room]:
+            chosen.append(index)
+            room -= own[index]
+    return sorted(chosen)

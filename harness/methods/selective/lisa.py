@@ -1,0 +1,70 @@
+"""LISA: embeddings and head always, the blocks a few at a time (arXiv:2403.17919)."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.methods import bases
+from harness.methods.base import Declaration
+from harness.methods.baselines import ONLY_FP, Full
+from harness.methods.modules import blocks
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+
+class Lisa(Full):
+    """Every ``interval`` steps other ``active`` blocks train; those that sleep have neither gradient nor state."""
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="lisa",
+        summary="Embeddings and head train always, of the blocks only a few at a time, drawn anew every few steps.",
+        family="selective",
+        trainable="All parameters, though never all at once.",
+        paper="2403.17919",
+        bases=ONLY_FP,
+        refuses=bases.NOT_IN_PLACE,
+        mergeable="exactly",
+        defaults={"active": 2, "interval": 20},
+        defaults_source="the paper: 2 blocks, another draw every 20 steps",
+        in_place=True,
+    )
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW over everything; what is asleep has no gradient, so it is left out of the step."""
+        import torch
+
+        s = self.setting
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
+        )
+        return self._optimizer
+
+    def select(self, model: nn.Module, step: int) -> None:
+        """At each switch: wake the drawn blocks, put the others to sleep and drop their optimizer state.
+
+        Without the last, memory would grow to that of full fine-tuning within a few switches.
+        """
+        if step % self.params["interval"]:
+            return
+        _, layers = blocks(model)
+        chance = random.Random(f"{self.setting.seed}.{step}")
+        awake = set(chance.sample(range(len(layers)), min(self.params["active"], len(layers))))
+        for index, block in enumerate(layers):
+            for parameter in block.parameters():
+                parameter.requires_grad_(index in awake)
+                if index not in awake:
+                    parameter.grad = None
+                    self._optimizer.state.pop(parameter, None)
+
+    def expects_gradient(self, name: str) -> bool:
+        """Within the probed steps a block may not have been drawn."""
+        return ".layers." not in f".{name}" and ".layer." not in f".{name}" and ".h." not in f".{name}"
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """All of it was trained: all of it counts as trainable again, and is saved."""
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model

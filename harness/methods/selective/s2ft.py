@@ -1,0 +1,120 @@
+"""S2FT: a few channels of the feed-forward layers, as a small dense matrix (arXiv:2412.06289)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.methods import bases
+from harness.methods.base import Declaration, Method
+from harness.methods.modules import (
+    Linear,
+    blocks,
+    classifier,
+    count,
+    freeze,
+    linears,
+    load_tensors,
+    save_trainable,
+)
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+DELTA, CHANNELS = "s2ft_delta", "s2ft_channels"
+
+
+def down_projections(model: nn.Module) -> list[Linear]:
+    """The feed-forward layers that lead back to the hidden size: more inputs than outputs, not of attention."""
+    prefix, _ = blocks(model)
+    return [
+        layer
+        for layer in linears(model)
+        if layer.name.startswith(f"{prefix}.") and layer.inputs > layer.outputs and "attn" not in layer.name
+    ]
+
+
+class S2FT(Method):
+    """y += x[channels] delta^T on every down projection; delta (outputs x channels) starts at zero.
+
+    The paper permutes channels so that the trained ones stand together, which is for speed; the function is the
+    same. Heads are left out, as in its recipe for grouped queries.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="s2ft",
+        summary="A few per cent of the feed-forward channels, drawn at random, train as a small dense matrix.",
+        family="selective",
+        trainable="Σ m·max(1, round(d·n)) over the down projections, and a classifier's head.",
+        paper="2412.06289",
+        bases=bases.ALL,
+        refuses=bases.because(bases.NO_GRADIENT, bases.DYNAMIC),
+        merge_refuses=bases.because(
+            "its channels are columns of a floating-point weight, which a quantized layer lacks", bases.QUANTIZED
+        )
+        | bases.because(bases.SPARSE_MERGE, "sparse"),
+        mergeable="exactly",
+        defaults={"channels": 0.03},
+        defaults_source="the paper's recipe for Llama-3: 3 % of the feed-forward channels",
+        lr_factor=10.0,
+    )
+
+    def _width(self, layer: Linear) -> int:
+        return max(1, round(float(self.params["channels"]) * layer.inputs))
+
+    def expected_trainable(self, model: nn.Module) -> int | None:
+        """Σ outputs x channels, and the classifier."""
+        head = classifier(model)
+        own = sum(layer.outputs * self._width(layer) for layer in down_projections(model))
+        return own + (count(head.parameters()) if head is not None else 0)
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Freeze the base; draw channels and add the deltas."""
+        import torch
+
+        layers = down_projections(model)
+        like: Any = model
+        freeze(model)
+        generator = torch.Generator().manual_seed(self.setting.seed)
+        for layer in layers:
+            module: Any = model.get_submodule(layer.name)
+            device = next(iter(module.state_dict().values())).device
+            drawn = torch.randperm(layer.inputs, generator=generator)[: self._width(layer)].sort().values
+            module.register_buffer(CHANNELS, drawn.to(device), persistent=False)
+            zeros = torch.zeros(layer.outputs, self._width(layer), dtype=like.dtype, device=device)
+            module.register_parameter(DELTA, torch.nn.Parameter(zeros))
+            module.s2ft_hook = module.register_forward_hook(_add)
+        head = classifier(model)
+        for parameter in head.parameters() if head is not None else ():
+            parameter.requires_grad_(True)
+        return model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Deltas and head; the channels follow from the seed and are checked on loading by their count."""
+        save_trainable(model, folder)
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """Attach with the same seed and copy the deltas in."""
+        model = self.attach(base)
+        load_tensors(model, folder)
+        return model
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """W[:, channels] += delta."""
+        import torch
+
+        with torch.no_grad():
+            for layer in down_projections(model):
+                module: Any = model.get_submodule(layer.name)
+                module.weight[:, module.s2ft_channels] += module.s2ft_delta.to(module.weight.dtype)
+                module.s2ft_hook.remove()
+                delattr(module, DELTA)
+                delattr(module, CHANNELS)
+        return model
+
+
+def _add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    delta: torch.Tensor = module.s2ft_delta
+    added: torch.Tensor = output + (inputs[0][..., module.s2ft_channels].to(delta.dtype) @ delta.T).to(output.dtype)
+    return added
