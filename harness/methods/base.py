@@ -191,6 +191,13 @@ class Method:
         """Whether the gradient probe may demand a gradient of the trainable parameter ``name``."""
         return True
 
+    def expects_change(self, name: str) -> bool:
+        """Whether the trainable parameter ``name``, of which no gradient is expected, must have moved after training.
+
+        Asked after the last step; a method that opts out of the gradient probe says here what it moved instead.
+        """
+        return False
+
     # --- afterwards ----------------------------------------------------------------------------
     def finish(self, model: nn.Module) -> nn.Module:
         """After the last step, before saving (compress, average, rewind, ...)."""

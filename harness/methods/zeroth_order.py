@@ -40,6 +40,10 @@ class Mezo(Full):
         """There are no gradients."""
         return False
 
+    def expects_change(self, name: str) -> bool:
+        """Every tensor is shifted at every step."""
+        return True
+
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Holds the learning rate for the schedule; it never sees a gradient and keeps no state."""
         import torch

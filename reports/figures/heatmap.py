@@ -13,16 +13,23 @@ from reports.render.text import MISSING, plain, scale
 
 FILE = "method-by-quantization"
 NAME = "method by quantization"
+MOST_ACROSS = MOST_ROWS // 4
 CAPTION = "Darker is better. A dash: the cell ended without a result; the table says why. Blank: not planned here."
 
 
 def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
-    """Methods down, in the table's order; quantizations across; the sorting metric in each place."""
+    """Methods down, in the table's order; quantizations across; the sorting metric in each place.
+
+    Many quantizations of few methods are turned round, so that there is room for their names.
+    """
     methods = list(dict.fromkeys(row.labels["method"] for row in section.rows))
     quantizations = sorted({row.labels["quantization"] for row in section.rows}, key=lambda q: (q != "none", q))
     if len(methods) < 2 or len(quantizations) < 2:
         return "needs two methods and two quantizations"
-    if len(methods) > MOST_ROWS or len(quantizations) > MOST_ROWS // 4:
+    down, across = methods, quantizations
+    if len(across) > MOST_ACROSS:
+        down, across = across, down
+    if len(down) > MOST_ROWS or len(across) > MOST_ACROSS:
         return f"{len(methods)} methods x {len(quantizations)} quantizations are too many to be read"
     places: dict[tuple[str, str], list[Row]] = {}
     for row in section.rows:
@@ -33,35 +40,37 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     values = {place: rows[0].cells[name].value for place, rows in places.items() if name in rows[0].cells}
     if not any(value is not None for value in values.values()):
         return f"no row has a value of {METRICS[name].label}"
-    return save(lambda axes: _paint(axes, methods, quantizations, values, name), height=rows_height(len(methods)))
+    if down is quantizations:
+        values = {(quantization, method): value for (method, quantization), value in values.items()}
+    return save(lambda axes: _paint(axes, down, across, values, name), height=rows_height(len(down)))
 
 
 def _paint(
     axes: Any,
-    methods: list[str],
-    quantizations: list[str],
+    rows: list[str],
+    columns: list[str],
     values: dict[tuple[str, str], float | None],
     name: str,
 ) -> None:
     definition = METRICS[name]
     chosen = scale(definition, [value for value in values.values() if value is not None])
-    grid = np.full((len(methods), len(quantizations)), np.nan)
-    for (method, quantization), value in values.items():
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), value in values.items():
         if value is not None:
-            grid[methods.index(method), quantizations.index(quantization)] = value * chosen.factor
+            grid[rows.index(row), columns.index(column)] = value * chosen.factor
     colours = "Greens_r" if definition.better == "lower" else "Greens"
     # a mesh, not an image: a page may hold no address, and pictures inside an SVG are addresses
     axes.pcolormesh(grid, cmap=colours, edgecolors="white", linewidth=0.5)
     axes.invert_yaxis()
     low, high = np.nanmin(grid), np.nanmax(grid)
     for place, value in values.items():
-        down, across = methods.index(place[0]), quantizations.index(place[1])
+        down, across = rows.index(place[0]), columns.index(place[1])
         shade = 0.0 if value is None or high == low else (grid[down, across] - low) / (high - low)
         dark = value is not None and (1 - shade if definition.better == "lower" else shade) > 0.6
         text = MISSING if value is None else chosen.text(value)
         axes.text(across + 0.5, down + 0.5, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
-    axes.set_yticks([n + 0.5 for n in range(len(methods))], [plain(method, LABEL_CHARACTERS) for method in methods])
-    axes.set_xticks([n + 0.5 for n in range(len(quantizations))], [plain(q, LABEL_CHARACTERS) for q in quantizations])
+    axes.set_yticks([n + 0.5 for n in range(len(rows))], [plain(row, LABEL_CHARACTERS) for row in rows])
+    axes.set_xticks([n + 0.5 for n in range(len(columns))], [plain(column, LABEL_CHARACTERS) for column in columns])
     axes.tick_params(length=0)
     for label in (*axes.get_yticklabels(), *axes.get_xticklabels()):
         label.set_parse_math(False)

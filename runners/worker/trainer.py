@@ -189,6 +189,12 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return loss
 
 
+def _sums(parameter: torch.Tensor) -> tuple[float, float]:
+    """Two sums that no training step leaves as they are, and that take no memory to remember."""
+    values = parameter.detach().double()
+    return float(values.sum()), float(values.square().sum())
+
+
 HOPELESS = 3.0
 """A trial whose loss is this many times that of its first steps is stopped: it only gets worse from there."""
 
@@ -219,6 +225,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.context = context
         self.clock = clock
         self.silent: set[str] = set()
+        self.unprobed: dict[str, tuple[float, float]] = {}
         self.attribution: Attribution | Exception | None = None
         target = context.training.target
         self.target = TargetWatch(target, context.steps, context.panel) if target is not None else None
@@ -227,6 +234,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         """Note which tensors the gradient probe waits for."""
         expects = self.context.method.expects_gradient
         self.silent = {n for n, p in model.named_parameters() if p.requires_grad and expects(n)}
+        self.unprobed = {n: _sums(p) for n, p in model.named_parameters() if p.requires_grad and not expects(n)}
         if self.target is not None:
             self.target.begin()
 
@@ -263,6 +271,18 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             self.clock.resume()
         if step % max(1, state.max_steps // 10) == 0:
             self.context.say("progress", what="training", at=step, of=state.max_steps)
+
+    def check_moved(self, model: Any) -> None:
+        """Raise if a tensor that the gradient probe leaves out should have moved and is what it was.
+
+        Raises:
+            CheckFailed: ``unmoved``.
+        """
+        parameters = dict(model.named_parameters())
+        expects = self.context.method.expects_change
+        still = [n for n, sums in self.unprobed.items() if expects(n) and _sums(parameters[n]) == sums]
+        if still:
+            raise CheckFailed("unmoved", f"{len(still)} trained tensors never changed, for example {still[0]}")
 
     def check_gradients(self, step: int) -> None:
         """Raise if a trainable tensor never received a gradient.

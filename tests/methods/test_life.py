@@ -16,6 +16,7 @@ QUANTIZED = [
         "embed-head",
         "bitfit",
         "s2ft",
+        "lofit",
         "lora",
         "dora",
         "alora",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.methods.catalog import METHODS
 from harness.methods.modules import blocks, linears
 from harness.methods.optimizers.projected import ProjectedAdamW, back, project, projector
 from harness.methods.selective.greentrainer import knapsack
@@ -71,6 +72,8 @@ def test_lisa_trains_the_drawn_blocks_between_two_switches_and_forgets_the_state
         asleep = [p for n, p in model.named_parameters() if n.startswith(prefix) and n not in moved]
         assert not {id(p) for p in asleep} & stateful
     assert {len(a) for a in awake} == {2}
+    inside = [n for n, _ in model.named_parameters() if n.startswith(prefix)]
+    assert {n.split(".")[2] for n in inside if method.expects_change(n)} == awake[0] | awake[3]
     assert awake[0] == awake[1] == awake[2] != awake[3]  # drawn anew after three steps, and truly other blocks
 
 
@@ -113,6 +116,12 @@ def test_greentrainer_stays_in_its_budget_and_leaves_the_model_as_it_was() -> No
     assert spent + forward <= 0.5 * (forward + backward) * 1.001
     train(method, model)
     assert changed(model, before) == {f"{n}.weight" for n in method.selected}
+
+
+def test_greentrainer_refuses_a_budget_that_the_forward_pass_uses_up() -> None:
+    cls = METHODS.get("greentrainer")
+    assert "the forward pass alone" in (cls.check(CAUSAL, "fp", {"rho": 0.3}) or "")
+    assert cls.check(CAUSAL, "fp", {"rho": 0.5}) is None
 
 
 # --- S2FT ----------------------------------------------------------------------------------------

@@ -52,6 +52,22 @@ class LostOnDisk(Full):
         return model
 
 
+class Unmoved(Full):
+    """Freezes a block before the optimizer is made, so that it never trains, and asks for no gradient of it."""
+
+    declaration: ClassVar[Declaration] = replace(Full.declaration, name="unmoved")
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        others = [p for n, p in model.named_parameters() if self.expects_gradient(n)]
+        return torch.optim.AdamW(others, lr=self.setting.learning_rate)
+
+    def expects_gradient(self, name: str) -> bool:
+        return "layers.0." not in name
+
+    def expects_change(self, name: str) -> bool:
+        return True
+
+
 class Steady(Full):
     """Breaks nothing."""
 
@@ -65,7 +81,7 @@ def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
     from runners.worker.main import run_job
     from runners.workspace import Workspace
 
-    for method in (WrongCount, NoGradient, LostOnDisk, Steady):
+    for method in (WrongCount, NoGradient, Unmoved, LostOnDisk, Steady):
         METHODS.add(method.declaration.name, f"tests.runners.broken:{method.__name__}")
     workspace = Workspace.discover(start=folder)
     made = plan.make(

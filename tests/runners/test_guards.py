@@ -13,7 +13,7 @@ from tests.runners.conftest import REPOSITORY, Bench
 
 
 def run(bench: Bench, name: str) -> dict[str, Any]:
-    names = ["wrong-count", "no-gradient", "lost-on-disk", "steady"]
+    names = ["wrong-count", "no-gradient", "unmoved", "lost-on-disk", "steady"]
     sweep = bench.write(methods=names)
     done = subprocess.run(
         [sys.executable, "-m", "tests.runners.broken", name, str(sweep), str(bench.root)],
@@ -31,6 +31,7 @@ def run(bench: Bench, name: str) -> dict[str, Any]:
     [
         ("wrong-count", "trainable-count", "attach", "were declared"),
         ("no-gradient", "gradient-probe", "train", "layers.0.mlp"),
+        ("unmoved", "unmoved", "train", "never changed, for example model.layers.0"),
         ("lost-on-disk", "reload", "reload", "read back from disk differs"),
     ],
 )

@@ -27,7 +27,7 @@ class GaLore(Full):
         refuses=bases.NOT_IN_PLACE,
         mergeable="exactly",
         defaults={"rank": 8, "update_gap": 200, "scale": 1.0},
-        defaults_source="rank and gap as in the paper's GLUE runs; scale 1: the rate means what it does in full",
+        defaults_source="rank as in the paper's GLUE runs; gap and scale are ours: at 1 the rate is full's",
         in_place=True,
     )
 

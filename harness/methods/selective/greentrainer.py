@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from harness.methods.modules import TENSORS_FILE, freeze, linears
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
+LEAST_RHO = 0.367
+"""Below it less than a twentieth of the backward pass would be left."""
 BINS = 1000
 """Steps in which the budget is counted."""
 
@@ -40,11 +42,19 @@ class GreenTrainer(InPlace):
         defaults={"rho": 0.5},
         defaults_source="the middle of the paper's 0.4, 0.5 and 0.7; chosen once, as its interval is several epochs",
         in_place=True,
+        unverified=True,
     )
 
     def __init__(self, params: dict[str, float], setting: Setting) -> None:
         super().__init__(params, setting)
         self.selected: list[str] | None = None
+
+    @classmethod
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
+        """Besides the usual: a budget that the forward pass alone would use up."""
+        if not float(params.get("rho", 1.0)) > LEAST_RHO:
+            return f"rho must be above {LEAST_RHO:.3f}: the forward pass alone takes a third of the FLOPs"
+        return super().check(kind, base, params)
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Choose the tensors on one batch; the model is left as it was."""
@@ -52,7 +62,7 @@ class GreenTrainer(InPlace):
         costs = [2.0 * layer.inputs * layer.outputs for layer in linears(model)][::-1]
         importance = self._importance(model, names, next(iter(batches(1))))
         forward, backward = sum(costs), 2 * sum(costs)
-        rho = max(0.05, self.params["rho"] * (1 + forward / backward) - forward / backward)
+        rho = self.params["rho"] * (1 + forward / backward) - forward / backward
         chosen = knapsack(importance, costs, rho * backward)
         self.selected = [names[i] for i in chosen]
 
@@ -111,7 +121,8 @@ def knapsack(importance: Sequence[float], costs: Sequence[float], budget: float)
     :data:`BINS` steps of the budget; every cost is rounded up, so that the budget is never exceeded.
 
     Returns:
-        At least the tensor nearest the output, even where the budget is below its cost.
+        At least the tensor nearest the output: a model has to train something, and the budget of FLOPs is then
+        exceeded by that tensor's own cost.
     """
     unit = budget / BINS
     own = [int(np.ceil(cost / unit)) for cost in costs]

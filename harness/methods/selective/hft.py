@@ -32,6 +32,7 @@ class HalfFineTuning(InPlace):
         mergeable="exactly",
         defaults_source="the paper's category-level draw; drawn once, as a run here is shorter than one of its rounds",
         in_place=True,
+        unverified=True,
     )
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:

@@ -30,7 +30,14 @@ class Lisa(Full):
         defaults={"active": 2, "interval": 20},
         defaults_source="the paper: 2 blocks, another draw every 20 steps",
         in_place=True,
+        unverified=True,
     )
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """As full fine-tuning; note which parameters are the blocks'."""
+        self._prefix = f"{blocks(model)[0]}."
+        self._woken: set[int] = set()
+        return super().attach(model)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW over everything; what is asleep has no gradient, so it is left out of the step."""
@@ -52,6 +59,7 @@ class Lisa(Full):
         _, layers = blocks(model)
         chance = random.Random(f"{self.setting.seed}.{step}")
         awake = set(chance.sample(range(len(layers)), min(self.params["active"], len(layers))))
+        self._woken |= awake
         for index, block in enumerate(layers):
             for parameter in block.parameters():
                 parameter.requires_grad_(index in awake)
@@ -61,7 +69,11 @@ class Lisa(Full):
 
     def expects_gradient(self, name: str) -> bool:
         """Within the probed steps a block may not have been drawn."""
-        return ".layers." not in f".{name}" and ".layer." not in f".{name}" and ".h." not in f".{name}"
+        return not name.startswith(self._prefix)
+
+    def expects_change(self, name: str) -> bool:
+        """A block that was drawn must have moved: freezing before the optimizer is made would train none of them."""
+        return int(name.removeprefix(self._prefix).split(".")[0]) in self._woken
 
     def finish(self, model: nn.Module) -> nn.Module:
         """All of it was trained: all of it counts as trainable again, and is saved."""

@@ -33,16 +33,18 @@ class LoFiT(Method):
         family="selective",
         trainable="(width of a head) x (chosen heads), and a classifier's head.",
         paper="2406.01563",
-        bases=bases.FLOAT,
-        refuses=bases.because(
-            "its search through attention heads was not lived on this back end's layers",
-            bases.QUANTIZED | bases.DYNAMIC,
+        bases=bases.ALL,
+        refuses=bases.because(bases.NO_GRADIENT, bases.DYNAMIC),
+        merge_refuses=bases.because(
+            "folding the offset needs columns of a floating-point weight, which a quantized layer lacks",
+            bases.QUANTIZED,
         ),
         mergeable="exactly",
         defaults={"share": 0.1},
         defaults_source=("the paper takes 3 % of a 7B model's heads; a tenth, and at least one, of a small model's"),
         lr_factor=10.0,
         needs_search=True,
+        unverified=True,
     )
 
     def __init__(self, params: dict[str, float], setting: Setting) -> None:

@@ -58,6 +58,7 @@ class S2FT(Method):
         defaults={"channels": 0.03},
         defaults_source="the paper's recipe for Llama-3: 3 % of the feed-forward channels",
         lr_factor=10.0,
+        unverified=True,
     )
 
     def _width(self, layer: Linear) -> int:

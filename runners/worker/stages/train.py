@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import Unsupported
 from harness.hardware import Thermal
 from harness.meters.attribution import SOURCE, Attribution
 from harness.meters.flops import SOURCE as FLOP_COUNTER
@@ -52,10 +53,17 @@ def run(ctx: Context) -> None:
 
     Raises:
         Diverged: the loss is no longer finite.
-        CheckFailed: ``gradient-probe``: a trainable tensor never received a gradient.
+        CheckFailed: ``gradient-probe``: a trainable tensor never received a gradient; ``unmoved``: one of which none
+            is expected did not change.
+        Unsupported: the method takes whole steps and the sweep accumulates gradients.
     """
     if not ctx.trains:
         return
+    if takes_whole_steps(ctx) and ctx.training.gradient_accumulation > 1:
+        raise Unsupported(
+            f"{ctx.method.declaration.name} takes whole steps of its own; with gradient accumulation each micro-batch "
+            "would be one"
+        )
     clock = StepClock(ctx.device)
     hooks = Hooks(ctx, clock)
     trainer = MatrixTrainer(
@@ -67,6 +75,7 @@ def run(ctx: Context) -> None:
         hooks=hooks,
     )
     trainer.train()
+    hooks.check_moved(trainer.model)
     ctx.model = ctx.method.finish(trainer.model)
     ctx.model.eval()
     record_speed(ctx, clock, trainer)
@@ -140,12 +149,17 @@ def first_batch(ctx: Context) -> dict[str, Any]:
     return to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(rows))
 
 
+def takes_whole_steps(ctx: Context) -> bool:
+    """Whether the method replaces the training step, backward pass and update included."""
+    return type(ctx.method).training_step is not Method.training_step
+
+
 def count_step(ctx: Context) -> Reading:
     """``step_flops``, on a forward and backward pass whose gradients are dropped; the weights are not touched.
 
     Gradient checkpointing is off meanwhile: what it computes twice is the hardware's work, not the model's.
     """
-    if type(ctx.method).training_step is not Method.training_step:
+    if takes_whole_steps(ctx):
         why = {"why": "the method has a training step of its own, which changes the weights when it is counted"}
         return missing("step_flops", "not_supported", source=FLOP_COUNTER, details=why)
 
