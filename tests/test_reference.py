@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ SWEEPS = {
     "quickstart": ("cpu-2core", "default"),
     "real-encoder": ("cpu-2core", "classification"),
     "all-quantizers": ("cpu-2core-quantizers", "quantization"),
+    "claims-nano": ("cpu-2core-claims", "default"),
 }
+NO_BOARD = {"counts"}
 
 
 @pytest.mark.parametrize("place", sorted(p.name for p in REFERENCE.iterdir() if p.is_dir()))
@@ -25,7 +30,7 @@ def test_every_committed_record_and_its_samples_load(place: str) -> None:
     store = Store(REFERENCE / place)
     records, damaged = store.records()
     assert not damaged
-    assert {r.sweep for r in records} <= {sweep for sweep, (home, _) in SWEEPS.items() if home == place}
+    assert {r.sweep for r in records} <= {sweep for sweep, (home, _) in SWEEPS.items() if home == place} | NO_BOARD
     for record in records:
         assert record.outcome.status in {"ok", "unsupported", "diverged"}
         if record.samples is not None:
@@ -43,3 +48,15 @@ def test_a_committed_board_is_what_its_records_render_to(sweep: str, tmp_path: P
         assert (tmp_path / name).read_text(encoding="utf-8") == committed, (
             f"run: peft-matrix board {sweep} --results results/reference/{place} --from-records --out docs/{sweep}"
         )
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "reproduce", "--check", "--json"]
+    where = ["--results", str(REFERENCE / "cpu-2core-claims"), "--out", str(tmp_path)]
+    done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=ROOT, check=True)
+    rows = json.loads(done.stdout)
+    assert (tmp_path / "reproduction.md").read_text(encoding="utf-8") == (ROOT / "docs" / "reproduction.md").read_text(
+        encoding="utf-8"
+    ), "run: peft-matrix reproduce --check --results results/reference/cpu-2core-claims --out docs"
+    assert len(rows) > 100
+    assert {"claim", "printed", "measured", "interval", "verdict", "flags", "records"} <= set(rows[0])
