@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from harness.metrics import METRICS
 from reports.reproduction.claims import Claim, Criterion, Needs
 from reports.reproduction.judging import Judgement, Result
 from reports.reproduction.measuring import Measured
@@ -84,6 +85,10 @@ def printed_text(claim: Claim) -> str:
     """What was printed, in its unit; an order in words."""
     values = [p.value for p in claim.printed if p.value is not None]
     if not values:
+        if claim.form == "equivalence":
+            return "equal to the baseline"
+        if claim.form == "interaction":
+            return "the effect grows"
         return {"greater": "higher than the baseline", "less": "lower than the baseline"}[claim.expect]
     return " / ".join(number(v) for v in dict.fromkeys(values)) + UNIT_TEXT[claim.unit]
 
@@ -91,6 +96,8 @@ def printed_text(claim: Claim) -> str:
 def measured_text(m: Measured, test: Criterion) -> str:
     """The effect with its interval and what it rests on."""
     unit = UNIT_TEXT[test.unit]
+    if test.unit == "absolute" and test.metric in METRICS and METRICS[test.metric].unit not in ("1", "fraction"):
+        unit = f" {METRICS[test.metric].unit}"
     if m.low is None or m.high is None:
         return f"{number(m.value)}{unit} ({m.n})"
     return f"{number(m.value)}{unit} [{number(m.low)}, {number(m.high)}] ({m.n})"
