@@ -255,7 +255,7 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     if reason is None and device not in method.declaration.devices:
         reason = f"{method.declaration.name} needs a {' or '.join(sorted(method.declaration.devices))} device"
     if reason is None and before and method.declaration.trains:
-        reason = quantizer.check_method(method.declaration.name, in_place=method.declaration.in_place)
+        reason = quantizer.check_method(method.declaration)
     if reason is None:
         reason = method.check(kind, quantization["base"] if before else "fp", cell.method.identity["params"])
     if reason is None and not before and method.declaration.trains and not method.declaration.in_place:

@@ -12,6 +12,8 @@ from harness.errors import UserError, did_you_mean
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
+    from harness.methods.base import Declaration
+
 
 @dataclass(frozen=True)
 class QuantizerDeclaration:
@@ -106,10 +108,14 @@ class Quantizer:
         return None
 
     @classmethod
-    def check_method(cls, name: str, *, in_place: bool) -> str | None:
-        """Why a trained method does not train on this back end, or None; its own view of the base comes on top."""
+    def check_method(cls, method: Declaration) -> str | None:
+        """Why a trained method does not train on this back end, or None; its own view of the base comes on top.
+
+        A method that names this very base kind among its own needs no gradient through these layers.
+        """
         d = cls.declaration
-        return d.no_gradient or d.refuses.get(name) or (d.refuses.get("in-place") if in_place else None)
+        blocked = d.no_gradient if d.base not in method.bases else ""
+        return blocked or d.refuses.get(method.name) or (d.refuses.get("in-place") if method.in_place else None)
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""

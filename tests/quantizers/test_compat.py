@@ -77,14 +77,6 @@ def test_declaration_and_fact_agree(method: str, quantizer: str) -> None:
     assert disagreements(method, quantizer) == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_declaration_and_fact_agree_everywhere() -> None:
-    from tests.quantizers.compat_all import main
-
-    assert main() == 0
-
-
 @pytest.mark.parametrize("broken", ["trains", "merges"])
 def test_a_wrong_declaration_is_found(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quanto's merge is declared to work, and int8 dynamic activations to train: the facts say otherwise."""

@@ -36,8 +36,8 @@ class LoFiT(Method):
         bases=bases.ALL,
         refuses=bases.because(bases.NO_GRADIENT, bases.DYNAMIC),
         merge_refuses=bases.because(
-            "folding the offset needs columns of a floating-point weight, which a quantized layer lacks",
-            bases.QUANTIZED,
+            "folding the offset needs columns of a floating-point weight, which this layer lacks",
+            bases.QUANTIZED - bases.PACKED,
         ),
         mergeable="exactly",
         defaults={"share": 0.1},
@@ -103,7 +103,7 @@ class LoFiT(Method):
         for name, heads in (self.chosen or self._first(model)).items():
             module: Any = model.get_submodule(name)
             module.register_buffer(HEADS, torch.tensor(heads, device=like.device), persistent=False)
-            zeros = torch.zeros(len(heads), width, dtype=like.dtype, device=like.device)
+            zeros = torch.zeros(len(heads), width, device=like.device)  # float32 on every base
             module.register_parameter(OFFSET, torch.nn.Parameter(zeros))
             module.lofit_hook = module.register_forward_pre_hook(_shifted)
         head = classifier(model)

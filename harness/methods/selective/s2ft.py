@@ -75,7 +75,6 @@ class S2FT(Method):
         import torch
 
         layers = down_projections(model)
-        like: Any = model
         freeze(model)
         generator = torch.Generator().manual_seed(self.setting.seed)
         for layer in layers:
@@ -83,7 +82,7 @@ class S2FT(Method):
             device = next(iter(module.state_dict().values())).device
             drawn = torch.randperm(layer.inputs, generator=generator)[: self._width(layer)].sort().values
             module.register_buffer(CHANNELS, drawn.to(device), persistent=False)
-            zeros = torch.zeros(layer.outputs, self._width(layer), dtype=like.dtype, device=device)
+            zeros = torch.zeros(layer.outputs, self._width(layer), device=device)  # float32 on every base
             module.register_parameter(DELTA, torch.nn.Parameter(zeros))
             module.s2ft_hook = module.register_forward_hook(_add)
         head = classifier(model)
