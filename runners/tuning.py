@@ -136,15 +136,22 @@ class Search:
         return best
 
     def _further(self, rate: float) -> list[Choice]:
-        """The knob's values at the best rate; without a knob, as many rates around it."""
-        knob = self.tune.knob.get(self.cell.method.label)
-        if knob:
-            name, values = next(iter(knob.items()))
-            return [Choice(rate, ((name, value),)) for value in values]
+        """The knob's values at the best rate; without a knob, as many rates around it.
+
+        A value that the grid was tried with already is replaced by a further rate: the budget stays equal.
+        """
         count = self.tune.knob_trials
         exponents = [(i + 1) / (count + 1) * 2 - 1 for i in range(count)]  # inside the neighbours
-        spread = [e if e else 1 / (count + 1) for e in exponents]
-        return [Choice(_digits(rate * self.tune.factor**e)) for e in spread]
+        around = [Choice(_digits(rate * self.tune.factor ** (e or 1 / (count + 1)))) for e in exponents]
+        knob = self.tune.knob.get(self.cell.method.label)
+        if not knob:
+            return around
+        name, values = next(iter(knob.items()))
+        used = self.cell.method.identity["params"].get(name)
+        return [
+            spare if value == used else Choice(rate, ((name, value),))
+            for value, spare in zip(values, around, strict=True)
+        ]
 
     def try_all(self, choices: Sequence[Choice]) -> None:
         """Ask for these trials and take their scores.

@@ -94,6 +94,8 @@ def test_a_knob_costs_everybody_the_same_number_of_trials() -> None:
     assert finals(found)[0].method.identity["params"] == {"r": 4}
     other = World(bowl(1e-3)).finish(cells("full"), tune)
     assert len(chosen["trials"]) == len(other.tuning[finals(other)[0].key]["trials"]) == 7
+    with_default = World(bowl(1e-3)).finish(cells(), Tune(knob={"lora": {"r": (8, 4)}}))  # r is 8 without a knob
+    assert len(with_default.tuning[finals(with_default)[0].key]["trials"]) == 7
 
 
 def test_a_shared_rate_adds_cells_of_their_own() -> None:
