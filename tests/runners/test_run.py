@@ -51,6 +51,7 @@ def test_a_sweep_runs_and_a_second_run_does_nothing(bench: Bench) -> None:
     assert stages == [
         "load",
         "quantize",
+        "inspect",
         "baseline",
         "prepare",
         "attach",
@@ -99,7 +100,7 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
         exclude=[{"quantization": "none", "why": "only the quantized arm is wanted here"}],
     )
     made = json.loads(bench("plan", str(path), "--json").stdout)
-    assert set(made) == {"cells", "run", "done", "stale", "elsewhere", "unsupported"}
+    assert set(made) == {"cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning"}
     assert made["cells"] == 2
     assert len(made["unsupported"]) == 2
     assert bench("run", str(path)).returncode == 0
