@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -85,6 +86,26 @@ def fingerprint(environment: Mapping[str, Any]) -> str:
             "gpus": sorted({f"{gpu['name']} {gpu['driver']}" for gpu in environment["gpus"]}),
         }
     )
+
+
+def without_own_paths(text: str, *, job: Path | None = None) -> str:
+    """``text`` (a log, a message) without the places of this machine, since records are published.
+
+    The job's folder, the checkout, the virtual environment, Python's own library and the home folder become
+    ``<job>``, ``<checkout>``, ``<environment>``, ``<python>`` and ``~``; what follows them stays, so that a
+    traceback can still be read.
+    """
+    places = {
+        **({str(job): "<job>", str(job.resolve()): "<job>"} if job is not None else {}),
+        sys.prefix: "<environment>",
+        str(Path(__file__).parents[1]): "<checkout>",
+        sys.base_prefix: "<python>",
+        str(Path.home()): "~",
+    }
+    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):  # the inner ones first
+        if len(place) > 1:  # a home of "/" names nothing
+            text = text.replace(place, name)
+    return text
 
 
 def checkout(root: Path) -> dict[str, Any]:

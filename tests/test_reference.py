@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,17 @@ def test_every_committed_record_and_its_samples_load(place: str) -> None:
         assert record.outcome.status in {"ok", "unsupported", "diverged"}
         if record.samples is not None:
             assert store.samples(record).num_rows == record.samples.rows
+
+
+def test_no_committed_record_names_a_place_of_the_machine_it_ran_on() -> None:
+    """Logs and reasons go into records, and records are published."""
+    places = re.compile(r"(?<![\w.>~:/-])/(?!sys/|proc/|dev/)[\w.-]+/[\w.-]+/[\w.-]+")
+    named = {
+        str(file.relative_to(REFERENCE)): found.group()
+        for file in REFERENCE.rglob("*.json")
+        if (found := places.search(file.read_text(encoding="utf-8")))
+    }
+    assert not named
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)

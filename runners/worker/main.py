@@ -11,6 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -28,7 +29,7 @@ from harness.meters.thermal import cool_down, thermometer
 from harness.methods.base import Setting
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import Outcome, Reading, Record, Span
+from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store import samples_ref, samples_to_parquet
 from runners.plan import MODEL_KIND
@@ -83,57 +84,24 @@ def run_job(job: Job, say: Say) -> Record:
     """Run the cell and leave ``record.json`` (and ``samples.parquet``) in the job's folder."""
     prepare_process(job)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    spans: list[Span] = []
-    stage = "start"
-    ctx: Context | None = None
-    panel: Panel | None = None
-    try:
-        ctx = build_context(job, say)
-        if job.tuning:
-            ctx.facts["tuning"] = job.tuning
-        ctx.panel = panel = make_panel(job)
-        if (settled := cool_down_first(job)) is not None:
-            ctx.facts["cool_down"] = settled
-        if ctx.device.type == "cuda":
-            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here; the idle baseline is taken with the context alive
-            limit_gib = job.cell["hardware"].get("memory_limit_gib")
-            if limit_gib is not None:
-                ctx.facts["memory_limit"] = cap_allocator(limit_gib)
-        panel.baseline("before")
-        for stage, run in stages_of(job.cell["quantization"]["moment"], job.cell.get("role")):
-            say("stage", stage=stage)
-            if stage == "train":
-                train.before(ctx)
-            panel.begin(stage)
-            try:
-                run(ctx)
-            finally:
-                spans.append(span_of(stage, panel.end(stage)))
-            if stage == "train":
-                train.after(ctx, spans[-1])
-        panel.baseline("after")
-        ctx.series.update(panel.series())
-        ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
-        outcome = Outcome(status="ok", stage=stage)
-    except BaseException as error:  # every ending is an outcome; nothing escapes without a record
-        outcome = outcome_of(error, stage, Path(job.folder))
-    samples = samples_to_parquet(ctx.samples) if ctx is not None and ctx.samples else None
+    run = Run()
+    outcome = run_stages(job, run, say)
+    samples = samples_to_parquet(run.ctx.samples) if run.ctx is not None and run.ctx.samples else None
     environment = {**provenance.environment(), "device": job.device, "threads": torch.get_num_threads()}
-    facts = ctx.facts if ctx is not None else {}
     record = Record(
         key=job.key,
         label=job.label,
         sweep=job.sweep,
         cell=job.cell,
         outcome=outcome,
-        metrics=ctx.metrics if ctx is not None else {},
-        spans=tuple(spans),
-        series=ctx.series if ctx is not None else {},
+        metrics=run.ctx.metrics if run.ctx is not None else {},
+        spans=tuple(run.spans),
+        series=run.ctx.series if run.ctx is not None else {},
         samples=samples_ref(samples) if samples is not None else None,
         environment={
             **environment,
-            "facts": facts,
-            **meter_facts(panel),
+            "facts": run.ctx.facts if run.ctx is not None else {},
+            **meter_facts(run.panel),
             "cores": list(job.cores),
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
@@ -149,6 +117,55 @@ def run_job(job: Job, say: Say) -> Record:
         write_atomically(folder / SAMPLES_FILE, samples)
     write_atomically(folder / RECORD_FILE, record.to_json().encode())
     return record
+
+
+@dataclass
+class Run:
+    """What a run has brought so far; whatever ends it, this much goes into the record."""
+
+    ctx: Context | None = None
+    panel: Panel | None = None
+    spans: list[Span] = field(default_factory=list)
+
+
+def run_stages(job: Job, run: Run, say: Say) -> Outcome:
+    """The cell's stages in order, each in a span of its own, and how they ended."""
+    stage = "start"
+    try:
+        run.ctx = ctx = build_context(job, say)
+        if job.tuning:
+            ctx.facts["tuning"] = job.tuning
+        ctx.panel = run.panel = panel = make_panel(job)
+        prepare_device(job, ctx)
+        panel.baseline("before")
+        for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role")):
+            say("stage", stage=stage)
+            if stage == "train":
+                train.before(ctx)
+            panel.begin(stage)
+            try:
+                work(ctx)
+            finally:
+                run.spans.append(span_of(stage, panel.end(stage)))
+            if stage == "train":
+                train.after(ctx, run.spans[-1])
+        panel.baseline("after")
+        ctx.series.update(panel.series())
+        ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
+    except BaseException as error:  # every ending is an outcome; nothing escapes without a record
+        return outcome_of(error, stage, Path(job.folder))
+    return Outcome(status="ok", stage=stage)
+
+
+def prepare_device(job: Job, ctx: Context) -> None:
+    """Cool down as the hardware profile asks, wake the GPU and cap its memory; what was done is a fact of the cell."""
+    if (settled := cool_down_first(job)) is not None:
+        ctx.facts["cool_down"] = settled
+    if ctx.device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here; the idle baseline is taken with the context alive
+        limit_gib = job.cell["hardware"].get("memory_limit_gib")
+        if limit_gib is not None:
+            ctx.facts["memory_limit"] = cap_allocator(limit_gib)
 
 
 def make_panel(job: Job) -> Panel:
@@ -243,24 +260,37 @@ def build_context(job: Job, say: Say) -> Context:
 
 
 def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
-    """The outcome an exception stands for; the traceback goes to the log, its end into the record."""
+    """The outcome an exception stands for; the traceback goes to the log, its end into the record.
+
+    The log keeps the paths of this machine, the record does not: records are published.
+    """
     traceback.print_exception(error)
     sys.stderr.flush()
     log = folder / LOG_FILE
     text = log.read_text(errors="replace") if log.exists() else "".join(traceback.format_exception(error))
-    tail = text[-LOG_TAIL_CHARACTERS:]
+    status, check, reason = ending(error)
+    return Outcome(
+        status=status,
+        stage=stage,
+        check=check,
+        reason=provenance.without_own_paths(reason, job=folder),
+        log_tail=provenance.without_own_paths(text, job=folder)[-LOG_TAIL_CHARACTERS:],
+    )
+
+
+def ending(error: BaseException) -> tuple[Status, str, str]:
+    """Status, failed check (mostly "") and reason of the outcome that ``error`` stands for."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        return Outcome(status="interrupted", stage=stage, reason="the sweep was stopped", log_tail=tail)
+        return "interrupted", "", "the sweep was stopped"
     if isinstance(error, Unsupported):
-        return Outcome(status="unsupported", stage=stage, reason=str(error), log_tail=tail)
+        return "unsupported", "", str(error)
     if isinstance(error, Diverged):
-        return Outcome(status="diverged", stage=stage, reason=str(error), log_tail=tail)
+        return "diverged", "", str(error)
     if isinstance(error, CheckFailed):
-        return Outcome(status="error", stage=stage, check=error.check, reason=error.detail, log_tail=tail)
+        return "error", error.check, error.detail
     if is_out_of_memory(error):
-        return Outcome(status="oom", stage=stage, reason=first_line(error), log_tail=tail)
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-    return Outcome(status="error", stage=stage, reason=reason, log_tail=tail)
+        return "oom", "", first_line(error)
+    return "error", "", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
