@@ -120,15 +120,15 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, header_style="bold")
     table.add_column("claim", no_wrap=True)
-    for title in ("printed", "measured", "verdict", "flags", "proxy"):
+    for title in ("printed", "measured", "verdict", "flags", "proxies"):
         table.add_column(title, overflow="fold")
     for row in rows:
         printed = " / ".join(number(p["value"]) for p in row["printed"] if p["value"] is not None) or row["form"]
         measured = "–" if row["measured"] is None else number(row["measured"])
         if row["interval"]:
             measured += f" [{number(row['interval'][0])}, {number(row['interval'][1])}]"
-        proxy = row.get("proxy", {}).get("verdict", "").removeprefix("proxy_")
-        table.add_row(row["claim"], printed, measured, row["verdict"], ", ".join(row["flags"]), proxy)
+        proxies = ", ".join(f"{p['setup']} {p['verdict'].removeprefix('proxy_')}" for p in row["proxies"])
+        table.add_row(row["claim"], printed, measured, row["verdict"], ", ".join(row["flags"]), proxies)
     console().print(table)
 
 

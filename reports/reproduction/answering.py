@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from harness.record import Record
 from harness.store import Store
-from reports.reproduction.claims import Claim, Count, Evidence, Paper
+from reports.reproduction.claims import Claim, Count, Criterion, Evidence, Paper
 from reports.reproduction.evidence import Library, count_key
 from reports.reproduction.judging import Result, judge_claim
 
@@ -41,7 +41,7 @@ def answer(claims: Sequence[tuple[Paper, Claim]], found: Library) -> list[Result
 
 def evidence_of(claims: Sequence[tuple[Paper, Claim]]) -> list[Evidence]:
     """All evidence that the claims and their proxies name."""
-    tests = [test for _, claim in claims for test in (claim, claim.proxy) if test is not None]
+    tests: list[Criterion] = [test for _, claim in claims for test in (claim, *claim.proxies)]
     return [test.evidence for test in tests if test.evidence is not None]
 
 

@@ -131,7 +131,7 @@ class Evidence(_Frozen):
 
 
 class Criterion(_Frozen):
-    """What is measured and what would confirm it; shared by a claim and its proxy.
+    """What is measured and what would confirm it; shared by a claim and its proxies.
 
     Attributes:
         metric: a defined quantity, or ``printed`` for arithmetic on printed numbers.
@@ -195,6 +195,7 @@ class Criterion(_Frozen):
 class Proxy(Criterion):
     """A downscaled version of the claim. Its verdict stands beside the claim's own and never replaces it."""
 
+    setup: str = Field(min_length=2, description="what the proxy ran on, in a word")
     differs: str = Field(min_length=10, description="in what the proxy differs from the claim")
 
 
@@ -215,7 +216,7 @@ class Claim(Criterion):
     scope: Scope = Scope()
     needs: Needs = Needs()
     doubts: tuple[Literal["reference-inconsistent", "leak", "estimated-memory", "one-seed-reference"], ...] = ()
-    proxy: Proxy | None = None
+    proxies: tuple[Proxy, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -44,24 +44,24 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Result:
-    """A claim, its verdict, and the verdict of its proxy where it has one."""
+    """A claim, its verdict, and the verdicts of its proxies in their order."""
 
     paper: Paper
     claim: Claim
     own: Judgement
-    proxy: Judgement | None
+    proxies: tuple[Judgement, ...]
 
 
 def judge_claim(paper: Paper, claim: Claim, library: Library) -> Result:
-    """Judge a claim by its own evidence, and its proxy by the proxy's."""
+    """Judge a claim by its own evidence, and each proxy by the proxy's."""
     own = judge(claim, library, scope_of=claim)
     flags = set(own.flags) | set(claim.doubts) | disagreement(claim)
     own = Judgement(own.verdict, own.reason, own.measured, tuple(sorted(flags)))
-    proxy = None
-    if claim.proxy is not None:
-        found = judge(claim.proxy, library)
-        proxy = Judgement(AS_PROXY[found.verdict], found.reason, found.measured, found.flags)
-    return Result(paper, claim, own, proxy)
+    proxies = []
+    for proxy in claim.proxies:
+        found = judge(proxy, library)
+        proxies.append(Judgement(AS_PROXY[found.verdict], found.reason, found.measured, found.flags))
+    return Result(paper, claim, own, tuple(proxies))
 
 
 def disagreement(claim: Claim) -> set[str]:

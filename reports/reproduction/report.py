@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.metrics import METRICS
-from reports.reproduction.claims import Claim, Criterion, Needs
+from reports.reproduction.claims import Claim, Criterion, Needs, Proxy
 from reports.reproduction.judging import Judgement, Result
 from reports.reproduction.measuring import Measured
 
@@ -16,7 +16,7 @@ UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "abso
 
 
 def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The shape printed by ``reproduce --json``; a claim with a proxy is one row with the proxy inside."""
+    """The shape printed by ``reproduce --json``; a claim with proxies is one row with the proxies inside."""
     return [_row(result) for result in results]
 
 
@@ -33,9 +33,15 @@ def _row(result: Result) -> dict[str, Any]:
         **_judgement(result.own),
         "sentence": sentence(result),
     }
-    if result.proxy is not None and claim.proxy is not None:
-        row["proxy"] = {**_judgement(result.proxy), "differs": claim.proxy.differs, "metric": claim.proxy.metric}
+    row["proxies"] = [
+        {"setup": proxy.setup, **_judgement(judged), "differs": proxy.differs, "metric": proxy.metric}
+        for proxy, judged in _proxies(result)
+    ]
     return row
+
+
+def _proxies(result: Result) -> list[tuple[Proxy, Judgement]]:
+    return list(zip(result.claim.proxies, result.proxies, strict=True))
 
 
 def _judgement(judgement: Judgement) -> dict[str, Any]:
@@ -63,8 +69,8 @@ def sentence(result: Result) -> str:
             f"Of the claim of {source} that {_lower(claim.statement)} the verdict is {own.verdict.replace('_', ' ')}: "
             f"printed {printed_text(claim)}, measured {measured_text(own.measured, claim)}; {own.reason}."
         )
-    if result.proxy is not None and claim.proxy is not None:
-        text += f" A proxy ({claim.proxy.differs}) {_proxy_text(result.proxy, claim.proxy)}."
+    for proxy, judged in _proxies(result):
+        text += f" A proxy ({proxy.differs}) {_proxy_text(judged, proxy)}."
     return text
 
 
@@ -115,7 +121,7 @@ def number(value: float) -> str:
 def to_markdown(results: Sequence[Result]) -> str:
     """The report: a summary, one table a paper, and the sentences."""
     counts = Counter(r.own.verdict for r in results)
-    proxies = Counter(r.proxy.verdict for r in results if r.proxy is not None)
+    proxies = Counter(judged.verdict for r in results for judged in r.proxies)
     lines = [
         "# Reproduction",
         "",
@@ -140,20 +146,21 @@ def _paper_section(name: str, members: Sequence[Result]) -> list[str]:
     paper = members[0].paper
     where = f"arXiv:{paper.arxiv}, version read: {paper.version}" if paper.arxiv else f"version read: {paper.version}"
     lines = [f"## {_text(name)}", "", where + (f". {_text(paper.note)}" if paper.note else ""), ""]
-    lines += ["| claim | printed | measured | verdict | flags | proxy |", "|---|---|---|---|---|---|"]
+    lines += ["| claim | printed | measured | verdict | flags | proxies |", "|---|---|---|---|---|---|"]
     for result in members:
         claim, own = result.claim, result.own
         measured = measured_text(own.measured, claim) if own.measured is not None else f"– ({own.reason})"
-        proxy = "–"
-        if result.proxy is not None and claim.proxy is not None:
-            proxy = f"**{result.proxy.verdict.removeprefix('proxy_')}**: {_proxy_cell(result.proxy, claim.proxy)}"
+        proxies = [
+            f"{proxy.setup} **{judged.verdict.removeprefix('proxy_').replace('_', ' ')}**: {_proxy_cell(judged, proxy)}"
+            for proxy, judged in _proxies(result)
+        ]
         cells = [
             f"`{claim.id}`: {claim.statement}",
             printed_text(claim),
             measured,
             f"**{own.verdict.replace('_', ' ')}**",
             ", ".join(own.flags) or "–",
-            proxy,
+            "; ".join(proxies) or "–",
         ]
         lines.append("| " + " | ".join(map(_text, cells)) + " |")
     return [*lines, ""]

@@ -40,8 +40,7 @@ def read_claims(path: Path | None) -> dict[str, Any] | None:
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    proxy = row.get("proxy")
-    proxy = proxy if isinstance(proxy, Mapping) else {}
+    proxies = [proxy for proxy in row.get("proxies") or () if isinstance(proxy, Mapping)]
     return {
         "claim": line(row["claim"], 80),
         "paper": line(row["paper"], 200),
@@ -49,5 +48,8 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "statement": line(row.get("statement", ""), 600),
         "sentence": line(row.get("sentence", ""), 1500),
         "flags": ", ".join(line(flag, 60) for flag in row.get("flags") or ()),
-        "proxy": line(proxy.get("verdict", ""), 60).removeprefix("proxy_").replace("_", " "),
+        "proxies": [
+            f"{line(p.get('setup', ''), 40)}: {line(p.get('verdict', ''), 60).removeprefix('proxy_').replace('_', ' ')}"
+            for p in proxies
+        ],
     }

@@ -38,7 +38,9 @@ def test_the_shipped_claims_load_and_cover_the_protocol_s_list() -> None:
     assert listed | {"2305.17333", "2505.13840"} <= papers
     counted = {c.evidence.count.method for _, c in claims if c.evidence is not None and c.evidence.count is not None}
     assert len(counted) >= 15
-    assert sum(claim.proxy is not None for _, claim in claims) >= 10
+    assert sum(bool(claim.proxies) for _, claim in claims) >= 10
+    on_both = [claim for _, claim in claims if {proxy.setup for proxy in claim.proxies} >= {"nano", "encoder"}]
+    assert len(on_both) >= 10
     assert all(c.evidence is not None or c.needs.gpu_hours or c.needs.memory_gib for _, c in claims)
 
 

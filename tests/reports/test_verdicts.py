@@ -115,14 +115,17 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path: Path) -> None:
 def test_a_proxy_never_speaks_for_the_claim(tmp_path: Path) -> None:
     put(tmp_path, "a", accuracy=0.9), put(tmp_path, "b", accuracy=0.5)
     base = claim().model_dump(
-        exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "proxy"}
+        exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "proxies"}
     )
     row = row_of(
-        claim(evidence=None, needs={"gpu_hours": 5}, proxy={**base, "differs": "a far smaller model"}), tmp_path
+        claim(
+            evidence=None, needs={"gpu_hours": 5}, proxies=[{**base, "setup": "nano", "differs": "a far smaller model"}]
+        ),
+        tmp_path,
     )
     assert row["verdict"] == "not_run"
     assert row["records"] == []
-    assert row["proxy"]["verdict"] == "proxy_agrees"
+    assert [p["verdict"] for p in row["proxies"]] == ["proxy_agrees"]
     assert "reproduced" not in json.dumps(row)
 
 
