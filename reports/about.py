@@ -73,10 +73,21 @@ def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tu
         ("machine", "; ".join(min(where)) if where else "not recorded"),
         ("threads", str(shared.get("threads") or "")),
         ("budget", ", ".join(budget)),
+        ("test items also in train", _contamination(records)),
         ("test items", f"{task['test_items']:,}" if isinstance(task.get("test_items"), int) else ""),
         ("task version", f"{task.get('version', '')} ({str(task.get('digest', ''))[:8]})" if task else ""),
     ]
     return tuple((name, text) for name, text in facts if text)
+
+
+def _contamination(records: Sequence[Record]) -> str:
+    """How many test items the training data hold, where any record found one; "" where none did."""
+    counts = set()
+    for record in records:
+        found = _mapping(_mapping(record.environment.get("facts")).get("contamination")).get("test_items_in_train")
+        if isinstance(found, int):
+            counts.add(found)
+    return " or ".join(f"{count:,}" for count in sorted(counts)) if any(counts) else ""
 
 
 def tell_apart(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, str]]:

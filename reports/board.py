@@ -16,6 +16,7 @@ from harness import stats
 from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from harness.store import Store
+from reports import sensitivity
 from reports.about import About, conditions, describe, tell_apart
 from reports.boardspec import Board, Column, Quantity, find_boards, load_board
 from reports.frame import AXES, aggregate, comparable, current, frame, is_trial
@@ -189,8 +190,10 @@ def build(
     by_id = dict(kept)
     samples = _samples_of(by_id, store) if store is not None else None
     rows = aggregate(frame(record for _, record in kept), samples)
+    shared = sensitivity.at_shared_rate(trials)
     parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
     for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
+        row |= sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
     sections = tuple(
         _section(board, labels, group, parts[labels, group], by_id, samples) for labels, group in sorted(parts)
@@ -267,14 +270,19 @@ def _section(
         )
         for row in members
     ]
-    shared = comparable(by_id[members[0]["records"][0]])
+    captions = [
+        ranking.caption,
+        front_caption([_words(a) for a in axes], board.rank) if front else "",
+        sensitivity.caption(members),
+    ]
+    alike = comparable(by_id[members[0]["records"][0]])
     return Section(
         labels=dict(zip(board.group_by, labels, strict=True)),
         group=group,
-        conditions=conditions(shared, [by_id[i] for row in members for i in row["records"]]),
+        conditions=conditions(alike, [by_id[i] for row in members for i in row["records"]]),
         rows=tuple(sorted(rows, key=lambda row: _order(board, row))),
         axes=axes,
-        caption=" ".join([ranking.caption, *([front_caption([_words(a) for a in axes], board.rank)] if front else [])]),
+        caption=" ".join(text for text in captions if text),
     )
 
 
@@ -385,6 +393,9 @@ def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ..
     if row["stacks"] > 1:
         notes.append(f"seeds ran on {row['stacks']} different software stacks")
     notes += [MARK_WORDS.get(mark, mark) for mark in row["marks"]]
+    notes += row["remarks"]
+    if _has(row, "cut_items") and row["cut_items"] > 0:
+        notes.append(f"{row['cut_items']:g} inputs a seed were longer than the context and were cut")
     why = ranking.unranked.get(row["config"])
     if why and row["status"] == "ok" and rows > 1:
         notes.append(f"unranked: {why}")

@@ -19,6 +19,7 @@ import pandas as pd
 from harness import stats, store
 from harness.canonical import digest
 from harness.record import Record
+from reports.derived import derive
 from reports.scores import ARMS, SampleSource, Scores, gather, interval
 
 AXES = ("model", "method", "quantization", "task", "hardware")
@@ -91,6 +92,15 @@ def is_trial(record: Record) -> bool:
     tuning mattered. Neither is a row of a board.
     """
     return bool(record.cell.get("role", "result") != "result")
+
+
+def remarks(record: Record) -> tuple[str, ...]:
+    """What a reader of a result has to know of how it came about, in words; ``()`` for most."""
+    facts = record.environment.get("facts")
+    tuning = facts.get("tuning") if isinstance(facts, Mapping) else None
+    if isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True:
+        return ("the best learning rate lies at the edge of the rates tried",)
+    return ()
 
 
 def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
@@ -184,6 +194,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "marks": (*marks(record), *(("outdated",) if identity in old else ())),
             "fingerprint": record.fingerprint,
             "samples": record.samples is not None,
+            "remarks": remarks(record),
         }
         for name, reading in record.metrics.items():
             _add(row, name, reading.value, reading.why_missing, reading.n, reading.spread, reading.source)
@@ -254,27 +265,34 @@ def _configuration_row(
         "records": tuple(row["id"] for row in members),
         "ok_records": tuple(row["id"] for row in ok),
         "stacks": len({row["fingerprint"] for row in ok}),
+        "remarks": tuple(sorted({remark for row in ok for remark in row["remarks"]})),
     }
     for name in names:
         out.update(_mean(name, ok))
     for name, arm in ARMS.items():
         if name in names and out[f"{name}:n"]:
             out.update(_with_interval(name, arm, out, ok, samples))
+    if samples is not None:
+        derived = derive([samples(row["id"]) for row in ok if row["samples"]])
+        for name, values in derived.items():
+            if values:
+                out.update(_summary(name, values))
     return out
 
 
 def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     values = [row[name] for row in ok if not math.isnan(row[name])]
-    reasons = [row[f"{name}:why"] for row in ok if isinstance(row[f"{name}:why"], str)]
-    mean = math.fsum(values) / len(values) if values else math.nan
-    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
     if values:
-        why = ""
-    elif reasons:
-        why = min(reasons)
-    else:
-        why = "not_measured" if ok else "stage_not_reached"
-    return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": why}
+        return _summary(name, values)
+    reasons = [row[f"{name}:why"] for row in ok if isinstance(row[f"{name}:why"], str)]
+    why = min(reasons) if reasons else ("not_measured" if ok else "stage_not_reached")
+    return {name: math.nan, f"{name}:n": 0, f"{name}:sd": math.nan, f"{name}:why": why}
+
+
+def _summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    mean = math.fsum(values) / len(values)
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
+    return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": ""}
 
 
 def _with_interval(

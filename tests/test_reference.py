@@ -21,6 +21,7 @@ SWEEPS = {
     "quickstart": ("cpu-2core", "default"),
     "real-encoder": ("cpu-2core", "classification"),
     "all-quantizers": ("cpu-2core-quantizers", "quantization"),
+    "all-quantizers-encoder": ("cpu-2core-quantizers", "quantization"),
     "claims-nano": ("cpu-2core-claims", "default"),
 }
 NO_BOARD = {"counts"}

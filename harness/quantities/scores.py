@@ -87,7 +87,43 @@ QUANTITIES: tuple[MetricDef, ...] = (
     MetricDef(
         "train_loss", "train loss", "nat", "lower", "Mean training loss over the last tenth of the steps.", "accuracy"
     ),
+    MetricDef(
+        "calibration_error",
+        "calibration error",
+        "fraction",
+        "lower",
+        "Expected calibration error of the test items over 15 bins of equal width: how far the share of right answers "
+        "lies from the probability the model gave them. Follows from the stored samples.",
+        "accuracy",
+        source="Guo et al. 2017, arXiv:1706.04599, equation 3",
+    ),
+    MetricDef(
+        "cut_items",
+        "inputs cut",
+        "count",
+        "lower",
+        "Test items whose input was longer than the model's context and was cut. Follows from the stored samples.",
+        "check",
+    ),
+    MetricDef(
+        "shared_rate_accuracy",
+        "accuracy at the shared rate",
+        "fraction",
+        "higher",
+        "Test accuracy at the one learning rate that the sweep also gives to every method, beside the tuned one.",
+        "accuracy",
+    ),
     # retention
+    MetricDef(
+        "negative_flips",
+        "negative flips",
+        "fraction",
+        "lower",
+        "Share of the skill items that the base model answers right and the adapted model wrong; a mean that stays "
+        "can hide them. Follows from the stored samples.",
+        "retention",
+        source="Yan et al. 2021, arXiv:2011.09161, negative flip rate",
+    ),
     MetricDef(
         "retained_accuracy",
         "retained",

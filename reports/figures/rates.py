@@ -25,7 +25,8 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     """A curve for each method and quantization that was run at two learning rates or more."""
     here = {config: row for row in section.rows for config in row.records}
     records = [table.records[i] for i in here]
-    trials = [trial for trial in table.trials if any(_alike(trial, record) for record in records[:1])]
+    tried = [trial for trial in table.trials if trial.cell.get("role") == "trial"]  # not the runs at a shared rate
+    trials = [trial for trial in tried if any(_alike(trial, record) for record in records[:1])]
     for metric in METRICS_TRIED:
         curves = _curves([*records, *trials], metric)
         if curves:

@@ -32,8 +32,9 @@ def tuning_data(table: BoardTable) -> list[dict[str, Any]]:
     Each curve holds its points ``[rate, value, seed, role]``; rows that differ in the rate alone form one curve.
     """
     curves: dict[tuple[str, ...], list[list[Any]]] = {}
-    for role, records in (("trial", table.trials), ("final", tuple(table.records.values()))):
+    for of, records in (("", table.trials), ("final", tuple(table.records.values()))):
         for record in records:
+            role = of or str(record.cell.get("role"))  # "trial" or "shared-lr"
             rate = _part(record, "method").get("learning_rate")
             for metric in TUNED:
                 reading = record.metrics.get(metric)
