@@ -27,7 +27,7 @@ from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.layers import in_head
 from harness.quantizers.measure import dequantize, linear_kinds
 from runners.compat import IN_PLACE, NOTHING_TRAINED, Pair, pair
-from tests.methods.tiny import CAUSAL, attached, batch, calibrated, gap, llama, logits, made, train
+from tests.methods.tiny import CAUSAL, attached, batch, calibrated, finalized, gap, llama, logits, made, train
 
 RELOAD_GAP = 1e-4
 MERGE_GAP = {True: 1e-3, False: 0.5}
@@ -137,7 +137,7 @@ def _live(name: str, quantizer: str, declared: Pair) -> list[str]:
         found.append("trained in place, but no quantized layer changed")
     if silent:
         found.append(f"no gradient: {len(silent)} tensors, for example {min(silent)}")
-    model = method.finish(model)
+    model = finalized(method, method.finish(model))
     after = logits(model, CAUSAL)
     moved = gap(after, before)
     if not torch.isfinite(after).all() or not moved > 1e-6:
