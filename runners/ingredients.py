@@ -56,45 +56,64 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
             where=where,
             fix="Combine in a sweep of its own, with the learning rates that tuning found.",
         )
-    methods = {cell.method.label: cell.method for cell in cells}
-    models = {label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)}
-    seeds = sorted({cell.seed for cell in cells})
-    tasks = list({cell.task.label: cell.task for cell in cells}.values())
+    rows = _Rows(
+        methods={cell.method.label: cell.method for cell in cells},
+        models={label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)},
+        tasks=list({cell.task.label: cell.task for cell in cells}.values()),
+        seeds=sorted({cell.seed for cell in cells}),
+        where=where,
+    )
     found = Combined([])
     for cell in cells:
+        over = cell.method.identity["params"].get("over", "model")
         if cell.method.name not in combining:
             found.cells.append(cell)
-            continue
-        params = cell.method.identity["params"]
-        row = _named(methods, params["of"], f"{cell.method.label}: of", where)
+        elif over != "seeds" or cell.seed == rows.seeds[0]:
+            parts = rows.parts(cell, over, combining)
+            identity = {**cell.method.identity, "ingredients": [part.key for part in parts]}
+            point = replace(cell.method, identity=identity)
+            made = make_cell((cell.model, point, *cell.points[2:]), cell.seed)
+            found.cells.append(made)
+            found.told[made.key], found.was[made.key] = parts, cell.key
+            if len(parts) < 2 and over != "model":
+                found.pointless[made.key] = f"the sweep has one of its {over} only: there is nothing to combine"
+            elif over == "model" and parts[0].model.canonical == cell.model.canonical:
+                found.pointless[made.key] = "this is the model that was trained: there is nowhere to move it"
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a sweep has: its points by label."""
+
+    methods: dict[str, Point]
+    models: dict[str, Point]
+    tasks: list[Point]
+    seeds: list[int]
+    where: str
+
+    def parts(self, cell: Cell, over: str, combining: set[str]) -> tuple[Cell, ...]:
+        """The ingredients of one cell.
+
+        Raises:
+            UserError: a row or model that the sweep does not have, or a row that combines others itself.
+        """
+        label, params = cell.method.label, cell.method.identity["params"]
+        row = _named(self.methods, params["of"], f"{label}: of", self.where)
         if row.name in combining:
-            raise UserError(f"{cell.method.label} combines {row.label!r}, which combines others itself", where=where)
-        over = params.get("over", "model")
-        if over == "seeds" and cell.seed != seeds[0]:
-            continue
+            raise UserError(f"{label} combines {row.label!r}, which combines others itself", where=self.where)
         chosen: list[tuple[Point, Point, int]]
         if over == "seeds":
-            chosen = [(cell.model, cell.task, seed) for seed in seeds]
+            chosen = [(cell.model, cell.task, seed) for seed in self.seeds]
         elif over == "tasks":
             kind = cell.task.identity["kind"]
-            chosen = [(cell.model, task, cell.seed) for task in tasks if task.identity["kind"] == kind]
+            chosen = [(cell.model, task, cell.seed) for task in self.tasks if task.identity["kind"] == kind]
         else:
-            chosen = [(_named(models, params["from"], f"{cell.method.label}: from", where), cell.task, cell.seed)]
-        parts = tuple(
+            chosen = [(_named(self.models, params["from"], f"{label}: from", self.where), cell.task, cell.seed)]
+        return tuple(
             make_cell((model, row, cell.quantization, task, cell.hardware, cell.common), seed)
             for model, task, seed in chosen
         )
-        identity = {**cell.method.identity, "ingredients": [part.key for part in parts]}
-        point = replace(cell.method, identity=identity)
-        made = make_cell((cell.model, point, *cell.points[2:]), cell.seed)
-        found.cells.append(made)
-        found.told[made.key] = parts
-        found.was[made.key] = cell.key
-        if len(parts) < 2 and over != "model":
-            found.pointless[made.key] = f"the sweep has one of its {over} only: there is nothing to combine"
-        elif over == "model" and parts[0].model.canonical == cell.model.canonical:
-            found.pointless[made.key] = "this is the model that was trained: there is nowhere to move it"
-    return found
 
 
 def _named(known: dict[str, Point], name: Any, what: str, where: str) -> Point:

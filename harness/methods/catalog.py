@@ -52,6 +52,7 @@ METHODS: Registry[type[Method]] = Registry(
         "compeft": "harness.methods.after.compeft:ComPeft",
         **{name: f"harness.methods.after.merging:{name}" for name in COMBINED},
         "portllm": "harness.methods.after.transfer:PortLlm",
+        "proxy-tuning": "harness.methods.after.proxy:ProxyTuning",
         "ft-transfer": "harness.methods.after.transfer:FineTuningTransfer",
         **{name: f"harness.methods.peft_method:{name}" for name in table()},
     },

@@ -94,6 +94,14 @@ def test_ties_trims_elects_and_averages_what_agrees() -> None:
     assert rules.ties(TAU, 0.5).tolist() == pytest.approx([3.0, 3.0, 0.0, 0.0])
 
 
+def test_our_ties_is_the_kept_one() -> None:
+    from peft.utils.merge_utils import ties
+
+    tau = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    expected = ties(list(tau), weights=torch.ones(3), density=0.2)
+    assert torch.allclose(rules.ties(tau, 0.2), expected, atol=1e-6)
+
+
 def test_dare_drops_at_random_and_keeps_the_expectation() -> None:
     ones = torch.ones(2, 40_000)
     merged = rules.dare(ones, 0.9, seed=0)
@@ -228,3 +236,38 @@ def test_fine_tuning_transfer_adds_the_difference_to_the_updated_base(of: str) -
         assert torch.allclose(tensor, second[name] + 0.5 * (tuned[name] - first[name]), atol=1e-6)
     with pytest.raises(Unsupported, match="of another shape"):
         method.finalize(larger(), Workshop(nll, (ingredient(of, 0),), larger))
+
+
+# --- proxy-tuning --------------------------------------------------------------------------------
+def test_proxy_tuning_adds_what_tuning_did_to_the_small_model(tmp_path: Path) -> None:
+    method: Any = made("proxy-tuning", of="lora", strength=0.5)
+    parts = (ingredient("lora", 0),)
+    model: Any = method.finalize(attached(method, larger()), Workshop(nll, parts, larger))
+    plain = larger()
+    plain.load_state_dict(model.state_dict())
+    expert = made("lora").load(llama(), trained_folder("lora", 0))
+    expected = logits(plain, CAUSAL) + 0.5 * (logits(expert, CAUSAL) - logits(llama(), CAUSAL))
+    assert gap(logits(model, CAUSAL), expected) < 1e-5
+    # decoding sees the same sum: greedy tokens are those of the combined logits over the whole text
+    prompt = batch(CAUSAL)["input_ids"][:1]
+    produced = model.generate(input_ids=prompt, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    text = prompt
+    with torch.no_grad():
+        for _ in range(3):
+            z = [m(input_ids=text).logits[:, -1] for m in (plain, expert, llama())]
+            text = torch.cat([text, (z[0] + 0.5 * (z[1] - z[2])).argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(produced, text)
+    method.save(model, tmp_path)
+    fresh = larger()
+    fresh.load_state_dict(plain.state_dict())
+    assert gap(logits(method.load(fresh, tmp_path), CAUSAL), expected) < 1e-5
+
+
+def test_a_small_model_of_another_vocabulary_cannot_steer() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    other = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    method = made("proxy-tuning", of="lora")
+    with pytest.raises(Unsupported, match="knows 96 tokens and this model 50"):
+        method.finalize(other, Workshop(nll, (ingredient("lora", 0),), larger))

@@ -36,7 +36,14 @@ NOISE = 1.5
 """Merging into quantized weights rounds them again: as much difference as so many roundings of the base is allowed."""
 WHOLE_GRADIENT = 0.99
 """Weight-only 8-bit bases reach 1.00 here; where products pass no gradient on, 0.61 to 0.96 was measured."""
-POLICY = ("would fill the zeros", "fills its zeros", "sparse", "truncates a copy", "Llama, Mistral and GPT-2 only")
+POLICY = (
+    "would fill the zeros",
+    "fills its zeros",
+    "sparse",
+    "truncates a copy",
+    "merging into such weights",
+    "Llama, Mistral and GPT-2 only",
+)
 """Refusals that are a choice, or a wrong meaning that trains all the same: three steps cannot disprove them."""
 
 

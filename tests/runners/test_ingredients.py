@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,10 @@ def updated_model(tiny_model: Path, tmp_path: Path) -> Path:
             parameter.add_(0.01 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return folder
+
+
+def small_bytes(record: dict[str, Any]) -> float:
+    return float(record["metrics"]["adapter_bytes"]["value"])
 
 
 def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_model: Path) -> None:
@@ -68,18 +73,16 @@ def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_m
     assert soup["environment"]["facts"]["finalize"]["ingredients"] == [r["label"] for r in lora]
     assert soup["metrics"]["accuracy"]["value"] is not None
     assert soup["metrics"]["trainable_parameters"]["value"] == 0
-    assert (
-        soup["metrics"]["adapter_bytes"]["value"] > 10 * lora[0]["metrics"]["adapter_bytes"]["value"]
-    )  # a whole model
+    assert soup["metrics"]["adapter_bytes"]["value"] > 10 * small_bytes(lora[0])  # a whole model
     stages = [s["stage"] for s in soup["spans"]]
     assert stages[stages.index("train") : stages.index("evaluate")] == ["train", "finalize", "save", "reload"]
 
     moved = records[f"{new}.portllm.none.{task}.s1"]
     assert moved["environment"]["facts"]["finalize"]["ingredients"] == [lora[1]["label"]]
-    assert moved["metrics"]["adapter_bytes"]["value"] == lora[1]["metrics"]["adapter_bytes"]["value"]
+    assert moved["metrics"]["adapter_bytes"]["value"] == small_bytes(lora[1])
 
     small = records[f"{old}.compeft.none.{task}.s0"]
-    assert small["metrics"]["adapter_bytes"]["value"] < 0.2 * lora[0]["metrics"]["adapter_bytes"]["value"]
+    assert small["metrics"]["adapter_bytes"]["value"] < 0.2 * small_bytes(lora[0])
     assert set(small["environment"]["facts"]["finalize"]) >= {"density", "scale"}
     assert small["metrics"]["merged_accuracy"]["value"] is not None
 

@@ -55,6 +55,7 @@ TABLE: dict[str, Row] = {
         "2306.01708",
         {"density": 0.2, "scale": 1.0},
         "the paper's setting without validation: the top fifth and factor 1",
+        unverified=False,
     ),
     "dare": Row(
         "DARE: most changes are dropped at random and the others rescaled, then averaged.",

@@ -25,9 +25,8 @@ class PortLlm(Method):
         summary="An adapter trained on an older base is put on the updated one as it is, without any training there.",
         family="after training",
         trainable="None; the adapter was trained on the other base.",
-        paper="2410.10870",
-        bases=bases.ALL,
-        refuses=bases.because(bases.NO_GRADIENT, bases.DYNAMIC),
+        paper="2410.10870v3",
+        bases=bases.ALL | bases.DYNAMIC,
         merge_refuses=bases.MERGES_QUANTIZED,
         mergeable="exactly",
         defaults={"of": None, "from": None},
@@ -35,7 +34,6 @@ class PortLlm(Method):
         trains=False,
         needs_second_model=True,
         combines=True,
-        unverified=True,
     )
 
     def attach(self, model: nn.Module) -> nn.Module:
@@ -84,7 +82,7 @@ class FineTuningTransfer(Merged):
         summary="The weight difference that fine-tuning made on an older base is added to the updated base.",
         family="after training",
         trainable="None; the difference was trained on the other base.",
-        paper="2503.20110",
+        paper="2503.20110v2",
         bases=ONLY_FP,
         refuses=bases.because(WEIGHTS_ONLY, bases.QUANTIZED, bases.DYNAMIC, "sparse"),
         mergeable="exactly",
@@ -94,7 +92,6 @@ class FineTuningTransfer(Merged):
         in_place=True,
         needs_second_model=True,
         combines=True,
-        unverified=True,
     )
 
     @classmethod
