@@ -223,6 +223,8 @@ def test_portllm_puts_the_adapter_on_the_updated_base(tmp_path: Path) -> None:
     assert not [n for n, p in model.named_parameters() if p.requires_grad]
     method.save(model, tmp_path)
     assert gap(logits(method.load(updated(), tmp_path), CAUSAL), logits(model, CAUSAL)) < 1e-6
+    with pytest.raises(Unsupported, match=r"prefix\.s0 is none"):
+        method.finalize(updated(), Workshop(nll, (ingredient("prefix", 0),), updated))
     with pytest.raises(Unsupported, match=r"lora\.s0 does not fit this base"):
         method.finalize(larger(), Workshop(nll, (ingredient("lora", 0),), larger))
 

@@ -33,12 +33,15 @@ def small_bytes(record: dict[str, Any]) -> float:
     return float(record["metrics"]["adapter_bytes"]["value"])
 
 
+@pytest.mark.slow
 def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_model: Path) -> None:
     old, new = tiny_model.name, updated_model.name
     elsewhere = [
         {"model": new, "method": "lora", "why": "the adapter is to come from the old base"},
         {"model": old, "method": "portllm", "why": "there is nothing to move"},
         {"model": new, "method": "compeft", "why": "one base is enough"},
+        {"seed": 1, "method": "compeft", "why": "one seed is enough"},
+        {"seed": 0, "method": "portllm", "why": "one seed is enough"},
     ]
     path = bench.write(
         models=[str(tiny_model), str(updated_model)],
@@ -53,7 +56,7 @@ def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_m
         training={"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 32},
     )
     first = json.loads(bench("plan", str(path), "--json").stdout)
-    assert first["waiting_for_tuning"] == 3  # one soup, and two adapters to move
+    assert first["waiting_for_tuning"] == 2  # a soup, and an adapter to move
     run = bench("run", str(path))
     assert run.returncode == 0, run.stdout + run.stderr
     records = {r["label"]: r for r in bench.records()}

@@ -49,9 +49,11 @@ class PortLlm(Method):
         """Load the adapter onto this base.
 
         Raises:
-            Unsupported: the two bases differ in a shape or a name.
+            Unsupported: the two bases differ in a shape or a name, or what was trained is not a change of weights.
         """
         (ingredient,) = workshop.ingredients
+        if ingredient.method.promise.mergeable != "exactly" or ingredient.method.promise.in_place:
+            raise Unsupported(f"portllm moves adapters that merge into the base, and {ingredient.label} is none")
         self._carrier = ingredient.method
         try:
             ported = ingredient.method.load(model, ingredient.folder)
