@@ -83,8 +83,8 @@ class ZoSign(Mezo):
         "MeZO's direction, but each weight moves by the same amount: only the estimate's sign counts.",
         "2402.11592v3",
         {"mode": "paper"},
-        "a tenth of MeZO's rates, ours: a step no longer shrinks with the slope",
-        lr_factor=0.01,
+        "three times MeZO's rates, ours: as long a step where the slope is about 3",
+        lr_factor=0.3,
     )
 
     def update(self, step: Step, rho: float) -> None:
@@ -129,8 +129,8 @@ class ZoAdam(Mezo):
         "AdamW on MeZO's estimates: adaptive steps, but optimizer state as large as full fine-tuning's.",
         "2402.11592v3",
         None,
-        "betas of the protocol; a tenth of MeZO's rates, ours, as Adam's steps do not shrink with the slope",
-        lr_factor=0.01,
+        "betas of the protocol; three times MeZO's rates, ours: as long a step where the slope is about 3",
+        lr_factor=0.3,
     )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
