@@ -309,7 +309,9 @@ def test_lomo_is_gradient_descent_clipped_by_the_common_norm(clip: float) -> Non
     if clip:
         assert float(torch.nn.utils.clip_grad_norm_(trained, clip)) > clip
     torch.optim.SGD(trained, lr=0.1).step()
-    optimizer = FusedSGD(model.parameters(), lr=0.1, clip=clip)
+    optimizer = FusedSGD(model.parameters(), lr=7.0, clip=clip)
+    optimizer.load_state_dict(optimizer.state_dict())  # accelerate does this, and the groups are others afterwards
+    optimizer.param_groups[0]["lr"] = 0.1  # as a schedule does
     optimizer.backward(model(**batch(CAUSAL)).loss)
     for mine, theirs in zip(model.parameters(), trained, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)

@@ -25,11 +25,11 @@ class FusedSGD(torch.optim.Optimizer):
         self.clip = clip
         self._squares: torch.Tensor | None = None
         self._factor: torch.Tensor | float = 1.0
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self._hook(group))
+                parameter.register_post_accumulate_grad_hook(self._hook(index))
 
-    def _hook(self, group: dict[str, Any]) -> Callable[[torch.Tensor], None]:
+    def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         @torch.no_grad()
         def arrived(parameter: torch.Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
@@ -37,6 +37,7 @@ class FusedSGD(torch.optim.Optimizer):
             if self._squares is not None:
                 self._squares += gradient.float().square().sum()
             else:
+                group = self.param_groups[index]  # looked up now: accelerate replaces the groups once
                 self.update(parameter, gradient.float() * self._factor, group)
 
         return arrived

@@ -134,15 +134,14 @@ class ZoAdam(Mezo):
     )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, stepped here and not by the loop."""
+        """AdamW, stepped here; when the loop steps it there are no gradients, and it does nothing."""
         import torch
 
         s = self.setting
-        made = super().optimizer(model)
+        super().optimizer(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        self._adam = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
-        made.state = self._adam.state  # so that its bytes are counted
-        return made
+        self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        return self._optimizer
 
     def update(self, step: Step, rho: float) -> None:
         """AdamW's step on rho z; the estimate is dropped afterwards, so that the loop finds no gradient."""
@@ -150,9 +149,8 @@ class ZoAdam(Mezo):
 
         for parameter, z in zip(step.part, directions(step.part, step.seed), strict=True):
             parameter.grad = (rho * z).to(parameter.dtype)
-        self._adam.param_groups[0]["lr"] = step.rate
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 class ZoConservative(Mezo):
