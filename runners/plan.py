@@ -21,6 +21,7 @@ from harness.record import FINAL_STATUSES, PROTOCOL
 from harness.spec import LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
+from runners.ingredients import Combined, Told, combined, kept
 from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
 from tasks.data import task_digest
@@ -38,8 +39,11 @@ class Plan:
         elsewhere: cells for hardware that this machine is not, with the reason.
         unsupported: cells that cannot run, with the true reason.
         known: ids of the final records that each cell to run had when the plan was made.
+        ingredients: key of a cell to run that combines others to the cells it combines.
+        keep: keys of the cells whose result is kept for such a cell.
         tuning: key of a tuned cell to how its learning rate was chosen.
-        waiting: configurations whose final cells are planned once their tuning trials have run.
+        waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
+            combine others which have to run first.
     """
 
     sweep: LoadedSweep
@@ -51,7 +55,14 @@ class Plan:
     unsupported: list[tuple[Cell, str]] = field(default_factory=list)
     known: dict[str, frozenset[str]] = field(default_factory=dict)
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ingredients: Told = field(default_factory=dict)
+    keep: set[str] = field(default_factory=set)
     waiting: int = 0
+
+    def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
+        """Sort a cell among those to run, with the final records that it has by now."""
+        self.run.append(cell)
+        self.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
 
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
@@ -101,13 +112,14 @@ class Resolver:
     def method_point(self, spec: MethodSpec, where: str) -> Point:
         """Identity of a method: resolved parameters and learning rate."""
         method = METHODS.get(spec.name, where=where)
-        declaration = method.declaration
+        params = method.resolve(spec.params, where=where)
+        declaration = method.declared(params)
         rate = spec.learning_rate
         if rate is None and declaration.trains:
             rate = self.sweep.spec.training.learning_rate * declaration.lr_factor
         identity = {
             "name": spec.name,
-            "params": method.resolve(spec.params, where=where),
+            "params": params,
             "learning_rate": rate if declaration.trains else None,
             "steps": (spec.steps or self.sweep.spec.training.steps) if declaration.trains else None,
         }
@@ -248,18 +260,20 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     kind = MODEL_KIND[cell.task.identity["kind"]]
     quantization = cell.quantization.identity
     quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
+    params = cell.method.identity["params"]
+    declared = method.declared(params)
     before = quantization["moment"] == "before_training"
     reason = sources.check(cell.model.name, kind) or environments.why_not(
         quantizer, device, quantization["moment"], cache
     )
-    if reason is None and device not in method.declaration.devices:
-        reason = f"{method.declaration.name} needs a {' or '.join(sorted(method.declaration.devices))} device"
-    if reason is None and before and method.declaration.trains:
-        reason = quantizer.check_method(method.declaration)
+    if reason is None and device not in declared.devices:
+        reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
+    if reason is None and before and declared.trains:
+        reason = quantizer.check_method(declared)
     if reason is None:
-        reason = method.check(kind, quantization["base"] if before else "fp", cell.method.identity["params"])
-    if reason is None and not before and method.declaration.trains and not method.declaration.in_place:
-        refusal = method.check_merge("fp")
+        reason = method.check(kind, quantization["base"] if before else "fp", params)
+    if reason is None and not before and declared.trains and not declared.in_place:
+        refusal = method.check_merge("fp", params)
         reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
     return reason
 
@@ -292,12 +306,13 @@ def make(
     present = short_fingerprint(fingerprint)
     reasons = _memoised(profiles, machine, workspace.cache)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
-    cells = select(wanted.cells, only)
+    parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
+    cells = select(parts.cells, only)
     plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting)
     for cell in cells:
         known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
-        if cell.key in matrix.excluded:
-            plan.unsupported.append((cell, f"excluded by the sweep: {matrix.excluded[cell.key]}"))
+        if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:
+            plan.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
             continue
         if cell.key in wanted.hopeless:
             plan.unsupported.append((cell, wanted.hopeless[cell.key]))
@@ -312,9 +327,41 @@ def make(
         elif store is not None and _refused_by_worker(store, entries.get(cell.key, ()), present, rerun):
             plan.done.append(cell)
         else:
-            plan.run.append(cell)
-            plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
+            plan.to_run(cell, entries)
+    _combining(plan, parts, entries, workspace.cache)
     return plan
+
+
+def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
+    """Of the cells to run that combine others, leave those whose ingredients are there; see to it that they come."""
+    refused = {c.key: why for c, why in (*plan.unsupported, *plan.elsewhere)}
+    for cell in [c for c in plan.run if c.key in parts.told]:
+        ingredients = parts.told[cell.key]
+        open_ = False
+        why = parts.pointless.get(cell.key)
+        for part in ingredients:
+            ended = {e.status for e in entries.get(part.key, ()) if e.status in FINAL_STATUSES}
+            to_run = any(part.key == c.key for c in plan.run)
+            if part.key in refused:
+                why = why or f"its ingredient {part.label} cannot run: {refused[part.key]}"
+            elif not to_run and ended and "ok" not in ended:
+                why = why or f"its ingredient {part.label} ended as {', '.join(sorted(ended))}"
+            elif to_run or "ok" not in ended or not kept(cache, part):
+                open_ = True
+        if why is not None or open_:
+            plan.run.remove(cell)
+        if why is not None:
+            plan.unsupported.append((cell, why))
+            continue
+        plan.ingredients[cell.key] = ingredients
+        plan.keep |= {part.key for part in ingredients}
+        if open_:
+            plan.waiting += 1
+            for part in ingredients:
+                if not kept(cache, part) and part.key not in {c.key for c in plan.run}:
+                    plan.to_run(part, entries)
+                    for sorted_ in (plan.done, plan.stale):
+                        sorted_[:] = [c for c in sorted_ if c.key != part.key]
 
 
 def _tuned(

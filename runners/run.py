@@ -83,17 +83,20 @@ def run_sweep(
     check_data(plan, sweep, workspace)
     summary = Summary(plan, Counter())
     attempted: set[str] = set()
-    # a sweep that tunes is planned again after its trials; any other has nothing new the second time
+    # a sweep that tunes is planned again after its trials, one that combines rows after their cells; others are not
     while new := [cell for cell in plan.run if cell.key not in attempted]:
         attempted.update(cell.key for cell in new)
         plan.run = new
         summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
-        if sweep.spec.tune is None:
+        if sweep.spec.tune is None and not plan.waiting:
             break
+        told = {cell.key for cell, _ in plan.unsupported}
         plan = make_plan(sweep, workspace, machine=machine, only=only)
+        plan.unsupported = [(cell, why) for cell, why in plan.unsupported if cell.key not in told]
     else:
         # nothing is left to launch, but what cannot run is still to be written down
-        if not attempted:
+        if not attempted or plan.unsupported:
+            plan.run = []
             summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
     return summary
 

@@ -20,6 +20,7 @@ from harness.record import FINAL_STATUSES, Outcome, Record
 from harness.store import Claim, Store, short_fingerprint
 from runners import environments
 from runners.executors.base import Ended, Executor, Lease, Message
+from runners.ingredients import kept_at
 from runners.plan import Plan
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job
 from runners.workspace import Workspace
@@ -187,6 +188,16 @@ class Scheduler:
             side_environment=outside,
             python=str(python or ""),
             tuning=self.plan.tuning.get(cell.key, {}),
+            keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",
+            ingredients=tuple(
+                {
+                    "label": part.label,
+                    "cell": part.as_dict(),
+                    "model": part.model.name,
+                    "folder": str(kept_at(self.workspace.cache, part)),
+                }
+                for part in self.plan.ingredients.get(cell.key, ())
+            ),
             peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.model.identity["dtype"]),
         )
 

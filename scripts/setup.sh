@@ -14,8 +14,8 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
   || fail "Python 3.11 or newer is needed, '$python' is $("$python" -V 2>&1). Name another one: make PYTHON=python3.12 $what"
 
 case $what in
-  demo) extras="quant,methods"; stamp_of="demo" ;;
-  test) extras="quant,methods,tuning,dev"; stamp_of="test" ;;
+  demo) extras="quant,methods,optimizers"; stamp_of="demo" ;;
+  test) extras="quant,methods,optimizers,tuning,dev"; stamp_of="test" ;;
   *) fail "unknown set-up '$what' (demo or test)" ;;
 esac
 

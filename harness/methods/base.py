@@ -45,6 +45,7 @@ class Declaration:
         identity_at_start: whether the attached model computes the base's function before the first step.
         trains: whether there is a training stage at all.
         in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
+        combines: it needs what other cells of the sweep trained (their labels stand in its parameters); they run first.
         unverified: the declaration rests on recollection, not on the paper's text.
     """
 
@@ -68,7 +69,41 @@ class Declaration:
     in_place: bool = False
     needs_second_model: bool = False
     needs_search: bool = False
+    combines: bool = False
     unverified: bool = False
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """What another cell of the sweep has trained.
+
+    Attributes:
+        label: the cell's readable name.
+        method: the method that trained it, made for that cell's parameters.
+        folder: what that method saved.
+        base: loads a fresh base of the model that was trained (quantized as that cell is).
+    """
+
+    label: str
+    method: Method
+    folder: Path
+    base: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What :meth:`Method.finalize` works with.
+
+    Attributes:
+        validation_nll: mean negative log-likelihood of the right answers on the validation split, of a model in
+            evaluation; None where the task has no validation split.
+        ingredients: in the order in which the plan names them.
+        base: loads a fresh base of this cell.
+    """
+
+    validation_nll: Callable[[nn.Module], float] | None
+    ingredients: tuple[Ingredient, ...]
+    base: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -114,6 +149,16 @@ class Method:
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
+    def declared(cls, params: Mapping[str, Any]) -> Declaration:  # noqa: ARG003 - a hook; overrides read it
+        """What the method promises with these resolved parameters; ``declaration`` is its promise with the defaults."""
+        return cls.declaration
+
+    @property
+    def promise(self) -> Declaration:
+        """What the method promises with this cell's parameters."""
+        return self.declared(self.params)
+
+    @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters: plain JSON, part of the cell's identity.
 
@@ -131,9 +176,9 @@ class Method:
         return {**known, **params}
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:  # noqa: ARG003 - a hook; overrides read it
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
         """Why this method cannot run on such a model and base, or None. Imports nothing heavy."""
-        d = cls.declaration
+        d = cls.declared(params)
         if kind not in d.kinds:
             return d.refuses_kind.get(kind, f"{d.name} does not adapt {kind} models")
         if base in d.refuses:
@@ -143,9 +188,9 @@ class Method:
         return None
 
     @classmethod
-    def check_merge(cls, base: str) -> str | None:
-        """Why merging is not possible on such a base, or None."""
-        d = cls.declaration
+    def check_merge(cls, base: str, params: Mapping[str, Any] | None = None) -> str | None:
+        """Why merging is not possible on such a base, or None; without ``params``, with the defaults."""
+        d = cls.declared(params or {})
         if d.mergeable == "no":
             return f"{d.name} cannot be merged"
         return d.merge_refuses.get(base)
@@ -199,6 +244,18 @@ class Method:
         return False
 
     # --- afterwards ----------------------------------------------------------------------------
+    def finalize(self, model: nn.Module, workshop: Workshop) -> nn.Module:
+        """Stage ``finalize``, after training: compress, or combine with what other cells trained; billed by itself.
+
+        Returns:
+            the model that is saved and scored. Choices are made on the validation split alone.
+        """
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`finalize` chose, for the record."""
+        return {}
+
     def finish(self, model: nn.Module) -> nn.Module:
         """After the last step, before saving (compress, average, rewind, ...)."""
         return model

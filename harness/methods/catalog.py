@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from harness.methods.after.merging import TABLE as COMBINED
 from harness.methods.base import Declaration, Method
 from harness.methods.peft_table import NOT_OFFERED, table
 from harness.registry import Registry
@@ -26,7 +27,33 @@ METHODS: Registry[type[Method]] = Registry(
         "lofit": "harness.methods.selective.lofit:LoFiT",
         "s2ft": "harness.methods.selective.s2ft:S2FT",
         "galore": "harness.methods.optimizers.galore:GaLore",
-        "mezo": "harness.methods.zeroth_order:Mezo",
+        "galore-8bit": "harness.methods.optimizers.galore:GaLore8bit",
+        "q-galore": "harness.methods.optimizers.galore:QGaLore",
+        "natural-galore": "harness.methods.optimizers.galore:NaturalGaLore",
+        "fira": "harness.methods.optimizers.galore:Fira",
+        "apollo": "harness.methods.optimizers.apollo:Apollo",
+        "apollo-mini": "harness.methods.optimizers.apollo:ApolloMini",
+        "gradnormlorp": "harness.methods.optimizers.lora_optimizers:GradNormLoRP",
+        "lora-refactor": "harness.methods.optimizers.lora_optimizers:RefactorizedLora",
+        "lomo": "harness.methods.optimizers.lomo:Lomo",
+        "adalomo": "harness.methods.optimizers.lomo:AdaLomo",
+        "adamw-8bit": "harness.methods.optimizers.eight_bit:AdamW8bit",
+        "adamw-paged": "harness.methods.optimizers.eight_bit:PagedAdamW",
+        "mezo": "harness.methods.zeroth_order.mezo:Mezo",
+        "sparse-mezo": "harness.methods.zeroth_order.family:SparseMezo",
+        "zo-sparse": "harness.methods.zeroth_order.family:ZoSparse",
+        "zo-sign": "harness.methods.zeroth_order.family:ZoSign",
+        "zo-momentum": "harness.methods.zeroth_order.family:ZoMomentum",
+        "zo-adam": "harness.methods.zeroth_order.family:ZoAdam",
+        "zo-conservative": "harness.methods.zeroth_order.family:ZoConservative",
+        "zo-forward-grad": "harness.methods.zeroth_order.family:ZoForwardGradient",
+        "zo-blockwise": "harness.methods.zeroth_order.family:ZoBlockwise",
+        "zo-hybrid": "harness.methods.zeroth_order.family:ZoHybrid",
+        "compeft": "harness.methods.after.compeft:ComPeft",
+        **{name: f"harness.methods.after.merging:{name}" for name in COMBINED},
+        "portllm": "harness.methods.after.transfer:PortLlm",
+        "proxy-tuning": "harness.methods.after.proxy:ProxyTuning",
+        "ft-transfer": "harness.methods.after.transfer:FineTuningTransfer",
         **{name: f"harness.methods.peft_method:{name}" for name in table()},
     },
 )

@@ -89,6 +89,11 @@ class Context:
         return self.method.declaration.trains
 
     @property
+    def produces(self) -> bool:
+        """Whether something comes out that is saved and read back: it trains, or combines what others trained."""
+        return self.trains or self.method.declaration.combines
+
+    @property
     def quantizes_before(self) -> bool:
         """Whether the base is quantized before training (else after the merge)."""
         return bool(self.job.cell["quantization"]["moment"] == "before_training")

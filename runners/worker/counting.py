@@ -126,8 +126,8 @@ def _adapter_bytes(method: Method, model: Any, own: set[int]) -> Reading:
     """Size of the safetensors files, written with zeros in place of the values that the method would have added."""
     source = "safetensors files of these shapes, written once"
     added = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    if method.declaration.in_place or added > LARGEST_FILE_BYTES:
-        details = {"note": "the whole model would be written" if method.declaration.in_place else "above 1 GiB"}
+    if method.promise.in_place or added > LARGEST_FILE_BYTES:
+        details = {"note": "the whole model would be written" if method.promise.in_place else "above 1 GiB"}
         return missing("adapter_bytes", "not_measured", source=source, details=details)
     _materialise(model, own)
     with tempfile.TemporaryDirectory() as folder:

@@ -41,6 +41,8 @@ class Job:
         peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
         side_environment: name of the environment that the cell's quantizer needs, "" for ours.
         python: that environment's interpreter.
+        keep: folder that what is saved is copied to, because another cell combines it; "" for none.
+        ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
         tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
         only_build: make the cell's built-in model and end, without running the cell.
     """
@@ -64,6 +66,8 @@ class Job:
     side_environment: str = ""
     python: str = ""
     tuning: dict[str, Any] = field(default_factory=dict)
+    keep: str = ""
+    ingredients: tuple[dict[str, Any], ...] = ()
     only_build: bool = False
 
     @property
@@ -82,7 +86,7 @@ class Job:
     def read(cls, path: Path) -> Job:
         """Read a job file."""
         data = json.loads(path.read_text())
-        for name in ("gpus", "cores", "workspaces"):
+        for name in ("gpus", "cores", "workspaces", "ingredients"):
             data[name] = tuple(data[name])
         return cls(**data)
 

@@ -26,7 +26,7 @@ from harness.hardware import Thermal
 from harness.meters import catalog as meters
 from harness.meters.panel import Panel
 from harness.meters.thermal import cool_down, thermometer
-from harness.methods.base import Setting
+from harness.methods.base import Method, Setting
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Outcome, Reading, Record, Span, Status
@@ -138,7 +138,8 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
         ctx.panel = run.panel = panel = make_panel(job)
         prepare_device(job, ctx)
         panel.baseline("before")
-        for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role")):
+        finalizes = type(ctx.method).finalize is not Method.finalize
+        for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role"), finalizes=finalizes):
             say("stage", stage=stage)
             if stage == "train":
                 train.before(ctx)

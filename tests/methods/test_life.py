@@ -8,7 +8,8 @@ from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS, Life, live
 
-EVERYWHERE = [(name, kind, "none") for kind in (CAUSAL, CLASSIFIER) for name in METHODS]
+ALONE = [name for name in METHODS if not METHODS.get(name).declaration.combines]  # the others: test_after.py
+EVERYWHERE = [(name, kind, "none") for kind in (CAUSAL, CLASSIFIER) for name in ALONE]
 QUANTIZED = [
     (name, CAUSAL, quantizer)
     for quantizer in ("bnb-nf4", "bnb-int8")
@@ -26,6 +27,9 @@ QUANTIZED = [
         "oft",
         "miss",
         "prefix",
+        "gradnormlorp",
+        "lora-refactor",
+        "compeft",
     )
 ]
 

@@ -15,7 +15,7 @@ from harness.methods.optimizers.projected import ProjectedAdamW, back, project, 
 from harness.methods.selective.greentrainer import knapsack
 from harness.methods.selective.lofit import HEADS, head_width, output_projections
 from harness.methods.selective.s2ft import CHANNELS, down_projections
-from harness.methods.zeroth_order import directions, shift
+from harness.methods.zeroth_order.directions import directions, shift
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, logits, made, train
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.methods.base import Method, Setting
+from harness.methods.base import Method, Setting, Workshop
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 
@@ -146,6 +146,17 @@ def train(method: Method, model: nn.Module, steps: int = STEPS) -> set[str]:
     return silent
 
 
+def finalized(method: Method, model: nn.Module) -> nn.Module:
+    """What the stage ``finalize`` does for a method without ingredients; the batch is the validation split."""
+    inputs = batch(method.setting.kind, seed=2)
+
+    def validation_nll(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            return float(candidate.eval()(**inputs).loss)
+
+    return method.finalize(model, Workshop(validation_nll, (), lambda: base(method.setting.kind)))
+
+
 @dataclass
 class Life:
     """What was seen of one method on one model kind and base."""
@@ -179,7 +190,7 @@ def live(name: str, kind: str, quantizer: str = "none") -> Life:
     kept = {n: p.detach().clone() for n, p in model.named_parameters() if p.is_floating_point()}
     life.silent = train(method, model)
     life.changed = {n for n, p in model.named_parameters() if n in kept and not torch.equal(kept[n], p)}
-    model = method.finish(model)
+    model = finalized(method, method.finish(model))
     after = logits(model, kind)
     life.moved = gap(after, before)
     with tempfile.TemporaryDirectory() as folder:

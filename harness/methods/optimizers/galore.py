@@ -1,8 +1,10 @@
-"""GaLore: Adam in a low-rank subspace of the gradient, which moves with it (arXiv:2403.03507)."""
+"""GaLore and its relatives: Adam in a low-rank subspace of the gradient, which moves with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from importlib import util
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -14,37 +16,168 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
 
-class GaLore(Full):
-    """Full fine-tuning; the states of the blocks' matrices live in rank r."""
+def block_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of the blocks' linear layers, and all other parameters."""
+    prefix, _ = blocks(model)
+    inside = {f"{layer.name}.weight" for layer in linears(model) if layer.name.startswith(f"{prefix}.")}
+    parameters = list(model.named_parameters())
+    return [p for n, p in parameters if n in inside], [p for n, p in parameters if n not in inside]
 
-    declaration: ClassVar[Declaration] = Declaration(
-        name="galore",
-        summary="Every weight trains, but Adam's states are kept in a low-rank subspace of the gradient.",
-        family="optimizer",
-        trainable="All parameters.",
-        paper="2403.03507v2",
-        bases=ONLY_FP,
-        refuses=bases.NOT_IN_PLACE,
-        mergeable="exactly",
-        defaults={"rank": 8, "update_gap": 200, "scale": 1.0},
-        defaults_source="rank as in the paper's GLUE runs; gap and scale are ours: at 1 the rate is full's",
-        in_place=True,
-    )
+
+def lacks(package: str, pip: str, name: str) -> str | None:
+    """Why the method cannot run without its package, or None if it is there."""
+    return None if util.find_spec(package) else f"{name} needs the package {pip!r}: pip install {pip}"
+
+
+class LowRankStates(Full):
+    """Full fine-tuning whose optimizer treats the blocks' matrices and all else as two groups."""
+
+    optimizer_class: ClassVar[str]
+    """Of :mod:`harness.methods.optimizers.projected` or ``projected_variants``."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the optimizer's class takes besides those of GaLore."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW whose states are projected for the matrices of the blocks."""
-        from harness.methods.optimizers.projected import ProjectedAdamW
+        from harness.methods.optimizers import projected, projected_variants
 
-        prefix, _ = blocks(model)
-        inside = {f"{layer.name}.weight" for layer in linears(model) if layer.name.startswith(f"{prefix}.")}
-        projected = [p for n, p in model.named_parameters() if n in inside]
-        others = [p for n, p in model.named_parameters() if n not in inside]
-        s = self.setting
-        return ProjectedAdamW(
-            [{"params": projected, "rank": int(self.params["rank"])}, {"params": others, "rank": None}],
+        made: Any = getattr(projected_variants, self.optimizer_class, None) or getattr(projected, self.optimizer_class)
+        matrices, others = block_matrices(model)
+        s, p = self.setting, self.params
+        optimizer: torch.optim.Optimizer = made(
+            [{"params": matrices, "rank": int(p["rank"])}, {"params": others, "rank": None}],
             lr=s.learning_rate,
             betas=s.betas,
             weight_decay=s.weight_decay,
-            update_gap=int(self.params["update_gap"]),
-            scale=float(self.params["scale"]),
+            update_gap=int(p["update_gap"]),
+            scale=float(p["scale"]),
+            **{name: p[name] for name in self.own},
         )
+        return optimizer
+
+
+SHAPE: dict[str, Any] = {"rank": 8, "update_gap": 200, "scale": 1.0}
+SOURCE = "rank as in GaLore's GLUE runs; gap and scale are ours: at 1 the rate is full's"
+
+
+def low_rank_row(name: str, summary: str, paper: str, *, defaults: Mapping[str, Any], **declared: Any) -> Declaration:
+    """A declaration of full fine-tuning with another optimizer."""
+    return Declaration(
+        **{
+            "name": name,
+            "summary": summary,
+            "family": "optimizer",
+            "trainable": "All parameters.",
+            "paper": paper,
+            "bases": ONLY_FP,
+            "refuses": bases.NOT_IN_PLACE,
+            "mergeable": "exactly",
+            "defaults": defaults,
+            "defaults_source": SOURCE,
+            "in_place": True,
+            **declared,
+        }
+    )
+
+
+class GaLore(LowRankStates):
+    """Full fine-tuning; the states of the blocks' matrices live in rank r."""
+
+    optimizer_class = "ProjectedAdamW"
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "galore",
+        "Every weight trains, but Adam's states are kept in a low-rank subspace of the gradient.",
+        "2403.03507v2",
+        defaults=SHAPE,
+        defaults_source="rank as in the paper's GLUE runs; gap and scale are ours: at 1 the rate is full's",
+    )
+
+
+class GaLore8bit(LowRankStates):
+    """GaLore with block-wise 8-bit moments."""
+
+    optimizer_class = "EightBitProjectedAdamW"
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "galore-8bit",
+        "GaLore whose low-rank Adam states are stored in 8 bits, in bitsandbytes' block-wise dynamic format.",
+        "2403.03507v2",
+        defaults=SHAPE,
+    )
+
+    @classmethod
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
+        """As ever, and bitsandbytes must be there."""
+        return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name) or super().check(kind, base, params)
+
+
+class QGaLore(GaLore8bit):
+    """GaLore with 4-bit projectors that are renewed lazily, and 8-bit moments; weights stay in floating point."""
+
+    optimizer_class = "LazyProjectedAdamW"
+    own = ("threshold", "patience")
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "q-galore",
+        "GaLore with 8-bit states and 4-bit projectors, renewed ever less often where the subspace has settled; "
+        "the weights themselves stay in floating point here, not in the paper's INT8.",
+        "2407.08296",
+        defaults={**SHAPE, "threshold": 0.4, "patience": 5},
+        defaults_source=f"threshold and 5 projectors as in the paper; {SOURCE}",
+        unverified=True,
+    )
+
+
+class NaturalGaLore(LowRankStates):
+    """GaLore whose projected gradient is multiplied by the inverse empirical Fisher matrix of the last steps."""
+
+    optimizer_class = "NaturalProjectedAdamW"
+    own = ("history", "damping")
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "natural-galore",
+        "GaLore on natural gradients: the projected gradient is divided by the Fisher matrix of the last 20; those 20 "
+        "are optimizer state.",
+        "2410.16029v1",
+        defaults={**SHAPE, "history": 20, "damping": 1e-3},
+        defaults_source=f"20 gradients and damping as in the paper's code; {SOURCE}",
+    )
+
+
+class Fira(LowRankStates):
+    """GaLore's step plus what lies outside the subspace, scaled as Adam scaled the part within."""
+
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "fira",
+        "GaLore's states, but the gradient outside the subspace is used too, scaled as Adam scaled what lies within.",
+        "2410.01623v3",
+        defaults={"rank": 8, "update_gap": 200},
+        defaults_source=f"the growth limit 1.01 is the paper's; {SOURCE}",
+    )
+
+    @classmethod
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
+        """As ever, and pytorch-optimizer must be there."""
+        missing = lacks("pytorch_optimizer", "pytorch-optimizer", cls.declaration.name)
+        return missing or super().check(kind, base, params)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """pytorch-optimizer's, with scale 1: any other one would be taken off the part outside the subspace as well."""
+        from pytorch_optimizer import Fira as PackageFira
+
+        matrices, others = block_matrices(model)
+        s, rank = self.setting, int(self.params["rank"])
+        projected: dict[str, Any] = {
+            "rank": rank,
+            "update_proj_gap": int(self.params["update_gap"]),
+            "scale": 1.0,
+            "projection_type": "std",
+        }
+        low = [p for p in matrices if rank < min(p.shape)]
+        rest = [*others, *(p for p in matrices if rank >= min(p.shape))]
+        groups: list[dict[str, Any]] = [{"params": low, **projected}, {"params": rest}]
+        made: torch.optim.Optimizer = PackageFira(
+            [g for g in groups if g["params"]],
+            lr=s.learning_rate,
+            betas=s.betas,
+            weight_decay=s.weight_decay,
+            eps=1e-8,
+        )
+        return made

@@ -45,23 +45,48 @@ class ProjectedAdamW(torch.optim.Optimizer):
         gradient = parameter.grad
         assert gradient is not None  # step looks at it first
         state = self.state[parameter]
+        low_rank = group["rank"] is not None and parameter.ndim == 2 and group["rank"] < min(parameter.shape)
+        if low_rank and "projector" not in state and not gradient.any():
+            return  # zeros span no subspace: LoRA's A has none before B has moved
         state["step"] = state.get("step", 0) + 1
-        rank = group["rank"]
-        low_rank = rank is not None and parameter.ndim == 2 and rank < min(parameter.shape)
         if low_rank:
-            if (state["step"] - 1) % group["update_gap"] == 0:
-                state["projector"] = projector(gradient, rank)
-            gradient = project(gradient, state["projector"])
+            if self._due(state, group):
+                self._renew(state, gradient, group)
+            gradient = self._project(state, gradient, group)
+        exp_avg, exp_avg_sq = self._moments(state, gradient, group["betas"], projected=low_rank)
+        first, second = group["betas"]
+        corrected = math.sqrt(1 - second ** state["step"]) / (1 - first ** state["step"])
+        normalised = exp_avg / (exp_avg_sq.sqrt() + group["eps"]) * corrected
+        if low_rank:
+            normalised = group["scale"] * self._back(state, normalised, parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(normalised, alpha=-group["lr"])
+
+    # --- what variants change ------------------------------------------------------------------
+    def _due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Whether the subspace is taken anew at this step."""
+        return bool((state["step"] - 1) % group["update_gap"] == 0)
+
+    def _renew(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        """Take the subspace from this gradient."""
+        state["projector"] = projector(gradient, group["rank"])
+
+    def _project(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """The gradient in the subspace, as Adam is fed with it."""
+        return project(gradient, state["projector"])
+
+    def _back(self, state: dict[str, Any], step: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """From the subspace to the weight's shape."""
+        return back(step, state["projector"], shape)
+
+    def _moments(
+        self, state: dict[str, Any], gradient: torch.Tensor, betas: tuple[float, float], *, projected: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adam's two moments after this gradient."""
         if "exp_avg" not in state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        first, second = group["betas"]
-        state["exp_avg"].lerp_(gradient, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        corrected = math.sqrt(1 - second ** state["step"]) / (1 - first ** state["step"])
-        normalised = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"]) * corrected
-        if low_rank:
-            normalised = group["scale"] * back(normalised, state["projector"], parameter.shape)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(normalised, alpha=-group["lr"])
+        state["exp_avg"].lerp_(gradient, 1 - betas[0])
+        state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+        return state["exp_avg"], state["exp_avg_sq"]
 
 
 def projector(gradient: torch.Tensor, rank: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from runners.worker.stages import (
     baseline,
     compress,
     evaluate,
+    finalize,
     inspect,
     load,
     merge,
@@ -54,8 +55,19 @@ TRIAL: tuple[tuple[str, Stage], ...] = (
 )
 
 
-def stages_of(moment: str, role: str | None = None) -> tuple[tuple[str, Stage], ...]:
-    """The stages of a cell that quantizes ``before_training`` or ``after_merge``; fewer for a trial of tuning."""
+def stages_of(moment: str, role: str | None = None, *, finalizes: bool = False) -> tuple[tuple[str, Stage], ...]:
+    """The stages of a cell that quantizes ``before_training`` or ``after_merge``; fewer for a trial of tuning.
+
+    With ``finalizes``, what the method does after training is a stage of its own, right behind it.
+    """
+    stages = _stages_of(moment, role)
+    if not finalizes:
+        return stages
+    at = [name for name, _ in stages].index("train") + 1
+    return (*stages[:at], ("finalize", finalize.run), *stages[at:])
+
+
+def _stages_of(moment: str, role: str | None) -> tuple[tuple[str, Stage], ...]:
     if role == "trial":
         return TRIAL
     if moment == "before_training":

@@ -25,7 +25,7 @@ def full_precision(ctx: Context) -> None:
         scored = score(ctx, ctx.task, ctx.splits.test)
         ctx.keep_samples("before_quantization", ctx.task.definition.name, scored)
         record_summary(ctx, scored, prefix="before_quantization_")
-    if ctx.trains and not ctx.method.declaration.in_place:
+    if ctx.trains and not ctx.method.promise.in_place:
         fold(ctx)
     folder = ctx.folder / ORIGINAL_FOLDER
     folder.mkdir(exist_ok=True)

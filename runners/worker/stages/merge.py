@@ -48,10 +48,10 @@ def fold(ctx: Context) -> None:
 def _why_not(ctx: Context) -> str | None:
     if not ctx.evaluation.merged:
         return "the sweep does not ask for it"
-    if not ctx.trains:
+    if not ctx.produces:
         return "nothing was trained"
-    if ctx.method.declaration.in_place:
+    if ctx.method.promise.in_place:
         return "trained in place: there is nothing to merge, the adapted arm is the merged one"
     if not ctx.quantizes_before:
         return "merged before it was quantized: the adapted arm is the merged one"
-    return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base)
+    return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base, ctx.method.params)

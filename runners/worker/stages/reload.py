@@ -27,7 +27,7 @@ def run(ctx: Context) -> None:
     Raises:
         CheckFailed: ``reload``: the logits of the probe batch differ by more than rounding explains.
     """
-    if not ctx.trains:
+    if not ctx.produces:
         return
     ctx.model = nn.Identity()  # frees the trained model before a second base is loaded
     gc.collect()

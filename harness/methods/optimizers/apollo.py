@@ -1,0 +1,58 @@
+"""APOLLO and APOLLO-Mini: Adam only says how long the step of each channel, or each matrix, is (arXiv:2412.05270)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.methods.base import Declaration
+from harness.methods.baselines import Full
+from harness.methods.optimizers.galore import block_matrices, low_rank_row
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+SOURCE = "rank as in our GaLore row; the paper's factor √(m/r) stands outside `scale`, so that at 1 the rate is full's"
+
+
+class Apollo(Full):
+    """Full fine-tuning along the raw gradient, one learning rate a channel."""
+
+    per_channel: ClassVar[bool] = True
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "apollo",
+        "Every weight moves along its raw gradient, scaled per channel by what Adam does to a random projection.",
+        "2412.05270",
+        defaults={"rank": 8, "update_gap": 200, "scale": 1.0},
+        defaults_source=SOURCE,
+    )
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Our own: pytorch-optimizer 4.1 scales the projected gradient, so that its step stays in a random subspace."""
+        from harness.methods.optimizers.scaled import ApolloAdamW
+
+        matrices, others = block_matrices(model)
+        s, p = self.setting, self.params
+        return ApolloAdamW(
+            [{"params": matrices, "rank": int(p["rank"])}, {"params": others, "rank": None}],
+            lr=s.learning_rate,
+            betas=s.betas,
+            weight_decay=s.weight_decay,
+            update_gap=int(p["update_gap"]),
+            scale=float(p["scale"]),
+            per_channel=self.per_channel,
+            seed=s.seed,
+        )
+
+
+class ApolloMini(Apollo):
+    """APOLLO with rank 1 and one learning rate a matrix."""
+
+    per_channel = False
+    declaration: ClassVar[Declaration] = low_rank_row(
+        "apollo-mini",
+        "APOLLO with one factor a matrix, from a projection of rank 1: hardly more optimizer state than SGD.",
+        "2412.05270",
+        defaults={"rank": 1, "update_gap": 200, "scale": 1.0},
+        defaults_source=f"rank 1 is the paper's; {SOURCE}",
+    )

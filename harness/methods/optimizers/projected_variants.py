@@ -1,0 +1,140 @@
+"""GaLore's relatives: 8-bit moments, a quantized and lazy projector, natural gradients, a projection on both sides."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from harness.methods.optimizers.projected import ProjectedAdamW, back, project, projector
+from harness.quantizers.packing import Grid, pack, unpack
+
+BLOCK = 256
+"""Entries that share a scale: of 8-bit moments (arXiv:2110.02861) and of Q-GaLore's 4-bit projectors."""
+LEAST_8BIT = 4096
+"""Unprojected tensors below this size keep 32-bit moments, as in bitsandbytes; projected ones are always 8-bit."""
+INT4 = Grid(bits=4, group_size=BLOCK, symmetric=False)
+
+
+@functools.cache
+def dynamic_map(*, signed: bool) -> torch.Tensor:
+    """The 256 values of bitsandbytes' dynamic 8-bit format."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    return torch.as_tensor(create_dynamic_map(signed=signed))
+
+
+class EightBitProjectedAdamW(ProjectedAdamW):
+    """GaLore whose two moments are stored block-wise in 8 bits and decoded for one tensor at a time."""
+
+    def _moments(
+        self, state: dict[str, Any], gradient: torch.Tensor, betas: tuple[float, float], *, projected: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not projected and gradient.numel() < LEAST_8BIT:
+            return super()._moments(state, gradient, betas, projected=projected)
+        from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+        found = []
+        for name, beta, new in (("exp_avg", betas[0], gradient), ("exp_avg_sq", betas[1], gradient * gradient)):
+            code = dynamic_map(signed=name == "exp_avg").to(gradient.device)
+            moment = torch.zeros_like(gradient, dtype=torch.float32)
+            if name in state:
+                codes, scales = state[name]
+                moment = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
+            moment.mul_(beta).add_(new.float(), alpha=1 - beta)
+            codes, kept = quantize_blockwise(moment.contiguous(), code=code, blocksize=BLOCK)
+            state[name] = (codes, kept.absmax)
+            found.append(moment.to(gradient.dtype))
+        return found[0], found[1]
+
+
+class LazyProjectedAdamW(EightBitProjectedAdamW):
+    """Q-GaLore's optimizer (arXiv:2407.08296): a 4-bit projector, taken anew the less often the less it turns.
+
+    When the last ``patience`` projectors resembled their predecessors by ``threshold`` or more on average, the gap to
+    the next one doubles. Resemblance is the mean absolute cosine of singular vectors of one rank; their sign means
+    nothing.
+    """
+
+    def __init__(self, params: Any, *, threshold: float, patience: int, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
+        self.threshold, self.patience = threshold, patience
+
+    def _due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        state["due"] = state.get("due", 0) - 1
+        return bool(state["due"] < 0)
+
+    def _renew(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        new = projector(gradient, group["rank"])
+        gap = state.setdefault("gap", group["update_gap"])
+        if "projector" in state:
+            cosine = torch.nn.functional.cosine_similarity(new.float(), self._basis(state).float(), dim=0)
+            state["alike"] = [*state.get("alike", []), float(cosine.abs().mean())][-self.patience :]
+            if len(state["alike"]) == self.patience and sum(state["alike"]) / self.patience >= self.threshold:
+                state["gap"], state["alike"] = 2 * gap, []
+        state["due"] = state["gap"] - 1
+        rows = new.T.contiguous()  # a singular vector's entries share scales
+        scale, zero = INT4.fit(rows)
+        state["projector"] = (pack(INT4.encode(rows, scale, zero), INT4.bits), scale, zero, rows.shape[1])
+
+    def _basis(self, state: dict[str, Any]) -> torch.Tensor:
+        codes, scale, zero, columns = state["projector"]
+        return INT4.decode(unpack(codes, INT4.bits, columns), scale, zero).T
+
+    def _project(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        return project(gradient, self._basis(state))
+
+    def _back(self, state: dict[str, Any], step: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        return back(step, self._basis(state), shape)
+
+
+class NaturalProjectedAdamW(ProjectedAdamW):
+    """Natural GaLore (arXiv:2410.16029): Adam is fed (lambda I + G G^T)^-1 g instead of the projected gradient g.
+
+    The columns of G are the last ``history`` projected gradients, g among them; by Woodbury's identity only a
+    ``history`` x ``history`` system is solved. Gradients of another subspace are forgotten: they do not add.
+    """
+
+    def __init__(self, params: Any, *, history: int, damping: float, **kwargs: Any) -> None:
+        super().__init__(params, **kwargs)
+        self.history, self.damping = history, damping
+
+    def _renew(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        super()._renew(state, gradient, group)
+        state.pop("history", None)
+
+    def _project(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        low = super()._project(state, gradient, group)
+        row = low.flatten()[None]
+        known = state.get("history")
+        state["history"] = row if known is None else torch.cat([known, row])[-self.history :]
+        return natural(state["history"], row[0], self.damping).reshape(low.shape)
+
+
+def natural(history: torch.Tensor, gradient: torch.Tensor, damping: float) -> torch.Tensor:
+    """(damping I + G G^T)^-1 gradient, with ``history`` = G^T ([steps, entries]); entries x entries is never made."""
+    g, rows = gradient.float(), history.float()
+    small = rows @ rows.T + damping * torch.eye(len(rows), device=rows.device)
+    inner = torch.cholesky_solve((rows @ g)[:, None], torch.linalg.cholesky(small))
+    return ((g - rows.T @ inner[:, 0]) / damping).to(gradient.dtype)
+
+
+class TwoSidedAdamW(ProjectedAdamW):
+    """Adam on R = U^T G V, with the first ``rank`` singular vectors of both sides; the step is scale * U N V^T."""
+
+    def _renew(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+        rank = group["rank"]
+        sides = (left[:, :rank], right[:rank].T)
+        state["projector"] = tuple(side.to(gradient.dtype).contiguous() for side in sides)
+
+    def _project(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        left, right = state["projector"]
+        low: torch.Tensor = left.T @ gradient @ right
+        return low
+
+    def _back(self, state: dict[str, Any], step: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        left, right = state["projector"]
+        full: torch.Tensor = left @ step @ right.T
+        return full

@@ -1,0 +1,1 @@
+"""Zeroth-order fine-tuning: forward passes instead of a backward one."""

@@ -1,0 +1,134 @@
+"""Cells that combine what other cells of the sweep trained: which those are, and when they are there.
+
+A method that combines names a row of the sweep (``of``, a method's label). Its ingredients are that row's cells over
+the sweep's seeds or tasks, or on another model (``from``); their keys are part of its own identity. What they saved
+is kept in the cache; the combining cell waits until it is all there, and a kept folder that is gone is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, did_you_mean
+from harness.matrix import Cell, Point, make_cell
+from harness.methods.catalog import METHODS
+
+Told = dict[str, tuple[Cell, ...]]
+"""Key of a combining cell to the cells it combines."""
+
+
+@dataclass
+class Combined:
+    """The cells of a sweep once ingredients are named.
+
+    Attributes:
+        cells: those that combine carry the keys of their ingredients in their identity.
+        told: their ingredients.
+        pointless: key of a combining cell to why there is nothing to combine.
+        was: key of a combining cell to its key before.
+    """
+
+    cells: list[Cell]
+    told: Told = field(default_factory=dict)
+    pointless: dict[str, str] = field(default_factory=dict)
+    was: dict[str, str] = field(default_factory=dict)
+
+
+def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
+    """Name the ingredients of every cell that combines.
+
+    Over seeds there is one result however many seeds the sweep has: the cell of the first seed.
+
+    Raises:
+        UserError: a row or model that the sweep does not have; or the sweep tunes, so that a row is not one
+            configuration before its trials have run.
+    """
+    names = {cell.method.name for cell in cells}
+    combining = {name for name in names if METHODS.get(name).declaration.combines}
+    if not combining:
+        return Combined(list(cells))
+    if tunes:
+        raise UserError(
+            f"{', '.join(sorted(combining))} combine the rows of a sweep, and this one tunes its rows",
+            where=where,
+            fix="Combine in a sweep of its own, with the learning rates that tuning found.",
+        )
+    rows = _Rows(
+        methods={cell.method.label: cell.method for cell in cells},
+        models={label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)},
+        tasks=list({cell.task.label: cell.task for cell in cells}.values()),
+        seeds=sorted({cell.seed for cell in cells}),
+        where=where,
+    )
+    found = Combined([])
+    for cell in cells:
+        over = cell.method.identity["params"].get("over", "model")
+        if cell.method.name not in combining:
+            found.cells.append(cell)
+        elif over != "seeds" or cell.seed == rows.seeds[0]:
+            parts = rows.parts(cell, over, combining)
+            identity = {**cell.method.identity, "ingredients": [part.key for part in parts]}
+            point = replace(cell.method, identity=identity)
+            made = make_cell((cell.model, point, *cell.points[2:]), cell.seed)
+            found.cells.append(made)
+            found.told[made.key], found.was[made.key] = parts, cell.key
+            if len(parts) < 2 and over != "model":
+                found.pointless[made.key] = f"the sweep has one of its {over} only: there is nothing to combine"
+            elif over == "model" and parts[0].model.canonical == cell.model.canonical:
+                found.pointless[made.key] = "this is the model that was trained: there is nowhere to move it"
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a sweep has: its points by label."""
+
+    methods: dict[str, Point]
+    models: dict[str, Point]
+    tasks: list[Point]
+    seeds: list[int]
+    where: str
+
+    def parts(self, cell: Cell, over: str, combining: set[str]) -> tuple[Cell, ...]:
+        """The ingredients of one cell.
+
+        Raises:
+            UserError: a row or model that the sweep does not have, or a row that combines others itself.
+        """
+        label, params = cell.method.label, cell.method.identity["params"]
+        row = _named(self.methods, params["of"], f"{label}: of", self.where)
+        if row.name in combining:
+            raise UserError(f"{label} combines {row.label!r}, which combines others itself", where=self.where)
+        chosen: list[tuple[Point, Point, int]]
+        if over == "seeds":
+            chosen = [(cell.model, cell.task, seed) for seed in self.seeds]
+        elif over == "tasks":
+            kind = cell.task.identity["kind"]
+            chosen = [(cell.model, task, cell.seed) for task in self.tasks if task.identity["kind"] == kind]
+        else:
+            chosen = [(_named(self.models, params["from"], f"{label}: from", self.where), cell.task, cell.seed)]
+        return tuple(
+            make_cell((model, row, cell.quantization, task, cell.hardware, cell.common), seed)
+            for model, task, seed in chosen
+        )
+
+
+def _named(known: dict[str, Point], name: Any, what: str, where: str) -> Point:
+    if name not in known:
+        given = f"{name!r} is not in this sweep" if name is not None else "is missing"
+        fix = did_you_mean(str(name), known) if name is not None else f"Give one of: {', '.join(known)}."
+        raise UserError(f"{what}: {given}", where=where, fix=fix)
+    return known[name]
+
+
+def kept_at(cache: Path, cell: Cell) -> Path:
+    """Where what a cell saved is kept for those that combine it."""
+    return cache / "ingredients" / cell.key
+
+
+def kept(cache: Path, cell: Cell) -> bool:
+    """Whether it is there."""
+    return kept_at(cache, cell).is_dir()
