@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
-from harness.methods.base import Declaration
+from harness.methods.base import Declaration, Setting
 from harness.methods.baselines import ONLY_FP, Full
 from harness.methods.modules import blocks, linears
 
@@ -33,18 +34,28 @@ class GaLore(Full):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW whose states are projected for the matrices of the blocks."""
-        from harness.methods.optimizers.projected import ProjectedAdamW
+        return projected_adamw(model, self.params, self.setting)
 
-        prefix, _ = blocks(model)
-        inside = {f"{layer.name}.weight" for layer in linears(model) if layer.name.startswith(f"{prefix}.")}
-        projected = [p for n, p in model.named_parameters() if n in inside]
-        others = [p for n, p in model.named_parameters() if n not in inside]
-        s = self.setting
-        return ProjectedAdamW(
-            [{"params": projected, "rank": int(self.params["rank"])}, {"params": others, "rank": None}],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
-            update_gap=int(self.params["update_gap"]),
-            scale=float(self.params["scale"]),
-        )
+
+def projected_adamw(model: nn.Module, params: Mapping[str, Any], setting: Setting) -> torch.optim.Optimizer:
+    """AdamW over the whole model whose states are projected for the matrices of the blocks.
+
+    Args:
+        model: the model.
+        params: ``rank``, ``update_gap`` and ``scale``.
+        setting: learning rate, betas and weight decay.
+    """
+    from harness.methods.optimizers.projected import ProjectedAdamW
+
+    prefix, _ = blocks(model)
+    inside = {f"{layer.name}.weight" for layer in linears(model) if layer.name.startswith(f"{prefix}.")}
+    projected = [p for n, p in model.named_parameters() if n in inside]
+    others = [p for n, p in model.named_parameters() if n not in inside]
+    return ProjectedAdamW(
+        [{"params": projected, "rank": int(params["rank"])}, {"params": others, "rank": None}],
+        lr=setting.learning_rate,
+        betas=setting.betas,
+        weight_decay=setting.weight_decay,
+        update_gap=int(params["update_gap"]),
+        scale=float(params["scale"]),
+    )
