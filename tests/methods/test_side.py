@@ -10,10 +10,11 @@ from torch import nn
 
 from harness.methods.base import Method
 from harness.methods.modules import blocks
+from harness.methods.side.ladder import LadderNetwork, strongest
 from harness.methods.side.tuning import NAME
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, logits, made, train
 
-SIDE = ["qst"]
+SIDE = ["qst", "lst"]
 
 
 def trained(name: str, kind: str = CAUSAL, **params: Any) -> tuple[Method, nn.Module]:
@@ -95,3 +96,24 @@ def test_qst_answers_through_the_side_network() -> None:
             adapter.into.weight.zero_()
             assert gap(logits(model, CAUSAL), before) > 1e-5
             adapter.into.weight.copy_(kept)
+
+
+def test_lst_begins_with_the_backbone_s_strongest_rows_and_columns_and_answers_alone() -> None:
+    model: Any = attached(made("lst"), base(CAUSAL))
+    side = model.get_submodule(NAME)
+    assert isinstance(side, LadderNetwork)
+    stream = strongest(
+        sum(
+            w.square().sum(0)
+            for block in model.model.layers
+            for w in (m.weight for m in block.modules() if isinstance(m, nn.Linear))
+            if w.shape[1] == 64
+        ),
+        16,
+    )
+    query = model.model.layers[1].self_attn.q_proj.weight
+    rows = strongest(query.square().sum(1), 16)
+    assert torch.equal(side.blocks[1].query.weight, query[rows][:, stream])
+    with torch.no_grad():
+        side.back.weight.zero_()
+    assert gap(logits(model, CAUSAL), torch.zeros(1)) < 1e-6  # nothing of the backbone's own last state is left
