@@ -87,6 +87,10 @@ class Grid:
         values = self._grouped(codes.to(scale.dtype)) - self._zero(zero)
         return (values * scale.unsqueeze(-1)).flatten(1)[:, : codes.shape[1]]
 
+    def per_group(self, rows: Tensor) -> Tensor:
+        """Sums over each group: [rows, groups] from [rows, columns]."""
+        return self._grouped(rows).sum(-1)
+
     def _grouped(self, rows: Tensor) -> Tensor:
         """[rows, columns] as [rows, groups, group_size]; the last group is filled up with zeros."""
         size = min(self.group_size, rows.shape[1])
@@ -140,6 +144,17 @@ class PackedLinear(nn.Linear):
         weight = self.grid.decode(unpack(self.packed, self.grid.bits, self.in_features), self.scale, self.zero)
         return weight if self.column_scale is None else weight * self.column_scale
 
+    def train_scales(self) -> nn.Parameter:
+        """Turn the scales into a trainable float32 parameter of the same values; the codes stay as they are.
+
+        Asked again, it gives the same parameter.
+        """
+        if not isinstance(self.scale, nn.Parameter):
+            scale = self._buffers.pop("scale")
+            assert scale is not None  # every layer has one
+            self.scale = nn.Parameter(scale.float())
+        return self.scale
+
     def requantize(self, weight: Tensor) -> None:
         """Round another weight of the same shape onto a newly fitted grid."""
         with torch.no_grad():
@@ -151,6 +166,14 @@ class PackedLinear(nn.Linear):
             if zero is not None and self.zero is not None:
                 self.zero.copy_(zero)
 
+    def scale_gradient(self, of_weight: Tensor) -> Tensor:
+        """Gradient of the scales from the decoded weight's: [rows, groups] from [rows, columns]."""
+        ones = torch.ones_like(self.scale)
+        steps = self.grid.decode(unpack(self.packed, self.grid.bits, self.in_features), ones, self.zero)
+        if self.column_scale is not None:
+            steps = steps * self.column_scale
+        return self.grid.per_group(of_weight * steps)
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """A dequantized copy; see the class."""
@@ -159,8 +182,8 @@ class PackedLinear(nn.Linear):
         return copy
 
     def forward(self, input: Tensor) -> Tensor:
-        """``x W^T + b``; the gradient reaches the input (and a trainable bias)."""
-        output = cast(Tensor, _Product.apply(input, self))  # type: ignore[no-untyped-call]
+        """``x W^T + b``; the gradient reaches the input (and a trainable bias, and trainable scales)."""
+        output = cast(Tensor, _Product.apply(input, self.scale, self))  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
 
     def extra_repr(self) -> str:
@@ -184,13 +207,24 @@ class _DequantizedCopy(torch.Tensor):
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T`` that decodes W again in the backward pass, so that no decoded weight stays in memory between."""
+    """``x W^T`` that decodes W again in the backward pass, so that no decoded weight stays in memory between.
+
+    With G = g^T x the gradient of the weight, that of a group's scale is the sum of G (q - z) over the group.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
+        if scale.requires_grad:
+            ctx.save_for_backward(x)
         return nn.functional.linear(x, layer.dequantize().to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.dequantize().to(gradient.dtype), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        layer = ctx.layer
+        of_input = gradient @ layer.dequantize().to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_input, None, None
+        (x,) = ctx.saved_tensors
+        of_weight = (gradient.flatten(0, -2).T @ x.flatten(0, -2)).float()
+        return of_input, layer.scale_gradient(of_weight), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from harness.methods.modules import blocks, linears
 from harness.methods.optimizers.projected import ProjectedAdamW, back, project, projector
 from harness.methods.selective.greentrainer import knapsack
 from harness.methods.selective.lofit import HEADS, head_width, output_projections
+from harness.methods.selective.owlore import outlier_share
 from harness.methods.selective.s2ft import CHANNELS, down_projections
 from harness.methods.zeroth_order.directions import directions, shift
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, logits, made, train
@@ -75,6 +77,61 @@ def test_lisa_trains_the_drawn_blocks_between_two_switches_and_forgets_the_state
     inside = [n for n, _ in model.named_parameters() if n.startswith(prefix)]
     assert {n.split(".")[2] for n in inside if method.expects_change(n)} == awake[0] | awake[3]
     assert awake[0] == awake[1] == awake[2] != awake[3]  # drawn anew after three steps, and truly other blocks
+
+
+# --- OwLore --------------------------------------------------------------------------------------
+def test_owlore_draws_blocks_by_their_outliers() -> None:
+    model = deep()
+    _, layers = blocks(model)
+    with torch.no_grad():
+        for index, planted in ((1, 8), (4, 24)):
+            layers[index].mlp.up_proj.weight[0, :planted] = 5.0  # against a standard deviation of 0.02
+    method = made("owlore", active=1)
+    attached(method, model)
+    assert method.outliers is not None
+    assert [index for index, share in enumerate(method.outliers) if share > 0] == [1, 4]
+    assert method.outliers[4] == pytest.approx(3 * method.outliers[1])
+    drawn = [method.draw(6, random.Random(seed)) for seed in range(400)]
+    counts = [sum(index in d for d in drawn) for index in range(6)]
+    assert counts[0] == counts[2] == counts[3] == counts[5] == 0
+    assert 60 < counts[1] < 140  # a fourth
+    method.params["active"] = 3
+    assert all({1, 4} < method.draw(6, random.Random(seed)) for seed in range(20))  # then one of those without
+
+
+def test_an_outlier_is_weighed_by_its_input() -> None:
+    weight = torch.ones(4, 50)
+    inputs = torch.ones(50)
+    assert outlier_share([(weight, inputs)], 13.0) == 0
+    inputs[3] = 1e3  # one input channel is far larger than the others, as in language models
+    assert outlier_share([(weight, inputs)], 13.0) == pytest.approx(1 / 50)
+
+
+def test_owlore_trains_the_drawn_blocks_in_a_low_rank_that_is_taken_anew_when_they_wake() -> None:
+    method = made("owlore", active=2, interval=2, rank=3)
+    model = attached(method, deep())
+    optimizer = method.optimizer(model)
+    inputs = batch(CAUSAL)
+    prefix, _ = blocks(model)
+    age: dict[str, int] = {}
+    restarts = 0
+    for step in range(8):
+        before = snapshot(model)
+        method.select(model, step)
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {n for n in changed(model, before) if n.startswith(prefix)}
+        awake = {n.removeprefix(f"{prefix}.").split(".")[0] for n in moved}
+        assert len(awake) == 2
+        age = {index: age.get(index, 0) + 1 for index in awake}  # what sleeps begins again
+        for name in (n for n in moved if n.endswith("proj.weight")):
+            assert torch.linalg.matrix_rank(model.get_parameter(name) - before[name], tol=1e-5) <= 3
+            state = optimizer.state[model.get_parameter(name)]
+            assert state["exp_avg"].numel() == 3 * max(before[name].shape)
+            assert state["step"] == age[name.removeprefix(f"{prefix}.").split(".")[0]]
+        restarts += int(step > 1 and 1 in age.values())
+    assert restarts  # some block woke that had slept
 
 
 # --- GreenTrainer --------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,21 +39,40 @@ class LowRankStates(Full):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW whose states are projected for the matrices of the blocks."""
-        from harness.methods.optimizers import projected, projected_variants
+        return projected_adamw(model, self.params, self.setting, self.optimizer_class, own=self.own)
 
-        made: Any = getattr(projected_variants, self.optimizer_class, None) or getattr(projected, self.optimizer_class)
-        matrices, others = block_matrices(model)
-        s, p = self.setting, self.params
-        optimizer: torch.optim.Optimizer = made(
-            [{"params": matrices, "rank": int(p["rank"])}, {"params": others, "rank": None}],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
-            update_gap=int(p["update_gap"]),
-            scale=float(p["scale"]),
-            **{name: p[name] for name in self.own},
-        )
-        return optimizer
+
+def projected_adamw(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    setting: Setting,
+    optimizer_class: str = "ProjectedAdamW",
+    *,
+    own: Sequence[str] = (),
+) -> torch.optim.Optimizer:
+    """An optimizer over the whole model whose states are projected for the matrices of the blocks.
+
+    Args:
+        model: the model.
+        params: ``rank``, ``update_gap``, ``scale``, and those in ``own``.
+        setting: learning rate, betas and weight decay.
+        optimizer_class: of :mod:`harness.methods.optimizers.projected` or ``projected_variants``.
+        own: parameters that this class takes besides GaLore's.
+    """
+    from harness.methods.optimizers import projected, projected_variants
+
+    made: Any = getattr(projected_variants, optimizer_class, None) or getattr(projected, optimizer_class)
+    matrices, others = block_matrices(model)
+    optimizer: torch.optim.Optimizer = made(
+        [{"params": matrices, "rank": int(params["rank"])}, {"params": others, "rank": None}],
+        lr=setting.learning_rate,
+        betas=setting.betas,
+        weight_decay=setting.weight_decay,
+        update_gap=int(params["update_gap"]),
+        scale=float(params["scale"]),
+        **{name: params[name] for name in own},
+    )
+    return optimizer
 
 
 SHAPE: dict[str, Any] = {"rank": 8, "update_gap": 200, "scale": 1.0}

@@ -37,6 +37,7 @@ class Lisa(Full):
         """As full fine-tuning; note which parameters are the blocks'."""
         self._prefix = f"{blocks(model)[0]}."
         self._woken: set[int] = set()
+        self._optimizer: torch.optim.Optimizer
         return super().attach(model)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -57,8 +58,7 @@ class Lisa(Full):
         if step % self.params["interval"]:
             return
         _, layers = blocks(model)
-        chance = random.Random(f"{self.setting.seed}.{step}")
-        awake = set(chance.sample(range(len(layers)), min(self.params["active"], len(layers))))
+        awake = self.draw(len(layers), random.Random(f"{self.setting.seed}.{step}"))
         self._woken |= awake
         for index, block in enumerate(layers):
             for parameter in block.parameters():
@@ -66,6 +66,10 @@ class Lisa(Full):
                 if index not in awake:
                     parameter.grad = None
                     self._optimizer.state.pop(parameter, None)
+
+    def draw(self, depth: int, chance: random.Random) -> set[int]:
+        """Which of ``depth`` blocks train until the next draw: ``active`` of them, each as likely as the others."""
+        return set(chance.sample(range(depth), min(int(self.params["active"]), depth)))
 
     def expects_gradient(self, name: str) -> bool:
         """Within the probed steps a block may not have been drawn."""

@@ -1,0 +1,88 @@
+"""LT-SFT: full fine-tuning finds the entries, a second run from the start trains them alone (arXiv:2110.07560)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.methods import bases
+from harness.methods.base import Declaration
+from harness.methods.baselines import ONLY_FP
+from harness.methods.selective.sparse import SparseInPlace
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+
+class LotteryTicket(SparseInPlace):
+    """Half of the steps train everything; what moved furthest is kept free, all goes back to the start, and the other
+    half trains that.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="lt-sft",
+        summary="Trains everything, keeps the entries that moved furthest, goes back and trains these alone.",
+        family="selective",
+        trainable="All parameters in the first half of the steps, ``share`` of their entries in the second; a head.",
+        paper="2110.07560",
+        bases=ONLY_FP,
+        refuses=bases.NOT_IN_PLACE,
+        mergeable="exactly",
+        defaults={"share": 0.08},
+        defaults_source=(
+            "the share is recalled from the paper's task runs; both phases are of one length and share one schedule, "
+            "so that the row has no more steps than the others"
+        ),
+        in_place=True,
+        unverified=True,
+    )
+
+    @property
+    def turn(self) -> int:
+        """The step (from 0) before which the second phase begins."""
+        return max(1, self.setting.steps // 2)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW, which forgets its states at the turn."""
+        import torch
+
+        s = self.setting
+        self._masks: dict[str, torch.Tensor] = {}
+        self._head = {n: model.get_parameter(n).detach().clone() for n in self.head_names(model)}
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
+        )
+        return self._optimizer
+
+    def select(self, model: nn.Module, step: int) -> None:
+        """At the turn: find the ticket, go back to the start, and let only the ticket have gradients."""
+        import torch
+
+        if step != self.turn:
+            return
+        self._masks = self.largest_differences(model, float(self.params["share"]))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.start[name] if name in self.start else self._head[name])
+        for name, mask in self._masks.items():
+            model.get_parameter(name).register_hook(_only(mask))  # type: ignore[no-untyped-call]
+        self._optimizer.state.clear()
+
+    def on_step(self, model: nn.Module, step: int) -> None:
+        """Weight decay reaches entries without a gradient too: they are put back."""
+        import torch
+
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                parameter = model.get_parameter(name)
+                parameter.copy_(torch.where(mask, parameter, self.start[name]))
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """See that it was the ticket that trained."""
+        if self._masks:
+            self.check_kept(model, self._masks)
+        return model
+
+
+def _only(mask: torch.Tensor) -> Any:
+    return lambda gradient: gradient * mask

@@ -1,0 +1,1 @@
+"""Side networks: a small network beside a frozen backbone, into which no gradient flows."""

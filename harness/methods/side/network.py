@@ -1,0 +1,201 @@
+"""The side network itself, and how it listens to a backbone of any architecture.
+
+Hooks take the output of every block of the backbone, detached. When the last block has run, the side network runs
+over what was taken, and its result stands in the place of the last block's output: the backbone's own final norm and
+head follow. Nothing below that point requires a gradient, so that no activation of the backbone is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.methods.modules import blocks
+
+LEAST_WIDTH = 16
+"""Narrowest side network: below it a model of a few hundred channels would leave attention nothing to compare."""
+HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a side network.
+
+    Attributes:
+        hidden: width of the backbone.
+        width: of the side network.
+        inner: of its feed-forward layers.
+        depth: number of blocks, the backbone's.
+        causal: whether a position sees only those before it, as in the backbone.
+    """
+
+    hidden: int
+    width: int
+    inner: int
+    depth: int
+    causal: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, reduction: int) -> Sizes:
+        """``reduction`` times narrower than the backbone, though never below :data:`LEAST_WIDTH`."""
+        config: Any = model.config
+        text = config.get_text_config()
+        _, layers = blocks(model)
+        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        return cls(
+            hidden=int(text.hidden_size),
+            width=max(LEAST_WIDTH, int(text.hidden_size) // reduction // 2 * 2),
+            inner=max(LEAST_WIDTH, int(inner) // reduction),
+            depth=len(layers),
+            causal=any(getattr(module, "is_causal", False) for module in layers[0].modules()),
+        )
+
+    @property
+    def heads(self) -> int:
+        """Attention heads, of about :data:`HEAD_WIDTH` channels and an even number of them."""
+        wanted = range(max(1, self.width // HEAD_WIDTH), 0, -1)
+        return next(h for h in wanted if self.width % (2 * h) == 0)
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one :class:`SideBlock`: four attention matrices, three of the feed-forward layer, two norms."""
+        return 4 * self.width**2 + 3 * self.width * self.inner + 2 * self.width
+
+
+class SideBlock(nn.Module):
+    """Pre-norm transformer block: attention with rotary positions, then a gated feed-forward layer; no biases."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        d, f = sizes.width, sizes.inner
+        self.heads = sizes.heads
+        self.attention_norm, self.forward_norm = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.query, self.key, self.value, self.output = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.gate, self.up, self.down = (
+            nn.Linear(d, f, bias=False),
+            nn.Linear(d, f, bias=False),
+            nn.Linear(f, d, bias=False),
+        )
+
+    def forward(self, x: Tensor, padding: Tensor | None, *, causal: bool, cached: Any = None) -> Tensor:
+        """One block.
+
+        Args:
+            x: [batch, positions, width].
+            padding: [batch, all positions], true at tokens that count; None if all do.
+            causal: whether later positions are hidden.
+            cached: a layer of a key-value cache that this block's keys and values are appended to, or None.
+        """
+        normed = self.attention_norm(x)
+        q, k, v = (self._split(projection(normed)) for projection in (self.query, self.key, self.value))
+        before = int(cached.get_seq_length()) if cached is not None else 0
+        q, k = rotate(q, before), rotate(k, before)
+        if cached is not None:
+            k, v = cached.update(k, v)
+        mask = visible(q.shape[-2], k.shape[-2], padding, causal=causal, device=x.device)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        normed = self.forward_norm(x)
+        return x + cast(Tensor, self.down(nn.functional.silu(self.gate(normed)) * self.up(normed)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+
+
+def rotate(x: Tensor, start: int) -> Tensor:
+    """Rotary positions (arXiv:2104.09864) ``start``, ``start`` + 1, ... on [batch, heads, positions, channels]."""
+    half = x.shape[-1] // 2
+    rates = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def visible(queries: int, keys: int, padding: Tensor | None, *, causal: bool, device: torch.device) -> Tensor:
+    """Which keys the last ``queries`` of ``keys`` positions see: bool, [batch or 1, 1, queries, keys].
+
+    Every position sees itself, padding too: attention over nothing would be no number, and spread from there.
+    """
+    at = torch.arange(keys, device=device)
+    own = at[None] == at[keys - queries :, None]
+    seen = at[None] <= at[keys - queries :, None] if causal else torch.ones_like(own)
+    if padding is None:
+        return seen[None, None]
+    return (seen & padding[:, None, None, :].bool()) | own
+
+
+class SideNetwork(nn.Module):
+    """Blocks beside a backbone. What goes in and how it comes out is up to the subclass."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.blocks = nn.ModuleList(SideBlock(sizes) for _ in range(sizes.depth))
+
+    def entering(self, index: int, tapped: Tensor, state: Tensor) -> Tensor:
+        """What block ``index`` is given: the backbone's output there and the side network's so far."""
+        raise NotImplementedError
+
+    def beginning(self, embedded: Tensor) -> Tensor:
+        """The side network's state before its first block, from the backbone's embeddings."""
+        raise NotImplementedError
+
+    def leaving(self, state: Tensor, last: Tensor) -> Tensor:
+        """What takes the place of ``last``, the output of the backbone's last block."""
+        raise NotImplementedError
+
+    def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Any = None) -> Tensor:
+        """Run over what was taken from the backbone.
+
+        Args:
+            taps: the first block's input and every block's output, [batch, positions, hidden] each, detached.
+            padding: see :class:`SideBlock`.
+            cache: the backbone's key-value cache; the side network's keys and values become further layers of it.
+        """
+        state = self.beginning(taps[0].float())
+        for index, block in enumerate(self.blocks):
+            cached = _further_layer(cache, self.sizes.depth + index) if cache is not None else None
+            entering = self.entering(index, taps[index + 1].float(), state)
+            state = block(entering, padding, causal=self.sizes.causal, cached=cached)
+        return self.leaving(state, taps[-1].float())
+
+
+def _further_layer(cache: Any, index: int) -> Any:
+    """Layer ``index`` of a cache, which grows by plain layers up to there."""
+    from transformers.cache_utils import DynamicLayer
+
+    while len(cache.layers) <= index:
+        cache.layers.append(DynamicLayer())
+    return cache.layers[index]
+
+
+def listen(model: nn.Module, side: SideNetwork) -> None:
+    """Hook the side network into the backbone; it must already be a submodule of ``model``."""
+    _, layers = blocks(model)
+    taps: list[Tensor] = []
+    seen: dict[str, Any] = {}
+
+    def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        taps.clear()
+        seen["padding"] = kwargs.get("attention_mask")
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taps.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+    def leave(module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        taps.append(hidden.detach())
+        if module is not layers[-1]:
+            return output
+        found = side(list(taps), seen["padding"], kwargs.get("past_key_values")).to(hidden.dtype)
+        taps.clear()  # or they would live until the next batch
+        return (found, *output[1:]) if isinstance(output, tuple) else found
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    layers[0].register_forward_pre_hook(enter, with_kwargs=True)
+    for layer in layers:
+        layer.register_forward_hook(leave, with_kwargs=True)

@@ -1,0 +1,193 @@
+"""What methods that train single entries are about: which entries, how many, and that they alone move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import CheckFailed
+from harness.methods.selective.places import SparseSM3, grow, scattered
+from harness.methods.selective.principal import PrincipalAdamW, principal
+from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama, made, train
+
+
+# --- SpIEL ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["spiel-ag", "spiel-ma"])
+def test_spiel_changes_as_many_entries_as_it_has_and_moves_them_to_other_places(name: str) -> None:
+    method = made(name, steps=12, r=1, interval=8, watched=3)
+    model = attached(method, llama())
+    module: Any = model.get_submodule("model.layers.0.self_attn.q_proj")
+    drawn = module.spiel_index.clone()
+    train(method, model, steps=12)
+    moved = set(module.spiel_index.tolist())
+    assert moved != set(drawn.tolist())
+    assert len(moved) == len(drawn) == 128  # no place twice
+    weight = module.weight.detach().clone()
+    method.merge(model)
+    assert int((module.weight != weight).sum()) <= 128
+
+
+def test_spiel_ag_grows_where_the_whole_gradient_is_largest() -> None:
+    method = made("spiel-ag", steps=40, r=1, watched=1)
+    model = attached(method, llama())
+    module: Any = model.get_submodule("model.layers.1.mlp.down_proj")
+    weight = module.weight.requires_grad_(True)
+    model(**batch(CAUSAL)).loss.backward()
+    largest = set(weight.grad.abs().flatten().topk(len(module.spiel_index)).indices.tolist())
+    weight.requires_grad_(False)
+    weight.grad = None
+    train(method, model, steps=1)  # with one step watched, everything is given up after it
+    assert set(module.spiel_index.tolist()) == largest
+    assert not module.spiel_delta.any()
+    state = method._optimizer.state[module.spiel_delta]
+    assert state["exp_avg"].abs().min() > 0  # seeded by what was watched
+
+
+def test_spiel_ma_grows_where_rows_and_columns_are_largest_and_keeps_a_number_for_each() -> None:
+    method = made("spiel-ma", steps=40, r=1, watched=2)
+    model = attached(method, llama())
+    module: Any = model.get_submodule("model.layers.1.mlp.down_proj")
+    train(method, model, steps=2)
+    state = method._optimizer.state[module.spiel_delta]
+    assert {k: tuple(v.shape) for k, v in state.items()} == {"rows": (64,), "columns": (128,)}
+    product = (state["rows"][:, None] * state["columns"]).flatten()
+    assert product[module.spiel_index].min() >= product.sort().values[-2 * len(module.spiel_index)]
+
+
+def test_entries_that_find_no_better_place_stay_and_none_is_held_twice() -> None:
+    module: Any = torch.nn.Linear(4, 3)
+    module.spiel_index = torch.tensor([0, 5, 7])
+    module.spiel_delta = torch.nn.Parameter(torch.tensor([0.1, 0.2, 3.0]))
+    new, _ = grow(module, torch.tensor([0, 1]), torch.tensor([7, 5, 2]), torch.tensor([9.0, 8.0, 1.0]))
+    assert module.spiel_index.tolist()[2] == 7  # what was not given up
+    assert len(set(module.spiel_index.tolist())) == 3
+    assert 2 in new.tolist()
+    assert scattered(module)[1, 3] == 3.0
+
+
+def test_sm3_bounds_adagrad_s_state_from_above() -> None:
+    torch.manual_seed(0)
+    module: Any = torch.nn.Linear(4, 3)
+    module.spiel_index = torch.arange(12)
+    delta = module.spiel_delta = torch.nn.Parameter(torch.zeros(12))
+    optimizer = SparseSM3([{"params": [delta], "layer": module}], lr=1e-2)
+    exact = torch.zeros(12)
+    for _ in range(5):
+        delta.grad = torch.randn(12)
+        exact += delta.grad.square()
+        optimizer.step()
+    state = optimizer.state[delta]
+    covered = torch.minimum(state["rows"][:, None], state["columns"]).flatten()
+    assert bool((covered >= exact - 1e-5).all())
+
+
+# --- LIFT ----------------------------------------------------------------------------------------
+def test_lift_moves_the_principal_weights_alone_and_keeps_states_for_them_alone() -> None:
+    method = made("lift", rank=1, picture=8)
+    model = attached(method, llama())
+    name = "model.layers.0.mlp.up_proj.weight"
+    before = model.get_parameter(name).detach().clone()
+    optimizer = method.optimizer(model)
+    model(**batch(CAUSAL)).loss.backward()
+    optimizer.step()
+    u, s, v = torch.linalg.svd(before)
+    picture = (u[:, :8] * s[:8]) @ v[:8]
+    largest = set(picture.abs().flatten().topk(64 + 128).indices.tolist())
+    moved = (model.get_parameter(name) != before).flatten().nonzero().flatten().tolist()
+    assert set(moved) == largest
+    state = optimizer.state[model.get_parameter(name)]
+    assert state["exp_avg"].shape == state["exp_avg_sq"].shape == (64 + 128,)
+
+
+def test_lift_carries_the_states_of_entries_that_stay() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(10, 10))
+    optimizer = PrincipalAdamW([{"params": [weight], "rank": 1}], lr=1.0, picture=2, interval=1)
+    for _ in range(2):
+        weight.grad = torch.randn(10, 10)
+        old = {k: v for k, v in optimizer.state[weight].items() if k != "step"}
+        optimizer.step()
+    new = optimizer.state[weight]
+    kept = [i for i in new["index"].tolist() if i in old["index"].tolist()]
+    fresh = [i for i in new["index"].tolist() if i not in old["index"].tolist()]
+    assert kept
+    assert fresh
+    for place in kept:
+        was = old["exp_avg"][old["index"] == place]
+        assert new["exp_avg"][new["index"] == place] == pytest.approx(
+            float(0.9 * was + 0.1 * weight.grad.flatten()[place])
+        )
+    for place in fresh:
+        assert new["exp_avg"][new["index"] == place] == pytest.approx(float(0.1 * weight.grad.flatten()[place]))
+
+
+def test_a_randomised_picture_finds_the_same_weights() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(200, 3) @ torch.randn(3, 180) + 1e-3 * torch.randn(200, 180)
+    u, s, v = torch.linalg.svd(weight)
+    exact = ((u[:, :3] * s[:3]) @ v[:3]).abs().flatten().topk(400).indices.tolist()
+    assert len(set(principal(weight, 400, 3).tolist()) & set(exact)) > 396
+
+
+# --- LT-SFT and grafting -------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
+def test_lt_sft_goes_back_and_trains_what_moved_furthest(kind: str) -> None:
+    method = made("lt-sft", kind, steps=6, share=0.05)
+    model = attached(method, base(kind))
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    seen: dict[str, torch.Tensor] = {}
+    turn = method.select
+
+    def select(model: Any, step: int) -> None:
+        if step == 3:
+            seen.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        turn(model, step)
+        if step == 3:  # back at the start
+            assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
+
+    method.select = select  # type: ignore[method-assign]  # looked at from within
+    train(method, model, steps=6)
+    method.finish(model)
+    head = method.head_names(model)
+    moved = torch.cat([(seen[n] - start[n]).abs().flatten() for n in start if n not in head])
+    kept = torch.cat([(p != start[n]).flatten() for n, p in model.named_parameters() if n not in head])
+    number = round(0.05 * len(moved))
+    assert int(kept.sum()) <= number
+    assert int(kept.sum()) > 0.9 * number
+    assert moved[kept].min() >= moved.sort().values[-number]
+
+
+def test_an_entry_that_should_not_have_moved_is_noticed() -> None:
+    method = made("lt-sft", steps=6)
+    model: Any = attached(method, llama())
+    train(method, model, steps=6)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+        model.model.layers[0].mlp.up_proj.weight += 1
+    with pytest.raises(CheckFailed, match=r"and [0-9]+ others"):
+        method.finish(model)
+
+
+def test_grafting_keeps_fine_tuned_values_of_few_entries_and_learns_which() -> None:
+    def grafted(mask_steps: int) -> tuple[float, int]:
+        method = made("grafting", steps=10, share=0.01, mask_steps=mask_steps, mask_rate=1e6)
+        model = attached(method, llama())
+        start = {n: p.detach().clone() for n, p in model.named_parameters()}
+        train(method, model, steps=10)
+        tuned = {n: p.detach().clone() for n, p in model.named_parameters()}
+        model = method.finish(model.eval())
+        kept = 0
+        for name, parameter in model.named_parameters():
+            differs = parameter != start[name]
+            assert torch.equal(parameter[differs], tuned[name][differs])
+            kept += int(differs.sum())
+        seen = [batch(CAUSAL, seed) for seed in range(8)]
+        with torch.no_grad():
+            return float(sum(model(**inputs).loss for inputs in seen)), kept
+
+    chosen, number = grafted(0)
+    learned, _ = grafted(60)
+    assert number == round(0.01 * sum(p.numel() for p in llama().parameters()))
+    assert learned < chosen
