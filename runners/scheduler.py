@@ -267,7 +267,7 @@ class Scheduler:
             Outcome.model_validate({"status": status, "stage": running.stage, "reason": reason, "log_tail": tail}),
             started=running.started,
             attempt=running.job.attempt,
-            facts=_finished_tasks(Path(running.job.folder)),
+            facts=finished_tasks(Path(running.job.folder)),
         )
 
     def _record(
@@ -359,7 +359,7 @@ def _as_interrupt(_signum: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _finished_tasks(folder: Path) -> dict[str, Any]:
+def finished_tasks(folder: Path) -> dict[str, Any]:
     """Results of lm-eval tasks that a worker had finished before it died."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(LM_EVAL_FILES))]
     results: dict[str, Any] = {}

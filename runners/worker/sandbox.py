@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import Unsupported
+from harness.errors import Unsupported, UserError
 from runners.worker.context import Context
 from tasks.task import COMPLETION, Item
 
@@ -170,8 +170,11 @@ def judge(ctx: Context, items: Sequence[Item], completions: Sequence[str]) -> li
 
     Raises:
         Unsupported: the sweep does not allow it, or this machine cannot isolate it.
+        UserError: an item has no program, so that anything would pass.
     """
     check_allowed(ctx)
+    if not all(item.program for item in items):
+        raise UserError("only test items have programs to run", fix="Judge the validation split by validation_nll.")
     programs = [item.program.replace(COMPLETION, text) for item, text in zip(items, completions, strict=True)]
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:

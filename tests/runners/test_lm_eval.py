@@ -16,6 +16,7 @@ import yaml
 from harness.canonical import digest
 from harness.errors import CheckFailed, Unsupported, UserError
 from harness.spec import Evaluation, LmEvalUse, TaskUse
+from runners import scheduler
 from runners.worker import standard
 from runners.worker.context import Splits
 from tasks import lm_eval_tasks
@@ -37,6 +38,7 @@ CHOICE = {
     "doc_to_text": "{{q}}:",
     "doc_to_choice": "{{options}}",
     "doc_to_target": "{{label}}",
+    "num_fewshot": 2,
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     "metadata": {"version": 1},
 }
@@ -89,39 +91,46 @@ def adapted(tiny_model: Path, tmp_path: Path) -> tuple[Any, Any, Path]:
     return live, tokenizer, folder
 
 
-def command_line(model: Path, tasks: Path, out: Path, *more: str) -> dict[str, list[dict[str, Any]]]:
-    """Samples by task of lm-eval's own command line, in a process of its own."""
-    command = [
-        *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "8", "--log_samples"),
-        *("--model_args", f"pretrained={model},dtype=float32,max_length=128", "--include_path", str(tasks)),
-        *("--output_path", str(out), *more),
-    ]
-    done = subprocess.run(command, cwd=tasks, capture_output=True, text=True, timeout=550, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = {}
-    for path in out.rglob("samples_*.jsonl"):
-        name = path.name.removeprefix("samples_").rpartition("_")[0]
-        found[name] = [json.loads(line) for line in path.read_text().splitlines()]
-    return found
+class CommandLine:
+    """lm-eval's own command line, in a process of its own."""
+
+    def __init__(self, model: Path, tasks: Path, out: Path) -> None:
+        command = [
+            *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "8"),
+            *("--model_args", f"pretrained={model},dtype=float32,max_length=128", "--include_path", str(tasks)),
+            *("--tasks", "letters,copying", "--log_samples", "--output_path", str(out)),
+        ]
+        self.out = out
+        self.process = subprocess.Popen(
+            command, cwd=tasks, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def samples(self) -> dict[str, list[dict[str, Any]]]:
+        """Samples by task."""
+        _, said = self.process.communicate()
+        assert self.process.returncode == 0, said[-3000:]
+        found = {}
+        for path in self.out.rglob("samples_*.jsonl"):
+            name = path.name.removeprefix("samples_").rpartition("_")[0]
+            found[name] = [json.loads(line) for line in path.read_text().splitlines()]
+        return found
 
 
+@pytest.mark.timeout(1800)
 def test_every_item_is_scored_as_by_the_command_line_on_the_merged_checkpoint(
     adapted: tuple[Any, Any, Path], tmp_path: Path
 ) -> None:
     live, tokenizer, merged = adapted
     write_tasks(tmp_path / "tasks" / "lm-eval")
-    uses = [{"task": "letters", "shots": 2}, {"task": "copying", "shots": 0}]
-    ctx = context(live, tokenizer, batch_size=8, lm_eval=uses)
+    running = CommandLine(merged, tmp_path / "tasks" / "lm-eval", tmp_path / "cli")
+    ctx = context(live, tokenizer, batch_size=8, lm_eval=["letters", {"task": "copying", "shots": 0}])
     ctx.job = type("Job", (), {"workspaces": (str(tmp_path),), "folder": str(tmp_path), "cell": CELL})()
     standard.prepare(ctx)
     before = torch.get_rng_state()
     standard.score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
     assert torch.equal(before, torch.get_rng_state()), "lm-eval seeds the process; the cell's numbers are its own"
 
-    theirs = {}
-    for use in uses:
-        shots = ("--tasks", use["task"], "--num_fewshot", str(use["shots"]))
-        theirs |= command_line(merged, tmp_path / "tasks" / "lm-eval", tmp_path / "cli" / use["task"], *shots)
+    theirs = running.samples()
     ours = {name: [s for s in ctx.samples if s["task"] == f"lm-eval:{name}"] for name in theirs}
     assert set(ours) == {"letters", "copying"}
     for sample, mine in zip(theirs["letters"], ours["letters"], strict=True):
@@ -174,10 +183,10 @@ def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any
         return ctx
 
     standard.check_start(asked(tokenizer))
-    bare.add_bos_token = True
+    bare._add_bos_token = True  # as read from a tokenizer_config.json; the setter would put the post-processor back
     with pytest.raises(Unsupported, match="although its settings say so"):
         standard.check_start(asked(bare))
-    bare.add_bos_token = False
+    bare._add_bos_token = False
     ctx = asked(bare)
     real = ctx.model.forward
 
@@ -201,6 +210,16 @@ def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(t
     assert "letters" in suite.manager.all_tasks
     with pytest.raises(UserError, match=r"lm-eval has no task 'lettres'.*tasks/lm-eval/lettres.yaml"):
         Suite([LmEvalUse(task="lettres")], [tmp_path])
+
+
+def test_a_parent_keeps_the_tasks_that_a_dead_worker_had_finished(tmp_path: Path) -> None:
+    for arm, name, value in (("base", "letters", 0.5), ("retained", "letters", 0.25)):
+        content = {"arm": arm, "task": name, "results": {name: {"acc,none": value}}}
+        (tmp_path / f"lm-eval-{arm}-{name}.json").write_text(json.dumps(content))
+    found = scheduler.finished_tasks(tmp_path)["lm_eval"]
+    assert found["base"]["letters"] == {"results": {"letters": {"acc,none": 0.5}}}
+    assert found["retained"]["letters"]["results"]["letters"]["acc,none"] == 0.25
+    assert scheduler.finished_tasks(tmp_path / "none") == {}
 
 
 def test_what_pins_a_task(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import Unsupported
+from harness.errors import Unsupported, UserError
 from runners.worker import sandbox
 from tasks.scoring import pass_at_k, score_generation, summarise
 from tasks.task import COMPLETION, Item
@@ -104,6 +104,8 @@ def test_pass_at_k_of_real_programs() -> None:
     passed = judged(ctx, ["    return 4", "    return x * x", "    return 5", "    return 2 + x"])
     assert passed == [True, True, False, True]
     assert ctx.facts["programs"] == {"passed": 3, "failed": 1, "timeout": 0}
+    with pytest.raises(UserError, match="only test items have programs"):
+        sandbox.judge(ctx, [Item("validation/0", "", "")], ["pass"])
     made = task(metrics=("pass_at_1", "pass_at_10", "answer_nll"), program="{completion}")
     items = [Item(f"t/{i // 2}", "", "") for i in range(4)]
     scored = score_generation(made, items, [""] * 4, passed=passed)

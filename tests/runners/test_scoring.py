@@ -13,9 +13,16 @@ from harness.errors import Unsupported, UserError
 from runners.worker import likelihood, scoring
 from runners.worker.completion import complete
 from runners.worker.likelihood import Window, windows
+from tasks.data import load_split
+from tasks.parsers import gsm8k
 from tasks.scoring import summarise
-from tasks.task import Item
+from tasks.task import Item, load_task
+from tests.runners.conftest import Bench
 from tests.runners.context import context, task
+from tests.runners.oracle import Oracle
+from tests.tasks.conftest import data_root
+
+__all__ = ["data_root"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +219,47 @@ def test_bits_per_byte_of_texts_longer_than_the_context(loaded: tuple[Any, Any])
     assert summary["perplexity"].value == pytest.approx(2.718281828459045 ** (nats / sum(s.length for s in scored)))
     ids = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
     assert scored[0].logp_answer == pytest.approx(by_hand(model, [tokenizer.bos_token_id], ids), abs=1e-4)
+
+
+# --- a known share of real items -------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "share"), [("gsm8k", 0.3), ("arc-easy", 0.4), ("boolq", 0.75)])
+def test_an_oracle_is_scored_at_exactly_the_share_it_knows(
+    name: str, share: float, loaded: tuple[Any, Any], data_root: Path
+) -> None:
+    """Real rows, real tokenizer, the worker's own scorer; only the model is scripted."""
+    _, tokenizer = loaded
+    real = load_task(name, [])
+    items = load_split(real, "test", data_root=data_root, max_items=20, seed=0)
+    known = {item.id for item in items[: round(share * len(items))]}
+    script = {}
+    for item in items:
+        wrong = next((c for k, c in enumerate(item.choices) if k != item.label), " so the answer is 7.5 apples")
+        right = " first 3, then\n#### " + str(gsm8k(item.answer)) if name == "gsm8k" else item.answer
+        said = right if item.id in known else wrong
+        script[tuple(tokenizer(item.prompt)["input_ids"])] = tokenizer(said, add_special_tokens=False)["input_ids"]
+    oracle = Oracle(tokenizer, script, positions=4096)
+    ctx = context(oracle, tokenizer, batch_size=8, decoding={"max_new_tokens": 40})
+    scored = scoring.score(ctx, real, items)
+    assert {s.item for s in scored if s.correct} == known
+    accuracy = summarise(scored)["accuracy"]
+    assert (accuracy.value, accuracy.n) == (len(known) / len(items), len(items))
+    assert not any(s.cut for s in scored)
+    if name != "gsm8k":
+        assert all((s.margin or 0) > 0 for s in scored if s.item in known)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_tests_runs_with_the_test_split_alone(bench: Bench, data_root: Path) -> None:
+    """Rows whose training part is not at hand; what trains is refused, what does not is scored, nothing is fetched."""
+    (bench.root / "data" / "commonsense" / "piqa").mkdir(parents=True)
+    lines = (data_root / "commonsense" / "piqa" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (bench.root / "data" / "commonsense" / "piqa" / "test.jsonl").write_text("".join(lines[:6]))
+    path = bench.write(tasks=[{"name": "piqa", "test_only": True}])
+    done = bench("run", str(path), "--data-root", str(bench.root / "data"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {r["cell"]["method"]["name"]: r for r in bench.records()}
+    assert records["none"]["metrics"]["accuracy"]["n"] == 6
+    facts = records["none"]["environment"]["facts"]
+    assert facts["items_cut"]["adapted/piqa"]["n"] == 6, "128 positions, and the model reads letter by letter"
+    assert "unpinned" not in facts
+    assert "uses the task's test split only" in records["lora"]["outcome"]["reason"]

@@ -62,9 +62,12 @@ def test_definition(name: str) -> None:
         assert "Known leak" in definition.notes
 
 
-FAMILIES = """metamath-gsm8k gsm8k math boolq piqa siqa hellaswag winogrande arc-easy arc-challenge openbookqa math10k-aqua
-math10k-svamp math10k-mawps alpaca mmlu cola mrpc qqp qnli mnli rte sst2 trec snli samsum xsum wmt16-de-en wmt16-ro-en
-codealpaca-humaneval codealpaca-mbpp mbpp pubmedqa medqa financial-sentiment strings-compose addition wikitext-2"""
+FAMILIES = """
+metamath-gsm8k gsm8k math boolq piqa siqa hellaswag winogrande arc-easy arc-challenge openbookqa math10k-aqua
+math10k-svamp math10k-mawps alpaca mmlu cola mrpc qqp qnli mnli rte sst2 trec snli samsum xsum wmt16-de-en
+wmt16-ro-en codealpaca-humaneval codealpaca-mbpp mbpp pubmedqa medqa financial-sentiment strings-compose
+addition wikitext-2
+"""
 
 
 def test_every_family_has_its_tasks() -> None:
