@@ -7,19 +7,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlencode
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.canonical import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
 
 class Spec(BaseModel):
-    """Base of every part of a sweep: immutable, and unknown keys are errors."""
+    """Base of every part of a sweep: immutable, and unknown keys are errors.
+
+    Attributes:
+        LATER: fields that came after records were made. At their default they are not written, so that the cells of
+            those records keep their keys.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in content.items() if name not in silent}
 
 
 def _named(value: Any) -> Any:
@@ -89,16 +111,36 @@ class QuantizationSpec(Spec):
 
 
 class Decoding(Spec):
-    """How answers are generated. Temperature 0 is greedy."""
+    """How answers are generated. Temperature 0 is greedy.
+
+    Attributes:
+        samples: completions per item, for tasks judged by a program (pass@k).
+    """
+
+    LATER = frozenset({"samples"})
 
     temperature: float = Field(default=0.0, ge=0)
     top_k: int | None = Field(default=None, gt=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_new_tokens: int | None = Field(default=None, gt=0, description="None: what the task says")
+    samples: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Decoding:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples need a temperature above 0: greedy ones are all the same")
+        return self
 
 
 class TaskUse(Spec):
-    """A task of the library, optionally on fewer items (``None``: all of the split) and decoded in a way of its own."""
+    """A task of the library, optionally on fewer items (``None``: all of the split) and decoded in a way of its own.
+
+    Attributes:
+        test_only: read the test split alone, for data sets of which nothing else is at hand; for methods that do not
+            train.
+    """
+
+    LATER = frozenset({"test_only"})
 
     name: str
     label: str | None = None
@@ -106,6 +148,7 @@ class TaskUse(Spec):
     validation_items: int | None = Field(default=None, gt=0)
     test_items: int | None = Field(default=None, gt=0)
     decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
+    test_only: bool = False
 
 
 class Target(Spec):
@@ -150,13 +193,45 @@ class Training(Spec):
         return self.model_dump(mode="json", exclude=own if self.target else {*own, "target"})
 
 
+class LmEvalUse(Spec):
+    """A task of lm-eval, scored in process on the very model of the cell.
+
+    Attributes:
+        task: name of one of its tasks or groups, or of ``tasks/lm-eval/NAME.yaml`` in the workspace.
+        shots: examples in front of every item; None: what the task says.
+        items: only so many, the first ones.
+        pin: what holds the task still: the package's version or the digest of the YAML and the files it names. Filled
+            in by the plan.
+    """
+
+    task: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    shots: int | None = Field(default=None, ge=0)
+    items: int | None = Field(default=None, gt=0)
+    pin: str = ""
+
+
 class Evaluation(Spec):
-    """How the adapted model is scored."""
+    """How the adapted model is scored.
+
+    Attributes:
+        lm_eval: tasks of lm-eval scored beside the sweep's own, before and after adaptation (``retention: false``:
+            after it only).
+        run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
+    """
+
+    LATER = frozenset({"lm_eval", "run_generated_code"})
 
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
     retention: bool = True
     merged: bool = True
+    lm_eval: tuple[LmEvalUse, ...] = ()
+    run_generated_code: bool = False
+
+    @field_validator("lm_eval", mode="before")
+    @classmethod
+    def _lm_eval_by_name(cls, value: Any) -> Any:
+        return [{"task": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

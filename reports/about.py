@@ -47,6 +47,7 @@ def describe(kept: Sequence[tuple[str, Record]]) -> About:
         ("peft-matrix commit", _distinct(_commit(environment) for environment in environments)),
         ("software stacks", _distinct(record.fingerprint[:12] for record in records)),
         ("tasks", _distinct(_task_words(record) for record in records)),
+        ("unpinned data", _distinct(text for environment in environments for text in _unpinned(environment))),
         ("records", str(len(records))),
     ]
     ids = tuple(sorted(identity for identity, _ in kept))
@@ -131,6 +132,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _distinct(values: Any) -> str:
     return "; ".join(sorted({value for value in values if value}))
+
+
+def _unpinned(environment: Mapping[str, Any]) -> list[str]:
+    loose = _mapping(_mapping(environment.get("facts")).get("unpinned"))
+    return [f"{hub}: its rows may change under this name ({why})" for hub, why in loose.items()]
 
 
 def _machine_words(record: Record) -> list[str]:

@@ -144,6 +144,10 @@ def doctor() -> Rows:
         rows.append({"what": "gpu", "found": "none", "note": machine.why_no_gpu_detail})
     for name, version in sorted(environment["packages"].items()):
         rows.append({"what": name, "found": version or "not installed", "note": ""})
+    loose = [name for name in sorted(find_tasks([])) if load_task(name, []).definition.unpinned]
+    note = "their rows may change under the same name; rows of a data root are held by a digest"
+    note = f"{note}: {', '.join(loose)}"
+    rows.append({"what": "tasks without a pinned revision", "found": str(len(loose)), "note": note})
     for row in quantizers():
         if row["here"] != "yes":
             rows.append({"what": f"quantizer {row['quantizer']}", "found": "not here", "note": row["here"]})
@@ -254,6 +258,10 @@ def print_plan(plan: Plan, console: Console) -> None:
             f"  {plan.waiting} configurations are being tuned: their final cells are planned once the trials have run.",
             highlight=False,
         )
+    for task, hubs in plan.unpinned.items():
+        for hub, why in hubs.items():
+            line = f"  unpinned     {task}: the rows of {hub} may change under this name: {why}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     if plan.stale:
         console.print("  Stale cells were run in another environment; run them again with --rerun stale.")
 

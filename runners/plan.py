@@ -18,14 +18,15 @@ from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import FINAL_STATUSES, PROTOCOL
-from harness.spec import LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
+from harness.spec import Evaluation, LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
 from runners.ingredients import Combined, Told, combined, kept
 from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
-from tasks.data import task_digest
-from tasks.task import Task, load_task
+from tasks import lm_eval_tasks
+from tasks.data import task_digest, unpinned
+from tasks.task import SPLITS, Task, load_task
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Plan:
         tuning: key of a tuned cell to how its learning rate was chosen.
         waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
             combine others which have to run first.
+        unpinned: task to the Hub data sets it would read here without a commit, and why.
     """
 
     sweep: LoadedSweep
@@ -58,6 +60,7 @@ class Plan:
     ingredients: Told = field(default_factory=dict)
     keep: set[str] = field(default_factory=set)
     waiting: int = 0
+    unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
         """Sort a cell among those to run, with the final records that it has by now."""
@@ -81,6 +84,7 @@ class Plan:
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
             "waiting_for_tuning": self.waiting,
+            "unpinned": self.unpinned,
         }
 
 
@@ -152,6 +156,15 @@ class Resolver:
         }
         return Point("task", use.name, use.label or use.name, identity)
 
+    def unpinned(self) -> dict[str, dict[str, str]]:
+        """Tasks of the sweep, and those they retain, whose rows no commit holds still."""
+        alone = {use.name for use in self.sweep.spec.tasks if use.test_only}
+        found = {
+            name: unpinned(task, data_root=self.workspace.data_root, splits=("test",) if name in alone else SPLITS)
+            for name, task in self._tasks.items()
+        }
+        return {name: hubs for name, hubs in sorted(found.items()) if hubs}
+
     def hardware_point(self, name: str, where: str, profiles: dict[str, hw.HardwareProfile]) -> Point:
         """Identity of a hardware profile."""
         if name not in profiles:
@@ -167,12 +180,21 @@ class Resolver:
             spec.name,
             {
                 "training": spec.training.identity(),
-                "evaluation": spec.evaluation.model_dump(mode="json"),
+                "evaluation": self._pinned(spec.evaluation).model_dump(mode="json"),
                 "probes": spec.probes.identity(),
                 "threads": spec.limits.threads,
                 "protocol": PROTOCOL,
             },
         )
+
+    def _pinned(self, evaluation: Evaluation) -> Evaluation:
+        """With what holds each of its lm-eval tasks still."""
+        roots = list(self.workspace.roots)
+        uses = [
+            use.model_copy(update={"pin": lm_eval_tasks.pin(use.task, roots, where=self.sweep.where("evaluation"))})
+            for use in evaluation.lm_eval
+        ]
+        return evaluation.model_copy(update={"lm_eval": tuple(uses)})
 
     def matrix(self, profiles: dict[str, hw.HardwareProfile]) -> Matrix:
         """All cells of the sweep.
@@ -241,6 +263,7 @@ def _pattern(rule: Rule, why: str) -> Pattern:
 MODEL_KIND = {
     "generation": "causal-lm",
     "multiple-choice": "causal-lm",
+    "language-modelling": "causal-lm",
     "sequence-classification": "sequence-classification",
 }
 """What a model must be for a task of each kind."""
@@ -268,6 +291,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     )
     if reason is None and device not in declared.devices:
         reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
+    if reason is None and cell.task.identity.get("test_only") and declared.trains:
+        reason = f"{declared.name} trains, and the sweep uses the task's test split only"
     if reason is None and before and declared.trains:
         reason = quantizer.check_method(declared)
     if reason is None:
@@ -308,7 +333,7 @@ def make(
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
     cells = select(parts.cells, only)
-    plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting)
+    plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting, unpinned=resolver.unpinned())
     for cell in cells:
         known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
         if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:

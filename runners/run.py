@@ -147,6 +147,8 @@ def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
             continue
         task = load_task(use.name, list(workspace.roots))
         for split in task.definition.splits:
+            if use.test_only and split != "test":
+                continue
             if in_file(task, split, data_root=workspace.data_root):
                 items: int | None = getattr(use, f"{split}_items")
                 load_split(task, split, data_root=workspace.data_root, max_items=items, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -10,7 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness import hardware, provenance
 from harness.errors import UserError
@@ -22,7 +23,7 @@ from runners import environments
 from runners.executors.base import Ended, Executor, Lease, Message
 from runners.ingredients import kept_at
 from runners.plan import Plan
-from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job
+from runners.worker.job import LM_EVAL_FILES, LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job
 from runners.workspace import Workspace
 
 HELD_POLL_S = 1.0
@@ -277,9 +278,18 @@ class Scheduler:
             Outcome.model_validate({"status": status, "stage": running.stage, "reason": reason, "log_tail": tail}),
             started=running.started,
             attempt=running.job.attempt,
+            facts=finished_tasks(Path(running.job.folder)),
         )
 
-    def _record(self, cell: Cell, outcome: Outcome, *, started: str = "", attempt: int = 1) -> Record:
+    def _record(
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        *,
+        started: str = "",
+        attempt: int = 1,
+        facts: dict[str, Any] | None = None,
+    ) -> Record:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Record(
             key=cell.key,
@@ -287,7 +297,7 @@ class Scheduler:
             sweep=self.plan.sweep.spec.name,
             cell=cell.as_dict(),
             outcome=outcome,
-            environment=self._environment,
+            environment={**self._environment, **({"facts": facts} if facts else {})},
             fingerprint=provenance.fingerprint(self._environment),
             attempt=attempt,
             started=started or now,
@@ -358,6 +368,15 @@ class Scheduler:
 
 def _as_interrupt(_signum: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def finished_tasks(folder: Path) -> dict[str, Any]:
+    """Results of lm-eval tasks that a worker had finished before it died."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(LM_EVAL_FILES))]
+    results: dict[str, Any] = {}
+    for one in found:
+        results.setdefault(one.pop("arm"), {})[one.pop("task")] = one
+    return {"lm_eval": results} if results else {}
 
 
 def _how_it_died(exit_code: int | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -17,12 +17,27 @@ from harness.canonical import canonical_json, digest, digest_file
 from harness.errors import UserError
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSERS
-from tasks.task import ChoicesInText, Column, HubSource, Item, Source, SplitName, SplitRule, Task, TaskDefinition
+from tasks.task import (
+    COMPLETION,
+    SPLITS,
+    ChoicesInText,
+    Column,
+    HubSource,
+    Item,
+    Source,
+    SplitName,
+    SplitRule,
+    Task,
+    TaskDefinition,
+)
 from tasks.template import FieldError, lookup, render
 
 Row = dict[str, Any]
 
 DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} holds the rows."
+
+LATER_FIELDS = ("stop", "program")
+"""Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
 _FILE_DIGESTS: dict[tuple[Path, int, int], str] = {}
 """Path, size and time of change to digest: a file is hashed once in a process."""
@@ -112,7 +127,7 @@ class HubOrigin:
 
     def identity(self) -> dict[str, Any]:
         """What pins the rows: id, configuration, revision, split and the columns made from them."""
-        return {"hub": self.hub.model_dump(mode="json", exclude={"splits"}), "split": self.split}
+        return {"hub": self.hub.model_dump(mode="json", exclude={"splits", "unpinned"}), "split": self.split}
 
     def read(self) -> HubRows:
         """The rows, downloaded or from the local cache.
@@ -213,7 +228,8 @@ def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_item
         )
     items = []
     for index in _sample(indices, max_items, f"items/{seed}"):
-        items.append(_item(definition, f"{rule.from_}/{index}", rows[index], rows.where(index)))
+        item = _item(definition, f"{rule.from_}/{index}", rows[index], rows.where(index))
+        items.append(_judged(definition, item, rows[index], rows.where(index)) if split == "test" else item)
     if split == "test":
         _check_answers(definition, items)
     return items
@@ -231,6 +247,7 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
     """
     definition = task.definition
     words = {"summary", "licence", "citation", "notes", "source"}
+    words |= {name for name in LATER_FIELDS if getattr(definition, name) == TaskDefinition.model_fields[name].default}
     said = definition.model_dump(mode="json", exclude=words | {"splits"})
     rules = {name: rule.model_dump(mode="json", exclude={"source"}) for name, rule in definition.splits.items()}
     rows = {name: _identity(task, rule, data_root) for name, rule in definition.splits.items()}
@@ -246,6 +263,22 @@ def in_file(task: Task, split: SplitName, *, data_root: Path | None) -> bool:
     rule = _rule(task, split)
     source = rule.source or task.definition.source
     return not source.generator and isinstance(_locate(task, source, rule, data_root), FileOrigin)
+
+
+def unpinned(task: Task, *, data_root: Path | None, splits: Sequence[SplitName] = SPLITS) -> dict[str, str]:
+    """Hub data sets that ``splits`` would be read from here and that no commit holds still: id to the reason.
+
+    Raises:
+        UserError: a file that the task names is missing.
+    """
+    found: dict[str, str] = {}
+    for name, rule in task.definition.splits.items():
+        source = rule.source or task.definition.source
+        if source.generator is None and name in splits:
+            origin = _locate(task, source, rule, data_root)
+            if isinstance(origin, HubOrigin) and not origin.hub.pinned:
+                found[origin.hub.id] = origin.hub.unpinned or "its revision is no commit"
+    return found
 
 
 def contamination(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
@@ -369,11 +402,23 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
         )
         label = _index(right, options, key, where)
         choices = tuple(definition.delimiter + option for option in options)
+        if not all(choices):
+            raise UserError("an option is empty: it has no likelihood", where=where, fix="Give the task a delimiter.")
         return Item(item_id, prompt, choices[label], label, choices)
     answer: str = field("answer", lambda: render(definition.answer, row))
     if not answer.strip():
         raise UserError("the answer is empty", where=where)
     return Item(item_id, prompt, definition.delimiter + answer)
+
+
+def _judged(definition: TaskDefinition, item: Item, row: Row, where: str) -> Item:
+    """With the program that judges a completion; rows of other splits need no tests."""
+    if not definition.program:
+        return item
+    try:
+        return replace(item, program=render(definition.program, {**row, "completion": COMPLETION}))
+    except FieldError as error:
+        raise UserError(f"{error}; the task's 'program' needs it", where=where) from None
 
 
 def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[str, ...]:

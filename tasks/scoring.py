@@ -6,76 +6,19 @@ Pure and without torch, so that a scripted oracle is scored by the very code tha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from harness.errors import CheckFailed
+from tasks import overlap
 from tasks.parsers import PARSERS
+from tasks.scored import SAMPLE_COLUMNS, Scored, Summary
 from tasks.task import Item, Task
 
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One scored item.
-
-    Attributes:
-        item: the item's id.
-        correct: whether it was answered right; None where nothing was judged.
-        prediction: the class, the chosen option, or the completion as it came.
-        answer: the right one.
-        logp_answer: log-probability of the right answer, summed over its tokens, in nat.
-        logp_choices: that of every class or option.
-        margin: log-probability of the right class or option less that of the best wrong one, in nat.
-        length: tokens of the completion or of the answer; 0 for a class.
-        cut: whether the input was longer than the context.
-        correct_norm: whether the option with the highest log-probability per byte is right.
-    """
-
-    item: str
-    correct: bool | None
-    prediction: str
-    answer: str
-    logp_answer: float | None = None
-    logp_choices: list[float] | None = None
-    margin: float | None = None
-    length: int = 0
-    cut: bool = False
-    correct_norm: bool | None = None
-
-    def as_row(self) -> dict[str, Any]:
-        """The columns kept in a record's samples."""
-        return {name: getattr(self, name) for name in SAMPLE_COLUMNS}
-
-
-SAMPLE_COLUMNS = (
-    "item",
-    "correct",
-    "prediction",
-    "answer",
-    "logp_answer",
-    "logp_choices",
-    "margin",
-    "length",
-    "cut",
-)
-
-
-class Summary(NamedTuple):
-    """A quantity over scored items.
-
-    Attributes:
-        value: None where no item says anything about it.
-        n: items behind it.
-        standard_error: of the mean, from the items' sample variance (Miller 2024, arXiv:2411.00640, equation 1);
-            None for fewer than two items and for quantities that are not means.
-    """
-
-    value: float | None
-    n: int
-    standard_error: float | None
+__all__ = ["SAMPLE_COLUMNS", "Scored", "Summary"]
 
 
 def score_generation(
@@ -85,34 +28,38 @@ def score_generation(
     logp_answers: Sequence[float] | None = None,
     lengths: Sequence[int] | None = None,
     cut: Sequence[bool] | None = None,
+    passed: Sequence[bool] | None = None,
 ) -> list[Scored]:
     """Score completions with the task's parser, and right answers by their log-probability.
 
     Args:
-        task: names the parser; without ``accuracy`` among its metrics nothing is judged right or wrong.
-        items: what was asked.
+        task: names the parser; without ``accuracy`` among its metrics it judges nothing.
+        items: what was asked; an item that was asked n times stands here n times, one after the other.
         generations: completions, in the order of ``items``; None where only likelihoods were computed.
         logp_answers: log-probability of each right answer, in nat.
         lengths: tokens of each completion (or answer).
         cut: whether each input was longer than the context.
+        passed: whether each completion passed its program, where the task has one.
 
     Raises:
         CheckFailed: a log-probability is not finite.
         ValueError: the lists differ in length.
     """
-    _same_length(items, generations=generations, logp_answers=logp_answers, lengths=lengths, cut=cut)
+    _same_length(items, generations=generations, logp_answers=logp_answers, lengths=lengths, cut=cut, passed=passed)
     if logp_answers is not None:
         _finite(np.asarray(logp_answers, dtype=np.float64), items)
     parse = PARSERS.get(task.definition.parser)
     judged = generations is not None and task.definition.judges_completions
+    names = _sample_ids(items)
     scored = []
     for i, item in enumerate(items):
         given = "" if generations is None else generations[i]
         found = parse(given) if judged else None
+        right = found is not None and found == parse(item.answer) if judged else None
         scored.append(
             Scored(
-                item=item.id,
-                correct=found is not None and found == parse(item.answer) if judged else None,
+                item=names[i],
+                correct=right if passed is None else passed[i],
                 prediction=given,
                 answer=item.answer,
                 logp_answer=None if logp_answers is None else float(logp_answers[i]),
@@ -121,6 +68,39 @@ def score_generation(
             )
         )
     return scored
+
+
+def _sample_ids(items: Sequence[Item]) -> list[str]:
+    """The items' ids; ``id#0, id#1, ...`` where an item was asked several times."""
+    times = Counter(item.id for item in items)
+    seen: Counter[str] = Counter()
+    names = []
+    for item in items:
+        names.append(item.id if times[item.id] == 1 else f"{item.id}#{seen[item.id]}")
+        seen[item.id] += 1
+    return names
+
+
+def score_texts(
+    items: Sequence[Item], logps: Sequence[float], lengths: Sequence[int], cut: Sequence[bool]
+) -> list[Scored]:
+    """Score texts by their log-probability: nothing is asked, and nothing is right or wrong.
+
+    Args:
+        items: their ``answer`` is the text.
+        logps: of each text, in nat, summed over its tokens.
+        lengths: tokens of each text.
+        cut: whether each text was longer than the context and was scored in windows.
+
+    Raises:
+        CheckFailed: a log-probability is not finite.
+    """
+    _same_length(items, logps=logps, lengths=lengths, cut=cut)
+    _finite(np.asarray(logps, dtype=np.float64), items)
+    return [
+        Scored(item.id, None, "", item.answer, logp_answer=float(logps[i]), length=int(lengths[i]), cut=bool(cut[i]))
+        for i, item in enumerate(items)
+    ]
 
 
 def score_classification(
@@ -221,11 +201,15 @@ def _choice(
     )
 
 
-def summarise(scored: Sequence[Scored]) -> dict[str, Summary]:
-    """Every quantity that the scored items carry.
+def summarise(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> dict[str, Summary]:
+    """Every quantity that the scored items carry, and those of ``metrics`` that must be asked for.
 
     ``accuracy`` and ``answer_nll`` always (their value is None where nothing was judged or no likelihood was
-    computed); ``accuracy_norm`` for options; ``macro_f1`` and ``matthews`` for classes.
+    computed); ``accuracy_norm`` for options; ``macro_f1`` and ``matthews`` for classes. Asked for: overlap with the
+    reference, ``pass_at_k``, ``bits_per_byte`` and ``perplexity``.
+
+    Raises:
+        UserError: a metric needs a package that is not installed.
     """
     summaries = {
         "accuracy": _mean([float(s.correct) for s in scored if s.correct is not None]),
@@ -237,7 +221,50 @@ def summarise(scored: Sequence[Scored]) -> dict[str, Summary]:
         table = confusion(scored)
         summaries["macro_f1"] = Summary(macro_f1(table), len(scored), None)
         summaries["matthews"] = Summary(matthews(table), len(scored), None)
+    summaries |= overlap.summaries(scored, metrics)
+    if any(name.startswith("pass_at_") for name in metrics):
+        summaries |= _passes(scored, metrics)
+    if "bits_per_byte" in metrics:
+        summaries |= _of_texts(scored)
     return summaries
+
+
+def pass_at_k(n: int, c: int, k: int) -> float | None:
+    """Unbiased estimate that one of k samples passes, from c of n that did; None if fewer than k were drawn.
+
+    1 - C(n-c, k) / C(n, k), Chen et al. 2021, arXiv:2107.03374, equation 1, in exact integers.
+    """
+    return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def _passes(scored: Sequence[Scored], metrics: Sequence[str]) -> dict[str, Summary]:
+    """``pass_at_k`` as the mean over items, whose samples are no independent items; accuracy is pass@1."""
+    by_item: dict[str, list[bool]] = {}
+    for s in scored:
+        if s.correct is not None:
+            by_item.setdefault(s.item.partition("#")[0], []).append(s.correct)
+    found = {}
+    for name in {"pass_at_1", *metrics}:
+        if name.startswith("pass_at_"):
+            k = int(name.removeprefix("pass_at_"))
+            values = [pass_at_k(len(passed), sum(passed), k) for passed in by_item.values()]
+            found[name] = _mean([value for value in values if value is not None])
+    return {**{name: found[name] for name in metrics if name in found}, "accuracy": found["pass_at_1"]}
+
+
+def _of_texts(scored: Sequence[Scored]) -> dict[str, Summary]:
+    """Bits per UTF-8 byte and perplexity per token, each over the whole of the texts."""
+    nats = np.array([-s.logp_answer for s in scored if s.logp_answer is not None])
+    of = np.array([len(s.answer.encode()) for s in scored])
+    n, total = len(scored), float(of.sum())
+    ratio = float(nats.sum()) / total
+    # of a ratio of sums, by linearisation (Cochran 1977, Sampling Techniques, equation 6.13)
+    error = math.sqrt(n / (n - 1) * float(((nats - ratio * of) ** 2).sum())) / total if n > 1 else None
+    tokens = sum(s.length for s in scored)
+    return {
+        "bits_per_byte": Summary(ratio / math.log(2), n, None if error is None else error / math.log(2)),
+        "perplexity": Summary(math.exp(float(nats.sum()) / tokens), n, None),
+    }
 
 
 def confusion(scored: Sequence[Scored]) -> np.ndarray[Any, np.dtype[np.int64]]:

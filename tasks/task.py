@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,16 +17,34 @@ from tasks.parsers import PARSERS
 
 BUILT_IN = Path(__file__).parent / "definitions"
 
-Kind = Literal["generation", "sequence-classification", "multiple-choice"]
+Kind = Literal["generation", "sequence-classification", "multiple-choice", "language-modelling"]
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
-    "generation": ("accuracy", "answer_nll"),
+    "generation": (
+        "accuracy",
+        "answer_nll",
+        "bleu",
+        "chrf",
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "pass_at_1",
+        "pass_at_10",
+        "pass_at_100",
+    ),
     "sequence-classification": ("accuracy", "answer_nll", "macro_f1", "matthews"),
     "multiple-choice": ("accuracy", "accuracy_norm", "answer_nll"),
+    "language-modelling": ("bits_per_byte", "perplexity"),
 }
 """What :func:`tasks.scoring.summarise` can say about a task of each kind."""
+
+OVERLAP = frozenset({"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"})
+"""Metrics that compare a completion with the reference, word by word or letter by letter."""
+
+COMPLETION = "\0"
+"""Where in :attr:`Item.program` the completion goes."""
 
 
 class _Frozen(BaseModel):
@@ -53,6 +72,8 @@ class HubSource(_Frozen):
 
     Attributes:
         config: one configuration, or several whose rows follow one another.
+        revision: a commit; anything else may move.
+        unpinned: why the revision is no commit; a definition of the library has one or the other.
         splits: our name of a source split to the Hub's, which may be a slice such as ``train[:90%]``.
         columns: fields added to every row, in order, each a template over the fields before it. They give Hub
             rows the columns that files under a data root have, so that a task needs one prompt only.
@@ -61,8 +82,20 @@ class HubSource(_Frozen):
     id: str
     config: str | tuple[str, ...] | None = None
     revision: str | None = None
+    unpinned: str = ""
     splits: dict[str, str] = Field(default_factory=dict)
     columns: dict[str, str | Column] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pinned_or_not(self) -> HubSource:
+        if self.pinned and self.unpinned:
+            raise ValueError("a 'revision' that is a commit pins the rows; 'unpinned' says why there is none")
+        return self
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, and not a branch or a tag that may move."""
+        return bool(re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))
 
 
 class Source(_Frozen):
@@ -135,6 +168,9 @@ class TaskDefinition(_Frozen):
         choices: the options (multiple choice): a field holding a list, the options themselves, or where in a
             text they stand.
         parser: named answer parser applied to generations (:mod:`tasks.parsers`).
+        stop: texts that end a completion; none of them is part of it.
+        program: template of the program that judges a completion, with ``{completion}`` where it goes: the
+            completion is right if the program ends without an error. Run only where the sweep says so.
         metrics: what the task is judged by, the ranked one first. Without ``accuracy`` completions are not
             judged right or wrong.
         retain: tasks scored before and after adaptation, to see what is forgotten.
@@ -156,12 +192,21 @@ class TaskDefinition(_Frozen):
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
     parser: str = "exact"
+    stop: tuple[str, ...] = ()
+    program: str = ""
     max_new_tokens: int = Field(default=32, gt=0)
     metrics: tuple[str, ...] = Field(default=("accuracy",), min_length=1)
     retain: tuple[str, ...] = ()
     notes: str = ""
 
-    @field_validator("prompt", "answer")
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_judged_by_bytes(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("kind") == "language-modelling":
+            return {"metrics": ("bits_per_byte", "perplexity"), **value}
+        return value
+
+    @field_validator("prompt", "answer", "program")
     @classmethod
     def _is_template(cls, value: str) -> str:
         template.check(value)
@@ -174,6 +219,9 @@ class TaskDefinition(_Frozen):
         if self.source.generator:
             if self.kind != "generation" or self.prompt or self.answer:
                 raise ValueError("a generator's task is of kind generation and has no 'prompt' and no 'answer'")
+        elif self.kind == "language-modelling":
+            if self.prompt or not self.answer:
+                raise ValueError("a language-modelling task has its text in 'answer' and no 'prompt'")
         elif not self.prompt:
             raise ValueError("a task needs 'prompt'")
         elif self.kind == "generation" and not self.answer:
@@ -186,6 +234,10 @@ class TaskDefinition(_Frozen):
         if unknown:
             fix = did_you_mean(unknown[0], METRICS_OF_KIND[self.kind])
             raise ValueError(f"a {self.kind} task has no metric {unknown[0]!r}. {fix}")
+        if bool(self.program) != any(m.startswith("pass_at_") for m in self.metrics):
+            raise ValueError("'program' and the metrics pass_at_1, pass_at_10, pass_at_100 need each other")
+        if self.program and ("accuracy" in self.metrics or "{completion}" not in self.program):
+            raise ValueError("a 'program' holds {completion}, and its task is judged by it and not by 'accuracy'")
         return self
 
     @model_validator(mode="after")
@@ -206,8 +258,19 @@ class TaskDefinition(_Frozen):
 
     @property
     def judges_completions(self) -> bool:
-        """Whether an answer is right or wrong, and not only more or less likely."""
+        """Whether an answer is right or wrong by the parser, and not only more or less likely."""
         return "accuracy" in self.metrics
+
+    @property
+    def wants_completions(self) -> bool:
+        """Whether the model has to write something before it can be scored."""
+        return self.judges_completions or bool(self.program) or bool(OVERLAP & set(self.metrics))
+
+    @property
+    def unpinned(self) -> dict[str, str]:
+        """Hub data sets whose revision is no commit, and why: their rows may change under the same name."""
+        hubs = [s.hub for s in (self.source, *(r.source for r in self.splits.values() if r.source)) if s.hub]
+        return {hub.id: hub.unpinned or "its revision is no commit" for hub in hubs if not hub.pinned}
 
 
 @dataclass(frozen=True)
@@ -220,6 +283,7 @@ class Item:
         answer: what follows the prompt, delimiter included (classification: the label's name).
         label: class index or index of the right choice; -1 where there is none.
         choices: the options of a multiple-choice item, each as it would follow the prompt.
+        program: what judges a completion by running, with :data:`COMPLETION` where it goes.
     """
 
     id: str
@@ -227,6 +291,7 @@ class Item:
     answer: str
     label: int = -1
     choices: tuple[str, ...] = ()
+    program: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from harness.commands.common import AsJson, DataRoot, open_workspace, print_table
 
 
@@ -19,10 +24,19 @@ def quantizers(as_json: AsJson = False) -> None:
     print_table(rows(), as_json)
 
 
-def tasks(data_root: DataRoot = None, as_json: AsJson = False) -> None:
+def tasks(
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="Write the page of the built-in tasks here (docs/tasks.md).")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the tasks, the built-in ones and those of the workspace."""
     from runners.listing import tasks as rows
 
+    if out is not None:
+        from tasks.catalog import to_markdown
+
+        out.write_text(to_markdown(), encoding="utf-8")
+        return
     print_table(rows(open_workspace(None, data_root)), as_json)
 
 

@@ -44,6 +44,70 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "accuracy",
     ),
     MetricDef(
+        "bleu",
+        "BLEU",
+        "points",
+        "higher",
+        "Corpus BLEU of the completions against one reference each, sacrebleu's defaults (13a, mixed case, exponential "
+        "smoothing), 0 to 100.",
+        "accuracy",
+        source="Post 2018, arXiv:1804.08771",
+    ),
+    MetricDef(
+        "chrf",
+        "chrF",
+        "points",
+        "higher",
+        "Corpus chrF2 of the completions against one reference each, sacrebleu's defaults, 0 to 100.",
+        "accuracy",
+        source="Popović 2015, doi:10.18653/v1/W15-3049",
+    ),
+    *(
+        MetricDef(
+            name,
+            shown,
+            "fraction",
+            "higher",
+            f"Mean over the items of the F1 of {what} between completion and reference, Porter stems.",
+            "accuracy",
+            source="Lin 2004, ROUGE; package rouge-score",
+        )
+        for name, shown, what in (
+            ("rouge_1", "ROUGE-1", "words"),
+            ("rouge_2", "ROUGE-2", "pairs of words"),
+            ("rouge_l", "ROUGE-L", "the longest common subsequence"),
+        )
+    ),
+    *(
+        MetricDef(
+            f"pass_at_{k}",
+            f"pass@{k}",
+            "fraction",
+            "higher",
+            f"Chance that one of {k} generated programs passes the item's tests: unbiased estimate, mean over items.",
+            "accuracy",
+            source="Chen et al. 2021, arXiv:2107.03374, equation 1",
+        )
+        for k in (1, 10, 100)
+    ),
+    MetricDef(
+        "bits_per_byte",
+        "bits per byte",
+        "bit/byte",
+        "lower",
+        "Negative log2-likelihood of the test texts over their UTF-8 bytes; comparable between tokenizers.",
+        "accuracy",
+    ),
+    MetricDef(
+        "perplexity",
+        "perplexity",
+        "1",
+        "lower",
+        "exp of the mean negative log-likelihood per token of the test texts; comparable only where the tokenizer is "
+        "the same.",
+        "accuracy",
+    ),
+    MetricDef(
         "merged_accuracy",
         "merged accuracy",
         "fraction",
@@ -140,5 +204,23 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "higher",
         "Mean accuracy of the base model on those same skills and items, before any adaptation.",
         "retention",
+    ),
+    MetricDef(
+        "lm_eval_accuracy",
+        "lm-eval",
+        "fraction",
+        "higher",
+        "Mean over the sweep's lm-eval tasks of the share of items answered right, by the adapted model.",
+        "retention",
+        source="EleutherAI lm-evaluation-harness 0.4.13, in process",
+    ),
+    MetricDef(
+        "base_lm_eval_accuracy",
+        "lm-eval, base",
+        "fraction",
+        "higher",
+        "The same of the base model on those same items, before any adaptation.",
+        "retention",
+        source="EleutherAI lm-evaluation-harness 0.4.13, in process",
     ),
 )

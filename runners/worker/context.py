@@ -23,6 +23,9 @@ from tasks.task import Item, Task
 
 RANDOM_WEIGHTS = "random weights: the model stands for memory, speed and energy, and its answers mean nothing"
 
+NAMED = 20
+"""Items that a record names of those it counts."""
+
 
 @dataclass
 class Splits:
@@ -44,6 +47,7 @@ class Context:
         samples: scored items of every arm, in the order they were scored.
         say: sends a progress message to the parent.
         panel: the meters around the stages; None where a stage is run without them.
+        suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
     job: Job
@@ -72,6 +76,7 @@ class Context:
     samples: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     panel: Panel | None = None
+    suite: Any = None
 
     @property
     def folder(self) -> Path:
@@ -129,5 +134,17 @@ class Context:
         self.metrics[new.quantity] = new
 
     def keep_samples(self, arm: str, task: str, scored: list[Scored]) -> None:
-        """Append scored items under ``arm``: ``adapted``, ``merged``, ``retained`` or ``base``."""
+        """Append scored items under ``arm``: ``adapted``, ``merged``, ``retained`` or ``base``.
+
+        Items whose input was longer than the context were scored on what fits; they are counted and named.
+        """
+        cut = [s.item for s in scored if s.cut]
+        if cut:
+            self.facts.setdefault("items_cut", {})[f"{arm}/{task}"] = {"n": len(cut), "items": cut[:NAMED]}
         self.samples.extend({"arm": arm, "task": task, **s.as_row()} for s in scored)
+
+
+def context_length(ctx: Context) -> int:
+    """Positions the model has, in tokens (the tokenizer's limit where it is smaller)."""
+    config: Any = ctx.model.config
+    return int(min(config.max_position_embeddings, ctx.tokenizer.model_max_length))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import UserError
 from tasks.task import Item
 
 IGNORED = -100
@@ -44,9 +45,29 @@ def _keep_ends(ids: list[int], max_length: int) -> list[int]:
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Prompt ids with the tokenizer's own special tokens, without an end-of-sequence token at the end."""
+    """Prompt ids with the tokenizer's own special tokens, without an end-of-sequence token at the end.
+
+    Never empty: where prompt and tokenizer give nothing there is one start token, for the answer's first token must
+    be predicted from something.
+    """
     ids: list[int] = tokenizer(prompt)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return ids or [start_token(tokenizer)]
+
+
+def start_token(tokenizer: Any) -> int:
+    """What stands before a text that nothing stands before: BOS, or the end of the sequence before.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError(
+        "a prompt is empty, and the tokenizer has neither a beginning- nor an end-of-sequence token",
+        fix="Give the task a prompt, or the tokenizer one of the two.",
+    )
 
 
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:

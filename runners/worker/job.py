@@ -15,6 +15,8 @@ RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
 LOG_FILE = "worker.log"
 JOB_FILE = "job.json"
+LM_EVAL_FILES = "lm-eval-*.json"
+"""Results of single lm-eval tasks; a parent whose worker died keeps them."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ What counts as right is decided in :mod:`tasks.scoring` from what this module pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from harness.errors import Unsupported
-from runners.worker.context import Context
+from harness.errors import Unsupported, UserError
+from runners.worker import likelihood, sandbox
+from runners.worker.completion import Completion, complete
+from runners.worker.context import Context, context_length
 from runners.worker.encoding import by_length, encode_answer, encode_prompt, encode_training, pad
 from tasks import scoring
 from tasks.task import Item, Task
@@ -26,16 +28,56 @@ def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Score
             logits, cut = classification_logits(ctx, items)
             return scoring.score_classification(task, items, logits, cut=cut)
         if kind == "generation":
-            logps, lengths, cut = answer_logps(ctx, [(i.prompt, i.answer) for i in items])
-            texts = generate(ctx, task, items) if task.definition.judges_completions else None
-            return scoring.score_generation(task, items, texts, logp_answers=logps, lengths=lengths, cut=cut)
-        if kind == "multiple-choice":
-            flat = [(item.prompt, choice) for item in items for choice in item.choices]
-            logps, lengths, cut = answer_logps(ctx, flat, end=False)
-            return scoring.score_choices(
-                task, items, _per_item(items, logps), lengths=_per_item(items, lengths), cut=_per_item(items, cut)
-            )
-    raise Unsupported(f"tasks of kind {kind} have no scorer yet")
+            return _score_generation(ctx, task, items)
+        if kind == "language-modelling":
+            texts = answer_logps(ctx, [("", i.answer) for i in items], end=False)
+            return scoring.score_texts(items, texts.logps, lengths=texts.lengths, cut=texts.cut)
+        flat = [(item.prompt, choice) for item in items for choice in item.choices]
+        found = answer_logps(ctx, flat, end=False)
+        return scoring.score_choices(
+            task,
+            items,
+            _per_item(items, found.logps),
+            lengths=_per_item(items, found.lengths),
+            cut=_per_item(items, found.cut),
+        )
+
+
+def _score_generation(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Scored]:
+    """Likelihood of the right answers; where completions are judged, their own lengths and what they were cut by."""
+    answers = answer_logps(ctx, [(i.prompt, i.answer) for i in items])
+    if not task.definition.wants_completions:
+        return scoring.score_generation(
+            task, items, None, logp_answers=answers.logps, lengths=answers.lengths, cut=answers.cut
+        )
+    times = samples_of(ctx, task)
+    asked = [item for item in items for _ in range(times)]
+    given = generate(ctx, task, asked)
+    texts = [c.text for c in given]
+    return scoring.score_generation(
+        task,
+        asked,
+        texts,
+        logp_answers=[logp for logp in answers.logps for _ in range(times)],
+        lengths=[c.tokens for c in given],
+        cut=[c.cut for c in given],
+        passed=sandbox.judge(ctx, asked, texts) if task.definition.program else None,
+    )
+
+
+def samples_of(ctx: Context, task: Task) -> int:
+    """Completions per item.
+
+    Raises:
+        UserError: several are asked for of a task that is judged by one.
+    """
+    samples = ctx.evaluation.decoding.samples
+    if samples > 1 and not task.definition.program:
+        raise UserError(
+            f"decoding asks for {samples} samples an item, and the task {task.definition.name!r} is judged by one",
+            fix="Several samples are for tasks with a 'program' (pass@k).",
+        )
+    return samples
 
 
 def mean_nll(ctx: Context, task: Task, items: Sequence[Item]) -> tuple[float, int]:
@@ -46,8 +88,7 @@ def mean_nll(ctx: Context, task: Task, items: Sequence[Item]) -> tuple[float, in
             logp = torch.from_numpy(logits).log_softmax(-1)
             values = [-float(logp[i, item.label]) for i, item in enumerate(items)]
         else:
-            logps, _, _ = answer_logps(ctx, [(i.prompt, i.answer) for i in items])
-            values = [-v for v in logps]
+            values = [-v for v in answer_logps(ctx, [(i.prompt, i.answer) for i in items]).logps]
     return float(np.mean(values)), len(values)
 
 
@@ -58,7 +99,9 @@ def classification_logits(ctx: Context, items: Sequence[Item]) -> tuple[np.ndarr
     lengths = [len(r["input_ids"]) for r in rows]
     out: list[np.ndarray | None] = [None] * len(items)
     for batch in by_length(lengths, ctx.evaluation.batch_size):
-        ids, mask = _padded([rows[i]["input_ids"] for i in batch], ctx)
+        ids = pad([rows[i]["input_ids"] for i in batch], ctx.tokenizer.pad_token_id).to(ctx.device)
+        # the mask comes from lengths: pad may equal EOS
+        mask = pad([[1] * lengths[i] for i in batch], 0).to(ctx.device)
         logits = ctx.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
         for position, row in zip(batch, logits, strict=True):
             out[position] = row
@@ -66,60 +109,68 @@ def classification_logits(ctx: Context, items: Sequence[Item]) -> tuple[np.ndarr
     return np.stack([row for row in out if row is not None]), full
 
 
-def answer_logps(
-    ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = True
-) -> tuple[list[float], list[int], list[bool]]:
-    """Sum of log p(answer token | prompt, answer so far) per pair, answer lengths in tokens, and what was cut.
+class Answers(NamedTuple):
+    """Of each pair: log p(answer | prompt) in nat, summed over its tokens; the answer's tokens; whether it was cut."""
+
+    logps: list[float]
+    lengths: list[int]
+    cut: list[bool]
+
+
+def answer_logps(ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = True) -> Answers:
+    """Sum of log p(answer token | prompt, answer so far) per (prompt, answer).
+
+    A pair longer than the context is cut, never dropped: the prompt loses its beginning; an answer that alone is
+    longer is scored in windows (:func:`runners.worker.likelihood.windows`).
 
     Args:
         end: whether the end-of-sequence token belongs to the answer (generation: yes; choices: no).
     """
     limit = context_length(ctx)
-    rows = []
-    for prompt, answer in pairs:
+    flat: list[likelihood.Window] = []
+    owner: list[int] = []
+    lengths, cut = [], []
+    for i, (prompt, answer) in enumerate(pairs):
         tail = encode_answer(ctx.tokenizer, answer)
-        head = encode_prompt(ctx.tokenizer, prompt)
         tail = tail if end else tail[:-1]
-        rows.append((head[-max(1, limit - len(tail)) :], tail, len(head) + len(tail) > limit))
-    logps = [0.0] * len(rows)
-    for batch in by_length([len(h) + len(t) for h, t, _ in rows], ctx.evaluation.batch_size):
-        ids, mask = _padded([rows[i][0] + rows[i][1] for i in batch], ctx)
-        logits = _token_logits(ctx.model(input_ids=ids, attention_mask=mask).logits, ids.shape[1])
-        for k, i in enumerate(batch):
-            head, tail, _ = rows[i]
-            at = logits[k, len(head) - 1 : len(head) - 1 + len(tail)].float().log_softmax(-1)
-            logps[i] = float(at.gather(-1, ids[k, len(head) : len(head) + len(tail), None]).sum())
-    return logps, [len(t) for _, t, _ in rows], [c for *_, c in rows]
+        parts, shortened = likelihood.windows(encode_prompt(ctx.tokenizer, prompt), tail, limit)
+        flat += parts
+        owner += [i] * len(parts)
+        lengths.append(len(tail))
+        cut.append(shortened)
+    logps = [0.0] * len(pairs)
+    for i, found in zip(owner, likelihood.log_probs(ctx, flat), strict=True):
+        logps[i] += found.total
+    return Answers(logps, lengths, cut)
 
 
-def _token_logits(logits: torch.Tensor, width: int) -> torch.Tensor:
-    """Logits of the real tokens: soft prompts put virtual positions in front, which are dropped."""
-    return logits[:, -width:]
-
-
-def generate(ctx: Context, task: Task, items: Sequence[Item]) -> list[str]:
-    """One completion per item, decoded without special tokens."""
-    decoding = ctx.evaluation.decoding
-    new_tokens = decoding.max_new_tokens or task.definition.max_new_tokens
-    limit = context_length(ctx) - new_tokens
-    prompts = [encode_prompt(ctx.tokenizer, i.prompt)[-limit:] for i in items]
-    settings: dict[str, Any] = {
-        "max_new_tokens": new_tokens,
-        "do_sample": decoding.temperature > 0,
-        "pad_token_id": ctx.tokenizer.pad_token_id,
-        "eos_token_id": ctx.tokenizer.eos_token_id,
-    }
-    if decoding.temperature > 0:
-        settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p or 1.0}
-    out = [""] * len(items)
+def generate(ctx: Context, task: Task, items: Sequence[Item]) -> list[Completion]:
+    """One completion per item, decoded without special tokens and cut before the task's first stop."""
+    prompts = [encode_prompt(ctx.tokenizer, i.prompt) for i in items]
     torch.manual_seed(ctx.seed)
-    for batch in by_length([len(p) for p in prompts], ctx.evaluation.batch_size):
-        ids, mask = _padded([prompts[i] for i in batch], ctx, left=True)
-        produced = ctx.model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1] :]
-        texts = ctx.tokenizer.batch_decode(produced, skip_special_tokens=True)
-        for position, text in zip(batch, texts, strict=True):
-            out[position] = text
-    return out
+    return complete(
+        ctx,
+        prompts,
+        new_tokens=new_tokens(ctx, task),
+        stops=task.definition.stop,
+        decoding=ctx.evaluation.decoding,
+    )
+
+
+def new_tokens(ctx: Context, task: Task) -> int:
+    """Tokens of a completion at most.
+
+    Raises:
+        Unsupported: they leave no room for a prompt in the model's context.
+    """
+    wanted = ctx.evaluation.decoding.max_new_tokens or task.definition.max_new_tokens
+    room = context_length(ctx)
+    if wanted >= room:
+        raise Unsupported(
+            f"the task {task.definition.name!r} generates up to {wanted} tokens and the model has {room} positions, so "
+            "that no prompt fits; set decoding: {max_new_tokens: ...} lower"
+        )
+    return wanted
 
 
 def probe_logits(ctx: Context, model: Any) -> torch.Tensor:
@@ -129,22 +180,9 @@ def probe_logits(ctx: Context, model: Any) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(**inputs).logits.float().cpu()
     if ctx.kind == "causal-lm":
-        logits = _token_logits(logits, inputs["input_ids"].shape[1])
+        logits = likelihood.token_logits(logits, inputs["input_ids"].shape[1])
         logits = logits * inputs["attention_mask"].cpu()[..., None]  # padding positions mean nothing
     return logits
-
-
-def context_length(ctx: Context) -> int:
-    """Positions the model has, in tokens (the tokenizer's limit where it is smaller)."""
-    config: Any = ctx.model.config
-    return int(min(config.max_position_embeddings, ctx.tokenizer.model_max_length))
-
-
-def _padded(rows: list[list[int]], ctx: Context, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask of rows, on the device. The mask comes from lengths: pad may equal EOS."""
-    ids = pad(rows, ctx.tokenizer.pad_token_id, left=left)
-    mask = pad([[1] * len(r) for r in rows], 0, left=left)
-    return ids.to(ctx.device), mask.to(ctx.device)
 
 
 def _per_item(items: Sequence[Item], flat: Sequence[Any]) -> list[list[Any]]:

@@ -148,11 +148,19 @@ def instruments() -> Iterator[Figure]:
         yield name, f"{value} {unit}", note
 
 
+def accuracy() -> Iterator[Figure]:
+    """Choices and generated answers, scored on the live model and by lm-eval's command line."""
+    from tests.benchmarks import scoring
+
+    yield from scoring.figures(str(nano_folder()), wall_s)
+
+
 GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "help": front_door,
     "plan": planning,
     "cells": cells,
     "instruments": instruments,
+    "scoring": accuracy,
 }
 
 

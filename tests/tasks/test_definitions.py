@@ -1,12 +1,14 @@
 """Every task of the library loads; those whose data is at hand are read for real."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tasks.data import contamination, load_split, task_digest
-from tasks.task import BUILT_IN, SPLITS, find_tasks, load_task
+from tasks.catalog import to_markdown
+from tasks.data import contamination, load_split, task_digest, unpinned
+from tasks.task import BUILT_IN, COMPLETION, SPLITS, HubSource, find_tasks, load_task
 
 NAMES = sorted(find_tasks([]))
 
@@ -49,9 +51,57 @@ def test_definition(name: str) -> None:
     assert definition.summary.endswith(".")
     sources = [definition.source, *(rule.source for rule in definition.splits.values() if rule.source)]
     for hub in (source.hub for source in sources if source.hub):
-        assert hub.revision is not None or "Unpinned" in definition.notes, f"{hub.id}: pin it, or say that it is not"
+        assert hub.pinned is not bool(hub.unpinned), f"{hub.id}: pin it to a commit, or say why it is not"
     if not definition.source.generator:
         assert any(source.hub for source in sources)
+        assert definition.citation or "no paper" in definition.notes
+        assert definition.prompt or definition.kind == "language-modelling"
+    assert "validation" in definition.splits, "tuning needs one"
+    assert definition.version >= 1
+    if name.startswith("math10k"):
+        assert "Known leak" in definition.notes
+
+
+FAMILIES = """
+metamath-gsm8k gsm8k math boolq piqa siqa hellaswag winogrande arc-easy arc-challenge openbookqa math10k-aqua
+math10k-svamp math10k-mawps alpaca mmlu cola mrpc qqp qnli mnli rte sst2 trec snli samsum xsum wmt16-de-en
+wmt16-ro-en codealpaca-humaneval codealpaca-mbpp mbpp pubmedqa medqa financial-sentiment strings-compose
+addition wikitext-2
+"""
+
+
+def test_every_family_has_its_tasks() -> None:
+    assert set(FAMILIES.split()) <= set(NAMES)
+
+
+def test_the_page_of_the_library_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "tasks.md"
+    assert page.read_text(encoding="utf-8") == to_markdown(), "run: peft-matrix tasks --out docs/tasks.md"
+
+
+def test_a_commit_pins_and_a_branch_does_not() -> None:
+    assert not load_task("trec", []).definition.source.hub.pinned  # type: ignore[union-attr]
+    assert list(load_task("trec", []).definition.unpinned) == ["CogComp/trec"]
+    assert load_task("gsm8k", []).definition.unpinned == {}
+    with pytest.raises(ValueError, match="'unpinned' says why there is none"):
+        HubSource(id="a/b", revision="a" * 40, unpinned="no reason")
+
+
+def test_rows_of_a_data_root_are_pinned_whatever_the_hub_is(data_root: Path) -> None:
+    assert unpinned(load_task("sst2", []), data_root=data_root) == {}
+    assert list(unpinned(load_task("sst2", []), data_root=None)) == ["stanfordnlp/sst2"]
+
+
+def test_a_program_is_rendered_for_the_test_split_alone(tmp_path: Path) -> None:
+    row = {"prompt": "def f(x):\n", "solution": "    return x", "test": "def check(f): assert f(1) == 1"}
+    for folder, split in (("codealpaca", "train"), ("humaneval", "test")):
+        lines = [json.dumps({**row, **({"entry_point": "f"} if split == "test" else {})})] * 600
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{split}.jsonl").write_text("\n".join(lines))
+    task = load_task("codealpaca-humaneval", [])
+    train, test = (load_split(task, s, data_root=tmp_path, max_items=1, seed=0)[0] for s in ("train", "test"))
+    assert train.program == ""
+    assert test.program == "def f(x):\n" + COMPLETION + "\n\ndef check(f): assert f(1) == 1\n\ncheck(f)\n"
 
 
 def test_files_and_names_agree() -> None:

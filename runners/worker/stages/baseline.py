@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from runners.worker.context import Context
 from runners.worker.stages.retain import score_skills
+from runners.worker.standard import score_standard
 
 
 def run(ctx: Context) -> None:
-    """Record ``base_retained_accuracy`` and keep its items under the arm ``base``."""
+    """Record ``base_retained_accuracy`` and ``base_lm_eval_accuracy``; their items are kept under the arm ``base``."""
     score_skills(ctx, arm="base", metric="base_retained_accuracy")
+    if ctx.evaluation.retention:
+        score_standard(ctx, arm="base", metric="base_lm_eval_accuracy")

@@ -27,7 +27,7 @@ def run(ctx: Context) -> None:
 def record_summary(ctx: Context, scored: list[Scored], *, prefix: str = "") -> None:
     """Record every summary of the scored items that is a defined metric, under ``prefix`` + name."""
     source = f"scorer, parser {ctx.task.definition.parser}"
-    for name, summary in summarise(scored).items():
+    for name, summary in summarise(scored, ctx.task.definition.metrics).items():
         if prefix + name not in METRICS:
             continue
         if summary.value is None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.models import nano, skeleton
+from runners.worker import standard
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
-from tasks.data import contamination, load_split, task_digest
-from tasks.task import load_task
+from tasks.data import contamination, load_split, task_digest, unpinned
+from tasks.task import SPLITS, SplitName, load_task
 
 PROBE_ITEMS = 8
 """Test items whose logits the reload and merge checks compare."""
@@ -19,15 +20,20 @@ PROBE_ITEMS = 8
 
 def run(ctx: Context) -> None:
     """Fill ``path``, ``tokenizer``, ``splits``, ``train_rows`` and ``probe_batch``."""
+    if not ctx.trial:
+        standard.prepare(ctx)
     ctx.path = model_path(ctx)
     ctx.tokenizer = tokenizer(ctx)
     ctx.method.setting = replace(ctx.method.setting, tokenizer=ctx.tokenizer)
     use = ctx.job.cell["task"]
+    wanted: list[SplitName] = (
+        ["test"] if use.get("test_only") else [s for s in SPLITS if not (ctx.trial and s == "test")]
+    )
     read = {
         split: load_split(ctx.task, split, data_root=_data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
-        if split in ctx.task.definition.splits and not (ctx.trial and split == "test")
+        if split in wanted and split in ctx.task.definition.splits
         else []
-        for split in ("train", "validation", "test")
+        for split in SPLITS
     }
     ctx.splits = Splits(**read)
     probed = (ctx.splits.test or ctx.splits.validation)[:PROBE_ITEMS]
@@ -35,8 +41,11 @@ def run(ctx: Context) -> None:
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
     ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
     ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
-    double = contamination(ctx.splits.train, ctx.splits.test)
-    ctx.facts["contamination"] = {"test_items_in_train": len(double), "items": double[:20]}
+    if loose := unpinned(ctx.task, data_root=_data_root(ctx), splits=wanted):
+        ctx.facts["unpinned"] = loose
+    if "train" in wanted:  # else nothing was compared, and a count of 0 would say that it was
+        double = contamination(ctx.splits.train, ctx.splits.test)
+        ctx.facts["contamination"] = {"test_items_in_train": len(double), "items": double[:20]}
 
 
 def model_path(ctx: Context) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import score
+from runners.worker.standard import score_standard
 from tasks.data import load_split
 from tasks.scoring import summarise
 
@@ -14,8 +15,9 @@ SKILL_ITEMS = 100
 
 
 def run(ctx: Context) -> None:
-    """Record ``retained_accuracy`` and keep its items under the arm ``retained``."""
+    """Record ``retained_accuracy`` and ``lm_eval_accuracy``; their items are kept under the arm ``retained``."""
     score_skills(ctx, arm="retained", metric="retained_accuracy")
+    score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
 
 
 def score_skills(ctx: Context, *, arm: str, metric: str) -> None:

@@ -1,0 +1,102 @@
+"""Completions of prompts: transformers' ``generate``, batched by length, ended as soon as every row has an end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from harness.spec import Decoding
+from runners.worker.context import Context, context_length
+from runners.worker.encoding import by_length, pad
+
+STOP_CHECK_EVERY = 8
+"""Tokens between two looks for a stop text: what is written beyond one is cut off, so looking late changes nothing."""
+
+Ids = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote.
+
+    Attributes:
+        text: without special tokens, before the first stop text.
+        tokens: those written before the end-of-sequence token, or all; the stop text and what follows included.
+        cut: whether the prompt lost its beginning to make room.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
+    """Ends rows whose new text holds one of the stop texts."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], prompt_width: int) -> None:
+        self.tokenizer, self.stops, self.width = tokenizer, tuple(stops), prompt_width
+        self.ended: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
+        """Which rows are over, a boolean per row."""
+        if self.ended is None:
+            self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        if (input_ids.shape[1] - self.width) % STOP_CHECK_EVERY == 0:
+            for row in (~self.ended).nonzero().flatten().tolist():
+                text = self.tokenizer.decode(input_ids[row, self.width :], skip_special_tokens=True)
+                self.ended[row] = any(stop in text for stop in self.stops)
+        return self.ended
+
+
+def complete(
+    ctx: Context, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[str] = (), decoding: Decoding
+) -> list[Completion]:
+    """One completion per prompt, in the order given. A prompt too long loses its beginning.
+
+    Args:
+        new_tokens: at most so many, fewer than the model has positions.
+        stops: texts that end a completion; none of them is part of it.
+    """
+    limit = context_length(ctx) - new_tokens
+    settings: dict[str, Any] = {
+        "max_new_tokens": new_tokens,
+        "do_sample": decoding.temperature > 0,
+        "pad_token_id": ctx.tokenizer.pad_token_id,
+        "eos_token_id": ctx.tokenizer.eos_token_id,
+    }
+    if decoding.temperature > 0:
+        settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p or 1.0}
+    kept = [prompt[-limit:] for prompt in prompts]
+    out: list[Completion | None] = [None] * len(prompts)
+    for batch in by_length([len(p) for p in kept], ctx.evaluation.batch_size):
+        ids = pad([kept[i] for i in batch], ctx.tokenizer.pad_token_id, left=True).to(ctx.device)
+        mask = pad([[1] * len(kept[i]) for i in batch], 0, left=True).to(ctx.device)
+        ends = StoppingCriteriaList([StopTexts(ctx.tokenizer, stops, ids.shape[1])] if stops else [])
+        produced = ctx.model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=ends, **settings)
+        for i, row in zip(batch, produced[:, ids.shape[1] :].tolist(), strict=True):
+            text = ctx.tokenizer.decode(row, skip_special_tokens=True)
+            before = before_any(text, stops)
+            tokens = written(row, ctx.tokenizer, padded=len(before) < len(text))
+            out[i] = Completion(before, tokens, len(prompts[i]) > limit)
+    return [found for found in out if found is not None]
+
+
+def before_any(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first of ``stops``."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
+
+
+def written(row: Ids, tokenizer: Any, *, padded: bool) -> int:
+    """Tokens before the end of the sequence; where a stop text ended the row, without the padding behind it."""
+    if tokenizer.eos_token_id in row:
+        return row.index(tokenizer.eos_token_id)
+    count = len(row)
+    while padded and count and row[count - 1] == tokenizer.pad_token_id:
+        count -= 1
+    return count

@@ -1,0 +1,200 @@
+"""Programs that a model wrote, run where they can do no harm: each in processes of its own, without a network, with
+limits on memory, time, output and number of processes, as nobody, in an empty folder that is thrown away.
+
+Only where the sweep says ``run_generated_code: true``, and only where the kernel gives the isolation; otherwise the
+cell is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import Unsupported, UserError
+from runners.worker.context import Context
+from tasks.task import COMPLETION, Item
+
+TIME_LIMIT_S = 10.0
+MEMORY_LIMIT_BYTES = 512 * 2**20
+FILE_LIMIT_BYTES = 2**20
+TAIL_BYTES = 2000
+NOBODY = 65534
+
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x20000000, 0x40000000
+
+Ending = Literal["passed", "failed", "timeout"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a program ended.
+
+    Attributes:
+        ending: ``passed`` (exit code 0), ``failed`` (an error, a signal, a limit) or ``timeout``.
+        seconds: wall time.
+        tail: the end of what it printed.
+    """
+
+    ending: Ending
+    seconds: float
+    tail: str
+
+
+LAUNCHER = """
+import ctypes, os, resource, struct, sys
+folder, prefix, python = sys.argv[1:4]
+uid, memory, size, cpu_s = map(int, sys.argv[4:8])
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare({flags}) != 0:
+    os._exit(120)
+for _ in range(2):
+    # the first child is the first process of the new namespace: when it ends, the kernel ends every other one in it.
+    # The program is the second, because signals with their default action do not reach a first process
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xff)
+program = open(os.path.join(folder, "program.py"), "rb").read()
+read_only = struct.pack("QQQQ", 1, 0, 0, 0)
+steps = (  # a mount here is seen by nobody else; /proc shows this namespace; all is read-only but one small folder
+    libc.mount(None, b"/", None, 0x44000, None),
+    libc.mount(b"proc", b"/proc", b"proc", 0, None),
+    libc.syscall(442, -100, b"/", 0x8000, read_only, len(read_only)),
+    libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=8m,nr_inodes=256,mode=700,uid=%d" % uid),
+)
+if any(steps):
+    print("mounts:", steps)
+    os._exit(121)
+os.chdir(folder)
+os.mkdir("python")  # the interpreter may lie where nobody cannot go
+if libc.mount(os.fsencode(prefix), b"python", None, 4096 | 16384, None):
+    os._exit(121)
+with open("program.py", "wb") as file:
+    file.write(program)
+os.chmod("program.py", 0o644)
+for kind, limit in (
+    (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, size), (resource.RLIMIT_CPU, cpu_s),
+    (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64),
+):
+    resource.setrlimit(kind, (limit, limit))
+os.umask(0o077)
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no further process or thread; holds for nobody, not for root
+libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+os.execv(python, [python, "-I", "-S", "-B", "program.py"])
+"""
+
+
+@cache
+def why_not() -> str | None:
+    """Why generated programs cannot be run here, or None if they can."""
+    if sys.platform != "linux":
+        return "the isolation of generated programs is Linux's: namespaces and resource limits"
+    if os.geteuid() != 0:
+        return "generated programs are run as nobody, which only root can start; run the sweep in a container as root"
+    ran = run("import os\nassert os.getuid() == 65534\n", time_limit_s=60.0)
+    if ran.ending != "passed":
+        return f"the kernel does not give this process namespaces of its own ({ran.ending}: {ran.tail[-200:].strip()})"
+    return None
+
+
+def run(program: str, *, time_limit_s: float = TIME_LIMIT_S, memory_bytes: int = MEMORY_LIMIT_BYTES) -> Ran:
+    """Run a Python program in isolation.
+
+    It sees no environment variable, no network interface that leads anywhere, no other process, and the files that
+    nobody may read; all of them are read-only but for an empty folder in memory. It can start no process or thread.
+
+    Args:
+        time_limit_s: wall time; CPU time is limited to as much, rounded up.
+        memory_bytes: address space.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="program-"))
+    launcher = LAUNCHER.replace("{flags}", str(_CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWPID | _CLONE_NEWNET))
+    python = Path(os.path.realpath(sys.executable)).relative_to(Path(sys.base_prefix).resolve())
+    where = [str(folder), str(Path(sys.base_prefix).resolve()), str("python" / python)]
+    limits = [str(n) for n in (NOBODY, memory_bytes, FILE_LIMIT_BYTES, int(time_limit_s) + 1)]
+    began = time.monotonic()
+    try:
+        (folder / "program.py").write_text(program, encoding="utf-8")
+        with (folder.parent / f"{folder.name}.out").open("w+b") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-c", launcher, *where, *limits],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+            try:
+                code: int | None = process.wait(timeout=time_limit_s)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end(process)
+            seconds = time.monotonic() - began
+            output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
+            tail = output.read().decode(errors="replace")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder.parent / f"{folder.name}.out").unlink(missing_ok=True)
+    return Ran("timeout" if code is None else "passed" if code == 0 else "failed", seconds, tail)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left: the launcher's child is the first of its namespace, and with it goes everything in there."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def judge(ctx: Context, items: Sequence[Item], completions: Sequence[str]) -> list[bool]:
+    """Whether each completion passes its item's program. What it printed is not kept; how many ran out of time is.
+
+    Raises:
+        Unsupported: the sweep does not allow it, or this machine cannot isolate it.
+        UserError: an item has no program, so that anything would pass.
+    """
+    check_allowed(ctx)
+    if not all(item.program for item in items):
+        raise UserError("only test items have programs to run", fix="Judge the validation split by validation_nll.")
+    programs = [item.program.replace(COMPLETION, text) for item, text in zip(items, completions, strict=True)]
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        ran = list(pool.map(run, programs))
+    endings = [r.ending for r in ran]
+    ctx.facts["programs"] = {ending: endings.count(ending) for ending in ("passed", "failed", "timeout")}
+    return [ending == "passed" for ending in endings]
+
+
+def check_allowed(ctx: Context) -> None:
+    """Refuse before anything is trained what would be refused after it.
+
+    Raises:
+        Unsupported: with the reason.
+    """
+    if not ctx.evaluation.run_generated_code:
+        raise Unsupported(
+            "the task is judged by running what the model writes, and the sweep does not allow it; say evaluation: "
+            "{run_generated_code: true} if you accept that it is run, isolated, on this machine"
+        )
+    reason = why_not()
+    if reason is not None:
+        raise Unsupported(reason)

@@ -1,0 +1,126 @@
+"""Generated programs in real processes: right, wrong, endless, greedy, and hostile ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import Unsupported, UserError
+from runners.worker import sandbox
+from tasks.scoring import pass_at_k, score_generation, summarise
+from tasks.task import COMPLETION, Item
+from tests.runners.context import context, task
+
+isolated = pytest.mark.skipif(sandbox.why_not() is not None, reason=str(sandbox.why_not()))
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("program", "ending"),
+    [
+        ("def add(a, b):\n    return a + b\nassert add(2, 3) == 5\n", "passed"),
+        ("def add(a, b):\n    return a - b\nassert add(2, 3) == 5\n", "failed"),
+        ("this is no Python\n", "failed"),
+        ("import os\nos.kill(os.getpid(), 9)\n", "failed"),
+        ("x = []\nwhile True:\n    x.append(bytes(2**24))\n", "failed"),
+        ("with open('big', 'wb') as f:\n    while True:\n        f.write(bytes(2**20))\n", "failed"),
+        ("import os\nwhile True:\n    os.fork()\n", "failed"),
+        ("import threading\nthreading.Thread(target=print).start()\n", "failed"),
+        ("open('mine', 'w').write('x')\nassert open('mine').read() == 'x'\n", "passed"),
+        ("import os\nassert not os.environ.keys() - {'LC_CTYPE'}, os.environ\n", "passed"),
+        ("import os\nassert [p for p in os.listdir('/proc') if p.isdigit()] == ['1', '2']\n", "passed"),
+    ],
+    ids=lambda value: value[:20].split("\n")[0] if isinstance(value, str) else None,
+)
+def test_endings(program: str, ending: str) -> None:
+    # the limit is generous: nothing but the endless loop may take it
+    ran = sandbox.run(program, time_limit_s=60.0)
+    assert ran.ending == ending, ran.tail
+
+
+@isolated
+def test_an_endless_loop_ends_and_leaves_nothing_behind() -> None:
+    ran = sandbox.run("import sys\nprint('began', flush=True)\nwhile True:\n    pass\n", time_limit_s=3.0)
+    assert ran.ending in ("timeout", "failed"), "the wall clock or the CPU limit ended it"
+    assert not list(Path(tempfile.gettempdir()).glob("program-*"))
+
+
+@isolated
+def test_no_file_of_ours_can_be_read_or_written(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    secret.chmod(0o600)
+    for act in (f"open({str(secret)!r}).read()", f"open({str(secret)!r}, 'w')", "open('/tmp/made-by-a-model', 'w')"):
+        assert sandbox.run(f"{act}\n", time_limit_s=60.0).ending == "failed"
+    assert secret.read_text() == "s"
+
+
+@isolated
+def test_no_network_not_even_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=server.accept, daemon=True).start()
+        program = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), timeout=5)\n"
+        ran = sandbox.run(program, time_limit_s=60.0)
+        assert ran.ending == "failed"
+        assert "unreachable" in ran.tail.lower() or "refused" in ran.tail.lower()
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()  # from outside it is there
+
+
+def judged(ctx: Any, completions: list[str]) -> list[bool]:
+    program = "def f(x):\n" + COMPLETION + "\nassert f(2) == 4\n"
+    items = [Item(f"t/{i // 2}", "", "", program=program) for i in range(len(completions))]
+    return sandbox.judge(ctx, items, completions)
+
+
+def test_nothing_runs_unless_the_sweep_says_so(tmp_path: Path) -> None:
+    ctx = context(_Nothing(), None)
+    with pytest.raises(Unsupported, match="the sweep does not allow it"):
+        judged(ctx, [f"    open({str(tmp_path / 'ran')!r}, 'w')"])
+    assert not os.listdir(tmp_path)
+
+
+def test_without_isolation_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = context(_Nothing(), None, run_generated_code=True)
+    monkeypatch.setattr(sandbox, "why_not", lambda: "no namespaces here")
+    with pytest.raises(Unsupported, match="no namespaces here"):
+        judged(ctx, ["    return 4"])
+
+
+class _Nothing:
+    def eval(self) -> _Nothing:
+        return self
+
+
+@isolated
+def test_pass_at_k_of_real_programs() -> None:
+    ctx = context(_Nothing(), None, run_generated_code=True)
+    passed = judged(ctx, ["    return 4", "    return x * x", "    return 5", "    return 2 + x"])
+    assert passed == [True, True, False, True]
+    assert ctx.facts["programs"] == {"passed": 3, "failed": 1, "timeout": 0}
+    with pytest.raises(UserError, match="only test items have programs"):
+        sandbox.judge(ctx, [Item("validation/0", "", "")], ["pass"])
+    made = task(metrics=("pass_at_1", "pass_at_10", "answer_nll"), program="{completion}")
+    items = [Item(f"t/{i // 2}", "", "") for i in range(4)]
+    scored = score_generation(made, items, [""] * 4, passed=passed)
+    assert [s.item for s in scored] == ["t/0#0", "t/0#1", "t/1#0", "t/1#1"]
+    summary = summarise(scored, made.definition.metrics)
+    assert summary["pass_at_1"].value == summary["accuracy"].value == (1 + 0.5) / 2
+    assert summary["pass_at_1"].n == 2, "an item is an item, however often it was asked"
+    assert summary["pass_at_10"] == (None, 0, None), "two samples say nothing about ten"
+
+
+def test_pass_at_k_is_the_share_of_all_draws() -> None:
+    """Against every subset of k samples, counted (Chen et al. 2021, equation 1)."""
+    from itertools import combinations
+
+    for n, c, k in [(5, 2, 1), (5, 2, 3), (10, 1, 10), (6, 0, 2), (7, 7, 3), (8, 3, 5)]:
+        draws = list(combinations([1] * c + [0] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(any(d) for d in draws) / len(draws))
+    assert pass_at_k(3, 3, 4) is None

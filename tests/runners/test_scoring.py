@@ -1,0 +1,265 @@
+"""What the worker asks of a model: lengths, cuts, empty prompts, shared prompts, stops; against a plain computation."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import Unsupported, UserError
+from runners.worker import likelihood, scoring
+from runners.worker.completion import complete
+from runners.worker.likelihood import Window, windows
+from tasks.data import load_split
+from tasks.parsers import gsm8k
+from tasks.scoring import summarise
+from tasks.task import Item, load_task
+from tests.runners.conftest import Bench
+from tests.runners.context import context, task
+from tests.runners.oracle import Oracle
+from tests.tasks.conftest import data_root
+
+__all__ = ["data_root"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> tuple[Any, Any]:
+    """A model of 128 positions whose logits are far from uniform, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    torch.manual_seed(1)
+    model.lm_head.weight.data.normal_(0, 1)
+    return model, AutoTokenizer.from_pretrained(tiny_model)
+
+
+def by_hand(model: Any, head: list[int], tail: list[int]) -> float:
+    """Sum of log p of ``tail`` after ``head``, one row, nothing clever."""
+    ids = torch.tensor([head + tail])
+    with torch.inference_mode():
+        logp = model(input_ids=ids).logits[0].log_softmax(-1)
+    return sum(float(logp[len(head) - 1 + k, token]) for k, token in enumerate(tail))
+
+
+def text(length: int, seed: int = 0) -> str:
+    return "".join("abcdefghij"[(seed + i * i) % 10] for i in range(length))
+
+
+# --- windows -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("head", "tail"), [(1, 1), (5, 5), (6, 5), (20, 5), (3, 10), (1, 11), (4, 11), (4, 35)])
+def test_windows_score_every_token_once_and_fit(head: int, tail: int) -> None:
+    first, second = list(range(head)), list(range(100, 100 + tail))
+    found, cut = windows(first, second, 10)
+    assert [token for w in found for token in w.tail] == second
+    assert all(len(w.head) + len(w.tail) - 1 <= 10 and w.head for w in found)
+    assert cut is (head + tail > 11)
+    whole = first + second
+    for w in found:
+        at = whole.index(w.tail[0])
+        assert whole[at - len(w.head) : at] == w.head, "a head is what stands before its tail"
+
+
+# --- likelihoods ---------------------------------------------------------------------------------
+def test_likelihoods_are_those_of_a_plain_computation(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    ctx = context(model, tokenizer)
+    pairs = [("abc=", "cba"), ("a=", "bcd"), ("", "abc"), (text(60), text(9)), (text(200), "ab"), ("x=", text(300))]
+    found = scoring.answer_logps(ctx, pairs)
+    assert found.cut == [False, False, False, False, True, True]
+    assert found.lengths == [4, 4, 4, 10, 3, 301]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for k in (0, 1, 2, 3):
+        head = tokenizer(pairs[k][0])["input_ids"]
+        tail = tokenizer(pairs[k][1], add_special_tokens=False)["input_ids"]
+        assert found.logps[k] == pytest.approx(by_hand(model, head, [*tail, eos]), abs=1e-4)
+    assert tokenizer("")["input_ids"] == [bos]
+    head = tokenizer(pairs[4][0])["input_ids"]
+    tail = [*tokenizer("ab", add_special_tokens=False)["input_ids"], eos]
+    assert found.logps[4] == pytest.approx(by_hand(model, head[-(128 + 1 - 3) :], tail), abs=1e-4)
+    long = [*tokenizer(pairs[5][1], add_special_tokens=False)["input_ids"], eos]
+    head = tokenizer("x=")["input_ids"]
+    parts = [(head[-1:], long[:128]), (long[127:128], long[128:256]), (long[255:256], long[256:])]
+    assert found.logps[5] == pytest.approx(sum(by_hand(model, *part) for part in parts), abs=1e-3)
+
+
+def test_an_empty_prompt_without_bos_is_conditioned_on_the_end_of_the_text_before(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    bare = copy.deepcopy(tokenizer)
+    bare._tokenizer.post_processor = None
+    bare.bos_token = None
+    assert bare("")["input_ids"] == []
+    ctx = context(model, bare)
+    [found] = scoring.answer_logps(ctx, [("", "ab")]).logps
+    tail = [*bare("ab")["input_ids"], bare.eos_token_id]
+    assert found == pytest.approx(by_hand(model, [bare.eos_token_id], tail), abs=1e-4)
+    [written] = scoring.generate(ctx, task(max_new_tokens=4), [Item("t/0", "", "a")])
+    assert written.tokens <= 4
+    bare.eos_token = None
+    with pytest.raises(UserError, match="neither a beginning- nor an end-of-sequence token"):
+        scoring.encode_prompt(bare, "")
+
+
+def test_options_that_share_a_prompt_score_as_if_they_did_not(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    asked = [
+        (text(n, n), option) for n in (5, 40, 90, 122, 200) for option in (" a", " bcd", " answer1", " answer2", "e")
+    ]
+    ctx = context(model, tokenizer, batch_size=12)
+    shared = scoring.answer_logps(ctx, asked, end=False)
+    assert ctx.facts["shared_prompts"]["used"] is True
+    alone = [scoring.answer_logps(context(model, tokenizer), [pair], end=False).logps[0] for pair in asked]
+    assert shared.logps == pytest.approx(alone, abs=1e-4)
+    assert [cut for _, cut in zip(asked, shared.cut, strict=True)].count(True) == 5 + 2, "122 and BOS leave room for 6"
+
+
+def test_a_model_that_cannot_share_a_prompt_is_scored_the_plain_way_and_that_is_recorded(
+    loaded: tuple[Any, Any],
+) -> None:
+    model, tokenizer = loaded
+    asked = [("ab", " a"), ("ab", " b"), ("cdef", " a"), ("cdef", " b")]
+    right = scoring.answer_logps(context(model, tokenizer, batch_size=2), asked, end=False).logps
+
+    class Forgetful(torch.nn.Module):
+        """Looks at the ids of the present call only, as a method that searches the prompt for a token does."""
+
+        config = model.config
+
+        def forward(self, input_ids: Any, attention_mask: Any, **more: Any) -> Any:
+            more.pop("past_key_values", None)
+            return model(input_ids=input_ids, attention_mask=attention_mask[:, -input_ids.shape[1] :], **more)
+
+    wrapped = Forgetful()
+    wrapped.inner = model
+    ctx = context(wrapped, tokenizer, batch_size=2)
+    assert scoring.answer_logps(ctx, asked, end=False).logps == pytest.approx(right, abs=1e-5)
+    assert ctx.facts["shared_prompts"]["used"] is False
+    assert "differ by" in ctx.facts["shared_prompts"]["why"]
+
+
+def test_greedy_says_whether_decoding_would_write_it(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    ctx = context(model, tokenizer)
+    head = tokenizer("abc=")["input_ids"]
+    produced = model.generate(torch.tensor([head]), max_new_tokens=3, do_sample=False)[0, len(head) :].tolist()
+    with torch.inference_mode():
+        found = likelihood.log_probs(ctx, [Window(head, produced), Window(head, [*produced[:2], 5])])
+    assert [f.greedy for f in found] == [True, produced[2] == 5]
+
+
+# --- completions ---------------------------------------------------------------------------------
+def test_a_completion_says_its_own_length_and_its_own_cut(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    model = copy.deepcopy(model)
+    ctx = context(model, tokenizer)
+    made = task(metrics=("accuracy", "answer_nll"), max_new_tokens=20)
+    items = [Item("t/0", "ab=", text(200)), Item("t/1", text(120), "a"), Item("t/2", text(107), "a")]
+    scored = scoring.score(ctx, made, items)
+    assert [s.cut for s in scored] == [False, True, False], "the prompt of 107 and BOS fill 108 of 128 less 20"
+    for item, s in zip(items, scored, strict=True):
+        ids = tokenizer(item.prompt)["input_ids"][-108:]
+        row = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :].tolist()
+        eos = tokenizer.eos_token_id
+        assert s.length == (row.index(eos) if eos in row else 20)
+        assert s.prediction == tokenizer.decode(row, skip_special_tokens=True)
+    ctx.keep_samples("adapted", "made", scored)
+    assert ctx.facts["items_cut"] == {"adapted/made": {"n": 1, "items": ["t/1"]}}, "counted and named"
+    assert [row["item"] for row in ctx.samples] == ["t/0", "t/1", "t/2"], "not dropped"
+
+
+@pytest.mark.parametrize("wanted", [128, 300])
+def test_a_task_whose_completions_leave_no_room_for_a_prompt_is_refused(loaded: tuple[Any, Any], wanted: int) -> None:
+    ctx = context(*loaded)
+    with pytest.raises(Unsupported, match=f"generates up to {wanted} tokens and the model has 128 positions"):
+        scoring.generate(ctx, task(max_new_tokens=wanted), [Item("t/0", "ab", "a")])
+    assert scoring.new_tokens(ctx, task(max_new_tokens=127)) == 127
+
+
+def test_a_stop_text_ends_a_completion_and_changes_nothing_before_it(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    ctx = context(model, tokenizer)
+    prompts = [tokenizer(p)["input_ids"] for p in ("ab=", "cdefg=", "h")]
+    with torch.inference_mode():
+        free = complete(ctx, prompts, new_tokens=40, decoding=ctx.evaluation.decoding)
+        stop = free[0].text[10:12]
+        stopped = complete(ctx, prompts, new_tokens=40, stops=[stop], decoding=ctx.evaluation.decoding)
+    assert len(free[0].text) > 12
+    assert [c.text for c in stopped] == [c.text.partition(stop)[0] for c in free]
+    assert stopped[0].tokens <= 24
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(loaded: tuple[Any, Any]) -> None:
+    """Padding that equals the end of sequence is told apart by the mask, and not by its number."""
+    model, tokenizer = loaded
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = bare.eos_token
+    made = task(max_new_tokens=12, metrics=("accuracy", "answer_nll"))
+    items = [Item(f"t/{n}", text(n, n), text(3, n)) for n in (3, 17, 30)]
+    with_pad = scoring.score(context(model, tokenizer), made, items)
+    without = scoring.score(context(model, bare), made, items)
+    for a, b in zip(with_pad, without, strict=True):
+        assert (a.prediction, a.length, a.correct) == (b.prediction, b.length, b.correct)
+        assert a.logp_answer == pytest.approx(b.logp_answer, abs=1e-4)
+
+
+# --- texts ---------------------------------------------------------------------------------------
+def test_bits_per_byte_of_texts_longer_than_the_context(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    ctx = context(model, tokenizer)
+    made = task(kind="language-modelling")
+    texts = [text(50), text(300), "é" * 4]
+    scored = scoring.score(ctx, made, [Item(f"t/{i}", "", t) for i, t in enumerate(texts)])
+    assert [s.correct for s in scored] == [None] * 3
+    assert [s.cut for s in scored] == [False, True, False]
+    summary = summarise(scored, made.definition.metrics)
+    nats = -sum(s.logp_answer or 0 for s in scored)
+    assert summary["bits_per_byte"].value == pytest.approx(nats / 0.6931471805599453 / (50 + 300 + 8))
+    assert summary["perplexity"].value == pytest.approx(2.718281828459045 ** (nats / sum(s.length for s in scored)))
+    ids = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+    assert scored[0].logp_answer == pytest.approx(by_hand(model, [tokenizer.bos_token_id], ids), abs=1e-4)
+
+
+# --- a known share of real items -------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "share"), [("gsm8k", 0.3), ("arc-easy", 0.4), ("boolq", 0.75)])
+def test_an_oracle_is_scored_at_exactly_the_share_it_knows(
+    name: str, share: float, loaded: tuple[Any, Any], data_root: Path
+) -> None:
+    """Real rows, real tokenizer, the worker's own scorer; only the model is scripted."""
+    _, tokenizer = loaded
+    real = load_task(name, [])
+    items = load_split(real, "test", data_root=data_root, max_items=20, seed=0)
+    known = {item.id for item in items[: round(share * len(items))]}
+    script = {}
+    for item in items:
+        wrong = next((c for k, c in enumerate(item.choices) if k != item.label), " so the answer is 7.5 apples")
+        right = " first 3, then\n#### " + str(gsm8k(item.answer)) if name == "gsm8k" else item.answer
+        said = right if item.id in known else wrong
+        script[tuple(tokenizer(item.prompt)["input_ids"])] = tokenizer(said, add_special_tokens=False)["input_ids"]
+    oracle = Oracle(tokenizer, script, positions=4096)
+    ctx = context(oracle, tokenizer, batch_size=8, decoding={"max_new_tokens": 40})
+    scored = scoring.score(ctx, real, items)
+    assert {s.item for s in scored if s.correct} == known
+    accuracy = summarise(scored)["accuracy"]
+    assert (accuracy.value, accuracy.n) == (len(known) / len(items), len(items))
+    assert not any(s.cut for s in scored)
+    if name != "gsm8k":
+        assert all((s.margin or 0) > 0 for s in scored if s.item in known)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_tests_runs_with_the_test_split_alone(bench: Bench, data_root: Path) -> None:
+    """Rows whose training part is not at hand; what trains is refused, what does not is scored, nothing is fetched."""
+    (bench.root / "data" / "commonsense" / "piqa").mkdir(parents=True)
+    lines = (data_root / "commonsense" / "piqa" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (bench.root / "data" / "commonsense" / "piqa" / "test.jsonl").write_text("".join(lines[:6]))
+    path = bench.write(tasks=[{"name": "piqa", "test_only": True}])
+    done = bench("run", str(path), "--data-root", str(bench.root / "data"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {r["cell"]["method"]["name"]: r for r in bench.records()}
+    assert records["none"]["metrics"]["accuracy"]["n"] == 6
+    facts = records["none"]["environment"]["facts"]
+    assert facts["items_cut"]["adapted/piqa"]["n"] == 6, "128 positions, and the model reads letter by letter"
+    assert "unpinned" not in facts
+    assert "uses the task's test split only" in records["lora"]["outcome"]["reason"]
