@@ -249,8 +249,10 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     quantization = cell.quantization.identity
     quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
     before = quantization["moment"] == "before_training"
-    reason = sources.check(cell.model.name, kind) or environments.why_not(
-        quantizer, device, quantization["moment"], cache
+    reason = (
+        sources.check(cell.model.name, kind)
+        or environments.why_not(quantizer, device, quantization["moment"], cache)
+        or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
     )
     if reason is None and device not in method.declaration.devices:
         reason = f"{method.declaration.name} needs a {' or '.join(sorted(method.declaration.devices))} device"
@@ -271,6 +273,7 @@ def make(
     store: Store | None,
     machine: hw.Machine,
     fingerprint: str,
+    outside: Mapping[str, str] | None = None,
     only: str | None = None,
     rerun: Sequence[str] = (),
 ) -> Plan:
@@ -279,6 +282,7 @@ def make(
     Args:
         store: where finished cells are looked up; None plans as if nothing had run.
         fingerprint: digest of the present environment (:func:`harness.provenance.fingerprint`).
+        outside: the same of each side environment, by name (:func:`runners.environments.fingerprints`).
         only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
         rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
 
@@ -289,7 +293,8 @@ def make(
     resolver = Resolver(sweep, workspace, machine)
     matrix = resolver.matrix(profiles)
     entries = store.entries() if store is not None else {}
-    present = short_fingerprint(fingerprint)
+    here = short_fingerprint(fingerprint)
+    there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
     reasons = _memoised(profiles, machine, workspace.cache)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     cells = select(wanted.cells, only)
@@ -303,6 +308,7 @@ def make(
             plan.unsupported.append((cell, wanted.hopeless[cell.key]))
             continue
         elsewhere, why = reasons(cell)
+        present = there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, here)
         if known and not _asked_again(known, present, rerun):
             (plan.done if any(e.fingerprint == present for e in known) else plan.stale).append(cell)
         elif elsewhere is not None:

@@ -131,7 +131,7 @@ class Method:
         return {**known, **params}
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:  # noqa: ARG003 - a hook; overrides read it
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
         """Why this method cannot run on such a model and base, or None. Imports nothing heavy."""
         d = cls.declaration
         if kind not in d.kinds:

@@ -53,9 +53,10 @@ def _lora(
     divisors: Mapping[str, tuple[str, int]] | None = None,
     needs: tuple[str, str] | None = None,
     refuses: Mapping[str, str] | None = None,
+    further: frozenset[str] = frozenset(),
     **declared: Any,
 ) -> Row:
-    """A row over ``LoraConfig``; it differs from plain LoRA in what is given."""
+    """A row over ``LoraConfig``; it differs from plain LoRA in what is given, and trains on ``further`` bases."""
     fixed = fixed or {}
     refused = {**bases.because(bases.NO_GRADIENT, bases.DYNAMIC), **(refuses or {})}
     declaration = Declaration(
@@ -65,7 +66,7 @@ def _lora(
         trainable=formula(count),
         paper=paper,
         **{
-            "bases": bases.ALL - refused.keys(),
+            "bases": bases.ALL - refused.keys() | further,
             "refuses": refused,
             "merge_refuses": bases.MERGES_QUANTIZED,
             "mergeable": "exactly",
@@ -85,6 +86,7 @@ ROWS = (
         "Low-rank adaptation: each weight gets an update (alpha/r)·B·A of rank r; the base stays frozen.",
         "2106.09685v2",
         defaults={"use_rslora": False, "use_dora": False, "init": True},
+        further=bases.CHECKPOINTS,
     ),
     _lora(
         "rslora",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError, did_you_mean
@@ -61,9 +62,16 @@ class Quantizer:
         params: parameters as resolved by :meth:`resolve`.
         kind: ``causal-lm`` or ``sequence-classification``; fresh heads must stay in full precision.
         device: device type the cell runs on.
+
+    Attributes:
+        cache: folder of what can be made again, where a back end that takes minutes keeps its checkpoints; None to
+            keep nothing.
+        tokenizer: the model's, for back ends that write a checkpoint; None until the worker has read it.
     """
 
     declaration: ClassVar[QuantizerDeclaration]
+    cache: Path | None = None
+    tokenizer: Any = None
 
     def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
         self.params = dict(params)
@@ -105,6 +113,16 @@ class Quantizer:
             return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
         if d.package and not d.environment and not _installed(d.package):
             return f"{d.name} needs the package {d.package!r}: pip install {d.pip or d.package}"
+        return None
+
+    @classmethod
+    def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
+        """Why it cannot quantize such a model at these resolved parameters, or None; asked before any cell starts.
+
+        Args:
+            kind: ``causal-lm`` or ``sequence-classification``.
+            config: the model's ``config.json``, None where reading it would need a download.
+        """
         return None
 
     @classmethod

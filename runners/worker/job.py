@@ -39,7 +39,7 @@ class Job:
         neighbours: cells that ran beside this one on the same machine at most.
         accounting: constants stated in the sweep (:class:`harness.spec.Accounting`), as plain JSON.
         peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
-        side_environment: name of the environment that the cell's quantizer needs, "" for ours.
+        side_environment: name and lock digest of the environment that the cell's quantizer needs, {} for ours.
         python: that environment's interpreter.
         tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
         only_build: make the cell's built-in model and end, without running the cell.
@@ -61,7 +61,7 @@ class Job:
     neighbours: int = 0
     accounting: dict[str, Any] = field(default_factory=dict)
     peak_tflops: float | None = None
-    side_environment: str = ""
+    side_environment: dict[str, str] = field(default_factory=dict)
     python: str = ""
     tuning: dict[str, Any] = field(default_factory=dict)
     only_build: bool = False

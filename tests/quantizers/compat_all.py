@@ -3,18 +3,22 @@
 ``python -m tests.quantizers.compat_all [PATTERN]`` runs them all and prints every disagreement. What counts as one:
 a promised pair that does not train, count, save, reload or merge as promised, or degrades without a word (plain LoRA
 in another method's place, a layer left unquantized, a merge that loses the adapter); and a refused pair that works.
+Quantizers of a side environment are among them where its interpreter runs this (with PYTHONPATH at the checkout).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import warnings
 from fnmatch import fnmatchcase
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.layers import in_head
 from harness.quantizers.measure import dequantize, linear_kinds
 from runners.compat import IN_PLACE, NOTHING_TRAINED, Pair, pair
-from tests.methods.tiny import CAUSAL, attached, batch, calibrated, gap, llama, logits, made, train
+from tests.methods.tiny import CAUSAL, attached, batch, calibrated, gap, llama, logits, made, tokenizer, train
 
 RELOAD_GAP = 1e-4
 MERGE_GAP = {True: 1e-3, False: 0.5}
@@ -40,11 +44,29 @@ POLICY = ("would fill the zeros", "fills its zeros", "sparse", "truncates a copy
 """Refusals that are a choice, or a wrong meaning that trains all the same: three steps cannot disprove them."""
 
 
+PARAMS: dict[str, dict[str, Any]] = {"gptqmodel-gptq": {"group_size": 32}, "gptqmodel-awq": {"group_size": 32}}
+"""So that they divide the tiny model's rows."""
+
+
+def plain(quantizer: str) -> nn.Module:
+    """The tiny Llama; for AWQ's library with as many keys as queries, whose weights then have the 64 rows it needs."""
+    return llama(key_value_heads=4 if quantizer == "gptqmodel-awq" else 2)
+
+
+@functools.cache
+def cache() -> Path:
+    """Where checkpoints are kept while this process lives."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return Path(folder)
+
+
 def base(quantizer: str) -> nn.Module:
     """The tiny Llama under that quantizer, calibrated where it asks for it; the same weights every time."""
     cls = QUANTIZERS.get(quantizer)
-    made_of = cls(cls.resolve({}), CAUSAL)
-    model = llama()
+    made_of = cls(cls.resolve(PARAMS.get(quantizer, {})), CAUSAL)
+    made_of.cache, made_of.tokenizer = cache(), tokenizer()
+    model = plain(quantizer)
     made_of.calibrate(model, lambda n: [batch(CAUSAL, seed) for seed in range(n)])
     return made_of.apply(model).eval()
 
@@ -52,15 +74,18 @@ def base(quantizer: str) -> nn.Module:
 @functools.cache
 def rounding(quantizer: str) -> float:
     """Greatest logit difference that quantizing the base alone makes."""
-    return gap(logits(base(quantizer), CAUSAL), logits(llama(), CAUSAL))
+    return gap(logits(base(quantizer), CAUSAL), logits(plain(quantizer), CAUSAL))
 
 
 def runnable() -> list[tuple[str, str]]:
     """(method, quantizer) pairs whose parts this machine can run on a CPU."""
+    outside = util.find_spec("gptqmodel") is not None
     here = [
         q
         for q in QUANTIZERS
-        if QUANTIZERS.get(q).check("cpu", "before_training") is None and not q.startswith("prequantized")
+        if QUANTIZERS.get(q).check("cpu", "before_training") is None
+        and (outside or not QUANTIZERS.get(q).declaration.environment)
+        and not q.startswith("prequantized")
     ]
     return [(m, q) for m in METHODS for q in here if "cpu" in METHODS.get(m).declaration.devices]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import provenance
 from harness.errors import UserError
 from harness.quantizers.catalog import QUANTIZERS
 from runners import environments
@@ -44,13 +45,16 @@ def test_a_cell_runs_in_its_environment_and_its_record_says_so(bench: Bench) -> 
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    (python.parents[1] / environments.READY).touch()
+    (python.parents[1] / environments.READY).write_text(json.dumps(provenance.packages(provenance.SIDE_PACKAGES)))
     path = bench.write(methods=["none"], quantization=["prequantized-gptq", "none"])
     done = bench("run", str(path))
     records = {r["cell"]["quantization"]["name"]: r for r in bench.records()}
     assert records["none"]["outcome"]["status"] == "ok", done.stdout + done.stderr
     assert "side_environment" not in records["none"]["environment"]
     outside = records["prequantized-gptq"]
-    assert outside["environment"]["side_environment"] == "gptq"
+    assert outside["environment"]["side_environment"] == {
+        "name": "gptq",
+        "digest": environments.digest("gptq"),
+    }
     assert outside["outcome"]["stage"] == "quantize"  # it came as far as the model, which is not quantized
     assert "this one is not quantized" in outside["outcome"]["reason"], json.dumps(outside["outcome"])

@@ -22,6 +22,7 @@ def run(ctx: Context) -> None:
     ctx.path = model_path(ctx)
     ctx.tokenizer = tokenizer(ctx)
     ctx.method.setting = replace(ctx.method.setting, tokenizer=ctx.tokenizer)
+    ctx.quantizer.tokenizer = ctx.tokenizer
     use = ctx.job.cell["task"]
     read = {
         split: load_split(ctx.task, split, data_root=_data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
