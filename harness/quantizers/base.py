@@ -32,7 +32,8 @@ class QuantizerDeclaration:
         source: paper or library call behind it, and where the defaults come from.
         no_gradient: why nothing can be trained on this base, "" where adapters do train.
         refuses: method name, or ``in-place`` for all methods that train the base's own tensors, to the reason why it
-            does not train on this back end although its kind of base would allow it.
+            does not train on this back end although its kind of base would allow it. A method of its own entry is not
+            asked under ``in-place``; the entry "" exempts it.
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
         environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
@@ -133,7 +134,7 @@ class Quantizer:
         """
         d = cls.declaration
         blocked = d.no_gradient if d.base not in method.bases else ""
-        return blocked or d.refuses.get(method.name) or (d.refuses.get("in-place") if method.in_place else None)
+        return blocked or d.refuses.get(method.name, d.refuses.get("in-place") if method.in_place else None) or None
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""
