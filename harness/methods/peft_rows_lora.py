@@ -93,6 +93,7 @@ ROWS = (
         "Rank-stabilized LoRA: the update is scaled by alpha/√r, so that high ranks keep learning.",
         "2312.03732",
         fixed={"use_rslora": True},
+        further=bases.CHECKPOINTS,
     ),
     _lora(
         "dora",
@@ -266,6 +267,7 @@ ROWS = (
         "LoRA+: plain LoRA in which B learns faster than A.",
         "2402.12354",
         defaults={"lr_ratio": 16.0},
+        further=bases.CHECKPOINTS,
         variant="LoraPlus",
         lr_factor=5.0,
         defaults_source="ratio 16 and half of LoRA's learning rate, as the paper and peft advise",
@@ -275,6 +277,7 @@ ROWS = (
         "LoRA-FA as peft has it: A is frozen, B's gradient is corrected by pinv(A·Aᵀ)/s²; not the paper's plain form.",
         "2308.03303",
         count=frozen_down,
+        further=bases.CHECKPOINTS,
         variant="LoraFa",
     ),
     _lora(
@@ -282,6 +285,7 @@ ROWS = (
         "LoRA under a Riemannian preconditioner: each factor's gradient is scaled by the other's inverse Gram matrix.",
         "2402.02347",
         defaults={"damping": 0.01},
+        further=bases.CHECKPOINTS,
         variant="Riemannian",
     ),
     _lora(
