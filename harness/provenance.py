@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -38,14 +38,25 @@ PACKAGES = (
 )
 """Packages whose version can change a number."""
 
+SIDE_PACKAGES = ("gptqmodel", "optimum", "llmcompressor", "compressed-tensors")
+"""Further ones, of side environments. In :data:`PACKAGES` they would make every record made without them stale."""
+
 _GIT_TIMEOUT_S = 5.0
 
 
-def environment() -> dict[str, Any]:
+def packages(further: Sequence[str] = ()) -> dict[str, str | None]:
+    """Versions of :data:`PACKAGES` and ``further`` ones as installed here; None for what is not."""
+    return {name: _version(name) for name in (*PACKAGES, *further)}
+
+
+def environment(further: Sequence[str] = ()) -> dict[str, Any]:
     """The environment of this process as plain JSON, stored in every record.
 
     The host stands as a digest, so that records of one machine can be told from those of another without
     publishing its name. ``gpus_missing`` is the typed reason where there is no GPU.
+
+    Args:
+        further: packages whose versions are recorded beside those of :data:`PACKAGES`.
     """
     import psutil
 
@@ -54,7 +65,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(further),
         "harness": checkout(Path(__file__).parents[1]),
         "cpu": {
             "model": cpu_model(),

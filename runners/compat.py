@@ -51,7 +51,7 @@ def pair(method: str, quantizer: str, device: str, kind: Kind) -> Pair:
     elif device not in md.devices:
         nowhere = f"{method} needs a {' or '.join(sorted(md.devices))} device"
     untried = qd.base in OTHER and qd.base not in md.bases | md.refuses.keys()
-    refusal = f"nothing is declared for {qd.base} layers, which nobody has run here" if untried else ""
+    refusal = f"it is not known to train on {qd.base} layers" if untried else ""
     scores = nowhere or (md.trains and q.check_method(md)) or refusal or _refusal(m, kind, qd.base)
     trains = scores or ("" if md.trains else NOTHING_TRAINED)
     merges = trains or (IN_PLACE if md.in_place else "") or qd.refuses_merge or m.check_merge(qd.base) or ""

@@ -1,48 +1,70 @@
 """Side environments: virtual environments of their own for back ends whose pins clash with ours.
 
-Each is described by committed files in ``envs/``: ``NAME.txt`` (requirements, resolved under our ``constraints.txt``
-and together with the project's own) and, where a package's declared pins are narrower than what it runs on,
-``NAME.no-deps.txt`` (installed afterwards, without dependencies). A cell that needs one is run by its interpreter
-through the worker contract of every cell: a job file in, a record out.
+Each is described by committed files in ``envs/``: ``NAME.txt`` (what it needs, a worker's own needs among it),
+``NAME.constraints.txt`` (the exact version of everything in it) and, where a package's declared pins are narrower than
+what it runs on, ``NAME.no-deps.txt`` (installed afterwards, without dependencies). A cell that needs one is run by its
+interpreter through the worker contract of every cell: a job file in, a record out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness import provenance
 from harness.errors import UserError, did_you_mean
 from harness.quantizers.base import Quantizer
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "envs"
-NO_DEPS = ".no-deps"
-READY = "ready"
+CONSTRAINTS, NO_DEPS = ".constraints", ".no-deps"
+READY = "ready.json"
+"""Written last: the versions that :func:`harness.provenance.packages` finds in the environment."""
 
 
 def names() -> list[str]:
     """The environments there are."""
-    return sorted(p.stem for p in FILES.glob("*.txt") if not p.stem.endswith(NO_DEPS))
+    return sorted(p.stem for p in FILES.glob("*.txt") if not p.stem.endswith((CONSTRAINTS, NO_DEPS)))
+
+
+def digest(name: str) -> str:
+    """SHA-256 of an environment's files: the identity of what is installed in it."""
+    files = [FILES / f"{name}{part}.txt" for part in ("", CONSTRAINTS, NO_DEPS)]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()
 
 
 def folder(name: str, cache: Path) -> Path:
     """Where an environment is built; another folder as soon as one of its files changes."""
-    files = [FILES / f"{name}.txt", FILES / f"{name}{NO_DEPS}.txt", ROOT / "constraints.txt"]
-    content = b"".join(f.read_bytes() for f in files if f.is_file())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return cache / "environments" / f"{name}-py{python}-{hashlib.sha256(content).hexdigest()[:8]}"
+    return cache / "environments" / f"{name}-py{python}-{digest(name)[:8]}"
 
 
 def interpreter(name: str, cache: Path) -> Path | None:
     """The environment's Python, or None if it has not been built (to its end)."""
     built = folder(name, cache)
     return built / "bin" / "python" if (built / READY).is_file() else None
+
+
+def fingerprints(environment: Mapping[str, Any], cache: Path) -> dict[str, str]:
+    """Fingerprint of a record made in each environment that stands, on the machine that ``environment`` describes.
+
+    Args:
+        environment: our own, as :func:`harness.provenance.environment` gives it.
+    """
+    found = {}
+    for name in names():
+        ready = folder(name, cache) / READY
+        if ready.is_file():
+            packages = json.loads(ready.read_text(encoding="utf-8"))
+            found[name] = provenance.fingerprint({**environment, "packages": packages})
+    return found
 
 
 def why_not(quantizer: type[Quantizer], device: str, moment: str, cache: Path) -> str | None:
@@ -77,12 +99,13 @@ def create(name: str, cache: Path, say: Callable[[str], None]) -> Path:
     python = target / "bin" / "python"
     installer = _installer(python)
     say("Installing; this takes minutes, and the CUDA build of torch is several GB where there is one ...")
-    wanted = ["-r", str(ROOT / "pyproject.toml")] if installer[0].endswith("uv") else [str(ROOT)]
-    _call([*installer, "-c", str(ROOT / "constraints.txt"), *wanted, "-r", str(FILES / f"{name}.txt")], name)
+    pins = ["-c", str(FILES / f"{name}{CONSTRAINTS}.txt")]
+    _call([*installer, *pins, "-r", str(FILES / f"{name}.txt")], name)
     loose = FILES / f"{name}{NO_DEPS}.txt"
     if loose.is_file():
         _call([*installer, "--no-deps", "-r", str(loose)], name)
-    (target / READY).write_text("\n", encoding="utf-8")
+    code = "import json; from harness import provenance as p; print(json.dumps(p.packages(p.SIDE_PACKAGES)))"
+    (target / READY).write_text(_call([str(python), "-c", code], name), encoding="utf-8")
     say(f"{name} is ready: {python}")
     return python
 
@@ -113,8 +136,9 @@ def _installer(python: Path) -> list[str]:
     return [uv, "pip", "install", "-q", "--python", str(python)] if uv else [str(python), "-m", "pip", "install", "-q"]
 
 
-def _call(command: list[str], name: str) -> None:
-    environ = dict(os.environ)
+def _call(command: list[str], name: str) -> str:
+    """Run one step of the building; its standard output."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     links = environ.get("PIP_FIND_LINKS") or _pip_find_links()
     if links and "UV_FIND_LINKS" not in environ:
         environ["UV_FIND_LINKS"] = links  # uv does not read pip's own setting
@@ -124,8 +148,9 @@ def _call(command: list[str], name: str) -> None:
         raise UserError(
             f"the environment {name!r} could not be built: {tail}",
             where=" ".join(command[:4]),
-            fix="Is a package index within reach? The files are envs/NAME.txt.",
+            fix=f"Is a package index within reach? The files are envs/{name}*.txt.",
         )
+    return done.stdout
 
 
 def _pip_find_links() -> str:

@@ -286,8 +286,10 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     params = cell.method.identity["params"]
     declared = method.declared(params)
     before = quantization["moment"] == "before_training"
-    reason = sources.check(cell.model.name, kind) or environments.why_not(
-        quantizer, device, quantization["moment"], cache
+    reason = (
+        sources.check(cell.model.name, kind)
+        or environments.why_not(quantizer, device, quantization["moment"], cache)
+        or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
     )
     if reason is None and device not in declared.devices:
         reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
@@ -310,6 +312,7 @@ def make(
     store: Store | None,
     machine: hw.Machine,
     fingerprint: str,
+    outside: Mapping[str, str] | None = None,
     only: str | None = None,
     rerun: Sequence[str] = (),
 ) -> Plan:
@@ -318,6 +321,7 @@ def make(
     Args:
         store: where finished cells are looked up; None plans as if nothing had run.
         fingerprint: digest of the present environment (:func:`harness.provenance.fingerprint`).
+        outside: the same of each side environment, by name (:func:`runners.environments.fingerprints`).
         only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
         rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
 
@@ -328,7 +332,8 @@ def make(
     resolver = Resolver(sweep, workspace, machine)
     matrix = resolver.matrix(profiles)
     entries = store.entries() if store is not None else {}
-    present = short_fingerprint(fingerprint)
+    here = short_fingerprint(fingerprint)
+    there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
     reasons = _memoised(profiles, machine, workspace.cache)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
@@ -343,6 +348,7 @@ def make(
             plan.unsupported.append((cell, wanted.hopeless[cell.key]))
             continue
         elsewhere, why = reasons(cell)
+        present = there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, here)
         if known and not _asked_again(known, present, rerun):
             (plan.done if any(e.fingerprint == present for e in known) else plan.stale).append(cell)
         elif elsewhere is not None:

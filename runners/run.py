@@ -12,6 +12,7 @@ from harness import hardware, provenance, spec
 from harness.errors import UserError
 from harness.spec import LoadedSweep
 from harness.store import Store
+from runners import environments
 from runners import plan as planning
 from runners.executors.local import LocalExecutor, leases
 from runners.plan import Plan
@@ -49,12 +50,14 @@ def make_plan(
     rerun: Sequence[str] = (),
 ) -> Plan:
     """What would happen to each cell now."""
+    environment = provenance.environment()
     return planning.make(
         sweep,
         workspace,
         store=Store(workspace.results),
         machine=machine,
-        fingerprint=provenance.fingerprint(provenance.environment()),
+        fingerprint=provenance.fingerprint(environment),
+        outside=environments.fingerprints(environment, workspace.cache),
         only=only,
         rerun=rerun,
     )

@@ -186,7 +186,7 @@ class Scheduler:
             attempt=attempt,
             neighbours=len(self.executor.leases) - 1,
             accounting=self.plan.sweep.spec.accounting.model_dump(mode="json", exclude_none=True),
-            side_environment=outside,
+            side_environment={"name": outside, "digest": environments.digest(outside)} if outside else {},
             python=str(python or ""),
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",

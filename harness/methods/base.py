@@ -149,7 +149,7 @@ class Method:
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
-    def declared(cls, params: Mapping[str, Any]) -> Declaration:  # noqa: ARG003 - a hook; overrides read it
+    def declared(cls, params: Mapping[str, Any]) -> Declaration:
         """What the method promises with these resolved parameters; ``declaration`` is its promise with the defaults."""
         return cls.declaration
 

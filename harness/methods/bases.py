@@ -17,7 +17,8 @@ PACKED = frozenset({"rtn"})  # our own packed layer: codes, read back for every 
 FLOAT = frozenset({"fp", "sparse"})  # floating-point weights, all or some of them there
 QUANTIZED = BNB | TORCHAO | QUANTO | HQQ | PACKED
 ALL = FLOAT | QUANTIZED
-OTHER = frozenset({"gptq", "awq", "autoround"})  # back ends outside the standard environment
+CHECKPOINTS = frozenset({"gptq", "awq"})  # gptqmodel's packed layers
+OTHER = CHECKPOINTS | {"autoround"}  # back ends outside the standard environment
 
 INTEGER_WEIGHTS = "its quantized weights are integers, which have no gradient; attach an adapter instead"
 DENSE_AGAIN = "training every weight would fill the zeros of a sparse base; attach an adapter instead"

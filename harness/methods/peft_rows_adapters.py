@@ -18,7 +18,7 @@ SOURCE = (
 CAUSAL_LM = frozenset({"causal-lm"})
 ON_BYTES = {**bases.because(bases.PACKED_BYTES, bases.BNB_4BIT), **bases.because(bases.RAW_CODES, bases.BNB_INT8)}
 ON_TORCHAO = bases.because(bases.MISSING_OPERATION, bases.TORCHAO)
-ON_QUANTO = bases.because(bases.VIEW_IN_PLACE, bases.QUANTO)
+ON_QUANTO = bases.because(bases.VIEW_IN_PLACE, bases.QUANTO_8)
 
 
 def _adapter(

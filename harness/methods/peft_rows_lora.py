@@ -53,9 +53,10 @@ def _lora(
     divisors: Mapping[str, tuple[str, int]] | None = None,
     needs: tuple[str, str] | None = None,
     refuses: Mapping[str, str] | None = None,
+    further: frozenset[str] = frozenset(),
     **declared: Any,
 ) -> Row:
-    """A row over ``LoraConfig``; it differs from plain LoRA in what is given."""
+    """A row over ``LoraConfig``; it differs from plain LoRA in what is given, and trains on ``further`` bases."""
     fixed = fixed or {}
     refused = {**bases.because(bases.NO_GRADIENT, bases.DYNAMIC), **(refuses or {})}
     declaration = Declaration(
@@ -65,7 +66,7 @@ def _lora(
         trainable=formula(count),
         paper=paper,
         **{
-            "bases": bases.ALL - refused.keys(),
+            "bases": bases.ALL - refused.keys() | further,
             "refuses": refused,
             "merge_refuses": bases.MERGES_QUANTIZED,
             "mergeable": "exactly",
@@ -85,12 +86,14 @@ ROWS = (
         "Low-rank adaptation: each weight gets an update (alpha/r)·B·A of rank r; the base stays frozen.",
         "2106.09685v2",
         defaults={"use_rslora": False, "use_dora": False, "init": True},
+        further=bases.CHECKPOINTS,
     ),
     _lora(
         "rslora",
         "Rank-stabilized LoRA: the update is scaled by alpha/√r, so that high ranks keep learning.",
         "2312.03732",
         fixed={"use_rslora": True},
+        further=bases.CHECKPOINTS,
     ),
     _lora(
         "dora",
@@ -264,6 +267,7 @@ ROWS = (
         "LoRA+: plain LoRA in which B learns faster than A.",
         "2402.12354",
         defaults={"lr_ratio": 16.0},
+        further=bases.CHECKPOINTS,
         variant="LoraPlus",
         lr_factor=5.0,
         defaults_source="ratio 16 and half of LoRA's learning rate, as the paper and peft advise",
@@ -273,6 +277,7 @@ ROWS = (
         "LoRA-FA as peft has it: A is frozen, B's gradient is corrected by pinv(A·Aᵀ)/s²; not the paper's plain form.",
         "2308.03303",
         count=frozen_down,
+        further=bases.CHECKPOINTS,
         variant="LoraFa",
     ),
     _lora(
@@ -280,6 +285,7 @@ ROWS = (
         "LoRA under a Riemannian preconditioner: each factor's gradient is scaled by the other's inverse Gram matrix.",
         "2402.02347",
         defaults={"damping": 0.01},
+        further=bases.CHECKPOINTS,
         variant="Riemannian",
     ),
     _lora(

@@ -146,17 +146,22 @@ def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, wh
     return {"id": shown, "revision": digest(content)[:16]}
 
 
-def model_type(model_id: str) -> str | None:
-    """``model_type`` of a model whose files are at hand, None if that would need a download."""
+def config(model_id: str) -> dict[str, Any] | None:
+    """The configuration (``config.json``) of a model whose files are at hand, None if that would need a download."""
     scheme = scheme_of(model_id)
     if scheme == "builtin":
-        return "llama"
+        return {"model_type": "llama", **recipe(model_id.partition(":")[2]).data["config"]}
     if scheme == "skeleton":
-        return skeleton(model_id).model_type
+        found = skeleton(model_id)
+        return {"model_type": found.model_type, **found.config}
     folder = local_folder(model_id)
-    if folder is None:
-        return None
-    return str(json.loads((folder / "config.json").read_text())["model_type"])
+    return None if folder is None else dict(json.loads((folder / "config.json").read_text()))
+
+
+def model_type(model_id: str) -> str | None:
+    """``model_type`` of a model whose files are at hand, None if that would need a download."""
+    found = config(model_id)
+    return None if found is None else str(found["model_type"])
 
 
 ENCODERS = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError, did_you_mean
@@ -31,7 +32,8 @@ class QuantizerDeclaration:
         source: paper or library call behind it, and where the defaults come from.
         no_gradient: why nothing can be trained on this base, "" where adapters do train.
         refuses: method name, or ``in-place`` for all methods that train the base's own tensors, to the reason why it
-            does not train on this back end although its kind of base would allow it.
+            does not train on this back end although its kind of base would allow it. A method of its own entry is not
+            asked under ``in-place``; the entry "" exempts it.
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
         environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
@@ -61,9 +63,16 @@ class Quantizer:
         params: parameters as resolved by :meth:`resolve`.
         kind: ``causal-lm`` or ``sequence-classification``; fresh heads must stay in full precision.
         device: device type the cell runs on.
+
+    Attributes:
+        cache: folder of what can be made again, where a back end that takes minutes keeps its checkpoints; None to
+            keep nothing.
+        tokenizer: the model's, for back ends that write a checkpoint; None until the worker has read it.
     """
 
     declaration: ClassVar[QuantizerDeclaration]
+    cache: Path | None = None
+    tokenizer: Any = None
 
     def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
         self.params = dict(params)
@@ -108,6 +117,16 @@ class Quantizer:
         return None
 
     @classmethod
+    def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
+        """Why it cannot quantize such a model at these resolved parameters, or None; asked before any cell starts.
+
+        Args:
+            kind: ``causal-lm`` or ``sequence-classification``.
+            config: the model's ``config.json``, None where reading it would need a download.
+        """
+        return None
+
+    @classmethod
     def check_method(cls, method: Declaration) -> str | None:
         """Why a trained method does not train on this back end, or None; its own view of the base comes on top.
 
@@ -115,7 +134,7 @@ class Quantizer:
         """
         d = cls.declaration
         blocked = d.no_gradient if d.base not in method.bases else ""
-        return blocked or d.refuses.get(method.name) or (d.refuses.get("in-place") if method.in_place else None)
+        return blocked or d.refuses.get(method.name, d.refuses.get("in-place") if method.in_place else None) or None
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""

@@ -27,6 +27,9 @@ QUANTIZERS: Registry[type[Quantizer]] = Registry(
         "hqq": "harness.quantizers.hqq:HQQ",
         "gptq": "harness.quantizers.calibrated:GPTQ",
         "awq": "harness.quantizers.calibrated:AWQ",
+        "gptqmodel-gptq": "harness.quantizers.gptqmodel:GPTQ",
+        "gptqmodel-awq": "harness.quantizers.gptqmodel:AWQ",
+        "autoround": "harness.quantizers.autoround:AutoRound",
         "prequantized-gptq": "harness.quantizers.prequantized:GPTQCheckpoint",
         "prequantized-awq": "harness.quantizers.prequantized:AWQCheckpoint",
         "prequantized-autoround": "harness.quantizers.prequantized:AutoRoundCheckpoint",
@@ -39,7 +42,11 @@ QUANTIZERS: Registry[type[Quantizer]] = Registry(
 """The registry behind the key ``quantization`` of a sweep."""
 
 PLANNED: dict[str, str] = {
-    "prune-loraprune": "LoRAPrune (arXiv:2305.18403): prunes heads and channels by the gradients of a LoRA adapter",
-    "prune-llm-pruner": "LLM-Pruner (arXiv:2305.11627): removes coupled structures by their Taylor importance",
+    "prune-loraprune": "LoRAPrune (arXiv:2305.18403): prunes heads and channels by the gradients of a LoRA adapter; "
+    "structured pruning changes the model's shapes, which no stage of a cell allows for yet",
+    "prune-llm-pruner": "LLM-Pruner (arXiv:2305.11627): removes coupled structures by their Taylor importance; "
+    "structured pruning changes the model's shapes, which no stage of a cell allows for yet",
+    "llmcompressor": "llmcompressor 0.14.0.1 asks for transformers<=5.17, compressed-tensors==0.19.0 and through them "
+    "for huggingface-hub 1.x; a worker asks for transformers>=5.20 and huggingface-hub>=2, and was not tried on less",
 }
-"""Not built: structured pruning changes the model's shapes, which no stage of a cell allows for yet."""
+"""Not built, and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from harness.meters.attribution import model_bytes
 from harness.quantizers.layers import in_head, is_plain
 from harness.quantizers.packing import PackedLinear
+
+_BY_PRODUCT = ("gptqmodel", "auto_round_extension")
+"""Libraries with many kernels for their packed layers: what such a layer multiplies with is read off a product."""
 
 
 def real_bytes(model: nn.Module) -> int:
@@ -44,7 +48,7 @@ def linear_kinds(model: nn.Module) -> LinearKinds:
     for name, module in model.named_modules():
         if "lora_" in name or not (kind := _kind(module)):
             continue
-        parameters += int(module.in_features) * int(module.out_features)
+        parameters += math.prod(_shape(module))
         if kind == "plain":
             plain.append(name)
         else:
@@ -70,6 +74,8 @@ def dequantize(module: nn.Module) -> Tensor:
         if kind == "bnb-4bit":
             return _bnb_4bit(weight)
         if kind is not None:
+            if kind.startswith(_BY_PRODUCT):
+                return _by_product(module)
             # torchao and quanto tensors, and hqq's layer
             owner: Any = module if kind == "hqq" else weight
             return cast(Tensor, owner.dequantize().detach())
@@ -152,22 +158,26 @@ def body_bits_per_weight(model: nn.Module) -> float | None:
     for module in model.modules():
         if _kind(module) not in (None, "plain"):
             held += model_bytes(module)
-            weights += int(cast(Any, module).in_features) * int(cast(Any, module).out_features)
+            weights += math.prod(_shape(module))
     return 8 * held / weights if weights else None
 
 
 def unquantized_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of the model's parameters if each took one number of ``dtype``; tied parameters count once."""
+    return logical_parameters(model) * dtype.itemsize
+
+
+def logical_parameters(model: nn.Module) -> int:
+    """Parameters of the model as if none were packed; tied parameters count once."""
     logical, inside = 0, set()
     for module in model.modules():
         if _kind(module) not in (None, "plain"):
             owner: Any = module
-            logical += int(owner.in_features) * int(owner.out_features)
+            logical += math.prod(_shape(owner))
             if isinstance(getattr(owner, "bias", None), Tensor):
                 logical += owner.bias.numel()
             inside |= {id(p) for p in owner.parameters()}
-    logical += sum(p.numel() for p in model.parameters() if id(p) not in inside)
-    return logical * dtype.itemsize
+    return logical + sum(p.numel() for p in model.parameters() if id(p) not in inside)
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -183,6 +193,9 @@ def _kind(module: nn.Module) -> str | None:
         return "bnb-4bit"
     if name == "HQQLinear":
         return "hqq"
+    library = type(module).__module__.partition(".")[0]
+    if library in _BY_PRODUCT and hasattr(module, "qweight"):
+        return f"{library}:{name}"
     if isinstance(module, nn.Linear):
         weight = type(module.weight.data)
         return f"{weight.__module__.split('.')[0]}:{weight.__name__}"
@@ -195,6 +208,21 @@ def _bnb_int8(module: Any) -> Tensor:
     if scales is None:  # the first forward pass moves both into the layer's state
         codes, scales = module.state.CB, module.state.SCB
     return cast(Tensor, codes.float() * (scales.float() / 127).unsqueeze(1))
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(out_features, in_features), which AutoRound's layers spell without an underscore."""
+    if hasattr(module, "infeatures"):
+        return int(module.outfeatures), int(module.infeatures)
+    return int(module.out_features), int(module.in_features)
+
+
+def _by_product(module: Any) -> Tensor:
+    """What the layer makes of the unit matrix: works for every kernel, in the precision it computes in."""
+    device = module.qweight.device
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    product = module(torch.eye(_shape(module)[1], device=device, dtype=dtype))
+    return cast(Tensor, (product if module.bias is None else product - module.bias).T)
 
 
 def _bnb_4bit(weight: Any) -> Tensor:

@@ -65,5 +65,10 @@ class FP16(_Cast):
         base="fp",
         bits=16,
         moments=_BOTH,
-        refuses={"in-place": _EPSILON, "eva": _EPSILON, "shadow": _EPSILON, "adalora": _RANKS},
+        refuses={
+            "in-place": _EPSILON,
+            "mezo": "",  # has neither gradient nor AdamW
+            **dict.fromkeys(("eva", "shadow", "ln-tuning", "llama-adapter"), _EPSILON),
+            "adalora": _RANKS,
+        },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UserError
+from harness.quantizers.autoround import NO_ADAPTERS
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -45,7 +46,7 @@ class GPTQCheckpoint(_Prequantized):
         base="gptq",
         bits=4,
         package="gptqmodel",
-        pip="gptqmodel optimum",
+        pip="gptqmodel==7.7.0 optimum==2.3.0",
         environment="gptq",
         defaults={"bits": 4},
         source="transformers GPTQConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
@@ -62,7 +63,7 @@ class AWQCheckpoint(_Prequantized):
         base="awq",
         bits=4,
         package="gptqmodel",
-        pip="gptqmodel optimum",
+        pip="gptqmodel==7.7.0 optimum==2.3.0",
         environment="gptq",
         defaults={"bits": 4},
         source="transformers AwqConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
@@ -82,6 +83,6 @@ class AutoRoundCheckpoint(_Prequantized):
         pip="auto-round==0.16.1",
         defaults={"bits": 4},
         source="transformers AutoRoundConfig in the checkpoint",
-        no_gradient="peft does not wrap AutoRound's layers (target module QuantLinear is not supported)",
+        no_gradient=NO_ADAPTERS,
         refuses_merge="peft does not wrap AutoRound's layers",
     )

@@ -8,6 +8,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from harness.errors import UserError
+from runners.worker.job import LOG_FILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +29,16 @@ class OutsideProcess:
         if not hasattr(os, "pidfd_open"):
             raise UserError("cells of side environments need Linux 5.3 or newer", where=python)
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [python, "-m", "runners.worker.outside", job_file, str(channel.fileno())],
-            env=environ,
-            stdin=subprocess.PIPE,  # its end tells the worker that we are gone
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[channel.fileno()],
-        )
+        # to the job's log from the first line on: an interpreter that cannot import the worker says so there
+        with (Path(job_file).parent / LOG_FILE).open("ab") as log:
+            self._process = subprocess.Popen(
+                [python, "-m", "runners.worker.outside", job_file, str(channel.fileno())],
+                env=environ,
+                stdin=subprocess.PIPE,  # its end tells the worker that we are gone
+                stdout=log,
+                stderr=log,
+                pass_fds=[channel.fileno()],
+            )
         self.sentinel: int = os.pidfd_open(self._process.pid)  # readable once the process has ended
 
     @property

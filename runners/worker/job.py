@@ -41,7 +41,7 @@ class Job:
         neighbours: cells that ran beside this one on the same machine at most.
         accounting: constants stated in the sweep (:class:`harness.spec.Accounting`), as plain JSON.
         peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
-        side_environment: name of the environment that the cell's quantizer needs, "" for ours.
+        side_environment: name and lock digest of the environment that the cell's quantizer needs, {} for ours.
         python: that environment's interpreter.
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
@@ -65,7 +65,7 @@ class Job:
     neighbours: int = 0
     accounting: dict[str, Any] = field(default_factory=dict)
     peak_tflops: float | None = None
-    side_environment: str = ""
+    side_environment: dict[str, str] = field(default_factory=dict)
     python: str = ""
     tuning: dict[str, Any] = field(default_factory=dict)
     keep: str = ""

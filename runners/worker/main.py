@@ -87,7 +87,8 @@ def run_job(job: Job, say: Say) -> Record:
     run = Run()
     outcome = run_stages(job, run, say)
     samples = samples_to_parquet(run.ctx.samples) if run.ctx is not None and run.ctx.samples else None
-    environment = {**provenance.environment(), "device": job.device, "threads": torch.get_num_threads()}
+    further = provenance.SIDE_PACKAGES if job.side_environment else ()
+    environment = {**provenance.environment(further), "device": job.device, "threads": torch.get_num_threads()}
     record = Record(
         key=job.key,
         label=job.label,
@@ -242,13 +243,15 @@ def build_context(job: Job, say: Say) -> Context:
         device=job.device,
     )
     own = {"decoding": cell["task"]["decoding"]} if cell["task"].get("decoding") else {}
+    quantizer = QUANTIZERS.get(quantization["name"])(quantization["params"], kind, job.device)
+    quantizer.cache = Path(job.cache)
     return Context(
         job=job,
         kind=kind,
         task=task,
         retain=[load_task(name, roots) for name in task.definition.retain],
         method=METHODS.get(method["name"])(method["params"], setting),
-        quantizer=QUANTIZERS.get(quantization["name"])(quantization["params"], kind, job.device),
+        quantizer=quantizer,
         training=training,
         evaluation=Evaluation(**{**cell["evaluation"], **own}),
         probes=Probes(**cell["probes"]),

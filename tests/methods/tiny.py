@@ -27,13 +27,14 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def llama() -> nn.Module:
+def llama(key_value_heads: int = 2) -> nn.Module:
     """A Llama of two layers (hidden 64, the least that 4-bit blocks allow) with grouped queries, seeded."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)).eval()
+    heads = {"num_attention_heads": 4, "num_key_value_heads": key_value_heads}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=0)).eval()
 
 
 def bert() -> nn.Module:

@@ -13,7 +13,7 @@ from harness.errors import Unsupported, UserError
 from harness.quantizers.base import Quantizer
 from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.layers import HEADS
-from harness.quantizers.measure import dequantize, layer_errors, linear_kinds, real_bytes
+from harness.quantizers.measure import dequantize, layer_errors, linear_kinds, logical_parameters, real_bytes
 from tests.quantizers.conftest import batch, gradients, with_lora
 
 KINDS = ("causal-lm", "sequence-classification")
@@ -22,10 +22,8 @@ RUNNABLE = [
     for n in QUANTIZERS.names()
     if QUANTIZERS.get(n).check("cpu", "before_training") is None and not QUANTIZERS.get(n).declaration.environment
 ]
-ON_DISK_ONLY = ("prequantized-gptq", "prequantized-awq", "prequantized-autoround")
-QUANTIZED = [
-    n for n in RUNNABLE if QUANTIZERS.get(n).declaration.base not in ("fp", "sparse") and n not in ON_DISK_ONLY
-]
+FROM_DISK = ("prequantized-gptq", "prequantized-awq", "prequantized-autoround", "autoround")  # see test_checkpoints.py
+QUANTIZED = [n for n in RUNNABLE if QUANTIZERS.get(n).declaration.base not in ("fp", "sparse") and n not in FROM_DISK]
 STORED_BITS = {"torchao-intx": 8}  # whole bytes, as its declaration says
 MERGEABLE_ERROR = {2: 1.0, 4: 0.5, 8: 0.1}  # merge error allowed, as a share of what the adapter changes, by bits
 
@@ -68,6 +66,7 @@ def test_the_body_is_quantized_and_the_head_is_not(load, name: str, kind: str) -
     assert len(after.quantized) == 1
     assert sum(after.quantized.values()) == len(before.plain) - len(head)
     assert after.logical_parameters == before.logical_parameters
+    assert logical_parameters(quantized) == sum(p.numel() for p in plain.parameters())
     assert torch.isfinite(quantized(**batch(kind)).logits).all()
 
 
@@ -101,7 +100,7 @@ def test_more_bits_mean_less_error(load, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [n for n in RUNNABLE if n not in ON_DISK_ONLY and not declared(n).no_gradient])
+@pytest.mark.parametrize("name", [n for n in RUNNABLE if n not in FROM_DISK and not declared(n).no_gradient])
 def test_lora_trains(load, name: str, kind: str) -> None:
     model = with_lora(load(name, kind), kind).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)

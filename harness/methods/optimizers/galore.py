@@ -7,7 +7,7 @@ from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
-from harness.methods.base import Declaration
+from harness.methods.base import Declaration, Setting
 from harness.methods.baselines import ONLY_FP, Full
 from harness.methods.modules import blocks, linears
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from harness.errors import CheckFailed
+from harness.quantizers.measure import logical_parameters
 from runners.worker.context import Context
 
 
@@ -25,15 +25,3 @@ def run(ctx: Context) -> None:
         raise CheckFailed("trainable-count", f"{trainable} parameters train, {expected} were declared")
     ctx.record("trainable_parameters", trainable, source="count of requires_grad")
     ctx.record("total_parameters", total, source="count over tensors, packed weights unpacked")
-
-
-def logical_parameters(model: nn.Module) -> int:
-    """Parameters of the model as if none were packed.
-
-    A 4-bit weight packs two parameters into a byte; bitsandbytes keeps the true shape in ``quant_state``.
-    """
-    total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        total += state.shape.numel() if state is not None else parameter.numel()
-    return total

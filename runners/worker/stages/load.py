@@ -25,6 +25,7 @@ def run(ctx: Context) -> None:
     ctx.path = model_path(ctx)
     ctx.tokenizer = tokenizer(ctx)
     ctx.method.setting = replace(ctx.method.setting, tokenizer=ctx.tokenizer)
+    ctx.quantizer.tokenizer = ctx.tokenizer
     use = ctx.job.cell["task"]
     wanted: list[SplitName] = (
         ["test"] if use.get("test_only") else [s for s in SPLITS if not (ctx.trial and s == "test")]
