@@ -49,7 +49,7 @@ class SketchTune(Method):
         self.weights: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def check_merge(cls, base: str) -> str | None:  # noqa: ARG003 - the reason is the same for every base
+    def check_merge(cls, base: str) -> str | None:
         """The sketch is all there is."""
         return "the trained numbers are the model's weights: there are no others to merge into"
 
