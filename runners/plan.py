@@ -21,6 +21,9 @@ from harness.record import FINAL_STATUSES, PROTOCOL
 from harness.spec import LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
+from runners.budget import fitting, in_order
+from runners.guards import NotRun
+from runners.predict import Predictor, total
 from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
 from tasks.data import task_digest
@@ -40,10 +43,13 @@ class Plan:
         known: ids of the final records that each cell to run had when the plan was made.
         tuning: key of a tuned cell to how its learning rate was chosen.
         waiting: configurations whose final cells are planned once their tuning trials have run.
+        predict: what is expected of a cell.
+        not_run: cells that a time budget is not expected to hold; a run decides by the clock.
     """
 
     sweep: LoadedSweep
     cells: list[Cell]
+    predict: Predictor
     run: list[Cell] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
     stale: list[Cell] = field(default_factory=list)
@@ -52,6 +58,7 @@ class Plan:
     known: dict[str, frozenset[str]] = field(default_factory=dict)
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
     waiting: int = 0
+    not_run: list[NotRun] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
@@ -64,12 +71,17 @@ class Plan:
 
         return {
             "cells": len(self.cells),
-            "run": named(self.run),
+            "run": [{**one, **self.predict(c).as_json()} for one, c in zip(named(self.run), self.run, strict=True)],
+            "not_run": [
+                {"cell": {"key": n.cell.key, "label": n.cell.label}, "kind": n.kind, "why": n.reason}
+                for n in self.not_run
+            ],
             "done": named(self.done),
             "stale": named(self.stale),
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
             "waiting_for_tuning": self.waiting,
+            "predicted": total(self.predict(cell) for cell in self.run),
         }
 
 
@@ -210,14 +222,19 @@ class Resolver:
             "task": axes.tasks,
             "hardware": axes.hardware,
         }
-        for index, rule in enumerate(self.sweep.spec.exclude):
+        spec = self.sweep.spec
+        rules: list[tuple[str, int, Rule]] = [
+            *(("exclude", i, r) for i, r in enumerate(spec.exclude)),
+            *(("priority", i, r) for i, r in enumerate(spec.priority)),
+        ]
+        for part, index, rule in rules:
             for key, values in points.items():
                 pattern = getattr(rule, key)
                 names = {p.name for p in values} | {p.label for p in values}
                 if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
                     raise UserError(
                         f"the pattern {pattern!r} matches no {key} of this sweep",
-                        where=self.sweep.where("exclude", index, key),
+                        where=self.sweep.where(part, index, key),
                         fix=did_you_mean(pattern, names),
                     )
 
@@ -232,11 +249,6 @@ MODEL_KIND = {
     "sequence-classification": "sequence-classification",
 }
 """What a model must be for a task of each kind."""
-
-
-def device_of(cell: Cell) -> str:
-    """``cpu`` or ``cuda``: where a cell runs. ``any`` was resolved when the cell was made."""
-    return str(cell.hardware.identity["device"])
 
 
 def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
@@ -273,6 +285,8 @@ def make(
     fingerprint: str,
     only: str | None = None,
     rerun: Sequence[str] = (),
+    hours: float | None = None,
+    slots: int = 1,
 ) -> Plan:
     """Sort the cells of ``sweep``.
 
@@ -281,6 +295,8 @@ def make(
         fingerprint: digest of the present environment (:func:`harness.provenance.fingerprint`).
         only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
         rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
+        hours: time budget; what it is not expected to hold stands in ``not_run``.
+        slots: cells at once, for that expectation.
 
     Raises:
         UserError: a name in the sweep that is not known; ``only`` matches nothing.
@@ -290,10 +306,11 @@ def make(
     matrix = resolver.matrix(profiles)
     entries = store.entries() if store is not None else {}
     present = short_fingerprint(fingerprint)
-    reasons = _memoised(profiles, machine, workspace.cache)
+    predict = Predictor(profiles, machine)
+    reasons = _memoised(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     cells = select(wanted.cells, only)
-    plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting)
+    plan = Plan(sweep=sweep, cells=cells, predict=predict, tuning=wanted.tuning, waiting=wanted.waiting)
     for cell in cells:
         known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
         if cell.key in matrix.excluded:
@@ -314,6 +331,16 @@ def make(
         else:
             plan.run.append(cell)
             plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
+    if store is not None:
+        predict.learn(store, cells, entries)
+    rules, seeds = sweep.spec.priority, sweep.spec.seeds
+    if hours is None:
+        plan.run = in_order(plan.run, rules, seeds=seeds)
+    else:
+        ranked = in_order(plan.run, rules, seeds=seeds, predicted=predict)
+        plan.run, over = fitting(ranked, predict, seconds=hours * 3600, slots=slots)
+        why = f"not expected within {hours:g} h on {slots} at once"
+        plan.not_run = [NotRun(cell, "budget", why) for cell in over]
     return plan
 
 
@@ -379,7 +406,7 @@ def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rer
 
 
 def _memoised(
-    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path, predict: Predictor
 ) -> Callable[[Cell], tuple[str | None, str | None]]:
     """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
     seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
@@ -393,7 +420,8 @@ def _memoised(
         key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
         if key not in seen:
             elsewhere, device = place(cell.hardware.name)
-            seen[key] = (elsewhere, None if elsewhere else unsupported_reason(cell, device, cache))
+            why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
+            seen[key] = (elsewhere, why)
         return seen[key]
 
     return reasons

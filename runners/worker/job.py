@@ -15,6 +15,8 @@ RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
 LOG_FILE = "worker.log"
 JOB_FILE = "job.json"
+QUEUED_FILE = "queued.json"
+"""Beside a job that a queueing system has: it outlives the process that handed it over."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Job:
         side_environment: name of the environment that the cell's quantizer needs, "" for ours.
         python: that environment's interpreter.
         tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
+        out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
+            accumulation, stage and reason; this attempt halves the batch as many times.
+        beat_s: seconds between two signs of life.
+        owner: which process scheduled it (:func:`runners.leftovers.owner`).
+        results: the store its record is for.
         only_build: make the cell's built-in model and end, without running the cell.
     """
 
@@ -64,6 +71,10 @@ class Job:
     side_environment: str = ""
     python: str = ""
     tuning: dict[str, Any] = field(default_factory=dict)
+    out_of_memory: tuple[dict[str, Any], ...] = ()
+    beat_s: float = 5.0
+    owner: tuple[str, int, float] | None = None
+    results: str = ""
     only_build: bool = False
 
     @property
@@ -82,8 +93,9 @@ class Job:
     def read(cls, path: Path) -> Job:
         """Read a job file."""
         data = json.loads(path.read_text())
-        for name in ("gpus", "cores", "workspaces"):
+        for name in ("gpus", "cores", "workspaces", "out_of_memory"):
             data[name] = tuple(data[name])
+        data["owner"] = tuple(data["owner"]) if data["owner"] else None
         return cls(**data)
 
 
