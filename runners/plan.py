@@ -40,7 +40,7 @@ class Plan:
         stale: cells whose only final record was made in another environment (left alone unless asked).
         elsewhere: cells for hardware that this machine is not, with the reason.
         unsupported: cells that cannot run, with the true reason.
-        known: ids of the final records that each cell to run had when the plan was made.
+        known: ids of the final records that a cell to run had when the plan was made; cells without any are left out.
         tuning: key of a tuned cell to how its learning rate was chosen.
         waiting: configurations whose final cells are planned once their tuning trials have run.
         predict: what is expected of a cell.
@@ -93,6 +93,7 @@ class Resolver:
         self.machine = machine
         self.workspace = workspace
         self._tasks: dict[str, Task] = {}
+        self._digests: dict[str, str] = {}
 
     def task(self, name: str, where: str = "") -> Task:
         """The task called ``name``."""
@@ -102,7 +103,9 @@ class Resolver:
 
     def task_digest(self, name: str) -> str:
         """Digest of the task's definition and data."""
-        return task_digest(self.task(name), data_root=self.workspace.data_root)
+        if name not in self._digests:
+            self._digests[name] = task_digest(self.task(name), data_root=self.workspace.data_root)
+        return self._digests[name]
 
     def model_point(self, spec: ModelSpec, where: str) -> Point:
         """Identity of a model: origin, revision, dtype, attention."""
@@ -312,7 +315,8 @@ def make(
     cells = select(wanted.cells, only)
     plan = Plan(sweep=sweep, cells=cells, predict=predict, tuning=wanted.tuning, waiting=wanted.waiting)
     for cell in cells:
-        known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
+        held = entries.get(cell.key, ())
+        known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"] if held else []
         if cell.key in matrix.excluded:
             plan.unsupported.append((cell, f"excluded by the sweep: {matrix.excluded[cell.key]}"))
             continue
@@ -326,11 +330,12 @@ def make(
             plan.elsewhere.append((cell, elsewhere))
         elif why is not None:
             plan.unsupported.append((cell, why))
-        elif store is not None and _refused_by_worker(store, entries.get(cell.key, ()), present, rerun):
+        elif store is not None and held and _refused_by_worker(store, held, present, rerun):
             plan.done.append(cell)
         else:
             plan.run.append(cell)
-            plan.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
+            if held:
+                plan.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
     if store is not None:
         predict.learn(store, cells, entries)
     rules, seeds = sweep.spec.priority, sweep.spec.seeds

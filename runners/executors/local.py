@@ -6,9 +6,12 @@ first job, so a run that has nothing to do imports nothing.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Sequence
+import sys
+import types
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -40,6 +43,17 @@ def leases(*, device: str, threads: int, workers: int | None, uuids: tuple[str, 
 def _run(job_file: str, channel: connection.Connection, work: str) -> None:
     """In the forked process; what is imported there is free because the template has it."""
     entry(job_file, channel, work)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program's main module, which ``multiprocessing`` would otherwise run again in every worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class LocalExecutor:
@@ -74,7 +88,8 @@ class LocalExecutor:
             process = self._context.Process(
                 target=_run, args=(job_file, theirs, self._work), name=f"cell-{job.label}", daemon=True
             )
-            process.start()
+            with _without_main():
+                process.start()
         theirs.close()
         self._running[process.sentinel] = (job, process, ours)
 

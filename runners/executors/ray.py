@@ -229,11 +229,16 @@ class RayExecutor:
         self.neighbours = max(0, min(len(self.leases), max(places, default=1)) - 1)
         self._ray = ray
         self._nodes = nodes
-        self._options: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(device == "cuda")}
+        # retries are the scheduler's: each attempt leaves a record
+        self._options: dict[str, Any] = {
+            "num_cpus": threads,
+            "num_gpus": int(device == "cuda"),
+            "max_retries": 0,
+            "num_returns": "streaming",
+        }
         self._bundle = ray.put(bundle_of(roots))
         self._work, self._preload = work, tuple(preload)
-        # retries are the scheduler's: each attempt leaves a record
-        self._task = ray.remote(run_on_node).options(max_retries=0, num_returns="streaming")
+        self._task = ray.remote(run_on_node)
         self._running: dict[Any, Job] = {}
 
     def start(self, job: Job) -> None:

@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet  # noqa: F401 - imported once, by the template of the workers
+import pandas  # noqa: F401 - imported once, by the template of the workers; pyarrow asks for it
+import pyarrow.parquet  # noqa: F401 - likewise
 import yaml
 
 from harness import hardware, provenance, spec

@@ -40,7 +40,7 @@ SelectTypeParameters=CR_CPU
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 KillWait=2
 AccountingStorageType=accounting_storage/none
@@ -97,7 +97,8 @@ def cluster(folder: Path, *, cpus: int = 2) -> Iterator[Path]:
     daemons = []
     try:
         for command in commands:
-            daemons.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            with (folder / f"{command[0]}.out.log").open("wb") as log:
+                daemons.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log))
             time.sleep(0.5)
         _wait_for_idle(environ, folder)
         yield conf

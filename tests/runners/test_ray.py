@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -28,15 +30,24 @@ def wait_until(condition: Any, what: str, timeout_s: float = 300.0) -> None:
         time.sleep(0.1)
 
 
+def ports() -> dict[str, int]:
+    """Free ports for a node's agents. A raylet that must choose them itself gives up when they are slow to tell."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+
+
 def started() -> tuple[Any, list[Any]]:
-    """A head that runs nothing, and two nodes of two CPUs: raylets and workers are processes of their own."""
+    """Three nodes of one CPU: raylets and workers are processes of their own."""
     from ray.cluster_utils import Cluster
 
-    memory = 80 * 2**20
-    head = {"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    common = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**common, **ports(), "include_dashboard": False})
     try:
-        return cluster, [cluster.add_node(num_cpus=2, object_store_memory=memory) for _ in range(2)]
+        return cluster, [cluster.add_node(**common, **ports()) for _ in range(2)]
     except Exception:  # Ray gives a node 30 s to come up, which a busy machine may exceed
         cluster.shutdown()
         raise
@@ -48,13 +59,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("CHEAP_GATE", str(tmp_path))
-    for left in reversed(range(4)):
+    for left in reversed(range(3)):
         try:
             cluster, nodes = started()
             break
         except Exception as error:
             if not left:
-                pytest.skip(f"no Ray cluster came up on this machine in four attempts: {error}")
+                pytest.skip(f"no Ray cluster came up on this machine in three attempts: {error}")
     yield cluster, nodes
     ray.shutdown()
     cluster.shutdown()
@@ -63,20 +74,20 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_node_that_dies_in_the_middle_loses_no_cell_and_repeats_none(cluster: Any, tmp_path: Path) -> None:
     running, (_, doomed) = cluster
     nodes = on_ray.connect(running.address)
-    assert [node.cpus for node in nodes] == [2, 2]
+    assert [node.cpus for node in nodes] == [1, 1, 1]
     executor = on_ray.RayExecutor(
         nodes, device="cpu", threads=1, workers=None, work=cheap.WORK, preload=("tests.runners.cheap",)
     )
-    assert len(executor.leases) == 4
+    assert len(executor.leases) == 3
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", [f"waits-{i}" for i in range(4)] + ["ok", "fails"], seeds=2)
     scheduler = cheap.scheduler(sweep, tmp_path, executor=executor)
 
     def kill_one() -> None:
-        wait_until(lambda: len(list(tmp_path.glob("*.1"))) == 4, "the start of four cells")
+        wait_until(lambda: len(list(tmp_path.glob("*.1"))) == 3, "the start of three cells")
         running.remove_node(doomed, allow_graceful=False)
         (tmp_path / "go").touch()
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     outcomes = scheduler.run()
     killer.join()
@@ -88,7 +99,7 @@ def test_a_node_that_dies_in_the_middle_loses_no_cell_and_repeats_none(cluster: 
     final = [n for (_, status), n in ends.items() if status in ("ok", "error")]
     assert final == [1] * 12, "every cell ends once"
     lost = [r for r in records if r.outcome.status == "lost"]
-    assert len(lost) == 2, "both cells of the dead node"
+    assert len(lost) == 1, "the cell of the dead node"
     assert all("node was lost" in r.outcome.reason for r in lost)
     assert {r.attempt for r in records if r.key in {one.key for one in lost}} == {1, 2}
     ok = next(r for r in records if r.outcome.status == "ok")
