@@ -73,11 +73,16 @@ def environment(further: Sequence[str] = ()) -> dict[str, Any]:
             "physical_cores": psutil.cpu_count(logical=False),
         },
         "memory_bytes": min([psutil.virtual_memory().total, *cgroup_limits()]),
-        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "host": host(),
         "gpus": [asdict(gpu) for gpu in gpus],
         "gpus_missing": why,
         "gpus_missing_detail": detail,
     }
+
+
+def host() -> str:
+    """This machine's name as a digest."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12]
 
 
 def fingerprint(environment: Mapping[str, Any]) -> str:

@@ -172,6 +172,10 @@ class Training(Spec):
 
     ``learning_rate`` is that of *full* fine-tuning; a method trains at this times its declared factor unless
     the sweep gives the method a learning rate of its own.
+
+    ``on_oom: halve_batch`` lets a cell that runs out of memory in training start anew with half the batch and twice
+    the accumulation, so that a step sees the same items; its record says what was asked and what was used, and its
+    row is marked. Without it the cell ends as ``oom``.
     """
 
     steps: int = Field(gt=0)
@@ -186,11 +190,13 @@ class Training(Spec):
     max_length: int = Field(default=512, gt=0, description="tokens; longer examples are counted and cut")
     gradient_checkpointing: bool = False
     target: Target | None = None
+    on_oom: Literal["record", "halve_batch"] = "record"
 
     def identity(self) -> dict[str, Any]:
-        """What of the budget all methods share is part of a cell; a target only if there is one."""
-        own = {"learning_rate", "steps"}  # of the method
-        return self.model_dump(mode="json", exclude=own if self.target else {*own, "target"})
+        """What of the budget all methods share is part of a cell; what came later only if it is used."""
+        content = self.model_dump(mode="json", exclude={"learning_rate", "steps"})  # those are of the method
+        later = {"target", "on_oom"}
+        return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 
 
 class LmEvalUse(Spec):
@@ -270,12 +276,25 @@ class Probes(Spec):
 
 
 class Limits(Spec):
-    """What keeps a sweep in bounds. Nothing in here but ``threads`` can change a number."""
+    """What keeps a sweep in bounds. Nothing in here but ``threads`` can change a number.
+
+    Attributes:
+        retries: further attempts at a cell that was lost or met an error of a passing kind
+            (:mod:`runners.worker.transient`); never after running out of memory, diverging or a failed guard.
+        lost_after_s: a worker that gave no sign of life for so long is killed, and its cell is ``lost``.
+        min_free_disk_gib: a cell waits while the cache or the results have less; with nothing running that could free
+            it, the cell is not run.
+        trials_per_device: tuning trials, whose time and energy nobody reads, that may share a device. A measured
+            cell never shares one.
+    """
 
     timeout_s: float = Field(default=3600.0, gt=0)
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker; part of the cell")
     workers: int | None = Field(default=None, gt=0, description="cells at once; None: one per device")
     retries: int = Field(default=0, ge=0)
+    lost_after_s: float = Field(default=120.0, gt=0)
+    min_free_disk_gib: float = Field(default=1.0, ge=0)
+    trials_per_device: int = Field(default=1, gt=0)
 
 
 class Accounting(Spec):
@@ -360,6 +379,12 @@ class Exclusion(Rule):
     why: str = Field(min_length=3)
 
 
+class Priority(Rule):
+    """How early the matching cells run: the highest value first, 0 where no rule matches."""
+
+    value: int
+
+
 class Inclusion(Spec):
     """One further cell outside the product of the axes."""
 
@@ -397,6 +422,7 @@ class SweepSpec(Spec):
     limits: Limits = Limits()
     accounting: Accounting = Accounting()
     tune: Tune | None = None
+    priority: tuple[Priority, ...] = ()
     exclude: tuple[Exclusion, ...] = ()
     include: tuple[Inclusion, ...] = ()
     board: str = "default"

@@ -407,6 +407,7 @@ MARK_WORDS = {
     "throttled": "the device was throttled",
     "shared": "somebody else used the device",
     "simulated": "energy and device state come from a simulated device",
+    "halved": "trained in smaller batches than asked for, with more accumulation, because memory ran out",
     "outdated": "a newer version of its task or of the protocol has been run",
 }
 """Why a row is shown and not ranked, in words."""

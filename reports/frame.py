@@ -71,12 +71,15 @@ def _gpu_words(gpu: Mapping[str, Any]) -> str:
 
 
 def marks(record: Record) -> tuple[str, ...]:
-    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``.
+    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``,
+    ``halved``.
 
-    ``imported`` and ``simulated`` stand in the environment of a record; the other two come from what the
-    meters saw in any stage.
+    ``imported`` and ``simulated`` stand in the environment of a record; ``throttled`` and ``shared`` come from what the
+    meters saw in any stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
     """
     found = {name for name in ("imported", "simulated") if record.environment.get(name)}
+    if (record.environment.get("facts") or {}).get("batch", {}).get("out_of_memory"):
+        found.add("halved")
     for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
         if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
             found.add("shared")

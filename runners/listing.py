@@ -18,9 +18,11 @@ from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Reading, Record
 from harness.spec import LoadedSweep
 from harness.store import Store, current
-from runners import environments
+from runners import environments, guards
 from runners import plan as planning
 from runners.plan import Plan
+from runners.predict import Prediction, total
+from runners.progress import clock
 from runners.workspace import Workspace
 from tasks.task import find_tasks, load_task
 
@@ -192,6 +194,11 @@ def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
         "cells": len(keys),
         "counts": dict(sorted(counts.items())),
         "failures": failures,
+        "not_run": [
+            {"cell": one["label"], "kind": one["kind"], "why": one["reason"]}
+            for key, one in guards.kept(workspace.results, loaded.spec.name).items()
+            if key not in latest and key in keys
+        ],
         "damaged": [{"path": d.path, "why": d.reason} for d in damaged],
     }
 
@@ -242,8 +249,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         + ", ".join(f"{n} {name}" for name, n in counts.items() if n),
         highlight=False,
     )
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     for cell in plan.run[:200]:
-        console.print(f"  run          {cell.label}  {cell.key}", highlight=False, soft_wrap=True)
+        console.print(f"  run          {cell.label}  {cell.key}{_expected(plan.predict(cell))}", **plain)
     if len(plan.run) > 200:
         console.print(f"  ... and {len(plan.run) - 200} more to run (all of them: --json)")
     for name, reasons in (("elsewhere", plan.elsewhere), ("unsupported", plan.unsupported)):
@@ -253,6 +261,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         for why, labels in by_reason.items():
             shown = labels[0] if len(labels) == 1 else f"{len(labels)} cells, for example {labels[0]}"
             console.print(f"  {name:<12} {shown}: {why}", highlight=False, soft_wrap=True, markup=False)
+    expected = total(plan.predict(cell) for cell in plan.run)
+    if plan.run:
+        console.print(f"  predicted: {predicted_words(expected)}", highlight=False)
+    by_why = Counter(one.reason for one in plan.not_run)
+    for why, n in by_why.items():
+        console.print(f"  not run      {n} cells: {why}", highlight=False)
     if plan.waiting:
         console.print(
             f"  {plan.waiting} configurations are being tuned: their final cells are planned once the trials have run.",
@@ -266,6 +280,19 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print("  Stale cells were run in another environment; run them again with --rerun stale.")
 
 
+def predicted_words(expected: dict[str, Any]) -> str:
+    """The total of a plan's predictions: seconds one after the other, the highest peak, and what is not known."""
+    peak = f", at most {expected['peak_bytes'] / 2**30:.2f} GiB" if expected["peak_bytes"] is not None else ""
+    unknown = f"; nothing is known of {expected['cells_without']} cells" if expected["cells_without"] else ""
+    return f"{clock(expected['seconds'])} one after the other{peak}{unknown}"
+
+
+def _expected(prediction: Prediction) -> str:
+    if prediction.seconds is None or prediction.peak_bytes is None:
+        return ""
+    return f"  ~{prediction.seconds:.0f} s, {prediction.peak_bytes / 2**30:.2f} GiB"
+
+
 def print_status(stands: dict[str, Any], console: Console) -> None:
     """Counts, then failures by reason."""
     counts = ", ".join(f"{n} {name}" for name, n in stands["counts"].items())
@@ -273,6 +300,8 @@ def print_status(stands: dict[str, Any], console: Console) -> None:
     for failure in stands["failures"]:
         line = f"  {failure['status']:<12} {failure['cell']}  [{failure['stage']}] {failure['why']}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for (kind, why), n in Counter((one["kind"], one["why"]) for one in stands["not_run"]).items():
+        console.print(f"  not_run      {n} cells  [{kind}] {why}", highlight=False, soft_wrap=True, markup=False)
     for damage in stands["damaged"]:
         console.print(f"  damaged      {damage['path']}: {damage['why']}", soft_wrap=True, markup=False)
 

@@ -21,7 +21,10 @@ from harness.record import FINAL_STATUSES, PROTOCOL
 from harness.spec import Evaluation, LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
+from runners.budget import fitting, in_order
+from runners.guards import NotRun
 from runners.ingredients import Combined, Told, combined, kept
+from runners.predict import Predictor, total
 from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
@@ -39,17 +42,20 @@ class Plan:
         stale: cells whose only final record was made in another environment (left alone unless asked).
         elsewhere: cells for hardware that this machine is not, with the reason.
         unsupported: cells that cannot run, with the true reason.
-        known: ids of the final records that each cell to run had when the plan was made.
+        known: ids of the final records that a cell to run had when the plan was made; cells without any are left out.
         ingredients: key of a cell to run that combines others to the cells it combines.
         keep: keys of the cells whose result is kept for such a cell.
         tuning: key of a tuned cell to how its learning rate was chosen.
         waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
             combine others which have to run first.
         unpinned: task to the Hub data sets it would read here without a commit, and why.
+        predict: what is expected of a cell.
+        not_run: cells that a time budget is not expected to hold; a run decides by the clock.
     """
 
     sweep: LoadedSweep
     cells: list[Cell]
+    predict: Predictor
     run: list[Cell] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
     stale: list[Cell] = field(default_factory=list)
@@ -61,11 +67,13 @@ class Plan:
     keep: set[str] = field(default_factory=set)
     waiting: int = 0
     unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
+    not_run: list[NotRun] = field(default_factory=list)
 
     def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
         """Sort a cell among those to run, with the final records that it has by now."""
         self.run.append(cell)
-        self.known[cell.key] = frozenset(e.id for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES)
+        if held := entries.get(cell.key):
+            self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
 
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
@@ -78,13 +86,18 @@ class Plan:
 
         return {
             "cells": len(self.cells),
-            "run": named(self.run),
+            "run": [{**one, **self.predict(c).as_json()} for one, c in zip(named(self.run), self.run, strict=True)],
+            "not_run": [
+                {"cell": {"key": n.cell.key, "label": n.cell.label}, "kind": n.kind, "why": n.reason}
+                for n in self.not_run
+            ],
             "done": named(self.done),
             "stale": named(self.stale),
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
             "waiting_for_tuning": self.waiting,
             "unpinned": self.unpinned,
+            "predicted": total(self.predict(cell) for cell in self.run),
         }
 
 
@@ -96,6 +109,7 @@ class Resolver:
         self.machine = machine
         self.workspace = workspace
         self._tasks: dict[str, Task] = {}
+        self._digests: dict[str, str] = {}
 
     def task(self, name: str, where: str = "") -> Task:
         """The task called ``name``."""
@@ -105,7 +119,9 @@ class Resolver:
 
     def task_digest(self, name: str) -> str:
         """Digest of the task's definition and data."""
-        return task_digest(self.task(name), data_root=self.workspace.data_root)
+        if name not in self._digests:
+            self._digests[name] = task_digest(self.task(name), data_root=self.workspace.data_root)
+        return self._digests[name]
 
     def model_point(self, spec: ModelSpec, where: str) -> Point:
         """Identity of a model: origin, revision, dtype, attention."""
@@ -244,14 +260,19 @@ class Resolver:
             "task": axes.tasks,
             "hardware": axes.hardware,
         }
-        for index, rule in enumerate(self.sweep.spec.exclude):
+        spec = self.sweep.spec
+        rules: list[tuple[str, int, Rule]] = [
+            *(("exclude", i, r) for i, r in enumerate(spec.exclude)),
+            *(("priority", i, r) for i, r in enumerate(spec.priority)),
+        ]
+        for part, index, rule in rules:
             for key, values in points.items():
                 pattern = getattr(rule, key)
                 names = {p.name for p in values} | {p.label for p in values}
                 if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
                     raise UserError(
                         f"the pattern {pattern!r} matches no {key} of this sweep",
-                        where=self.sweep.where("exclude", index, key),
+                        where=self.sweep.where(part, index, key),
                         fix=did_you_mean(pattern, names),
                     )
 
@@ -267,11 +288,6 @@ MODEL_KIND = {
     "sequence-classification": "sequence-classification",
 }
 """What a model must be for a task of each kind."""
-
-
-def device_of(cell: Cell) -> str:
-    """``cpu`` or ``cuda``: where a cell runs. ``any`` was resolved when the cell was made."""
-    return str(cell.hardware.identity["device"])
 
 
 def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
@@ -315,6 +331,8 @@ def make(
     outside: Mapping[str, str] | None = None,
     only: str | None = None,
     rerun: Sequence[str] = (),
+    hours: float | None = None,
+    slots: int = 1,
 ) -> Plan:
     """Sort the cells of ``sweep``.
 
@@ -324,6 +342,8 @@ def make(
         outside: the same of each side environment, by name (:func:`runners.environments.fingerprints`).
         only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
         rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
+        hours: time budget; what it is not expected to hold stands in ``not_run``.
+        slots: cells at once, for that expectation.
 
     Raises:
         UserError: a name in the sweep that is not known; ``only`` matches nothing.
@@ -334,13 +354,22 @@ def make(
     entries = store.entries() if store is not None else {}
     here = short_fingerprint(fingerprint)
     there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
-    reasons = _memoised(profiles, machine, workspace.cache)
+    predict = Predictor(profiles, machine)
+    reasons = _memoised(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
     cells = select(parts.cells, only)
-    plan = Plan(sweep=sweep, cells=cells, tuning=wanted.tuning, waiting=wanted.waiting, unpinned=resolver.unpinned())
+    plan = Plan(
+        sweep=sweep,
+        cells=cells,
+        predict=predict,
+        tuning=wanted.tuning,
+        waiting=wanted.waiting,
+        unpinned=resolver.unpinned(),
+    )
     for cell in cells:
-        known = [e for e in entries.get(cell.key, ()) if e.status in FINAL_STATUSES and e.status != "unsupported"]
+        held = entries.get(cell.key, ())
+        known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"] if held else []
         if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:
             plan.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
             continue
@@ -355,11 +384,21 @@ def make(
             plan.elsewhere.append((cell, elsewhere))
         elif why is not None:
             plan.unsupported.append((cell, why))
-        elif store is not None and _refused_by_worker(store, entries.get(cell.key, ()), present, rerun):
+        elif store is not None and held and _refused_by_worker(store, held, present, rerun):
             plan.done.append(cell)
         else:
             plan.to_run(cell, entries)
     _combining(plan, parts, entries, workspace.cache)
+    if store is not None:
+        predict.learn(store, cells, entries)
+    rules, seeds = sweep.spec.priority, sweep.spec.seeds
+    if hours is None:
+        plan.run = in_order(plan.run, rules, seeds=seeds)
+    else:
+        ranked = in_order(plan.run, rules, seeds=seeds, predicted=predict)
+        plan.run, over = fitting(ranked, predict, seconds=hours * 3600, slots=slots)
+        why = f"not expected within {hours:g} h on {slots} at once"
+        plan.not_run = [NotRun(cell, "budget", why) for cell in over]
     return plan
 
 
@@ -457,7 +496,7 @@ def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rer
 
 
 def _memoised(
-    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path, predict: Predictor
 ) -> Callable[[Cell], tuple[str | None, str | None]]:
     """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
     seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
@@ -471,7 +510,8 @@ def _memoised(
         key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
         if key not in seen:
             elsewhere, device = place(cell.hardware.name)
-            seen[key] = (elsewhere, None if elsewhere else unsupported_reason(cell, device, cache))
+            why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
+            seen[key] = (elsewhere, why)
         return seen[key]
 
     return reasons

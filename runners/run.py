@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -12,10 +12,13 @@ from harness import hardware, provenance, spec
 from harness.errors import UserError
 from harness.spec import LoadedSweep
 from harness.store import Store
-from runners import environments
+from runners import environments, guards, leftovers
 from runners import plan as planning
-from runners.executors.local import LocalExecutor, leases
+from runners.budget import Budget
+from runners.guards import NotRun
+from runners.places import Choice, Place, place
 from runners.plan import Plan
+from runners.predict import device_of
 from runners.progress import Progress
 from runners.scheduler import Scheduler
 from runners.workspace import Workspace
@@ -29,11 +32,13 @@ class Summary:
 
     plan: Plan
     outcomes: Counter[str]
+    not_run: list[NotRun] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
-        """Cells that ended neither ok nor unsupported."""
-        return sum(n for status, n in self.outcomes.items() if status not in ("ok", "unsupported"))
+        """Cells that ended neither ok nor unsupported, and those the machine had no room for."""
+        ended = sum(n for status, n in self.outcomes.items() if status not in ("ok", "unsupported"))
+        return ended + sum(one.kind != "budget" for one in self.not_run)
 
 
 def load_sweep(name: str, workspace: Workspace) -> LoadedSweep:
@@ -46,20 +51,29 @@ def make_plan(
     workspace: Workspace,
     *,
     machine: hardware.Machine,
+    fingerprint: str | None = None,
     only: str | None = None,
     rerun: Sequence[str] = (),
+    hours: float | None = None,
+    slots: int = 1,
 ) -> Plan:
-    """What would happen to each cell now."""
+    """What would happen to each cell now; the arguments are those of :func:`runners.plan.make`.
+
+    Args:
+        fingerprint: None: that of this process.
+    """
     environment = provenance.environment()
     return planning.make(
         sweep,
         workspace,
         store=Store(workspace.results),
         machine=machine,
-        fingerprint=provenance.fingerprint(environment),
+        fingerprint=fingerprint or provenance.fingerprint(environment),
         outside=environments.fingerprints(environment, workspace.cache),
         only=only,
         rerun=rerun,
+        hours=hours,
+        slots=slots,
     )
 
 
@@ -70,19 +84,24 @@ def run_sweep(
     *,
     only: str | None = None,
     rerun: Sequence[str] = (),
-    workers: int | None = None,
+    choice: Choice | None = None,
+    hours: float | None = None,
 ) -> Summary:
     """Run what is to be run of ``sweep``.
 
     Args:
-        workers: overrides the sweep's ``limits.workers``.
+        choice: where it runs; None: on this machine.
+        hours: no cell starts that is predicted to end later than this many hours from now.
 
     Raises:
         KeyboardInterrupt: after running cells were stopped and recorded.
         UserError: the sweep is wrong, or the store cannot be written.
     """
-    machine = hardware.probe()
-    plan = make_plan(sweep, workspace, machine=machine, only=only, rerun=rerun)
+    if recovered := leftovers.collect(workspace.cache / "jobs", Store(workspace.results)):
+        console.print(f"{recovered} finished cells of a run that was killed are kept.")
+    where = place(choice or Choice(), workspace)
+    run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
+    plan = run.plan(only=only, rerun=rerun)
     check_data(plan, sweep, workspace)
     summary = Summary(plan, Counter())
     attempted: set[str] = set()
@@ -90,51 +109,78 @@ def run_sweep(
     while new := [cell for cell in plan.run if cell.key not in attempted]:
         attempted.update(cell.key for cell in new)
         plan.run = new
-        summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
+        run.through(plan, summary)
         if sweep.spec.tune is None and not plan.waiting:
             break
         told = {cell.key for cell, _ in plan.unsupported}
-        plan = make_plan(sweep, workspace, machine=machine, only=only)
+        plan = run.plan(only=only)
         plan.unsupported = [(cell, why) for cell, why in plan.unsupported if cell.key not in told]
     else:
         # nothing is left to launch, but what cannot run is still to be written down
         if not attempted or plan.unsupported:
             plan.run = []
-            summary.outcomes.update(_run_plan(plan, workspace, console, machine, workers=workers))
+            run.through(plan, summary)
+    guards.keep(workspace.results, sweep.spec.name, summary.not_run)
     return summary
 
 
-def _run_plan(
-    plan: Plan, workspace: Workspace, console: Console, machine: hardware.Machine, *, workers: int | None
-) -> Counter[str]:
-    """Run one plan's cells on this machine."""
-    sweep = plan.sweep
-    store = Store(workspace.results)
-    devices = {planning.device_of(cell) for cell in plan.run}
-    if len(devices) > 1:
-        raise UserError(
-            "this sweep holds cells for the CPU and for the GPU of this machine at once",
-            where=str(sweep.path),
-            fix="Run them one after the other: --only '*.cpu.*', then the rest.",
+@dataclass
+class _Run:
+    """What the plans of one run share."""
+
+    sweep: LoadedSweep
+    workspace: Workspace
+    console: Console
+    place: Place
+    budget: Budget | None
+
+    def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
+        """What is to be run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
+        hours = self.budget.seconds / 3600 if self.budget else None
+        plan = make_plan(
+            self.sweep,
+            self.workspace,
+            machine=self.place.machine,
+            fingerprint=self.place.fingerprint,
+            only=only,
+            rerun=rerun,
+            hours=hours,
         )
-    device = devices.pop() if devices else "cpu"
-    limits = sweep.spec.limits
-    shares = leases(
-        device=device,
-        threads=limits.threads,
-        workers=workers or limits.workers,
-        uuids=tuple(gpu.uuid for gpu in machine.gpus),
-    )
-    with Progress(console, total=len(plan.run), slots=len(shares)) as view:
-        scheduler = Scheduler(
-            plan,
-            store=store,
-            workspace=workspace,
-            executor=LocalExecutor(shares),
-            device=device,
-            view=view,
-        )
-        return scheduler.run()
+        plan.run += [one.cell for one in plan.not_run]
+        plan.not_run = []
+        return plan
+
+    def through(self, plan: Plan, summary: Summary) -> None:
+        """Run one plan's cells and add to the summary what came of them."""
+        sweep = plan.sweep
+        store = Store(self.workspace.results)
+        devices = {device_of(cell) for cell in plan.run}
+        if len(devices) > 1:
+            raise UserError(
+                "this sweep holds cells for the CPU and for the GPU of this machine at once",
+                where=str(sweep.path),
+                fix="Run them one after the other: --only '*.cpu.*', then the rest.",
+            )
+        device = devices.pop() if devices else "cpu"
+        executor = self.place.executor(plan, device)
+        if executor.remote and (plan.ingredients or plan.keep):
+            raise UserError(
+                "cells that combine others read what those kept on this machine, and a cluster's nodes do not see it",
+                where=str(sweep.path),
+                fix="Run this sweep with the local executor.",
+            )
+        with Progress(self.console, total=len(plan.run), slots=len(executor.leases)) as view:
+            scheduler = Scheduler(
+                plan,
+                store=store,
+                workspace=self.workspace,
+                executor=executor,
+                device=device,
+                view=view,
+                budget=self.budget,
+            )
+            summary.outcomes.update(scheduler.run())
+            summary.not_run.extend(scheduler.not_run)
 
 
 def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:

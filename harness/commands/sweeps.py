@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,12 @@ from harness.commands.common import (
 )
 from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED
 
+Workers = Annotated[int | None, typer.Option(min=1, help="Cells at once; default: what the sweep says.")]
+Hours = Annotated[
+    float | None,
+    typer.Option(min=0, help="Time budget: the best use of it first; what does not fit is not run, with its reason."),
+]
+
 
 def run(
     sweep: SweepName,
@@ -28,24 +35,50 @@ def run(
     data_root: DataRoot = None,
     only: Only = None,
     rerun: Rerun = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; default: what the sweep says.")] = None,
+    workers: Workers = None,
+    hours: Hours = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: local, ray or slurm.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT.")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Option of sbatch as NAME=VALUE (partition=gpu). Repeatable.")
+    ] = None,
 ) -> None:
     """Run what is missing of a sweep. A second run of a finished sweep does nothing."""
+    from runners.places import Choice
     from runners.run import load_sweep, run_sweep
 
     workspace = open_workspace(results, data_root)
     loaded = load_sweep(sweep, workspace)
+    choice = Choice(executor, address, _pairs(slurm or [], "--slurm"), workers)
     try:
-        summary = run_sweep(loaded, workspace, console(), only=only, rerun=rerun or (), workers=workers)
+        summary = run_sweep(loaded, workspace, console(), only=only, rerun=rerun or (), choice=choice, hours=hours)
     except KeyboardInterrupt:
         typer.echo("Stopped. What is finished is kept; run again to continue.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items())) or "nothing to run"
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items()))
+    if summary.not_run:
+        counts += f"{', ' if counts else ''}{len(summary.not_run)} not_run"
+        for reason, n in sorted(Counter(f"{one.kind}: {one.reason}" for one in summary.not_run).items()):
+            typer.echo(f"  not_run {n} x {reason}")
+    counts = counts or "nothing to run"
     kept = len(summary.plan.done) + len(summary.plan.stale)
     typer.echo(f"{sweep}: {counts}" + (f"; {kept} already done" if kept else ""))
     typer.echo(f"Records: {workspace.results}    Leaderboard: peft-matrix board {sweep}")
     if summary.failed:
         raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` options by name."""
+    from harness.errors import UserError
+
+    pairs = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"{text!r} is not NAME=VALUE", where=option)
+        pairs[name.replace("-", "_")] = value
+    return pairs
 
 
 def plan(
@@ -54,6 +87,8 @@ def plan(
     data_root: DataRoot = None,
     only: Only = None,
     rerun: Rerun = None,
+    hours: Hours = None,
+    workers: Workers = None,
     as_json: AsJson = False,
     list_sweeps: Annotated[bool, typer.Option("--list", help="List the sweeps there are.")] = False,
 ) -> None:
@@ -66,7 +101,10 @@ def plan(
     if list_sweeps or not sweep:
         print_table(sweeps(workspace), as_json)
         return
-    made = make_plan(load_sweep(sweep, workspace), workspace, machine=hardware.probe(), only=only, rerun=rerun or ())
+    loaded = load_sweep(sweep, workspace)
+    slots = workers or loaded.spec.limits.workers or 1
+    machine = hardware.probe()
+    made = make_plan(loaded, workspace, machine=machine, only=only, rerun=rerun or (), hours=hours, slots=slots)
     if as_json:
         print_json(made.as_json())
     else:

@@ -44,6 +44,8 @@ class Declaration:
         lr_factor: learning-rate centre, as a multiple of full fine-tuning's.
         identity_at_start: whether the attached model computes the base's function before the first step.
         trains: whether there is a training stage at all.
+        trained_fraction: share of the model's parameters whose gradients and Adam states exist at once, where the
+            method alone settles it (1: all of them); None elsewhere. Cells that cannot fit are refused by it.
         in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
         combines: it needs what other cells of the sweep trained (their labels stand in its parameters); they run first.
         unverified: the declaration rests on recollection, not on the paper's text.
@@ -66,6 +68,7 @@ class Declaration:
     lr_factor: float = 1.0
     identity_at_start: bool = True
     trains: bool = True
+    trained_fraction: float | None = None
     in_place: bool = False
     needs_second_model: bool = False
     needs_search: bool = False

@@ -142,6 +142,7 @@ class Full(InPlace):
         refuses=bases.NOT_IN_PLACE,
         mergeable="exactly",
         defaults_source="nothing to set; its learning rate is the unit of every other method's lr_factor",
+        trained_fraction=1.0,
         in_place=True,
     )
 

@@ -26,19 +26,38 @@ class Message:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker process is gone. ``exit_code`` is negative for a signal; None where it is not known."""
+    """A worker process is gone.
+
+    Attributes:
+        exit_code: negative for a signal; None where it is not known.
+        why: what the executor knows about an end that was not the worker's own, such as a lost node.
+    """
 
     job: Job
     exit_code: int | None
+    why: str = ""
 
 
 class Executor(Protocol):
-    """One small interface for this machine, Ray and Slurm."""
+    """One small interface for this machine, Ray and Slurm.
+
+    Attributes:
+        leases: what may be handed out; a remote executor's are places in its cluster, which chooses the device.
+        neighbours: cells that may run beside one on its machine.
+        remote: a cluster runs the cells. A job may wait there as long as it wants to, a lost one is tried once more
+            (nodes come and go), and this machine's disk and memory say nothing about it.
+    """
 
     leases: list[Lease]
+    neighbours: int
+    remote: bool
 
     def start(self, job: Job) -> None:
         """Start a job and return at once."""
+        ...
+
+    def adopt(self, key: str) -> Job | None:
+        """The job of an earlier run that waits, runs or has just ended in the cluster; it is not started again."""
         ...
 
     def wait(self, timeout_s: float) -> list[Message | Ended]:

@@ -6,8 +6,12 @@ first job, so a run that has nothing to do imports nothing.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import sys
+import types
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -15,8 +19,9 @@ from typing import Any
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.outside import OutsideProcess
 from runners.worker.job import JOB_FILE, Job
+from runners.worker.process import WORK, entry
 
-PRELOAD = ["runners.worker.preload"]
+PRELOAD = ("runners.worker.preload",)
 KILL_GRACE_S = 5.0
 
 
@@ -35,11 +40,20 @@ def leases(*, device: str, threads: int, workers: int | None, uuids: tuple[str, 
     return [Lease(cores=tuple(cores[i * threads : (i + 1) * threads])) for i in range(count)]
 
 
-def _run(job_file: str, channel: connection.Connection) -> None:
-    """In the forked process; the import is free because the template has it."""
-    from runners.worker.main import entry
+def _run(job_file: str, channel: connection.Connection, work: str) -> None:
+    """In the forked process; what is imported there is free because the template has it."""
+    entry(job_file, channel, work)
 
-    entry(job_file, channel)
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program's main module, which ``multiprocessing`` would otherwise run again in every worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class LocalExecutor:
@@ -47,12 +61,18 @@ class LocalExecutor:
 
     Args:
         leases: what may be handed out; the scheduler gives each running job one of them.
+        work: ``module:function`` that a worker runs.
+        preload: modules that the template imports.
     """
 
-    def __init__(self, leases: list[Lease]) -> None:
+    remote = False
+
+    def __init__(self, leases: list[Lease], *, work: str = WORK, preload: Sequence[str] = PRELOAD) -> None:
         self.leases = leases
+        self.neighbours = len(leases) - 1
+        self._work = work
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+        self._context.set_forkserver_preload(list(preload))
         self._running: dict[int, tuple[Job, ForkServerProcess | OutsideProcess, connection.Connection]] = {}
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread pool starves its neighbours
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -65,10 +85,17 @@ class LocalExecutor:
         if job.python:
             process = OutsideProcess(job.python, job_file, theirs)
         else:
-            process = self._context.Process(target=_run, args=(job_file, theirs), name=f"cell-{job.label}", daemon=True)
-            process.start()
+            process = self._context.Process(
+                target=_run, args=(job_file, theirs, self._work), name=f"cell-{job.label}", daemon=True
+            )
+            with _without_main():
+                process.start()
         theirs.close()
         self._running[process.sentinel] = (job, process, ours)
+
+    def adopt(self, key: str) -> Job | None:
+        """None: these jobs end with the run that started them."""
+        return None
 
     def wait(self, timeout_s: float) -> list[Message | Ended]:
         """Messages and ends since the last call; sleeps in ``poll(2)``."""

@@ -17,6 +17,8 @@ LOG_FILE = "worker.log"
 JOB_FILE = "job.json"
 LM_EVAL_FILES = "lm-eval-*.json"
 """Results of single lm-eval tasks; a parent whose worker died keeps them."""
+QUEUED_FILE = "queued.json"
+"""Beside a job that a queueing system has: it outlives the process that handed it over."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Job:
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
         tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
+        out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
+            accumulation, stage and reason; this attempt halves the batch as many times.
+        beat_s: seconds between two signs of life.
+        owner: which process scheduled it (:func:`runners.leftovers.owner`).
+        results: the store its record is for.
         only_build: make the cell's built-in model and end, without running the cell.
     """
 
@@ -70,6 +77,10 @@ class Job:
     tuning: dict[str, Any] = field(default_factory=dict)
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()
+    out_of_memory: tuple[dict[str, Any], ...] = ()
+    beat_s: float = 5.0
+    owner: tuple[str, int, float] | None = None
+    results: str = ""
     only_build: bool = False
 
     @property
@@ -88,8 +99,9 @@ class Job:
     def read(cls, path: Path) -> Job:
         """Read a job file."""
         data = json.loads(path.read_text())
-        for name in ("gpus", "cores", "workspaces", "ingredients"):
+        for name in ("gpus", "cores", "workspaces", "out_of_memory", "ingredients"):
             data[name] = tuple(data[name])
+        data["owner"] = tuple(data["owner"]) if data["owner"] else None
         return cls(**data)
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +31,25 @@ from runners.plan import MODEL_KIND
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
+from runners.worker.process import Say
 from runners.worker.stages import load, stages_of, train
+from runners.worker.transient import transient_kind
 from tasks.task import load_task
 
 LOG_TAIL_CHARACTERS = 4000
-Say = Callable[..., None]
 
 
 class Interrupted(BaseException):
     """SIGTERM from the scheduler: end cleanly. A BaseException, so that no handler below swallows it."""
 
 
-def entry(job_file: str, channel: Connection | None) -> None:
-    """Entry point of a worker process: everything it prints goes to the job's log."""
-    job = Job.read(Path(job_file))
-    log = os.open(Path(job.folder) / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(log, "wb", 0), write_through=True)
-
-    def say(event: str, **more: Any) -> None:
-        if channel is not None:
-            channel.send({"event": event, **more})
-
-    _die_with_parent()
+def work(job: Job, say: Say) -> None:
+    """What a worker process does: build the job's model, or run its cell."""
     if job.only_build:
         prepare_process(job)
         load.model_path(build_context(job, say))
     else:
         run_job(job, say)
-
-
-def _die_with_parent() -> None:
-    """End this process when the scheduler is gone, however it ended: an orphan would run a cell a second time."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def watch() -> None:
-            wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 def run_job(job: Job, say: Say) -> Record:
@@ -107,6 +79,7 @@ def run_job(job: Job, say: Say) -> Record:
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
             **({"side_environment": job.side_environment} if job.side_environment else {}),
+            **({"transient": run.passing} if run.passing else {}),
         },
         fingerprint=provenance.fingerprint(environment),
         attempt=job.attempt,
@@ -127,6 +100,7 @@ class Run:
     ctx: Context | None = None
     panel: Panel | None = None
     spans: list[Span] = field(default_factory=list)
+    passing: str | None = None  # the kind of an error that another attempt may not meet
 
 
 def run_stages(job: Job, run: Run, say: Say) -> Outcome:
@@ -134,6 +108,8 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
     stage = "start"
     try:
         run.ctx = ctx = build_context(job, say)
+        if (batch := batch_facts(job)) is not None:
+            ctx.facts["batch"] = batch
         if job.tuning:
             ctx.facts["tuning"] = job.tuning
         ctx.panel = run.panel = panel = make_panel(job)
@@ -155,7 +131,9 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
         ctx.series.update(panel.series())
         ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})
     except BaseException as error:  # every ending is an outcome; nothing escapes without a record
-        return outcome_of(error, stage, Path(job.folder))
+        outcome = outcome_of(error, stage, Path(job.folder))
+        run.passing = transient_kind(error) if outcome.status == "error" and not outcome.check else None
+        return outcome
     return Outcome(status="ok", stage=stage)
 
 
@@ -168,6 +146,26 @@ def prepare_device(job: Job, ctx: Context) -> None:
         limit_gib = job.cell["hardware"].get("memory_limit_gib")
         if limit_gib is not None:
             ctx.facts["memory_limit"] = cap_allocator(limit_gib)
+
+
+def used_batch(job: Job) -> dict[str, int]:
+    """The micro-batch and the accumulation of this attempt: as the sweep asks, halved once per earlier attempt that
+    ran out of memory. Their product stays."""
+    asked = Training(steps=1, **job.cell["training"])
+    factor = 2 ** len(job.out_of_memory)
+    return {
+        "batch_size": asked.batch_size // factor,
+        "gradient_accumulation": asked.gradient_accumulation * factor,
+    }
+
+
+def batch_facts(job: Job) -> dict[str, Any] | None:
+    """What was asked and what was used, where the sweep lets a cell back off; None elsewhere."""
+    training = job.cell["training"]
+    if training.get("on_oom") != "halve_batch":
+        return None
+    asked = {name: training[name] for name in ("batch_size", "gradient_accumulation")}
+    return {"asked": asked, "used": used_batch(job), "out_of_memory": list(job.out_of_memory)}
 
 
 def make_panel(job: Job) -> Panel:
@@ -231,7 +229,7 @@ def build_context(job: Job, say: Say) -> Context:
     kind: Any = MODEL_KIND[task.definition.kind]
     quantization, method = cell["quantization"], cell["method"]
     base = quantization["base"] if quantization["moment"] == "before_training" else "fp"
-    training = Training(steps=method["steps"] or 1, **cell["training"])
+    training = Training(steps=method["steps"] or 1, **{**cell["training"], **used_batch(job)})
     setting = Setting(
         kind=kind,
         base=base,

@@ -7,7 +7,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
-from runners.worker.main import entry
+from runners.worker.process import entry
 
 
 def _end_with_parent() -> None:

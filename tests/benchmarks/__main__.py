@@ -137,6 +137,21 @@ def cells() -> Iterator[Figure]:
     yield "12 cells / shell loop of the bare script", shown(loops, "×"), f"aim ≤ 0.4; {os.cpu_count()} cores"
 
 
+def scheduling() -> Iterator[Figure]:
+    """What a cell costs beyond itself, and what a second worker brings."""
+    from tests.benchmarks import scheduling as bench
+
+    for name, value, unit, note in bench.figures():
+        yield name, f"{value:.3g} {unit}", note
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        nano_folder()
+        walls = [
+            wall_s([*CLI, "run", str(sweep_file(folder, 8, n)), "--results", str(folder / str(n))]) for n in (1, 2)
+        ]
+    yield "8 quickstart cells, 1 worker / 2 workers", f"{walls[0] / walls[1]:.3g} × (n=1)", f"{os.cpu_count()} cores"
+
+
 def instruments() -> Iterator[Figure]:
     """Energy against simulated truth, sampling cost, latency and memory against known quantities."""
     try:
@@ -159,6 +174,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "help": front_door,
     "plan": planning,
     "cells": cells,
+    "scheduling": scheduling,
     "instruments": instruments,
     "scoring": accuracy,
 }

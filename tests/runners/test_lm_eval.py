@@ -16,7 +16,7 @@ import yaml
 from harness.canonical import digest
 from harness.errors import CheckFailed, Unsupported, UserError
 from harness.spec import Evaluation, LmEvalUse, TaskUse
-from runners import scheduler
+from runners import endings
 from runners.worker import standard
 from runners.worker.context import Splits
 from tasks import lm_eval_tasks
@@ -216,10 +216,10 @@ def test_a_parent_keeps_the_tasks_that_a_dead_worker_had_finished(tmp_path: Path
     for arm, name, value in (("base", "letters", 0.5), ("retained", "letters", 0.25)):
         content = {"arm": arm, "task": name, "results": {name: {"acc,none": value}}}
         (tmp_path / f"lm-eval-{arm}-{name}.json").write_text(json.dumps(content))
-    found = scheduler.finished_tasks(tmp_path)["lm_eval"]
+    found = endings.finished_tasks(tmp_path)["lm_eval"]
     assert found["base"]["letters"] == {"results": {"letters": {"acc,none": 0.5}}}
     assert found["retained"]["letters"]["results"]["letters"]["acc,none"] == 0.25
-    assert scheduler.finished_tasks(tmp_path / "none") == {}
+    assert endings.finished_tasks(tmp_path / "none") == {}
 
 
 def test_what_pins_a_task(tmp_path: Path) -> None:

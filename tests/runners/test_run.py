@@ -100,7 +100,9 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
         exclude=[{"quantization": "none", "why": "only the quantized arm is wanted here"}],
     )
     made = json.loads(bench("plan", str(path), "--json").stdout)
-    assert set(made) == {"cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning"}
+    assert set(made) == {
+        *("cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning", "not_run", "predicted")
+    }
     assert made["cells"] == 2
     assert len(made["unsupported"]) == 2
     assert bench("run", str(path)).returncode == 0

@@ -1,0 +1,95 @@
+"""How large a model is, from its configuration alone: what predictions of memory and time start from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.models.skeleton import skeleton
+from harness.models.sources import local_folder, recipe, scheme_of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a transformer.
+
+    Attributes:
+        parameters: counted in the files of a local model, as published for a skeleton, else from the configuration:
+            projections, feed-forward and embeddings; norms are left out.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    vocabulary: int
+
+
+@functools.cache
+def shape_of(model_id: str, revision: str | None = None) -> Shape | None:
+    """The shape of a model whose configuration is at hand, None if that would need a download or cannot be read."""
+    config = _config(model_id, revision)
+    shape = from_config(config) if config is not None else None
+    if shape is None:
+        return None
+    folder = local_folder(model_id) if scheme_of(model_id) in ("path", "package") else None
+    if folder is not None:
+        return replace(shape, parameters=sum(map(_elements, folder.glob("*.safetensors"))))
+    if scheme_of(model_id) == "skeleton" and not skeleton(model_id).overrides:
+        return replace(shape, parameters=skeleton(model_id).parameters)
+    return shape
+
+
+def _elements(path: Path) -> int:
+    """Elements of all tensors of a safetensors file, from its header (its length in 8 bytes, then JSON)."""
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def from_config(config: Mapping[str, Any]) -> Shape | None:
+    """The shape that a transformers configuration describes; None without the usual names."""
+    if "kv_lora_rank" in config:  # latent attention has other matrices
+        return None
+    try:
+        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        vocabulary, heads = int(config.get("vocab_size") or 0), int(config["num_attention_heads"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    inner = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * hidden)
+    head = int(config.get("head_dim") or hidden // heads)
+    kv = int(config.get("num_key_value_heads") or heads)
+    attention = 2 * hidden * heads * head + 2 * hidden * kv * head
+    gated = "rms_norm_eps" in config or config.get("hidden_act") == "silu"  # the Llama family has three matrices
+    feed_forward = (3 if gated else 2) * hidden * inner
+    experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
+    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+    return Shape(layers * (attention + experts * feed_forward) + embeddings, layers, hidden, vocabulary)
+
+
+def _config(model_id: str, revision: str | None) -> Mapping[str, Any] | None:
+    scheme = scheme_of(model_id)
+    if scheme == "builtin":
+        data = recipe(model_id.partition(":")[2]).data
+        return {"vocab_size": len(data["alphabet"]) + 4, "rms_norm_eps": 1e-6, **data["config"]}
+    if scheme == "skeleton":
+        return skeleton(model_id).config
+    folder = local_folder(model_id)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            return None
+        path = Path(cached)
+    else:
+        path = folder / "config.json"
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) else None

@@ -1,0 +1,189 @@
+"""A cell that costs milliseconds: the real plan, scheduler, executor, worker process and store, without a model.
+
+What it does stands in the cell's label, so that a sweep says what shall go wrong:
+
+    ok            waits as many milliseconds as it trains steps and leaves a record
+    silent        stops itself, as a process does that hangs in a driver
+    dies          is killed by the kernel
+    breaks        meets an error of a kind that may pass; on its second attempt it does not
+    fails         meets an error that will not pass
+    needs-N       runs out of memory at a micro-batch above N
+    waits         leaves a mark in the folder CHEAP_GATE and waits until ``go`` stands there
+
+``python -m tests.runners.cheap SWEEP FOLDER [WORKERS] [slurm]`` runs a sweep of such cells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas  # noqa: F401 - imported once, by the template of the workers; pyarrow asks for it
+import pyarrow.parquet  # noqa: F401 - likewise
+import yaml
+
+from harness import hardware, provenance, spec
+from harness.record import Outcome, Record, Span
+from harness.store import Store, samples_ref, samples_to_parquet
+from runners import leftovers, plan
+from runners.budget import Budget
+from runners.executors.base import Executor, Lease
+from runners.executors.local import LocalExecutor
+from runners.scheduler import Scheduler
+from runners.worker.job import RECORD_FILE, SAMPLES_FILE, Job, write_atomically
+from runners.worker.process import Say
+from runners.workspace import Workspace
+
+MODEL = "skeleton:llama-3.2-1b?num_hidden_layers=1&hidden_size=32&intermediate_size=64&vocab_size=300"
+WORK = "tests.runners.cheap:work"
+
+
+def sweep_of(path: Path, labels: list[str], *, seeds: int = 1, **changes: Any) -> spec.LoadedSweep:
+    """A sweep with one method per label; the methods differ in their rank, so that they are cells of their own."""
+    content = {
+        "name": "cheap",
+        "models": [MODEL],
+        "methods": [{"name": "lora", "label": label, "params": {"r": i + 1}} for i, label in enumerate(labels)],
+        "tasks": [{"name": "strings-copy", "train_items": 8, "validation_items": 4, "test_items": 4}],
+        "seeds": list(range(seeds)),
+        "training": {"steps": 5, "batch_size": 8},
+        "limits": {"min_free_disk_gib": 0.0},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return spec.load(path)
+
+
+def work(job: Job, say: Say) -> None:
+    """What a worker process does instead of a cell."""
+    says = job.cell["method"]["label"]
+    say("stage", stage="train")
+    if says == "silent":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if says == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if says.startswith("waits"):
+        gate = Path(os.environ["CHEAP_GATE"])
+        (gate / f"{job.key}.{job.attempt}").touch()
+        while not (gate / "go").exists():
+            time.sleep(0.05)
+    time.sleep(job.cell["method"]["steps"] / 1000)
+    training = job.cell["training"]
+    used = training["batch_size"] // 2 ** len(job.out_of_memory)
+    outcome, more = Outcome(status="ok", stage="train"), {}
+    if says.startswith("needs-") and used > int(says.removeprefix("needs-")):
+        outcome = Outcome(status="oom", stage="train", reason=f"a batch of {used} is too much")
+    elif says == "breaks" and job.attempt == 1:
+        outcome, more = Outcome(status="error", stage="load", reason="the line is down"), {"transient": "network"}
+    elif says == "fails":
+        outcome = Outcome(status="error", stage="load", reason="ValueError: a bug")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    row = {"arm": "adapted", "task": "t", "item": job.key, "correct": True, "prediction": "a", "answer": "a"}
+    samples = samples_to_parquet([{**row, "length": 1, "cut": False}])
+    record = Record(
+        key=job.key,
+        label=job.label,
+        sweep=job.sweep,
+        cell=job.cell,
+        outcome=outcome,
+        spans=(Span(stage="train", seconds=job.cell["method"]["steps"] / 1000),),
+        samples=samples_ref(samples),
+        environment={
+            "run": uuid.uuid4().hex,  # no two runs of a cell leave the same record
+            "gpus": list(job.gpus),
+            "neighbours": job.neighbours,
+            "facts": {"batch": {"used": used, "out_of_memory": list(job.out_of_memory)}},
+            **more,
+        },
+        fingerprint=FINGERPRINT,
+        attempt=job.attempt,
+        started=now,
+        finished=now,
+    )
+    write_atomically(Path(job.folder) / SAMPLES_FILE, samples)
+    write_atomically(Path(job.folder) / RECORD_FILE, record.to_json().encode())
+
+
+FINGERPRINT = provenance.fingerprint(provenance.environment())
+
+
+class Quiet:
+    """A view that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.order: list[Job] = []
+
+    def started(self, job: Job) -> None:
+        self.order.append(job)
+
+    def message(self, job: Job, content: dict[str, object]) -> None: ...
+
+    def ended(self, record: Record) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def tick(self) -> None: ...
+
+
+def scheduler(
+    sweep: spec.LoadedSweep,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    workers: int = 1,
+    hours: float | None = None,
+) -> Scheduler:
+    """The scheduler of a sweep of cheap cells, its results and its cache in ``folder``."""
+    workspace = Workspace(roots=(), results=str(folder / "results"), data_root=None, cache=folder / "cache")
+    store = Store(workspace.results)
+    leftovers.collect(workspace.cache / "jobs", store)
+    made = plan.make(
+        sweep, workspace, store=store, machine=hardware.Machine(2, 2**34, "any"), fingerprint=FINGERPRINT, hours=hours
+    )
+    made.run += [one.cell for one in made.not_run]
+    local = LocalExecutor([Lease() for _ in range(workers)], work=WORK, preload=("tests.runners.cheap",))
+    budget = Budget.of_hours(hours) if hours is not None else None
+    return Scheduler(
+        made,
+        store=store,
+        workspace=workspace,
+        executor=executor or local,
+        device="cpu",
+        view=Quiet(),
+        budget=budget,
+    )
+
+
+def on_slurm(folder: Path, places: int) -> Executor:
+    """Slurm's executor for cheap cells."""
+    from runners.executors.slurm import SlurmExecutor
+
+    return SlurmExecutor(
+        folder / "cache",
+        {"partition": "low"},
+        places=places,
+        threads=1,
+        timeout_s=600.0,
+        results=str(folder / "results"),
+        work=WORK,
+        preload=("tests.runners.cheap",),
+    )
+
+
+def main(sweep: str, folder: str, workers: str = "1", where: str = "local") -> None:
+    executor = on_slurm(Path(folder), int(workers)) if where == "slurm" else None
+    made = scheduler(spec.load(Path(sweep)), Path(folder), workers=int(workers), executor=executor)
+    print(json.dumps(made.run()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

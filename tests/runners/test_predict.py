@@ -1,0 +1,126 @@
+"""What is expected of a cell before it runs: sizes, corrections from records, refusals; and which errors may pass."""
+
+from __future__ import annotations
+
+import errno
+import json
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import hardware
+from harness.models.shape import from_config, shape_of
+from harness.models.skeleton import presets
+from harness.store import Store
+from runners import plan
+from runners.workspace import Workspace
+from tests.runners import cheap
+from tests.runners.conftest import Bench
+
+GIB = 2**30
+
+
+def made(folder: Path, *, memory_gib: int = 16, **changes: Any) -> plan.Plan:
+    sweep = cheap.sweep_of(folder / "sweep.yaml", ["a", "b"], **changes)
+    workspace = Workspace((), str(folder / "results"), None, folder / "cache")
+    machine = hardware.Machine(2, memory_gib * GIB, "any")
+    return plan.make(sweep, workspace, store=Store(workspace.results), machine=machine, fingerprint=cheap.FINGERPRINT)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, p in presets().items() if "kv_lora_rank" not in p["config"]))
+def test_the_size_of_an_architecture_follows_from_its_configuration(name: str) -> None:
+    shape = from_config(presets()[name]["config"])
+    if shape is not None:
+        assert shape.parameters == pytest.approx(presets()[name]["parameters"], rel=0.02)
+        assert shape.parameters <= presets()[name]["parameters"] * 1.02, "a bound must not exceed the truth"
+
+
+def test_a_local_model_is_counted_in_its_files(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shape = shape_of(str(tiny_model))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert shape is not None
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_that_is_not_here_has_no_size_and_no_prediction(tmp_path: Path) -> None:
+    assert shape_of("nobody/has-this-model") is None
+    prediction = made(tmp_path, models=["nobody/has-this-model"]).predict
+    (cell, _) = made(tmp_path, models=["nobody/has-this-model"]).cells
+    assert prediction(cell).seconds is None
+    assert prediction(cell).as_json()["predicted_peak_bytes"] is None
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
+    big = {"models": ["skeleton:llama-3.1-8b"], "methods": ["none", "full"]}
+    both = made(tmp_path, memory_gib=16, **big)
+    assert [c.method.name for c, _ in both.unsupported] == ["none", "full"]
+    assert "weights and training state alone take 29.9 GiB, this machine has 16.0 GiB" in both.unsupported[0][1]
+    enough = made(tmp_path, memory_gib=40, **big)
+    assert [c.method.name for c, _ in enough.unsupported] == ["full"], "gradients and Adam's states come on top"
+    assert "119.7 GiB" in enough.unsupported[0][1]
+    half = [{"id": "skeleton:llama-3.1-8b", "dtype": "bfloat16"}]
+    assert not made(tmp_path, memory_gib=16, models=half, methods=["none"]).unsupported
+
+
+def test_records_correct_the_estimate_and_say_whose_they_are(tmp_path: Path) -> None:
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["a", "b"], training={"steps": 400})
+    before = cheap.scheduler(sweep, tmp_path)
+    first, _ = before.plan.run
+    estimate = before.plan.predict(first)
+    assert estimate.basis == "estimate from sizes"
+    before.plan.run = [first]
+    before._queue.pop()
+    assert before.run() == {"ok": 1}
+    after = cheap.scheduler(
+        cheap.sweep_of(tmp_path / "sweep.yaml", ["a", "b"], seeds=2, training={"steps": 400}), tmp_path
+    ).plan
+    by_name = {(c.method.label, c.seed): after.predict(c) for c in after.cells}
+    assert by_name["a", 0].seconds == pytest.approx(0.4)
+    assert by_name["a", 0].basis.endswith("1 records of this cell")
+    assert by_name["a", 1].seconds == pytest.approx(0.4)
+    assert by_name["a", 1].basis.endswith("1 records of its other seeds")
+    assert by_name["b", 0].basis.endswith("1 records of its method on this model")
+    assert estimate.seconds != pytest.approx(0.4)
+    listed = after.as_json()
+    assert listed["predicted"]["cells_without"] == 0
+    assert listed["predicted"]["seconds"] == pytest.approx(sum(row["predicted_s"] for row in listed["run"]), abs=0.1)
+
+
+def test_plan_prints_what_is_expected(bench: Bench) -> None:
+    shown = bench("plan", str(bench.write()), "--hours", "1").stdout
+    assert "predicted: 0:0" in shown
+    listed = json.loads(bench("plan", str(bench.write()), "--hours", "0", "--json").stdout)
+    assert [row["kind"] for row in listed["not_run"]] == ["budget", "budget"]
+    assert listed["run"] == []
+
+
+# --- errors that may pass ------------------------------------------------------------------------
+
+
+def test_only_a_closed_list_of_errors_counts_as_passing() -> None:
+    import torch
+
+    from runners.worker.transient import transient_kind
+
+    caused = ValueError("could not load")
+    caused.__cause__ = ConnectionResetError()
+    kinds = {
+        "network": [ConnectionResetError(), TimeoutError(), caused, OSError(errno.ENETUNREACH, "")],
+        "file-system": [OSError(errno.ESTALE, ""), OSError(errno.ENOSPC, "")],
+        "device-lost": [RuntimeError("CUDA error: uncorrectable ECC error encountered")],
+        "device-busy": [RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")],
+        None: [
+            ValueError("a bug"),
+            FileNotFoundError(errno.ENOENT, "no such file"),
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            PermissionError(errno.EACCES, ""),
+        ],
+    }
+    for kind, errors in kinds.items():
+        assert [transient_kind(error) for error in errors] == [kind] * len(errors)
+    assert transient_kind(urllib.error.URLError(ConnectionRefusedError())) is None, "an error hidden in an argument"

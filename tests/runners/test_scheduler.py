@@ -1,0 +1,207 @@
+"""What the scheduler does with cells that end badly, with devices that are taken, and with too little time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.matrix import Cell
+from harness.record import Record
+from harness.spec import LoadedSweep, Priority
+from runners.attempts import Attempt
+from runners.budget import Budget, fitting, in_order
+from runners.executors.base import Lease
+from runners.guards import kept, no_room
+from runners.leasing import Pool
+from runners.predict import Prediction
+from runners.scheduler import Scheduler
+from tests.runners import cheap
+from tests.runners.conftest import REPOSITORY
+
+GIB = 2**30
+
+
+def run(sweep: LoadedSweep, folder: Path, **options: object) -> tuple[Scheduler, dict[str, list[Record]]]:
+    """Run cheap cells in real processes; records by method label, in the order of their attempts."""
+    scheduler = cheap.scheduler(sweep, folder, **options)
+    scheduler.run()
+    records, damaged = scheduler.store.records()
+    assert not damaged
+    found: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.attempt):
+        found.setdefault(record.cell["method"]["label"], []).append(record)
+    return scheduler, found
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scheduler, dict[str, list[Record]]]:
+    folder = tmp_path_factory.mktemp("endings")
+    sweep = cheap.sweep_of(
+        folder / "sweep.yaml",
+        ["ok", "silent", "dies", "breaks", "fails", "needs-2", "needs-0"],
+        training={"steps": 5, "batch_size": 8, "gradient_accumulation": 3, "on_oom": "halve_batch"},
+        limits={"retries": 1, "lost_after_s": 3.0, "min_free_disk_gib": 0.0},
+    )
+    return run(sweep, folder, workers=4)
+
+
+def statuses(records: list[Record]) -> list[str]:
+    return [r.outcome.status for r in records]
+
+
+def test_only_what_may_end_otherwise_is_tried_again(endings: tuple[Scheduler, dict[str, list[Record]]]) -> None:
+    scheduler, found = endings
+    assert statuses(found["ok"]) == ["ok"]
+    assert statuses(found["breaks"]) == ["error", "ok"]
+    assert statuses(found["fails"]) == ["error"], "a bug is not tried again"
+    assert statuses(found["dies"]) == ["lost", "lost"]
+    assert [r.attempt for r in found["dies"]] == [1, 2]
+    assert "signal 9" in found["dies"][0].outcome.reason
+    assert scheduler.outcomes == {"ok": 3, "error": 1, "lost": 2, "oom": 1}
+
+
+def test_a_worker_that_falls_silent_is_killed_and_lost(endings: tuple[Scheduler, dict[str, list[Record]]]) -> None:
+    _, found = endings
+    assert statuses(found["silent"]) == ["lost", "lost"]
+    assert "no sign of life for 3 s" in found["silent"][0].outcome.reason
+    assert found["silent"][0].outcome.stage == "train"
+
+
+def test_half_the_batch_is_tried_only_where_asked_and_the_record_says_so(
+    endings: tuple[Scheduler, dict[str, list[Record]]], tmp_path: Path
+) -> None:
+    _, found = endings
+    (fits,), (never,) = found["needs-2"], found["needs-0"]
+    batch = fits.environment["facts"]["batch"]
+    assert fits.outcome.status == "ok"
+    assert batch["used"] == 2
+    assert [(m["batch_size"], m["gradient_accumulation"]) for m in batch["out_of_memory"]] == [(8, 3), (4, 6)]
+    assert never.outcome.status == "oom"
+    assert "a batch of 1 cannot be halved" in never.outcome.reason
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["needs-2"])
+    _, found = run(sweep, tmp_path)
+    assert statuses(found["needs-2"]) == ["oom"], "without being asked, memory that ran out is the result"
+    assert found["needs-2"][0].key != fits.key, "a cell that may back off is another cell"
+
+
+def test_a_method_that_accumulates_no_gradients_says_so(tmp_path: Path) -> None:
+    training = {"steps": 5, "batch_size": 8, "on_oom": "halve_batch"}
+    sweep = cheap.sweep_of(
+        tmp_path / "sweep.yaml", [], training=training, methods=[{"name": "mezo", "label": "needs-2"}]
+    )
+    _, found = run(sweep, tmp_path)
+    assert statuses(found["needs-2"]) == ["oom"]
+    assert "takes whole steps of its own" in found["needs-2"][0].outcome.reason
+
+
+def test_a_second_attempt_is_not_made_where_another_run_has_finished_the_cell(tmp_path: Path) -> None:
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
+    first, second = cheap.scheduler(sweep, tmp_path), cheap.scheduler(sweep, tmp_path)
+    second._queue = type(second._queue)((cell, Attempt(2)) for cell, _ in second._queue)
+    first.run()
+    second.run()
+    assert len(first.store.records()[0]) == 1
+
+
+# --- devices -------------------------------------------------------------------------------------
+def test_a_measured_cell_is_alone_on_its_device_and_trials_may_share_one(tmp_path: Path) -> None:
+    leases = [Lease(gpus=("GPU-a",)), Lease(gpus=("GPU-b",))]
+    pool = Pool(leases, trials_per_device=2, locks=tmp_path)
+    measured = pool.take(trial=False)
+    trials = [pool.take(trial=True) for _ in range(2)]
+    assert measured is leases[0]
+    assert trials == [leases[1], leases[1]]
+    assert pool.take(trial=True) is None
+    assert pool.take(trial=False) is None
+    pool.give(leases[1])
+    assert pool.take(trial=False) is None, "a trial is still there"
+    pool.give(leases[1])
+    assert pool.take(trial=False) is leases[1]
+
+
+def test_another_run_on_the_machine_cannot_lease_the_same_gpu(tmp_path: Path) -> None:
+    pool = Pool([Lease(gpus=("GPU-a",))], locks=tmp_path)
+    lease = pool.take(trial=False)
+    assert lease is not None
+    other = (
+        "import sys; from pathlib import Path\n"
+        "from runners.executors.base import Lease; from runners.leasing import Pool\n"
+        "print(Pool([Lease(gpus=('GPU-a',))], locks=Path(sys.argv[1])).take(trial=False))"
+    )
+
+    def asks() -> str:
+        command = [sys.executable, "-c", other, str(tmp_path)]
+        return subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=True).stdout.strip()
+
+    assert asks() == "None"
+    pool.give(lease)
+    assert "GPU-a" in asks()
+
+
+# --- order, time and room ------------------------------------------------------------------------
+def cells_of(tmp_path: Path, labels: list[str], **changes: object) -> list[Cell]:
+    return cheap.scheduler(cheap.sweep_of(tmp_path / "sweep.yaml", labels, **changes), tmp_path).plan.run
+
+
+def test_methods_take_turns_within_a_seed_so_that_drift_falls_on_all(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, ["a", "b", "c"], seeds=3)
+    assert [(c.seed, c.method.label) for c in cells] == [(s, m) for s in range(3) for m in "abc"]
+
+
+def test_under_a_budget_first_seeds_come_first_then_the_cheaper_and_priority_before_all(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, ["dear", "cheap", "wanted"], seeds=2)
+    costs = {"dear": 100.0, "cheap": 10.0, "wanted": 50.0}
+
+    def predicted(cell: Cell) -> Prediction:
+        return Prediction(seconds=costs[cell.method.label])
+
+    ranked = in_order(cells, [Priority(method="wanted", value=1)], seeds=[0, 1], predicted=predicted)
+    assert [(c.method.label, c.seed) for c in ranked] == [
+        *(("wanted", 0), ("wanted", 1), ("cheap", 0), ("dear", 0), ("cheap", 1), ("dear", 1))
+    ]
+    inside, outside = fitting(ranked, predicted, seconds=130, slots=1)
+    assert [c.method.label for c in inside] == ["wanted", "wanted", "cheap", "cheap"]
+    assert [c.method.label for c in outside] == ["dear", "dear"]
+
+
+def test_what_a_budget_does_not_hold_is_not_run_and_says_why(tmp_path: Path) -> None:
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok", "slow"], seeds=2)
+    scheduler = cheap.scheduler(sweep, tmp_path, hours=1.0)
+    slow = {c.key for c in scheduler.plan.run if c.method.label == "slow"}
+    scheduler.plan.predict = lambda cell: Prediction(seconds=7200.0 if cell.key in slow else 0.1)  # type: ignore[assignment]
+    assert scheduler.run() == {"ok": 2}
+    assert {n.cell.key for n in scheduler.not_run} == slow
+    assert {n.kind for n in scheduler.not_run} == {"budget"}
+    assert "predicted to take 7200 s" in scheduler.not_run[0].reason
+    assert Budget(0.0, 0.0).refuses(None) is not None
+
+
+def test_a_cell_waits_for_room_and_is_not_run_where_nothing_can_make_any(tmp_path: Path) -> None:
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"], limits={"min_free_disk_gib": 1e9})
+    scheduler = cheap.scheduler(sweep, tmp_path)
+    assert scheduler.run() == {}
+    assert [n.kind for n in scheduler.not_run] == ["disk"]
+    assert "1e+09 GiB are wanted" in scheduler.not_run[0].reason
+    free = {"min_free_disk_gib": 0.0, "memory_free_bytes": GIB}
+    assert no_room([tmp_path / "new"], needs_bytes=GIB - 1, **free) is None
+    assert no_room([tmp_path], needs_bytes=2 * GIB, **free) == (
+        *("memory", "2.00 GiB of memory are needed, 1.00 GiB are free"),
+    )
+
+
+def test_the_front_door_keeps_what_was_not_run(tmp_path: Path) -> None:
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
+    command = [sys.executable, "-m", "harness.cli"]
+    where = [str(sweep.path), "--results", str(tmp_path / "results")]
+    done = subprocess.run(
+        [*command, "run", *where, "--hours", "0"], cwd=REPOSITORY, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 not_run" in done.stdout
+    ((key, one),) = kept(str(tmp_path / "results"), "cheap").items()
+    assert (len(key), one["kind"]) == (16, "budget")
+    status = subprocess.run([*command, "status", *where], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    assert "[budget] the budget of 0 h is used up" in status.stdout
