@@ -11,9 +11,9 @@ from rich.console import Console
 from harness import hardware, provenance, spec
 from harness.errors import UserError
 from harness.spec import LoadedSweep
-from harness.store import Store
 from runners import plan as planning
 from runners.executors.local import LocalExecutor, leases
+from runners.fetch import go_offline
 from runners.plan import Plan
 from runners.progress import Progress
 from runners.scheduler import Scheduler
@@ -52,7 +52,7 @@ def make_plan(
     return planning.make(
         sweep,
         workspace,
-        store=Store(workspace.results),
+        store=workspace.open_store(),
         machine=machine,
         fingerprint=provenance.fingerprint(provenance.environment()),
         only=only,
@@ -78,6 +78,8 @@ def run_sweep(
         KeyboardInterrupt: after running cells were stopped and recorded.
         UserError: the sweep is wrong, or the store cannot be written.
     """
+    if workspace.fetched is not None:
+        go_offline(workspace.fetched)
     machine = hardware.probe()
     plan = make_plan(sweep, workspace, machine=machine, only=only, rerun=rerun)
     check_data(plan, sweep, workspace)
@@ -103,7 +105,7 @@ def _run_plan(
 ) -> Counter[str]:
     """Run one plan's cells on this machine."""
     sweep = plan.sweep
-    store = Store(workspace.results)
+    store = workspace.open_store()
     devices = {planning.device_of(cell) for cell in plan.run}
     if len(devices) > 1:
         raise UserError(

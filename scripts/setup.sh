@@ -15,7 +15,7 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
 
 case $what in
   demo) extras="quant,methods"; stamp_of="demo" ;;
-  test) extras="quant,methods,tuning,dev"; stamp_of="test" ;;
+  test) extras="quant,methods,tuning,query,dev"; stamp_of="test" ;;
   *) fail "unknown set-up '$what' (demo or test)" ;;
 esac
 

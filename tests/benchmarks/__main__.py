@@ -148,9 +148,17 @@ def instruments() -> Iterator[Figure]:
         yield name, f"{value} {unit}", note
 
 
+def store() -> Iterator[Figure]:
+    """100,000 records of the demo's size through the index; records that eight processes append at once."""
+    from tests.benchmarks import records
+
+    yield from records.figures()
+
+
 GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "help": front_door,
     "plan": planning,
+    "store": store,
     "cells": cells,
     "instruments": instruments,
 }

@@ -1,0 +1,86 @@
+"""What decides with what a record may be compared: its machine, its conditions, its configuration, its marks.
+
+A *configuration* is everything of a cell but its seed and its labels. *Conditions* are what must be equal before two
+rows may be ranked against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.canonical import digest
+from harness.record import Record
+
+AXES = ("model", "method", "quantization", "task", "hardware")
+
+
+def part(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One axis of a cell; ``{}`` where it has none."""
+    found = cell.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def machine(record: Record) -> dict[str, Any]:
+    """The machine as far as it changes time, memory or energy; ``{}`` where the record does not say.
+
+    The host's name is not in it: two hosts with the same processor and accelerators count as one machine.
+    """
+    cpu = record.environment.get("cpu")
+    if not isinstance(cpu, Mapping):
+        return {}
+    out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
+    if part(record.cell, "hardware").get("device") != "cpu":
+        gpus = record.environment.get("gpus") or ()
+        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus)
+    return out
+
+
+def _gpu_words(gpu: Mapping[str, Any]) -> str:
+    if gpu.get("power_limit_w") is None:
+        return f"{gpu.get('name')}, power limit not stated"
+    return f"{gpu.get('name')}, {gpu['power_limit_w']} W"
+
+
+def place(record: Record) -> str:
+    """Digest of the machine, "" where the record does not say where it ran."""
+    known = machine(record)
+    return digest(known) if known else ""
+
+
+def marks(record: Record) -> tuple[str, ...]:
+    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``.
+
+    ``imported`` and ``simulated`` stand in the environment of a record; the other two come from what the
+    meters saw in any stage.
+    """
+    found = {name for name in ("imported", "simulated") if record.environment.get(name)}
+    for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
+        if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
+            found.add("shared")
+        if reading.quantity == "throttled_fraction" and (reading.value or 0) > 0:
+            found.add("throttled")
+    return tuple(sorted(found))
+
+
+def role(record: Record) -> str:
+    """``result``, or what the record is instead: part of tuning (a trial, or a run at the shared rate)."""
+    return str(record.cell.get("role", "result"))
+
+
+def comparable(record: Record) -> dict[str, Any]:
+    """Everything but the machine that must be equal before two rows may be ranked against each other."""
+    cell = record.cell
+    task = {k: v for k, v in part(cell, "task").items() if k != "label"}
+    shared = {name: cell.get(name) for name in ("training", "evaluation", "threads", "protocol")}
+    return {"task": task, "hardware": part(cell, "hardware").get("label", ""), **shared}
+
+
+def configuration(record: Record) -> str:
+    """Digest of the cell without its seed and its labels, 16 hexadecimal characters."""
+    cell = {
+        name: {k: v for k, v in value.items() if k != "label"} if isinstance(value, dict) else value
+        for name, value in record.cell.items()
+        if name != "seed"
+    }
+    return digest(cell)[:16]
