@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from harness.commands import VERBS
+from harness.commands import GROUPS, VERBS
 from harness.errors import EXIT_BAD_INPUT, UserError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_").replace("_", "-"))(verb)  # import_ is a keyword without its tail
+for group in GROUPS:
+    app.add_typer(group)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from harness.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_TELLING = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modified", "created")
+"""What file systems call the things that change when a file is written again."""
 
 
 class LocalFiles:
@@ -58,6 +60,18 @@ class LocalFiles:
                     else:
                         yield folder, item.name
 
+    def stamps(self, top: str) -> Iterator[tuple[str, str, str]]:
+        """Folder, name and stamp of every file below ``top``; another stamp means that the file was written again.
+
+        The stamp is size and time of modification: a file of the same size, put there with its old time, keeps it.
+        """
+        for folder, name in self.listing(top):
+            try:
+                found = os.stat(f"{self.root}/{folder}/{name}")
+            except FileNotFoundError:
+                continue  # gone since the folder was listed
+            yield folder, name, f"{found.st_size} {found.st_mtime_ns}"
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         return (self.root / path).is_file()
@@ -66,7 +80,7 @@ class LocalFiles:
         """The file's bytes, None if there is no such file."""
         try:
             return (self.root / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, data: bytes, *, temporary: str) -> None:
@@ -93,6 +107,20 @@ class LocalFiles:
             _sync_folder(target.parent)
         except OSError as error:
             raise _explain(error, target.parent, len(data)) from error
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None if there is no such file."""
+        try:
+            return (self.root / path).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def modified(self, path: str) -> float | None:
+        """When a file was last written, seconds since 1970; None if that is not known."""
+        try:
+            return (self.root / path).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def move(self, path: str, to: str) -> None:
         """Rename a file; one that is already gone is no error."""
@@ -129,13 +157,19 @@ class RemoteFiles:
 
     def listing(self, top: str) -> Iterator[tuple[str, str]]:
         """Folder (relative to the root) and name of every file below ``top``."""
+        for folder, name, _ in self.stamps(top):
+            yield folder, name
+
+    def stamps(self, top: str) -> Iterator[tuple[str, str, str]]:
+        """Folder, name and stamp of every file below ``top``: size, and whichever of entity tag and times it tells."""
         self.filesystem.invalidate_cache()  # other writers are at work
         start = f"{self.root}/{top}"
         if not self.filesystem.exists(start):
             return
-        for path in self.filesystem.find(start):
+        for path, about in self.filesystem.find(start, detail=True).items():
             folder, _, name = str(path).rpartition("/")
-            yield top + folder[folder.rindex(f"/{top}") + 1 + len(top) :], name
+            told = [about.get("size"), *(str(about[k]) for k in _TELLING if about.get(k) is not None)]
+            yield top + folder[folder.rindex(f"/{top}") + 1 + len(top) :], name, " ".join(map(str, told))
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -166,6 +200,20 @@ class RemoteFiles:
                 raise
         except OSError as error:
             raise _explain(error, self.show(path.rpartition("/")[0]), len(data)) from error
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None if there is no such file."""
+        try:
+            return int(self.filesystem.size(f"{self.root}/{path}"))
+        except FileNotFoundError:
+            return None
+
+    def modified(self, path: str) -> float | None:
+        """When a file was last written, seconds since 1970; None if that is not known."""
+        try:
+            return float(self.filesystem.modified(f"{self.root}/{path}").timestamp())
+        except (FileNotFoundError, NotImplementedError):
+            return None
 
     def move(self, path: str, to: str) -> None:
         """Rename a file; one that is already gone is no error."""

@@ -7,10 +7,13 @@ value, a typed reason. Its ``id`` is the digest of its own content, so a damaged
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness import layouts
 from harness.canonical import digest
 from harness.errors import UserError
 
@@ -140,19 +143,37 @@ class Record(Frozen):
         """The record as plain JSON values, without its id."""
         return self.model_dump(mode="json")
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """Digest of the content."""
+        """Digest of the content; for a record read from disk, of the content that was written."""
         return digest(self.content())
 
+    @property
+    def status(self) -> Status:
+        """How the cell ended."""
+        return self.outcome.status
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values is another record: its id is its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
+
     def to_json(self) -> str:
-        """The text stored on disk: content and id, keys sorted, one field a line."""
+        """The text stored on disk: content and id, keys sorted, one field a line.
+
+        Raises:
+            ValueError: the record was read in an older layout; its file is copied as it lies, never written anew.
+        """
         content = self.content()
-        return json.dumps({"id": digest(content), **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        identity = digest(content)
+        if identity != self.id:
+            raise ValueError(f"record {self.id[:12]} was upgraded from an older layout: copy its file instead")
+        return json.dumps({"id": identity, **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "record", id_prefix: str = "") -> Record:
-        """Read a stored record, upgrading older layouts.
+        """Read a stored record; one of an older layout is upgraded (:mod:`harness.layouts`) and keeps its id.
 
         Args:
             text: what :meth:`to_json` wrote.
@@ -171,9 +192,9 @@ class Record(Frozen):
         version = data.get("schema_version")
         if not isinstance(version, int):
             raise UserError("not a record: it has no schema_version", where=where)
-        if version != SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise UnknownLayout(
-                f"record layout {version!r} is not known to this version, which reads {SCHEMA_VERSION}",
+                f"record layout {version!r} is not known to this version, which reads 1 to {SCHEMA_VERSION}",
                 where=where,
                 fix="Update peft-matrix, or move the file away.",
             )
@@ -186,6 +207,8 @@ class Record(Frozen):
         if not actual_id.startswith(id_prefix):
             raise UserError(f"another record than expected: its id does not begin with {id_prefix}", where=where)
         try:
-            return cls.model_validate(data)
-        except ValueError as error:
+            record = cls.model_validate(layouts.upgrade(data, to=SCHEMA_VERSION))
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a record: {error}", where=where) from error
+        record.__dict__["id"] = actual_id  # cached_property: the dearest step need not be done twice
+        return record

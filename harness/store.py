@@ -4,6 +4,7 @@ Layout under the root::
 
     records/<key[:2]>/<key>.<fingerprint8>.<status>.<id12>.json   one attempt at one cell
     samples/<digest>.parquet                                     its scored items
+    index/records.parquet                                        a copy for fast loading (:mod:`harness.index`)
     quarantine/                                                  damaged files, each with a <name>.why.txt
     claims/<key>.lock                                            who runs which cell now
 
@@ -18,10 +19,10 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from harness.errors import UserError
 from harness.files import LocalFiles, RemoteFiles, open_files
@@ -103,9 +104,14 @@ class Store:
 
     def __init__(self, root: str | Path, *, claims_dir: str | Path | None = None) -> None:
         self.root = str(root)
-        self._files: LocalFiles | RemoteFiles = open_files(root)
-        self._claims_dir = Path(claims_dir) if claims_dir is not None else self._files.local_folder("claims")
+        self.files: LocalFiles | RemoteFiles = open_files(root)
+        self._claims_dir = Path(claims_dir) if claims_dir is not None else self.files.local_folder("claims")
         self._swept = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The store's local folder; None for one on another file system."""
+        return self.files.root if isinstance(self.files, LocalFiles) else None
 
     # --- listing -------------------------------------------------------------------------------
     def entries(self) -> dict[str, list[Entry]]:
@@ -118,13 +124,18 @@ class Store:
 
     def _entries(self, top: str) -> dict[str, list[Entry]]:
         found: dict[str, list[Entry]] = {}
-        for folder, name in self._files.listing(top):
-            match = _NAME.match(name)
-            if match:
-                key, fingerprint, status, short_id = match.groups()
-                shown = "" if fingerprint == _NO_FINGERPRINT else fingerprint
-                found.setdefault(key, []).append(Entry(key, shown, status, short_id, f"{folder}/{name}"))
+        for folder, name in self.files.listing(top):
+            entry = _parse(folder, name)
+            if entry is not None:
+                found.setdefault(entry.key, []).append(entry)
         return {key: sorted(found[key]) for key in sorted(found)}
+
+    def stamped(self) -> Iterator[tuple[Entry, str]]:
+        """Every record with its stamp, another one as soon as its file is written again (:meth:`LocalFiles.stamps`)."""
+        for folder, name, stamp in self.files.stamps("records"):
+            entry = _parse(folder, name)
+            if entry is not None:
+                yield entry, stamp
 
     # --- writing -------------------------------------------------------------------------------
     def append(self, record: Record, samples: bytes | None = None) -> Entry:
@@ -142,7 +153,7 @@ class Store:
         elif samples is not None:
             raise ValueError("samples were given for a record that refers to none")
         entry = _entry(record)
-        self._write_once(entry.path, record.to_json().encode())
+        self.put(entry.path, record.to_json().encode())
         return entry
 
     def _append_samples(self, ref: SamplesRef, samples: bytes | None) -> None:
@@ -150,27 +161,31 @@ class Store:
         if samples is not None:
             if hashlib.sha256(samples).hexdigest() != ref.digest:
                 raise ValueError("the samples do not hash to the digest the record gives")
-            self._write_once(path, samples)
-        elif not self._files.exists(path):
+            self.put(path, samples)
+        elif not self.files.exists(path):
             raise ValueError(f"the record refers to samples that are neither given nor stored ({path})")
 
-    def _write_once(self, path: str, data: bytes) -> None:
-        """Write ``data`` unless exactly this already stands there; a damaged file of that name is replaced."""
-        folder = path.rpartition("/")[0]
-        temporary = f"{folder}/.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
-        if self._files.read(path) != data:
-            self._files.write(path, data, temporary=temporary)
+    def put(self, path: str, data: bytes) -> None:
+        """Make a file below the root hold ``data``, whole or not at all; nothing happens if it holds that already.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        folder, slash, _ = path.rpartition("/")
+        temporary = f"{folder}{slash}.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
+        if self.files.read(path) != data:
+            self.files.write(path, data, temporary=temporary)
 
     def _sweep_leftovers(self) -> None:
         """Once per opened store: remove temporary files that dead writers left more than an hour ago."""
         if self._swept:
             return
         self._swept = True
-        for top in ("records", "samples"):
-            for folder, name in list(self._files.listing(top)):
+        for top in ("records", "samples", "index"):
+            for folder, name in list(self.files.listing(top)):
                 match = _TEMPORARY.match(name)
                 if match and time.time() - int(match[1]) > LEFTOVER_AFTER_S:
-                    self._files.remove(f"{folder}/{name}")
+                    self.files.remove(f"{folder}/{name}")
 
     # --- reading -------------------------------------------------------------------------------
     def load(self, entry: Entry) -> Record:
@@ -179,7 +194,7 @@ class Store:
         Raises:
             UserError: the file is damaged (it is then moved to ``quarantine/``) or cannot be read.
         """
-        record = self._read(entry)
+        record = self.read(entry)
         if isinstance(record, Damage):
             raise UserError(record.reason, where=record.path, fix="The other records are not affected.")
         return record
@@ -191,7 +206,7 @@ class Store:
         """
         entries = self.entries()
         wanted = entries if keys is None else [key for key in sorted(set(keys)) if key in entries]
-        read = [self._read(entry) for key in wanted for entry in entries[key]]
+        read = [self.read(entry) for key in wanted for entry in entries[key]]
         return [r for r in read if isinstance(r, Record)], [d for d in read if isinstance(d, Damage)]
 
     def latest(self, entries: Sequence[Entry]) -> Entry | None:
@@ -202,7 +217,7 @@ class Store:
         """
         if len(entries) <= 1:
             return entries[0] if entries else None
-        loaded = [(entry, self._read(entry)) for entry in entries]
+        loaded = [(entry, self.read(entry)) for entry in entries]
         readable = [(record, entry) for entry, record in loaded if isinstance(record, Record)]
         if not readable:
             return None
@@ -217,11 +232,19 @@ class Store:
         """
         if record.samples is None:
             raise UserError("no samples were stored", where=f"record {record.id[:SHORT_ID]} ({record.label})")
-        path = f"samples/{record.samples.digest}.parquet"
-        data = self._files.read(path)
+        return self.sample_file(record.samples.digest)
+
+    def sample_file(self, digest: str) -> pyarrow.Table:
+        """The scored items in the sample file of this digest, checked against it.
+
+        Raises:
+            UserError: the file is missing or damaged (it is then quarantined).
+        """
+        path = f"samples/{digest}.parquet"
+        data = self.files.read(path)
         if data is None:
-            raise UserError("the samples are missing", where=self._files.show(path), fix="Run the cell again.")
-        if hashlib.sha256(data).hexdigest() != record.samples.digest:
+            raise UserError("the samples are missing", where=self.files.show(path), fix="Run the cell again.")
+        if hashlib.sha256(data).hexdigest() != digest:
             damage = self._quarantine(path, "the content does not match its digest: changed or cut off")
             raise UserError(damage.reason, where=damage.path, fix="Run the cell again.")
         import pyarrow
@@ -229,10 +252,14 @@ class Store:
 
         return parquet.read_table(pyarrow.BufferReader(data))
 
-    def _read(self, entry: Entry) -> Record | Damage:
-        where = self._files.show(entry.path)
+    def read(self, entry: Entry) -> Record | Damage:
+        """The record behind an entry, or what is wrong with its file, which is then moved to ``quarantine/``.
+
+        A file that merely cannot be read now, or was written by a newer version, stays where it is.
+        """
+        where = self.files.show(entry.path)
         try:
-            data = self._files.read(entry.path)
+            data = self.files.read(entry.path)
         except OSError as error:  # not the file's fault: say so and leave it
             return Damage(where, f"cannot be read: {error.strerror or error}")
         if data is None:
@@ -254,13 +281,13 @@ class Store:
         name = path.rpartition("/")[2]
         kept = f"quarantine/{name}"
         try:
-            self._files.move(path, kept)
-            self._files.write(
+            self.files.move(path, kept)
+            self.files.write(
                 f"{kept}.why.txt", f"{path}: {reason}\n".encode(), temporary=f"quarantine/.{uuid.uuid4().hex}.tmp"
             )
         except (OSError, UserError):  # a store one may only read: the damage is still reported
-            return Damage(self._files.show(path), reason)
-        return Damage(self._files.show(kept), reason)
+            return Damage(self.files.show(path), reason)
+        return Damage(self.files.show(kept), reason)
 
     # --- claims --------------------------------------------------------------------------------
     def claim(self, key: str) -> Claim | None:
@@ -296,37 +323,72 @@ class Store:
             ) from error
         return Claim(key, lock)
 
+    def held(self) -> list[str]:
+        """Keys of the cells that a run on this machine holds now; [] where this store keeps no claims here."""
+        if self._claims_dir is None or not self._claims_dir.is_dir():
+            return []
+        found = []
+        for path in sorted(self._claims_dir.glob("*.lock")):
+            claim = self.claim(path.stem)
+            if claim is None:
+                found.append(path.stem)
+            else:
+                claim.release()
+        return found
+
 
 # --- choosing ------------------------------------------------------------------------------------
-def current(records: Iterable[Record]) -> dict[str, Record]:
+class Attempt(Protocol):
+    """What decides which of several records speaks for a cell: a :class:`Record`, or a row of the index."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def key(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> str: ...  # noqa: D102
+    @property
+    def finished(self) -> str: ...  # noqa: D102
+    @property
+    def attempt(self) -> int: ...  # noqa: D102
+    @property
+    def supersedes(self) -> str | None: ...  # noqa: D102
+
+
+A = TypeVar("A", bound=Attempt)
+
+
+def current(records: Iterable[A]) -> dict[str, A]:
     """The record that speaks for each key now, by key.
 
     A superseded record drops out; a finished cell goes before an interrupted or lost attempt, which says
     nothing about it; of the rest the one that finished last is taken.
     """
-    by_key: dict[str, list[Record]] = {}
+    by_key: dict[str, list[A]] = {}
     for record in records:
         by_key.setdefault(record.key, []).append(record)
     return {key: _best(group) for key, group in by_key.items()}
 
 
-def _best(group: Sequence[Record]) -> Record:
-    if len(group) == 1:  # spares the digest of a record, by far the dearest step
+def _best(group: Sequence[A]) -> A:
+    if len(group) == 1:  # spares the digest of a record that was not read from disk
         return group[0]
     superseded = {record.supersedes for record in group}
-    named = [(record, record.id) for record in group]
-    standing = [(record, id_) for record, id_ in named if id_ not in superseded] or named
-
-    def rank(item: tuple[Record, str]) -> tuple[bool, str, int, str]:
-        record, id_ = item
-        return (record.outcome.status in FINAL_STATUSES, record.finished, record.attempt, id_)
-
-    return max(standing, key=rank)[0]
+    standing = [record for record in group if record.id not in superseded] or group
+    return max(standing, key=lambda r: (r.status in FINAL_STATUSES, r.finished, r.attempt, r.id))
 
 
 def short_fingerprint(fingerprint: str) -> str:
     """The part of a fingerprint that stands in file names and in :class:`Entry`."""
     return fingerprint[:SHORT_FINGERPRINT]
+
+
+def _parse(folder: str, name: str) -> Entry | None:
+    match = _NAME.match(name)
+    if match is None:
+        return None
+    key, fingerprint, status, short_id = match.groups()
+    return Entry(key, "" if fingerprint == _NO_FINGERPRINT else fingerprint, status, short_id, f"{folder}/{name}")
 
 
 def _name(record: Record, short_id: str) -> str:

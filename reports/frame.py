@@ -12,18 +12,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from harness import stats, store
+from harness import index, stats, store
 from harness.canonical import digest
+from harness.facts import AXES, comparable, configuration, machine, marks, part, place, role
 from harness.record import Record
 from reports.derived import derive
 from reports.scores import ARMS, SampleSource, Scores, gather, interval
 
-AXES = ("model", "method", "quantization", "task", "hardware")
+__all__ = [
+    "AXES",
+    "aggregate",
+    "comparable",
+    "configuration",
+    "current",
+    "frame",
+    "framed",
+    "groups",
+    "is_trial",
+    "machine",
+    "marks",
+    "outdated",
+    "quantities",
+    "speaking",
+    "wide",
+]
+
 META = ("why", "n", "sd", "source")
+PLAIN = ("id", "key", "label", "sweep", "config", *AXES, "seed", "status", "stage", "reason", "check", "fingerprint")
+"""Columns of a frame that the index holds as they are."""
 
 
 def current(records: Iterable[Record]) -> list[tuple[str, Record]]:
@@ -36,56 +58,21 @@ def current(records: Iterable[Record]) -> list[tuple[str, Record]]:
         ``(id, record)`` in an order that depends on the records alone.
     """
     records = list(records)
-    places = [digest(machine(record)) if machine(record) else "" for record in records]
-    known: dict[str, set[str]] = {}
-    for record, place in zip(records, places, strict=True):
-        known.setdefault(record.key, set()).update({place} - {""})
-    by_place: dict[str, list[Record]] = {}
-    for record, place in zip(records, places, strict=True):
-        there = known[record.key]
-        if place or len(there) <= 1:
-            by_place.setdefault(place or next(iter(there), ""), []).append(record)
-    kept = [(record.id, record) for members in by_place.values() for record in store.current(members).values()]
+    kept = [(record.id, record) for record in _speaking(records, [place(record) for record in records])]
     return sorted(kept, key=lambda pair: (pair[1].label, pair[1].key, pair[0]))
 
 
-def machine(record: Record) -> dict[str, Any]:
-    """The machine as far as it changes time, memory or energy; ``{}`` where the record does not say.
-
-    The host's name is not in it: two hosts with the same processor and accelerators count as one machine.
-    """
-    cpu = record.environment.get("cpu")
-    if not isinstance(cpu, Mapping):
-        return {}
-    out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
-    if _part(record.cell, "hardware").get("device") != "cpu":
-        gpus = record.environment.get("gpus") or ()
-        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus)
-    return out
-
-
-def _gpu_words(gpu: Mapping[str, Any]) -> str:
-    if gpu.get("power_limit_w") is None:
-        return f"{gpu.get('name')}, power limit not stated"
-    return f"{gpu.get('name')}, {gpu['power_limit_w']} W"
-
-
-def marks(record: Record) -> tuple[str, ...]:
-    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``,
-    ``halved``.
-
-    ``imported`` and ``simulated`` stand in the environment of a record; ``throttled`` and ``shared`` come from what the
-    meters saw in any stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
-    """
-    found = {name for name in ("imported", "simulated") if record.environment.get(name)}
-    if (record.environment.get("facts") or {}).get("batch", {}).get("out_of_memory"):
-        found.add("halved")
-    for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
-        if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
-            found.add("shared")
-        if reading.quantity == "throttled_fraction" and (reading.value or 0) > 0:
-            found.add("throttled")
-    return tuple(sorted(found))
+def _speaking(attempts: Sequence[store.A], places: Sequence[str]) -> list[store.A]:
+    """One attempt for each cell on each machine; a place is the digest of a machine, "" where it is not known."""
+    known: dict[str, set[str]] = {}
+    for attempt, where in zip(attempts, places, strict=True):
+        known.setdefault(attempt.key, set()).update({where} - {""})
+    by_place: dict[str, list[store.A]] = {}
+    for attempt, where in zip(attempts, places, strict=True):
+        there = known[attempt.key]
+        if where or len(there) <= 1:
+            by_place.setdefault(where or next(iter(there), ""), []).append(attempt)
+    return [best for members in by_place.values() for best in store.current(members).values()]
 
 
 def is_trial(record: Record) -> bool:
@@ -94,16 +81,7 @@ def is_trial(record: Record) -> bool:
     A trial chose a learning rate on validation and never saw the test split; a run at the shared rate shows how much
     tuning mattered. Neither is a row of a board.
     """
-    return bool(record.cell.get("role", "result") != "result")
-
-
-def remarks(record: Record) -> tuple[str, ...]:
-    """What a reader of a result has to know of how it came about, in words; ``()`` for most."""
-    facts = record.environment.get("facts")
-    tuning = facts.get("tuning") if isinstance(facts, Mapping) else None
-    if isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True:
-        return ("the best learning rate lies at the edge of the rates tried",)
-    return ()
+    return role(record) != "result"
 
 
 def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
@@ -112,30 +90,23 @@ def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
     Versions are whole numbers that only grow. What carries no such number (a revision of a model, a digest) has no
     order, so nothing is called outdated for it.
     """
+    versions = []
+    for identity, record in records:
+        task = part(record.cell, "task")
+        versions.append((identity, str(task.get("name", "")), task.get("version"), record.cell.get("protocol")))
+    return _outdated(versions)
+
+
+def _outdated(versions: Iterable[tuple[str, str, Any, Any]]) -> set[str]:
+    """Of (id, task, its version, protocol): the ids whose task or protocol has a newer whole number."""
     newest: dict[tuple[str, str], int] = {}
-    for _, record in records:
-        for place, version in _versions(record).items():
-            newest[place] = max(version, newest.get(place, version))
-    return {
-        identity
-        for identity, record in records
-        if any(version < newest[place] for place, version in _versions(record).items())
-    }
-
-
-def _versions(record: Record) -> dict[tuple[str, str], int]:
-    task = _part(record.cell, "task")
-    name = str(task.get("name", ""))
-    found = {("task", name): task.get("version"), ("protocol", name): record.cell.get("protocol")}
-    return {place: version for place, version in found.items() if isinstance(version, int)}
-
-
-def comparable(record: Record) -> dict[str, Any]:
-    """Everything but the machine that must be equal before two rows may be ranked against each other."""
-    cell = record.cell
-    task = {k: v for k, v in _part(cell, "task").items() if k != "label"}
-    shared = {name: cell.get(name) for name in ("training", "evaluation", "threads", "protocol")}
-    return {"task": task, "hardware": _part(cell, "hardware").get("label", ""), **shared}
+    told = []
+    for identity, task, version, protocol in versions:
+        for where, number in ((("task", task), version), (("protocol", task), protocol)):
+            if isinstance(number, int):
+                newest[where] = max(number, newest.get(where, number))
+                told.append((identity, where, number))
+    return {identity for identity, where, number in told if number < newest[where]}
 
 
 def groups(records: Iterable[tuple[str, Record]]) -> dict[str, str]:
@@ -144,29 +115,23 @@ def groups(records: Iterable[tuple[str, Record]]) -> dict[str, str]:
     A record that does not say where it ran (an impossible cell, a worker that died early) joins the one machine
     on which cells like it ran, if there is exactly one.
     """
-    conditions: dict[str, str] = {}
-    machines: dict[str, str] = {}
+    return _groups((identity, digest(comparable(record)), place(record)) for identity, record in records)
+
+
+def _groups(conditions: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Of (id, digest of the conditions, digest of the machine): id to group."""
+    conditions = list(conditions)
     known: dict[str, set[str]] = {}
-    for identity, record in records:
-        conditions[identity] = digest(comparable(record))
-        machines[identity] = digest(machine(record)) if machine(record) else ""
-        known.setdefault(conditions[identity], set()).add(machines[identity])
-    out = {}
-    for identity, condition in conditions.items():
+    for _, condition, where in conditions:
+        known.setdefault(condition, set()).add(where)
+    out, made = {}, dict[tuple[str, str], str]()
+    for identity, condition, where in conditions:
         named = sorted(known[condition] - {""})
-        where = machines[identity] or (named[0] if len(named) == 1 else "")
-        out[identity] = digest([condition, where])[:12]
+        pair = (condition, where or (named[0] if len(named) == 1 else ""))
+        if pair not in made:
+            made[pair] = digest(list(pair))[:12]
+        out[identity] = made[pair]
     return out
-
-
-def configuration(record: Record) -> str:
-    """Digest of the cell without its seed and its labels, 16 hexadecimal characters."""
-    cell = {
-        name: {k: v for k, v in part.items() if k != "label"} if isinstance(part, dict) else part
-        for name, part in record.cell.items()
-        if name != "seed"
-    }
-    return digest(cell)[:16]
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -175,50 +140,85 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     Non-``ok`` cells are rows too, with ``status``, ``stage`` and ``reason``. Values are floats in the metric's
     unit, NaN where missing, with the typed reason in ``NAME:why``.
     """
-    kept = current(records)
-    group_of = groups(kept)
-    old = outdated(kept)
-    rows = []
-    for identity, record in kept:
-        cell = record.cell
-        row: dict[str, Any] = {
-            "id": identity,
-            "key": record.key,
-            "label": record.label,
-            "sweep": record.sweep,
-            "config": configuration(record),
-            "group": group_of[identity],
-            **{axis: str(_part(cell, axis).get("label", "")) for axis in AXES},
-            "seed": cell.get("seed"),
-            "status": record.outcome.status,
-            "stage": record.outcome.stage,
-            "reason": record.outcome.reason,
-            "check": record.outcome.check,
-            "marks": (*marks(record), *(("outdated",) if identity in old else ())),
-            "fingerprint": record.fingerprint,
-            "samples": record.samples is not None,
-            "remarks": remarks(record),
-        }
-        for name, reading in record.metrics.items():
-            _add(row, name, reading.value, reading.why_missing, reading.n, reading.spread, reading.source)
-        for span in record.spans:
-            if span.seconds is not None:  # else its readings hold the reason
-                _add(row, f"{span.stage}.stage_s", span.seconds, None, None, None, "monotonic clock")
-            for reading in span.readings:
-                name = f"{span.stage}.{reading.quantity}"
-                _add(row, name, reading.value, reading.why_missing, reading.n, reading.spread, reading.source)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return framed(index.flatten(records))
 
 
-def _part(cell: Mapping[str, Any], axis: str) -> dict[str, Any]:
-    part = cell.get(axis)
-    return part if isinstance(part, dict) else {}
+class _Attempt(NamedTuple):
+    """A row of the index, as far as it decides which row speaks for its cell; ``at`` is its number."""
+
+    id: str
+    key: str
+    status: str
+    finished: str
+    attempt: int
+    supersedes: str | None
+    label: str
+    at: int
 
 
-def _add(row: dict[str, Any], name: str, value: float | None, *meta: object) -> None:
-    row[name] = math.nan if value is None else value
-    row.update({f"{name}:{key}": item for key, item in zip(META, meta, strict=True)})
+def framed(flat: index.Flat) -> pd.DataFrame:
+    """:func:`frame` of flat records: those of a store through its index, ``framed(index.load(store).flat)``."""
+    kept = speaking(flat)
+    flat = flat.take(kept)
+    rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
+    group_of = _groups(zip(rows["id"], rows["condition"], rows["machine"], strict=True))
+    old = _outdated(zip(rows["id"], rows["task_name"], rows["task_version"], rows["protocol"], strict=True))
+    plain = (
+        "id",
+        "key",
+        "label",
+        "sweep",
+        "config",
+        *AXES,
+        "seed",
+        "status",
+        "stage",
+        "reason",
+        "check",
+        "fingerprint",
+    )
+    out: dict[str, Any] = {name: rows[name] for name in plain}
+    out["group"] = [group_of[identity] for identity in rows["id"]]
+    out["marks"] = [
+        (*found, *(("outdated",) if identity in old else ()))
+        for identity, found in zip(rows["id"], rows["marks"], strict=True)
+    ]
+    out["remarks"] = rows["remarks"]
+    out["samples"] = [digest is not None for digest in rows["samples"]]
+    return pd.concat([pd.DataFrame(out), wide(flat)], axis=1) if len(kept) else pd.DataFrame()
+
+
+def speaking(flat: index.Flat) -> NDArray[np.int64]:
+    """Numbers of the rows that speak for their cell and machine (:func:`current`), in the order of a frame."""
+    columns = [flat.rows.column(name).to_pylist() for name in _Attempt._fields[:-1]]
+    attempts = [_Attempt._make((*row, at)) for at, row in enumerate(zip(*columns, strict=True))]
+    kept = _speaking(attempts, flat.rows.column("machine").to_pylist())
+    return np.array([a.at for a in sorted(kept, key=lambda a: (a.label, a.key, a.id))], np.int64)
+
+
+def wide(flat: index.Flat) -> pd.DataFrame:
+    """Readings spread over columns: of every quantity its value and its :data:`META`, a row per record."""
+    names = sorted({kind.name for kind in flat.kinds})
+    column_of = {name: i for i, name in enumerate(names)}
+    shape = (len(names), flat.rows.num_rows)
+    column = np.array([column_of[kind.name] for kind in flat.kinds], np.int64)[flat.kind]
+    at = column * shape[1] + flat.owners()  # position in a table with a row per quantity
+    columns: dict[str, Any] = {}
+    for suffix, values in (("", flat.value), (":n", flat.n), (":sd", flat.spread)):
+        table = np.full(shape, math.nan)
+        table.reshape(-1)[at] = values
+        columns.update({f"{name}{suffix}": table[i] for i, name in enumerate(names)})
+    for suffix, of in (
+        (":why", [kind.why_missing for kind in flat.kinds]),
+        (":source", [k.source for k in flat.kinds]),
+    ):
+        words = sorted({word for word in of if word is not None})
+        code = {word: i for i, word in enumerate(words)}
+        codes = np.full(shape, -1, np.int32)
+        codes.reshape(-1)[at] = np.array([-1 if word is None else code[word] for word in of], np.int32)[flat.kind]
+        texts = pd.Index(words, dtype=object)
+        columns.update({f"{name}{suffix}": pd.Categorical.from_codes(codes[i], texts) for i, name in enumerate(names)})
+    return pd.DataFrame(columns, copy=False)
 
 
 def quantities(rows: pd.DataFrame) -> list[str]:

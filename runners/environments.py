@@ -110,6 +110,31 @@ def create(name: str, cache: Path, say: Callable[[str], None]) -> Path:
     return python
 
 
+def install(target: Path, lock: str, *, name: str) -> None:
+    """Make a virtual environment of exactly the packages of a lock, resolving nothing.
+
+    Args:
+        lock: lines ``name==version``, every dependency included.
+        name: what messages call it.
+
+    Raises:
+        UserError: a package could not be installed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    python = target / "bin" / "python"
+    uv = _uv()  # makes an environment in a tenth of the time of venv, since it needs no pip inside
+    _call(
+        [uv, "venv", "-q", "--python", sys.executable, str(target)]
+        if uv
+        else [sys.executable, "-m", "venv", str(target)],
+        name,
+    )
+    wanted = target / "lock.txt"
+    wanted.write_text(lock, encoding="utf-8")
+    if lock:
+        _call([*_installer(python), "--no-deps", "-r", str(wanted)], name)
+
+
 def rows(cache: Path) -> list[dict[str, Any]]:
     """One row per environment: what for, which quantizers, built or not."""
     from harness.quantizers.catalog import QUANTIZERS
@@ -130,10 +155,15 @@ def rows(cache: Path) -> list[dict[str, Any]]:
 
 
 def _installer(python: Path) -> list[str]:
-    """uv where it stands beside our own interpreter or on the path, else the environment's pip."""
-    beside = Path(sys.executable).parent / "uv"
-    uv = str(beside) if beside.is_file() else shutil.which("uv")
+    """uv where there is one, else the environment's pip."""
+    uv = _uv()
     return [uv, "pip", "install", "-q", "--python", str(python)] if uv else [str(python), "-m", "pip", "install", "-q"]
+
+
+def _uv() -> str | None:
+    """uv where it stands beside our own interpreter or on the path."""
+    beside = Path(sys.executable).parent / "uv"
+    return str(beside) if beside.is_file() else shutil.which("uv")
 
 
 def _call(command: list[str], name: str) -> str:

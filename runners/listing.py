@@ -171,8 +171,16 @@ def recorded_keys(sweep: str, results: str) -> list[str]:
     Raises:
         UserError: the store holds none.
     """
-    records, _ = Store(results).records()
-    keys = sorted({r.key for r in records if r.sweep == sweep})
+    from harness import index
+
+    rows = index.load(Store(results)).flat.rows
+    keys = sorted(
+        {
+            key
+            for key, name in zip(*(rows.column(c).to_pylist() for c in ("key", "sweep")), strict=True)
+            if name == sweep
+        }
+    )
     if not keys:
         raise UserError(f"no record of a sweep called {sweep!r}", where=results)
     return keys
@@ -204,13 +212,17 @@ def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
 
 
 def find_record(text: str, workspace: Workspace) -> Record:
-    """The latest record whose key, id or label begins with ``text``.
+    """The latest record whose key or label begins with ``text``.
 
     Raises:
         UserError: none, or several cells match.
     """
-    records, _ = Store(workspace.results).records()
-    latest = current(records)
+    from harness import index
+
+    store = Store(workspace.results)
+    rows = index.load(store).flat.rows
+    named = zip(*(rows.column(c).to_pylist() for c in ("key", "label")), strict=True)
+    latest = current(store.records({key for key, label in named if text in (key[: len(text)], label[: len(text)])})[0])
     matches = [r for r in latest.values() if r.key.startswith(text) or r.label.startswith(text)]
     found = [r for r in matches if text in (r.key, r.label)] or matches
     if len({r.label for r in found}) == 1:  # the same cell under older definitions of its task or model

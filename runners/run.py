@@ -11,10 +11,10 @@ from rich.console import Console
 from harness import hardware, provenance, spec
 from harness.errors import UserError
 from harness.spec import LoadedSweep
-from harness.store import Store
 from runners import environments, guards, leftovers
 from runners import plan as planning
 from runners.budget import Budget
+from runners.fetch import go_offline
 from runners.guards import NotRun
 from runners.places import Choice, Place, place
 from runners.plan import Plan
@@ -66,7 +66,7 @@ def make_plan(
     return planning.make(
         sweep,
         workspace,
-        store=Store(workspace.results),
+        store=workspace.open_store(),
         machine=machine,
         fingerprint=fingerprint or provenance.fingerprint(environment),
         outside=environments.fingerprints(environment, workspace.cache),
@@ -97,7 +97,9 @@ def run_sweep(
         KeyboardInterrupt: after running cells were stopped and recorded.
         UserError: the sweep is wrong, or the store cannot be written.
     """
-    if recovered := leftovers.collect(workspace.cache / "jobs", Store(workspace.results)):
+    if workspace.fetched is not None:
+        go_offline(workspace.fetched)
+    if recovered := leftovers.collect(workspace.cache / "jobs", workspace.open_store()):
         console.print(f"{recovered} finished cells of a run that was killed are kept.")
     where = place(choice or Choice(), workspace)
     run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
@@ -153,7 +155,7 @@ class _Run:
     def through(self, plan: Plan, summary: Summary) -> None:
         """Run one plan's cells and add to the summary what came of them."""
         sweep = plan.sweep
-        store = Store(self.workspace.results)
+        store = self.workspace.open_store()
         devices = {device_of(cell) for cell in plan.run}
         if len(devices) > 1:
             raise UserError(

@@ -10,9 +10,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.canonical import digest_text
 from harness.errors import UserError, did_you_mean
+from harness.store import Store
 
 MARKER = "peft-matrix.yaml"
+MANIFEST = "manifest.json"
+"""In a workspace that ``peft-matrix fetch`` made for machines without a network."""
 BUILT_IN_SWEEPS = Path(__file__).parent / "sweeps"
 BUILT_IN_HARDWARE = Path(__file__).parent / "hardware"
 
@@ -24,14 +28,16 @@ class Workspace:
     Attributes:
         roots: workspaces, the user's first; empty when none was found.
         results: store URL or folder.
-        data_root: folder of local data sets that override the Hub, or None.
+        data_root: folder of local data sets that override the Hub, or None; of a fetched workspace its own.
         cache: folder of what can be made again (built models, quantized checkpoints).
+        fetched: the workspace's folder if ``peft-matrix fetch`` made it: runs check its digests and stay offline.
     """
 
     roots: tuple[Path, ...]
     results: str
     data_root: Path | None
     cache: Path
+    fetched: Path | None = None
 
     @classmethod
     def discover(
@@ -44,7 +50,10 @@ class Workspace:
         """
         here = (start or Path.cwd()).resolve()
         root = next((p for p in (here, *here.parents) if (p / MARKER).is_file()), None)
+        fetched = root if root is not None and (root / MANIFEST).is_file() else None
         data = data_root or (Path(os.environ["PEFT_MATRIX_DATA"]) if os.environ.get("PEFT_MATRIX_DATA") else None)
+        if data is None and fetched is not None and (fetched / "data").is_dir():
+            data = fetched / "data"
         if data is not None and not data.is_dir():
             raise UserError(
                 f"the data root {str(data)!r} is not a folder",
@@ -57,7 +66,23 @@ class Workspace:
             results=results or os.environ.get("PEFT_MATRIX_RESULTS") or str((root or here) / "results"),
             data_root=data.resolve() if data else None,
             cache=Path(os.environ.get("PEFT_MATRIX_CACHE") or default_cache),
+            fetched=fetched,
         )
+
+    def open_store(self) -> Store:
+        """The store of the records.
+
+        Claims on cells are locks of this machine's kernel. For records at a URL they lie in the cache: two runs on one
+        machine never run a cell twice; runs on several machines do not see each other's claims.
+        """
+        store = Store(self.results)
+        if store.folder is not None:
+            return store
+        return Store(self.results, claims_dir=self.cache / "claims" / digest_text(self.results)[:16])
+
+    def beside(self, name: str) -> Path:
+        """Folder for what is made from the records: beside them; for records at a URL, in ./results."""
+        return (Store(self.results).folder or Path("results")) / name
 
     def sweeps(self) -> dict[str, Path]:
         """Sweep name to file, the user's before the built-in ones."""

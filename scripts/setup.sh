@@ -15,7 +15,7 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
 
 case $what in
   demo) extras="quant,methods,optimizers"; stamp_of="demo" ;;
-  test) extras="quant,methods,optimizers,lm-eval,tuning,ray,slurm,dev"; stamp_of="test" ;;
+  test) extras="quant,methods,optimizers,lm-eval,tuning,ray,slurm,query,dev"; stamp_of="test" ;;
   *) fail "unknown set-up '$what' (demo or test)" ;;
 esac
 

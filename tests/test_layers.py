@@ -21,7 +21,8 @@ ALLOWED = {
     "tasks": tuple(f"harness.{m}" for m in ("errors", "metrics", "canonical", "yamlfile", "record", "registry")),
     "runners": ("harness", "tasks"),
     "reports": tuple(
-        f"harness.{m}" for m in ("record", "store", "stats", "metrics", "errors", "canonical", "yamlfile", "spec")
+        f"harness.{m}"
+        for m in ("record", "store", "index", "facts", "stats", "metrics", "errors", "canonical", "yamlfile", "spec")
     ),
 }
 HEAVY = {"torch", "transformers", "peft", "datasets", "lm_eval", "bitsandbytes", "torchao", "accelerate", "optimum"}

@@ -1,6 +1,6 @@
 """The verbs, grouped by what they act on. Each is a few lines; what it needs is imported when it runs.
 
-:data:`VERBS` is the whole list, in the order in which ``--help`` shows it.
+:data:`VERBS` and :data:`GROUPS` are the whole list, in the order in which ``--help`` shows them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.commands import accuracy, boards, catalogue, claims, history, quantization, site, sweeps
+import typer
+
+from harness.commands import accuracy, boards, catalogue, claims, history, quantization, results, site, sweeps
 
 VERBS: tuple[Callable[..., Any], ...] = (
     *sweeps.VERBS,
@@ -20,3 +22,6 @@ VERBS: tuple[Callable[..., Any], ...] = (
     *quantization.VERBS,
     *catalogue.VERBS,
 )
+
+GROUPS: tuple[typer.Typer, ...] = (results.app,)
+"""Verbs with verbs of their own."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands.common import AsJson, DataRoot, Results, console, open_workspace, print_json
-from harness.errors import EXIT_FAILED_CELLS
+from harness.errors import EXIT_FAILED_CELLS, UserError
 
 if TYPE_CHECKING:
     from runners.workspace import Workspace
@@ -38,7 +38,7 @@ def board(
 
     workspace = open_workspace(results, data_root)
     name, drawn_as, keys = _what(sweep, workspace, from_records)
-    folder = out or board_folder(workspace.results, name)
+    folder = out or board_folder(workspace, name)
     published = publish_board(
         board_name or drawn_as,
         workspace.roots,
@@ -85,7 +85,7 @@ def check(
     from reports.smells import check_folder, print_found
 
     workspace = open_workspace(results, None)
-    folder = Path(what) if Path(what).is_dir() else board_folder(workspace.results, what)
+    folder = Path(what) if Path(what).is_dir() else board_folder(workspace, what)
     found = check_folder(folder, Store(workspace.results))
     if as_json:
         print_json([{"smell": one.smell, "where": one.where, "what": one.what} for one in found])
@@ -97,9 +97,9 @@ def check(
         raise typer.Exit(EXIT_FAILED_CELLS)
 
 
-def board_folder(results: str, sweep: str) -> Path:
-    """Boards lie beside the records; for records at a URL, in the current folder."""
-    return (Path("results") if "://" in results else Path(results)) / "boards" / sweep.replace(":", "-")
+def board_folder(workspace: Workspace, sweep: str) -> Path:
+    """Boards lie beside the records; for records at a URL, in ./results."""
+    return workspace.beside("boards") / sweep.replace(":", "-")
 
 
 def import_(
@@ -141,8 +141,15 @@ def publish(
     """Send records or pages to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
     from reports.upload import upload
 
-    root = Path(open_workspace(results, None).results)
-    done = upload(to, repo, folder or (root if to == "hf-dataset" else root / "boards"), push=push)
+    store = open_workspace(results, None).open_store()
+    if folder is None and store.folder is None:
+        raise UserError(
+            "only files of this machine can be sent to the Hub",
+            where=store.root,
+            fix="Copy the records first (peft-matrix results merge URL --into FOLDER), or name --folder.",
+        )
+    named = folder or (store.folder or Path()) / ("" if to == "hf-dataset" else "boards")
+    done = upload(to, repo, named, push=push)
     if as_json:
         print_json({"target": done.target, "repo": done.repo, "sent": done.sent, "files": dict(done.files)})
         return

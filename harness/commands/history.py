@@ -12,7 +12,9 @@ from harness.commands.common import AsJson, DataRoot, Results, SweepName, consol
 from harness.errors import EXIT_FAILED_CELLS
 
 if TYPE_CHECKING:
+    from harness.store import Store
     from reports.regressions.detect import Report
+    from runners.plan import Plan
     from runners.workspace import Workspace
 
 
@@ -33,9 +35,10 @@ def regressions(
     from reports.regressions import looking
     from reports.regressions.report import to_markdown
 
-    root = open_workspace(results, None).results
+    workspace = open_workspace(results, None)
+    root = workspace.results
     if accept is not None:
-        _accept(root, accept, metric, why)
+        _accept(workspace.open_store(), accept, metric, why)
         return
     report = looking.look(root, sweep=sweep)
     rate = looking.false_alarms(looking.read(root, sweep=sweep)) if false_alarms else None
@@ -57,7 +60,7 @@ def _rate_text(rate: object) -> str:
     return f"False alarms on identical nights: {getattr(rate, 'estimate', 0):.1%} [{low:.1%}, {high:.1%}] of nights."
 
 
-def _accept(root: str, cells: str, metric: str, why: str) -> None:
+def _accept(store: Store, cells: str, metric: str, why: str) -> None:
     from datetime import UTC, datetime
 
     from harness.errors import UserError
@@ -67,7 +70,7 @@ def _accept(root: str, cells: str, metric: str, why: str) -> None:
         raise UserError("a baseline moves only with a reason", where="--accept", fix="Say it: --why '...'.")
     since = datetime.now(UTC).isoformat(timespec="seconds")
     decision = decisions.Decision(cells=cells, metric=metric, since=since, why=why)
-    typer.echo(f"Recorded in {decisions.record(Path(root), decision)}")
+    typer.echo(f"Recorded in {decisions.record(store, decision)}")
 
 
 def nightly(
@@ -80,30 +83,78 @@ def nightly(
     ] = None,
     no_confirm: Annotated[bool, typer.Option("--no-confirm", help="Do not run suspected cells again.")] = False,
 ) -> None:
-    """Run what is stale, find what moved, confirm it by runs again, rebuild the board, and say it in a summary."""
+    """Run what is stale, find what moved, confirm it by runs again, rebuild board and site, and say it in a summary.
+
+    Exit code 0: a quiet night; 1: a cell failed or got worse; 2: the input is wrong; 130: stopped.
+    """
     from reports.regressions import looking
+    from reports.regressions.detect import missing
     from reports.regressions.report import to_markdown
     from runners.run import load_sweep, run_sweep
 
     workspace = open_workspace(results, data_root)
     loaded = load_sweep(sweep, workspace)
     name = loaded.spec.name
-    rerun = ("all",) if again else ("stale",)
-    summary = run_sweep(loaded, workspace, console(), rerun=rerun)
+    summary = run_sweep(loaded, workspace, console(), rerun=("all",) if again else ("stale",))
     report = looking.look(workspace.results, sweep=name)
+    report.cells += missing(_not_run(summary.plan, workspace), report.cells)
     if not no_confirm:
         _confirm(report, sweep, workspace, name)
-    folder = out or Path("results" if "://" in workspace.results else workspace.results) / "nightly"
+    folder = out or workspace.beside("nightly")
     folder.mkdir(parents=True, exist_ok=True)
     ran = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items())) or "nothing was stale"
     text = to_markdown(report).replace("# Regressions\n", f"# Night of {name}\n\nRan: {ran}.\n", 1)
     (folder / "summary.md").write_text(text, encoding="utf-8")
     (folder / "regressions.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
-    _publish(name, workspace, loaded.spec.board, folder / "board")
+    _publish(name, workspace, loaded.spec.board, folder)
     typer.echo(text, nl=False)
-    typer.echo(f"Summary: {folder / 'summary.md'}")
+    typer.echo(f"Summary: {folder / 'summary.md'}    Site: {folder / 'site' / 'index.html'}")
     if summary.failed or report.alarmed:
         raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _not_run(plan: Plan, workspace: Workspace) -> list[tuple[str, str]]:
+    """Key and label of cells that this night was to run and that have no final record of it."""
+    from harness.record import FINAL_STATUSES
+
+    entries = workspace.open_store().entries()
+    final = {key: {e.id for e in group if e.status in FINAL_STATUSES} for key, group in entries.items()}
+    return [(c.key, c.label) for c in plan.run if not final.get(c.key, set()) - plan.known.get(c.key, frozenset())]
+
+
+def bisect(
+    sweep: SweepName,
+    cell: Annotated[str, typer.Option(help="Key or label of the cell that got worse.")],
+    good: Annotated[Path, typer.Option(help="Lock file of an environment in which it was well: NAME==VERSION lines.")],
+    bad: Annotated[Path, typer.Option(help="Lock file of the environment in which it is not.")],
+    metric: Annotated[str, typer.Option(help="What got worse, e.g. step_ms or train.peak_rss_bytes.")] = "accuracy",
+    runs: Annotated[int, typer.Option(min=5, help="Runs of each side for every environment that is judged.")] = 5,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name the package whose new version made a cell worse, by runs in virtual environments between two locks."""
+    from harness import stats
+    from harness.errors import UserError
+    from harness.metrics import METRICS
+    from runners import bisect as bisecting
+
+    workspace = open_workspace(None, data_root)
+    quantity = METRICS.get(metric.rpartition(".")[2])
+    if quantity is None:
+        raise UserError(f"unknown quantity {metric!r}", where="--metric", fix="They stand in docs/metrics.md.")
+    further = ("--data-root", str(workspace.data_root)) if workspace.data_root else ()
+    found = bisecting.bisect(
+        bisecting.read_lock(good),
+        bisecting.read_lock(bad),
+        bisecting.Environments(workspace.cache / "bisect", workspace.sweep(sweep), cell, metric, further),
+        runs=runs,
+        floor=stats.RELATIVE_FLOORS.get(quantity.name, stats.RELATIVE_FLOORS.get(quantity.family, 0.0)),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        print_json(found.as_json())
+    else:
+        typer.echo(found.sentence())
 
 
 def _confirm(report: Report, sweep: str, workspace: Workspace, name: str) -> None:
@@ -125,11 +176,14 @@ def _confirm(report: Report, sweep: str, workspace: Workspace, name: str) -> Non
 
 
 def _publish(name: str, workspace: Workspace, board: str, out: Path) -> None:
+    """The sweep's board, and the site of all that the store holds."""
+    from harness.commands.site import build
     from reports.publish import publish_board
     from runners.listing import recorded_keys
 
     keys = recorded_keys(name, workspace.results)
-    publish_board(board, workspace.roots, results=workspace.results, keys=keys, out=out, title=name)
+    publish_board(board, workspace.roots, results=workspace.results, keys=keys, out=out / "board", title=name)
+    build(workspace, out / "site")
 
 
-VERBS = (regressions, nightly)
+VERBS = (regressions, nightly, bisect)

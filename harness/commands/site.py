@@ -12,6 +12,7 @@ from harness.commands.common import AsJson, DataRoot, Results, open_workspace, p
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.store import Store
     from runners.workspace import Workspace
 
 
@@ -29,24 +30,36 @@ def site(
     as_json: AsJson = False,
 ) -> None:
     """Build static pages of the boards: no server, no network, open index.html."""
-    from harness.store import Store
-    from reports.site import build_site
-
-    workspace = open_workspace(results, data_root)
-    store = Store(workspace.results)
-    names = list(dict.fromkeys(sweeps or _held(store)))
-    built = build_site([_part(name, workspace, planned) for name in names], store, out, claims=claims)
+    built = build(open_workspace(results, data_root), out, sweeps, claims=claims, planned=planned)
     if as_json:
         print_json({"out": str(built.out), "files": list(built.files), "rows": built.rows, "cells": built.cells})
         return
     for damage in built.damaged:
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
-    typer.echo(f"{len(names)} boards, {built.rows} rows, {built.cells} cells, {len(built.files)} files.")
+    typer.echo(f"{built.boards} boards, {built.rows} rows, {built.cells} cells, {len(built.files)} files.")
     typer.echo(f"Site: {built.out / 'index.html'}")
 
 
-def _held(store: Any) -> list[str]:
-    names = sorted({record.sweep for record in store.records()[0]})
+def build(
+    workspace: Workspace,
+    out: Path,
+    sweeps: list[str] | None = None,
+    *,
+    claims: Path | None = None,
+    planned: bool = False,
+) -> Any:
+    """Build the site of these sweeps, or of all that the store holds."""
+    from reports.site import build_site
+
+    store = workspace.open_store()
+    names = list(dict.fromkeys(sweeps or _held(store)))
+    return build_site([_part(name, workspace, planned) for name in names], store, out, claims=claims)
+
+
+def _held(store: Store) -> list[str]:
+    from harness import index
+
+    names = sorted(set(index.load(store).flat.rows.column("sweep").to_pylist()))
     if not names:
         raise UserError("no records to show", where=store.root, fix="Run a sweep first, or name another --results.")
     return names

@@ -20,7 +20,7 @@ from harness.commands.common import (
     print_json,
     print_table,
 )
-from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED
+from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, UserError
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Cells at once; default: what the sweep says.")]
 Hours = Annotated[
@@ -140,6 +140,30 @@ def show(
         print_record(record, console())
 
 
+def fetch(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML.")] = "",
+    to: Annotated[Path | None, typer.Option(help="New or empty folder, or that of an earlier fetch.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Only compare a fetched folder with its manifest.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Gather a sweep's models and data, with digests, in a folder that runs on machines without a network."""
+    from runners import fetch as fetching
+    from runners.run import load_sweep
+
+    if verify is not None:
+        typer.echo(f"{verify}: {fetching.verify(verify):,} files are as they were fetched.")
+        return
+    if to is None or not sweep:
+        raise UserError("a sweep and a folder are needed", where="fetch", fix="peft-matrix fetch SWEEP --to DIR")
+    workspace = open_workspace(None, data_root)
+    loaded = load_sweep(sweep, workspace)
+    done = fetching.fetch(loaded, workspace, to, lambda line: typer.echo(line, err=True))
+    for origin in done.origins:
+        typer.echo(f"  {origin}")
+    size = f"{done.files:,} files, {done.size / 2**20:.1f} MiB"
+    typer.echo(f"{size}. On the other machine: cd {to} && peft-matrix run {loaded.spec.name}")
+
+
 def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
     """Lay out a workspace of your own, with a task and a sweep to start from."""
     from runners.scaffold import lay_out
@@ -149,4 +173,4 @@ def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -
     typer.echo(f"Next: cd {folder} && peft-matrix run first")
 
 
-VERBS = (run, plan, status, show, init)
+VERBS = (run, plan, status, show, fetch, init)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
-from harness.yamlfile import load_model
+from harness.store import Store
 from reports.regressions.series import Point, Series
 
 FILE = "baselines.yaml"
@@ -37,28 +34,44 @@ class Decisions(BaseModel):
     decisions: tuple[Decision, ...] = ()
 
 
-def load(folder: Path) -> tuple[Decision, ...]:
-    """The decisions kept in a folder; none where there is no file.
+def load(store: Store) -> tuple[Decision, ...]:
+    """The decisions kept beside the records of a store; none where there is no file.
 
     Raises:
         UserError: a mistake in the file.
     """
-    path = folder / FILE
-    return load_model(path, Decisions)[0].decisions if path.exists() else ()
+    data = store.files.read(FILE)
+    if data is None:
+        return ()
+    where = store.files.show(FILE)
+    try:
+        return Decisions.model_validate(yaml.safe_load(data) or {}).decisions
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"not a list of decisions: {what}", where=where, fix="See docs/nightly.md.") from error
 
 
-def record(folder: Path, decision: Decision) -> Path:
-    """Append a decision; the file is rewritten whole, so that it is never half written."""
-    if not folder.is_dir():
-        raise UserError("decisions are kept in a local results folder", where=str(folder))
-    kept = Decisions(decisions=(*load(folder), decision))
+def record(store: Store, *decisions: Decision) -> str:
+    """Append decisions and say where; the file is replaced whole, so that it is never half written.
+
+    Raises:
+        UserError: a mistake in the file, or it cannot be written.
+    """
+    kept = Decisions(decisions=(*load(store), *decisions))
     text = "# Recorded moves of baselines: values finished before `since` no longer count.\n" + yaml.safe_dump(
         kept.model_dump(mode="json"), sort_keys=False, allow_unicode=True
     )
-    path, scratch = folder / FILE, folder / f".{uuid.uuid4().hex[:12]}.tmp"
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-    return path
+    store.put(FILE, text.encode())
+    return store.files.show(FILE)
+
+
+def merge(sources: Sequence[Store], into: Store) -> int:
+    """Take over decisions of other stores that this one does not hold yet; returns how many."""
+    known = list(load(into))
+    new = [d for d in dict.fromkeys(one for source in sources for one in load(source)) if d not in known]
+    if new:
+        record(into, *new)
+    return len(new)
 
 
 def apply(series: Series, decisions: Sequence[Decision]) -> tuple[Point, ...]:

@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from harness import stats
 from harness.metrics import METRICS
-from harness.record import Record
 from reports.regressions import decisions as kept
-from reports.regressions.series import History, Point, Series, fingerprint
+from reports.regressions.series import Attempt, History, Point, Series
 from reports.scores import ARMS, gather
 
 ALPHA = 0.01
@@ -34,8 +33,8 @@ class CellFinding:
 
     Attributes:
         kind: ``level`` (latest value outside its band), ``items`` (paired test on the same items), ``rate``
-            (two rates without items), ``drift`` (change point), ``status`` (no longer ends ok) or
-            ``condition`` (throttled or shared).
+            (two rates without items), ``drift`` (change point), ``status`` (no longer ends ok), ``missing`` (came to
+            nothing, or did not follow the others into a new environment) or ``condition`` (throttled or shared).
         effect: difference for rates, relative change for seconds, bytes and joules; None for a status.
         p: adjusted over the cells of this look; None where the test has none.
     """
@@ -125,7 +124,7 @@ def detect(
     """
     series = [_cut(s, decisions) for s in found.series]
     series = [s for s in series if len(s.points) > 1]
-    findings = [*_status(found), *_levels(series), *_rates(series, found, samples)]
+    findings = [*_status(found), *_levels(series), *_rates(series, samples)]
     if drift:
         findings += _drifts(series)
     pooled = _pooled(series, found)
@@ -174,20 +173,57 @@ def _floor(quantity: str) -> float:
 
 # --- one cell ------------------------------------------------------------------------------------
 def _status(found: History) -> list[CellFinding]:
-    """Cells that ended ok and no longer do, or whose latest run was disturbed: an alert class of their own."""
+    """An alert class of its own (protocol 8.7), never a value: cells that ended ok and no longer do, that came to
+    nothing or did not follow the others into a new environment, or whose newest run was disturbed."""
+    moved = _followed(found)
     out = []
-    for (key, _), members in found.attempts.items():
-        identity, latest = members[-1]
-        earlier = [record for _, record in members[:-1] if record.outcome.status == "ok"]
-        if earlier and latest.outcome.status != "ok":
-            reason = f"ended {latest.outcome.status} in {latest.outcome.stage or 'no stage'}: {latest.outcome.reason}"
-            out.append(_about_status(key, latest, "status", reason, identity))
+    for members in found.attempts.values():
+        latest, earlier = members[-1], [one for one in members[:-1] if one.status == "ok"]
+        disturbed = sorted({"throttled", "shared"} & set(latest.marks))
+        if latest.status in ("interrupted", "lost") and earlier:
+            out.append(_about_status(latest, "missing", f"came to nothing: {latest.status}, {latest.reason}"))
+        elif latest.status != "ok" and earlier:
+            reason = f"ended {latest.status} in {latest.stage or 'no stage'}: {latest.reason}"
+            out.append(_about_status(latest, "status", reason))
+        elif disturbed and not any(set(disturbed) & set(one.marks) for one in members[-2:-1]):
+            what = " and ".join(disturbed)
+            out.append(_about_status(latest, "condition", f"was {what}: its times and energies are not judged"))
+        elif latest.status == "ok" and moved.get(latest.sweep, latest.fingerprint) != latest.fingerprint:
+            reason = f"has no record in the newest environment, which most cells of {latest.sweep} have"
+            out.append(_about_status(latest, "missing", reason))
     return out
 
 
-def _about_status(key: str, record: Record, kind: str, reason: str, identity: str) -> CellFinding:
+def missing(cells: Sequence[tuple[str, str]], known: Sequence[CellFinding]) -> list[CellFinding]:
+    """Findings for cells (key, label) that were to run and left no final record; those already told are left out."""
+    told = {finding.key for finding in known}
+    return [
+        CellFinding(
+            key, label, "status", "missing", "worse", None, None, None, None, "", "was to run and left no result"
+        )
+        for key, label in cells
+        if key not in told
+    ]
+
+
+def _followed(found: History) -> dict[str, str]:
+    """Sweep to the fingerprint of its newest environment, where more than half of its cells have a record of it."""
+    newest: dict[str, Attempt] = {}
+    for members in found.attempts.values():
+        for one in members:
+            newest[one.sweep] = max(newest.get(one.sweep, one), one, key=lambda a: a.finished)
+    out = {}
+    for sweep, last in newest.items():
+        cells = [members for members in found.attempts.values() if members[-1].sweep == sweep]
+        there = sum(any(one.fingerprint == last.fingerprint for one in members) for members in cells)
+        if 2 * there > len(cells):
+            out[sweep] = last.fingerprint
+    return out
+
+
+def _about_status(latest: Attempt, kind: str, reason: str) -> CellFinding:
     return CellFinding(
-        key, record.label, "status", kind, "worse", None, None, None, None, record.finished, reason, (identity,)
+        latest.key, latest.label, "status", kind, "worse", None, None, None, None, latest.finished, reason, (latest.id,)
     )
 
 
@@ -221,7 +257,7 @@ def _levels(series: Sequence[Series]) -> list[CellFinding]:
     return out
 
 
-def _rates(series: Sequence[Series], found: History, samples: Samples | None) -> list[CellFinding]:
+def _rates(series: Sequence[Series], samples: Samples | None) -> list[CellFinding]:
     """Rates against the last good record: on the same items where there are any, else as two rates.
 
     p values are adjusted over all cells of this look (Benjamini and Hochberg).
@@ -231,7 +267,7 @@ def _rates(series: Sequence[Series], found: History, samples: Samples | None) ->
         if METRICS[one.quantity].unit != "fraction" or METRICS[one.quantity].family not in ("accuracy", "retention"):
             continue
         before, after = one.points[-2], one.points[-1]
-        paired = _on_items(one, before, after, found, samples)
+        paired = _on_items(one, before, after, samples)
         if paired is not None:
             tested.append((one, before, after, *paired))
         elif before.n and after.n:
@@ -262,19 +298,17 @@ def _rates(series: Sequence[Series], found: History, samples: Samples | None) ->
     ]
 
 
-def _on_items(
-    one: Series, before: Point, after: Point, found: History, samples: Samples | None
-) -> tuple[float, float, str] | None:
+def _on_items(one: Series, before: Point, after: Point, samples: Samples | None) -> tuple[float, float, str] | None:
     """Effect and p on the items both records scored: McNemar, and the log-probability test where it sees more."""
     if samples is None or one.metric not in ARMS:
         return None
-    tables = [(found.records[p.record], samples(p.record)) for p in (after, before)]
-    scores = [gather([(0, table)], ARMS[one.metric]) if table is not None else None for _, table in tables]
+    tables = [samples(p.record) for p in (after, before)]
+    scores = [gather([(0, table)], ARMS[one.metric]) if table is not None else None for table in tables]
     a, b = scores
     if a is None or b is None or a.items != b.items:
         return None
     p = stats.mcnemar(a.right[0], b.right[0]).p
-    logs = [_log_probabilities(table, ARMS[one.metric], a.items) for _, table in tables]
+    logs = [_log_probabilities(table, ARMS[one.metric], a.items) for table in tables]
     if logs[0] is not None and logs[1] is not None and len(logs[0]) > 1:
         # two looks at one change: Bonferroni over the pair
         p = min(1.0, 2 * min(p, stats.paired_t(logs[0], logs[1]).p))
@@ -454,4 +488,4 @@ def _facts(environment: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-__all__ = ["CellFinding", "EnvironmentChange", "PooledFinding", "Report", "detect", "direction", "fingerprint"]
+__all__ = ["CellFinding", "EnvironmentChange", "PooledFinding", "Report", "detect", "direction"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from harness import stats
+from harness import index, stats
 from harness.record import Record
 from harness.store import Store
 from reports.regressions import decisions as kept
@@ -19,8 +18,14 @@ from reports.regressions.series import History, Point, Series, history
 
 def read(root: str, *, sweep: str | None = None) -> History:
     """The history that a store holds, of one sweep or of all."""
-    records: Iterable[Record] = Store(root).records()[0]
-    return history(r for r in records if sweep is None or r.sweep == sweep)
+    store = Store(root)
+    loaded = index.load(store)
+
+    def environment(row: int) -> dict[str, Any]:
+        record = Record.from_json((store.files.read(loaded.paths[row]) or b"").decode(), where=loaded.paths[row])
+        return record.environment
+
+    return history(loaded.flat, environment, sweep=sweep)
 
 
 def look(root: str, *, sweep: str | None = None) -> Report:
@@ -28,11 +33,9 @@ def look(root: str, *, sweep: str | None = None) -> Report:
     store, found = Store(root), read(root, sweep=sweep)
 
     def samples(identity: str) -> pa.Table | None:
-        record = found.records[identity]
-        return store.samples(record) if record.samples is not None else None
+        return store.sample_file(found.samples[identity]) if identity in found.samples else None
 
-    decisions = kept.load(Path(root)) if "://" not in root else ()
-    return detect(found, samples=samples, decisions=decisions)
+    return detect(found, samples=samples, decisions=kept.load(store))
 
 
 def false_alarms(found: History, *, rounds: int = 200, seed: int = 0) -> stats.Interval | None:

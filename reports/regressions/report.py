@@ -40,7 +40,7 @@ def sentence(finding: CellFinding | PooledFinding) -> str:
             f"effect {finding.effect:+.3g} [{finding.low:+.3g}, {finding.high:+.3g}], p {finding.p:.2g} "
             f"({finding.kind}).{suspects}"
         )
-    if finding.kind in ("status", "condition"):
+    if finding.kind in ("status", "condition", "missing"):
         return f"`{finding.label}` {finding.reason}"
     p = f", p {finding.p:.2g}" if finding.p is not None else ""
     effect = f", effect {finding.effect:+.3g}" if finding.effect is not None else ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from harness.canonical import digest
+from harness.index import Flat
 from harness.metrics import METRICS
-from harness.record import FINAL_STATUSES, Record
-from reports.frame import machine, marks
+from harness.record import FINAL_STATUSES
 
 FAMILIES = frozenset({"accuracy", "retention", "time", "energy", "memory"})
 """Families of quantities that are watched; sizes follow from shapes and belong to claims."""
@@ -74,87 +78,107 @@ class Series:
         return rest[start:]
 
 
+class Attempt(NamedTuple):
+    """One record of a cell: how it ended. ``at`` is its row."""
+
+    id: str
+    key: str
+    label: str
+    sweep: str
+    model: str
+    status: str
+    stage: str
+    reason: str
+    finished: str
+    fingerprint: str
+    marks: tuple[str, ...]
+    at: int
+
+
 @dataclass(frozen=True)
 class History:
     """Everything that detection looks at.
 
     Attributes:
         series: all watched series, in a fixed order.
-        attempts: key and machine to its final records, oldest first, disturbed ones included.
+        attempts: key and machine to its records, oldest first, disturbed ones and those that came to nothing included.
         environments: fingerprint to the environment of its first record.
-        records: record id to record.
+        samples: record id to the digest of its samples, for records that have any.
     """
 
     series: tuple[Series, ...]
-    attempts: Mapping[tuple[str, str], Sequence[tuple[str, Record]]]
+    attempts: Mapping[tuple[str, str], Sequence[Attempt]]
     environments: Mapping[str, Mapping[str, Any]]
-    records: Mapping[str, Record]
+    samples: Mapping[str, str]
 
 
-def history(records: Iterable[Record]) -> History:
-    """Line records up. Superseded ones are left out; throttled and shared ones give no times and no energies."""
-    named = {record.id: record for record in records if record.outcome.status in FINAL_STATUSES}
-    superseded = {record.supersedes for record in named.values()}
+def history(flat: Flat, environment: Callable[[int], Mapping[str, Any]], *, sweep: str | None = None) -> History:
+    """Line records up. Superseded ones are left out; throttled and shared ones give no times and no energies.
+
+    Args:
+        flat: the records of a store (:mod:`harness.index`).
+        environment: number of a row to the environment its record holds; asked once for each fingerprint.
+        sweep: only records of this sweep.
+    """
+    rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
+    wanted = [i for i in range(flat.rows.num_rows) if sweep is None or rows["sweep"][i] == sweep]
+    wanted.sort(key=lambda i: (rows["finished"][i], rows["id"][i]))
+    superseded = {rows["supersedes"][i] for i in wanted if rows["status"][i] in FINAL_STATUSES}
     known: dict[str, set[str]] = {}
-    for record in named.values():
-        if machine(record):
-            known.setdefault(record.key, set()).add(place(record))
-    attempts: dict[tuple[str, str], list[tuple[str, Record]]] = {}
+    for i in wanted:
+        if rows["machine"][i]:
+            known.setdefault(rows["key"][i], set()).add(_place(rows, i))
+    attempts: dict[tuple[str, str], list[Attempt]] = {}
     environments: dict[str, Mapping[str, Any]] = {}
-    for identity, record in sorted(named.items(), key=lambda pair: (pair[1].finished, pair[0])):
-        if identity in superseded or record.cell.get("role", "result") != "result":
+    for i in wanted:
+        if rows["id"][i] in superseded or rows["role"][i] != "result":
             continue
-        attempts.setdefault((record.key, _home(record, known)), []).append((identity, record))
-        environments.setdefault(fingerprint(record), record.environment)
-    found: list[Series] = []
-    for (key, _), members in sorted(attempts.items()):
-        found += _series(key, members)
-    return History(tuple(found), attempts, environments, named)
+        told = (rows[name][i] for name in Attempt._fields[:-3])
+        fingerprint = rows["fingerprint"][i] or digest(json.loads(rows["packages"][i]))
+        found = Attempt._make((*told, fingerprint, tuple(rows["marks"][i]), i))
+        attempts.setdefault((found.key, _home(rows, i, known)), []).append(found)
+        if found.fingerprint not in environments:
+            environments[found.fingerprint] = environment(i)
+    watched = _watched(flat)
+    series = [one for members in (attempts[place] for place in sorted(attempts)) for one in _series(members, watched)]
+    samples = {rows["id"][i]: rows["samples"][i] for i in wanted if rows["samples"][i] is not None}
+    return History(tuple(series), attempts, environments, samples)
 
 
-def _home(record: Record, known: Mapping[str, set[str]]) -> str:
+def _place(rows: Mapping[str, Sequence[Any]], i: int) -> str:
+    """Digest of the machine and the hardware asked for: series of two machines never mix."""
+    return digest([rows["machine"][i], rows["hardware"][i]])[:12]
+
+
+def _home(rows: Mapping[str, Sequence[Any]], i: int, known: Mapping[str, set[str]]) -> str:
     """A record of a worker that died says no machine: it belongs to the only one its cell ran on, if that is so."""
-    places = known.get(record.key, set())
-    return next(iter(places)) if not machine(record) and len(places) == 1 else place(record)
+    places = known.get(rows["key"][i], set())
+    return next(iter(places)) if not rows["machine"][i] and len(places) == 1 else _place(rows, i)
 
 
-def place(record: Record) -> str:
-    """Digest of the machine: series of two machines never mix."""
-    hardware = record.cell.get("hardware")
-    label = hardware.get("label", "") if isinstance(hardware, dict) else ""
-    return digest([machine(record), label])[:12]
+def _watched(flat: Flat) -> dict[int, list[tuple[str, str, float, int | None]]]:
+    """Row to (name, family, value, items) of its readings that are watched and have a value."""
+    families = [METRICS[kind.quantity].family if kind.quantity in METRICS else "" for kind in flat.kinds]
+    wanted = np.array([family in FAMILIES for family in families], bool)
+    at = np.flatnonzero(wanted[flat.kind] & ~np.isnan(flat.value)) if len(flat.kind) else np.array([], np.int64)
+    owners, found = flat.owners()[at].tolist(), dict[int, list[tuple[str, str, float, int | None]]]()
+    columns = (flat.kind[at].tolist(), flat.value[at].tolist(), flat.n[at].tolist())
+    for owner, code, value, n in zip(owners, *columns, strict=True):
+        row = (flat.kinds[code].name, families[code], value, None if math.isnan(n) else int(n))
+        found.setdefault(owner, []).append(row)
+    return found
 
 
-def fingerprint(record: Record) -> str:
-    """The record's fingerprint; for one that has none (imported), the digest of its packages."""
-    return record.fingerprint or digest(record.environment.get("packages", {}))
-
-
-def _series(key: str, members: Sequence[tuple[str, Record]]) -> list[Series]:
+def _series(
+    members: Sequence[Attempt], watched: Mapping[int, Sequence[tuple[str, str, float, int | None]]]
+) -> list[Series]:
     points: dict[str, list[Point]] = {}
-    for identity, record in members:
-        if record.outcome.status != "ok":
+    for one in members:
+        if one.status != "ok":
             continue
-        disturbed = bool({"throttled", "shared"} & set(marks(record)))
-        for name, reading in _readings(record):
-            family = METRICS[name.rpartition(".")[2]].family
-            if family not in FAMILIES or (disturbed and family in ("time", "energy", "memory")):
-                continue
-            value, n = reading
-            points.setdefault(name, []).append(Point(record.finished, identity, value, fingerprint(record), n))
-    record = members[-1][1]
-    model = record.cell.get("model")
-    named = model.get("label", "") if isinstance(model, dict) else ""
-    return [Series(key, record.label, name, str(named), tuple(found)) for name, found in sorted(points.items())]
-
-
-def _readings(record: Record) -> Iterable[tuple[str, tuple[float, int | None]]]:
-    for name, reading in record.metrics.items():
-        if reading.value is not None and name in METRICS:
-            yield name, (reading.value, reading.n)
-    for span in record.spans:
-        if span.seconds is not None:
-            yield f"{span.stage}.stage_s", (span.seconds, None)
-        for reading in span.readings:
-            if reading.value is not None and reading.quantity in METRICS:
-                yield f"{span.stage}.{reading.quantity}", (reading.value, reading.n)
+        disturbed = bool({"throttled", "shared"} & set(one.marks))
+        for name, family, value, n in watched.get(one.at, ()):
+            if not (disturbed and family in ("time", "energy", "memory")):
+                points.setdefault(name, []).append(Point(one.finished, one.id, value, one.fingerprint, n))
+    last = members[-1]
+    return [Series(last.key, last.label, name, last.model, tuple(found)) for name, found in sorted(points.items())]

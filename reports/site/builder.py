@@ -57,13 +57,15 @@ class Site:
 
     Attributes:
         files: paths below ``out``, sorted.
-        rows: rows over all boards.
+        boards: how many there are.
+        rows: rows over all of them.
         cells: cell pages.
         damaged: records that could not be read and stand on no page.
     """
 
     out: Path
     files: tuple[str, ...]
+    boards: int
     rows: int
     cells: int
     damaged: tuple[Damage, ...] = field(default=())
@@ -102,7 +104,7 @@ def build_site(parts: Sequence[Part], store: Store, out: Path, *, claims: Path |
     pages.top([(part, table) for part, table, _ in built])
     _replace(out, files)
     rows = sum(len(section.rows) for _, table, _ in built for section in table.sections)
-    return Site(out, tuple(sorted(files)), rows, cells, tuple(damaged))
+    return Site(out, tuple(sorted(files)), len(built), rows, cells, tuple(damaged))
 
 
 def write_assets(write: Write) -> None:

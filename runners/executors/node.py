@@ -41,11 +41,12 @@ def at_home(job: Job, folder: Path, cache: Path) -> Job:
     """
     python = ""
     if job.side_environment:
-        found = environments.interpreter(job.side_environment, cache)
+        name = job.side_environment["name"]
+        found = environments.interpreter(name, cache)
         if found is None:
             raise UserError(
-                f"the side environment {job.side_environment!r} is not built on this node",
-                fix=f"Run there: peft-matrix env create {job.side_environment}",
+                f"the side environment {name!r} is not built on this node",
+                fix=f"Run there: peft-matrix env create {name}",
             )
         python = str(found)
     gpus = tuple(gpu.uuid for gpu in hardware.probe().gpus) if job.device == "cuda" else ()

@@ -170,9 +170,17 @@ def accuracy() -> Iterator[Figure]:
     yield from scoring.figures(str(nano_folder()), wall_s)
 
 
+def store() -> Iterator[Figure]:
+    """100,000 records of the demo's size through the index; records that eight processes append at once."""
+    from tests.benchmarks import records
+
+    yield from records.figures()
+
+
 GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "help": front_door,
     "plan": planning,
+    "store": store,
     "cells": cells,
     "scheduling": scheduling,
     "instruments": instruments,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, create_model
 
+from harness import layouts
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Outcome, Reading, Record, SamplesRef, Span, UnknownLayout
 from tests.harness.examples import full_record, make_record
@@ -86,12 +87,55 @@ def test_the_golden_record_gives_every_field_of_every_part_a_value() -> None:
 def test_a_field_added_without_a_new_layout_number_would_be_noticed() -> None:
     wider = create_model("Wider", __base__=Record, colour=(str, "blue"))
     text = (GOLDEN / "record-v1.json").read_text(encoding="utf-8")
-    assert wider.from_json(text).to_json() != text
+    with pytest.raises(ValueError, match="older layout"):
+        wider.from_json(text).to_json()
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("record-v*.json")), ids=lambda p: p.stem)
 def test_records_of_every_layout_load(path: Path) -> None:
     assert Record.from_json(path.read_text(encoding="utf-8")).schema_version == SCHEMA_VERSION
+
+
+# --- layouts -------------------------------------------------------------------------------------
+def test_every_layout_has_its_golden_record_and_its_step() -> None:
+    numbers = range(1, SCHEMA_VERSION + 1)
+    assert sorted(p.name for p in GOLDEN.glob("record-v*.json")) == sorted(f"record-v{n}.json" for n in numbers)
+    assert sorted(layouts.STEPS) == list(numbers[:-1])
+
+
+def later_layout(monkeypatch: pytest.MonkeyPatch) -> type[Record]:
+    """What two changes of the layout would look like: a new field, then one renamed."""
+
+    def add_colour(content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "color": "grey"}
+
+    def rename_it(content: dict[str, Any]) -> dict[str, Any]:
+        return {**{k: v for k, v in content.items() if k != "color"}, "colour": content["color"]}
+
+    monkeypatch.setattr(layouts, "STEPS", {1: add_colour, 2: rename_it})
+    monkeypatch.setattr("harness.record.SCHEMA_VERSION", 3)
+    return create_model("Later", __base__=Record, colour=(str, ...))
+
+
+def test_a_record_of_an_older_layout_goes_up_step_by_step_and_keeps_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (GOLDEN / "record-v1.json").read_text(encoding="utf-8")
+    later = later_layout(monkeypatch)
+    record = later.from_json(text, id_prefix=full_record().id[:12])
+    assert (record.schema_version, record.colour) == (3, "grey")  # type: ignore[attr-defined]
+    assert record.id == json.loads(text)["id"]
+    with pytest.raises(ValueError, match="copy its file"):
+        record.to_json()
+    with pytest.raises(UserError, match="does not match its id"):  # the digest is of what was written
+        later.from_json(text.replace('"quickstart"', '"slowstart"'))
+    monkeypatch.delitem(layouts.STEPS, 2)
+    with pytest.raises(UserError, match="not a record: 2"):
+        later.from_json(text)
+
+
+def test_a_changed_copy_has_an_id_of_its_own() -> None:
+    record = make_record()
+    assert record.model_copy(update={"label": "other"}).id != record.id
+    assert record.model_copy().id == record.id
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -133,6 +177,7 @@ def changed(**changes: Any) -> str:
         (changed(id="0" * 64), "does not match its id"),
         (changed(schema_version=None), "no schema_version"),
         (changed(schema_version=99), "layout 99 is not known"),
+        (changed(schema_version=0), "layout 0 is not known"),
     ],
 )
 def test_a_record_that_cannot_be_trusted_says_why_and_where(text: str, said: str) -> None:

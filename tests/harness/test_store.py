@@ -449,11 +449,11 @@ def test_the_next_writer_removes_old_leftovers_and_leaves_young_ones(store: Stor
     old = f"{folder}/.{time.time() - 3700:.0f}.0123456789ab.tmp"
     young = f"{folder}/.{time.time() - 60:.0f}.0123456789ab.tmp"
     for name in (old, young):
-        store._files.write(name, b"half a rec", temporary=f"{folder}/.0.{uuid.uuid4().hex}.tmp")
+        store.files.write(name, b"half a rec", temporary=f"{folder}/.0.{uuid.uuid4().hex}.tmp")
     assert store.records() == ([make_record(1)], [])
     Store(store.root).append(make_record(1))
-    assert not store._files.exists(old)
-    assert store._files.exists(young)
+    assert not store.files.exists(old)
+    assert store.files.exists(young)
 
 
 # --- claims --------------------------------------------------------------------------------------

@@ -99,7 +99,9 @@ def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
     assert "oom" in to_markdown(report)
     with pytest.raises(ValueError, match="why"):
         decisions.Decision(cells="*", since="2026-01-04T00:00:00", why="")
-    decisions.record(tmp_path, decisions.Decision(metric="accuracy", since="2026-01-04T00:00:00+00:00", why="new data"))
+    decisions.record(
+        Store(tmp_path), decisions.Decision(metric="accuracy", since="2026-01-04T00:00:00+00:00", why="new data")
+    )
     after = looking.look(str(tmp_path))
     assert "accuracy" not in {f.metric for f in after.improvements}
     (tmp_path / decisions.FILE).write_text("decisions: [{cells: 1}]")

@@ -49,7 +49,7 @@ class SketchTune(Method):
         self.weights: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def check_merge(cls, base: str) -> str | None:
+    def check_merge(cls, base: str, params: Mapping[str, Any] | None = None) -> str | None:
         """The sketch is all there is."""
         return "the trained numbers are the model's weights: there are no others to merge into"
 

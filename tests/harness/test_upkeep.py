@@ -1,0 +1,143 @@
+"""Several stores into one, and what may go: checked on the files that are left."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.record import Outcome, Record
+from harness.store import Store, samples_ref
+from harness.upkeep import merge, remove, waste
+from tests.harness.examples import make_record, make_samples
+from tests.harness.test_store import CLAIMER, python
+
+
+def with_samples(number: int, rows: int, **changes: object) -> tuple[Record, bytes]:
+    data = make_samples(rows)
+    return make_record(number, samples=samples_ref(data), **changes), data
+
+
+def age(root: Path) -> None:
+    """Make every sample and temporary file two hours old."""
+    for path in [*(root / "samples").glob("*"), *root.rglob("*.tmp")]:
+        os.utime(path, (time.time() - 7200,) * 2)
+
+
+# --- gc ------------------------------------------------------------------------------------------
+def test_only_what_nothing_needs_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    kept, data = with_samples(1, 3)
+    wrong, wrong_data = with_samples(2, 4)
+    store.append(kept, data)
+    store.append(wrong, wrong_data)
+    store.append(make_record(2, supersedes=wrong.id, attempt=2))
+    store.append(make_record(1, outcome=Outcome(status="lost"), attempt=2))  # the cell has a result
+    store.append(make_record(3, outcome=Outcome(status="interrupted")))  # this one has none: it stays
+    store.append(make_record(1, finished="2026-11-22T00:00:00+00:00"))  # a repeat is history
+    (tmp_path / "samples" / f"{'0' * 64}.parquet").write_bytes(b"orphan")
+    (tmp_path / "records" / "00" / ".1700000000.0123456789ab.tmp").write_bytes(b"half")
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / "damaged.json").write_bytes(b"evidence")
+    young = waste(store)
+    assert {one.why for one in young.waste} == {"corrected by a later record", "lost; the cell has ended since"}
+    age(tmp_path)
+    found = waste(store)
+    assert sorted(one.why for one in found.waste) == [
+        "corrected by a later record",
+        "left by a writer that died",
+        "lost; the cell has ended since",
+        "no record refers to them",
+        "no record refers to them",
+    ]
+    assert found.kept_back == ()
+    before = {str(p) for p in tmp_path.rglob("*") if p.is_file()}
+    assert before == {str(p) for p in tmp_path.rglob("*") if p.is_file()}  # looking removes nothing
+    assert remove(store, found) == sum(one.size for one in found.waste) > 0
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
+        *(entry.path for group in store.entries().values() for entry in group),
+        f"samples/{kept.samples.digest}.parquet",  # type: ignore[union-attr]
+        "quarantine/damaged.json",
+    }
+    assert len(store.records()[0]) == 4
+    assert waste(store).waste == ()
+
+
+def test_samples_stay_while_a_record_cannot_be_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record, data = with_samples(1, 3)
+    path = tmp_path / store.append(record, data).path
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    age(tmp_path)
+    found = waste(store)
+    assert found.waste == ()
+    assert "1 records cannot be read" in found.kept_back[0]
+
+
+def test_nothing_goes_while_a_run_uses_the_store(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(make_record(1))
+    holder = python(CLAIMER, str(tmp_path), "a" * 16)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match="a run is using this store"):
+        remove(store, waste(store))
+    holder.communicate()
+    assert remove(store, waste(store)) == 0
+
+
+# --- merge ---------------------------------------------------------------------------------------
+def test_stores_of_several_machines_become_one_and_conflicts_are_named(tmp_path: Path) -> None:
+    here, there = Store(tmp_path / "here"), Store(f"memory://{uuid.uuid4().hex}/there")
+    into = Store(tmp_path / "into")
+    shared, data = with_samples(1, 3)
+    for store in (here, there):
+        store.append(shared, data)
+    here.append(make_record(2, environment={"cpu": {"model": "A"}}))
+    there.append(make_record(2, environment={"cpu": {"model": "B"}}))
+    here.append(make_record(3))
+    there.append(make_record(3, fingerprint="f" * 16))
+    here.append(make_record(4))
+    there.append(make_record(4, label="other"))
+    here.append(make_record(5))  # one store alone has repeats: a history, no conflict
+    here.append(make_record(5, finished="2026-11-22T00:00:00+00:00"))
+    done = merge([here, there], into)
+    assert (done.records, done.samples, done.known, done.left_out) == (9, 1, 1, [])
+    assert [(c.key[-1], c.differs, len(c.sides)) for c in done.conflicts] == [
+        ("2", "machine", 2),
+        ("3", "environment", 2),
+        ("4", "result", 2),
+    ]
+    assert {side.store for c in done.conflicts for side in c.sides} == {here.root, there.root}
+    wanted = {r.id for store in (here, there) for r in store.records()[0]}
+    assert {r.id for r in into.records()[0]} == wanted
+    assert into.samples(shared).num_rows == 3
+    for entry in (e for group in here.entries().values() for e in group):
+        assert (tmp_path / "into" / entry.path).read_bytes() == (tmp_path / "here" / entry.path).read_bytes()
+    again = merge([here, there], into)
+    assert (again.records, again.known, len(again.conflicts)) == (0, 10, 0)
+    with pytest.raises(UserError, match="into itself"):
+        merge([into], into)
+
+
+def test_what_is_damaged_is_left_out_and_the_source_is_not_touched(tmp_path: Path) -> None:
+    source = Store(tmp_path / "source")
+    good, bad = make_record(1), make_record(2)
+    source.append(good)
+    path = tmp_path / "source" / source.append(bad).path
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    lacking, data = with_samples(3, 3)
+    source.append(lacking, data)
+    next((tmp_path / "source" / "samples").iterdir()).unlink()
+    done = merge([source], Store(tmp_path / "into"))
+    assert sorted(d.reason.split(":")[0].split(" (")[0] for d in done.left_out) == [
+        "its samples are missing",
+        "the content does not match its id",
+    ]
+    assert Store(tmp_path / "into").records()[0] == [good]
+    assert path.exists()
+    assert not (tmp_path / "source" / "quarantine").exists()
