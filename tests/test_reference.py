@@ -22,7 +22,9 @@ SWEEPS = {
     "real-encoder": ("cpu-2core", "classification"),
     "all-quantizers": ("cpu-2core-quantizers", "quantization"),
     "all-quantizers-encoder": ("cpu-2core-quantizers", "quantization"),
+    "temperature": ("cpu-2core-temperature", "quantization"),
     "claims-nano": ("cpu-2core-claims", "default"),
+    "claims-encoder": ("cpu-2core-claims", "classification"),
 }
 NO_BOARD = {"counts"}
 
