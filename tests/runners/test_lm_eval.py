@@ -202,14 +202,28 @@ def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any
     standard.check_start(asked(bare))
 
 
-def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(tmp_path: Path) -> None:
-    write_tasks(tmp_path / "tasks" / "lm-eval")
+def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import tasks
+
     from runners.worker.lm_eval_model import Suite
 
-    suite = Suite([LmEvalUse(task="letters")], [tmp_path])
-    assert "letters" in suite.manager.all_tasks
+    write_tasks(tmp_path / "tasks" / "lm-eval")
+    asked: list[bool] = []
+
+    class Manager(tasks.TaskManager):  # type: ignore[misc]
+        """Indexing the package's own 14,000 tasks takes ten seconds, and the one asked for is not among them."""
+
+        def __init__(self, include_path: Any, include_defaults: bool) -> None:
+            asked.append(include_defaults)
+            super().__init__(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(tasks, "TaskManager", Manager)
+    assert "letters" in Suite([LmEvalUse(task="letters")], [tmp_path]).manager.all_tasks
     with pytest.raises(UserError, match=r"lm-eval has no task 'lettres'.*tasks/lm-eval/lettres.yaml"):
-        Suite([LmEvalUse(task="lettres")], [tmp_path])
+        Suite([LmEvalUse(task="letters"), LmEvalUse(task="lettres")], [tmp_path])
+    assert asked == [False, True], "its own tasks are indexed only where one of them is wanted"
 
 
 def test_a_parent_keeps_the_tasks_that_a_dead_worker_had_finished(tmp_path: Path) -> None:
