@@ -140,8 +140,10 @@ def checkout(root: Path) -> dict[str, Any]:
         changes = _git(git, root, "status", "--porcelain", "--untracked-files=no")
     except subprocess.CalledProcessError as error:
         return {"commit": None, "dirty": None, "why": f"git: {error.stderr.strip() or error}"}
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"commit": None, "dirty": None, "why": f"git: {error}"}
+    except subprocess.TimeoutExpired as error:  # whose own words hold the command, and so a path of this machine
+        return {"commit": None, "dirty": None, "why": f"git did not answer within {error.timeout:g} s"}
+    except OSError as error:
+        return {"commit": None, "dirty": None, "why": f"git: {error.strerror}"}
     return {"commit": commit, "dirty": bool(changes), "why": ""}
 
 
