@@ -24,6 +24,7 @@ SWEEPS = {
     "all-quantizers-encoder": ("cpu-2core-quantizers", "quantization"),
     "temperature": ("cpu-2core-temperature", "quantization"),
     "claims-nano": ("cpu-2core-claims", "default"),
+    "real-tasks-nano": ("cpu-2core-tasks", "default"),
     "claims-encoder": ("cpu-2core-claims", "classification"),
 }
 NO_BOARD = {"counts"}
