@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,12 +54,14 @@ class _GPTQModel(CheckpointQuantizer):
         from gptqmodel.models.auto import MODEL_MAP
         from transformers import AutoConfig
 
+        source, target = source.resolve(), target.resolve()
         kind = AutoConfig.from_pretrained(source).model_type
         if kind not in MODEL_MAP:
             raise Unsupported(f"gptqmodel does not know the architecture {kind!r}")
-        model = GPTQModel.load(str(source), self.settings(), device="cpu" if self.device == "cpu" else "cuda:0")
-        model.quantize(self.rows, batch_size=1)
-        model.save(str(target))
+        with contextlib.chdir(source.parent):  # it writes logs into the current folder
+            model = GPTQModel.load(str(source), self.settings(), device="cpu" if self.device == "cpu" else "cuda:0")
+            model.quantize(self.rows, batch_size=1)
+            model.save(str(target))
 
     def settings(self) -> Any:
         """The library's ``QuantizeConfig``."""
