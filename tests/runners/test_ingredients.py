@@ -76,7 +76,7 @@ def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_m
     assert soup["environment"]["facts"]["finalize"]["ingredients"] == [r["label"] for r in lora]
     assert soup["metrics"]["accuracy"]["value"] is not None
     assert soup["metrics"]["trainable_parameters"]["value"] == 0
-    assert soup["metrics"]["adapter_bytes"]["value"] > 10 * small_bytes(lora[0])  # a whole model
+    assert soup["metrics"]["adapter_bytes"]["value"] > 2 * small_bytes(lora[0])  # a whole model
     stages = [s["stage"] for s in soup["spans"]]
     assert stages[stages.index("train") : stages.index("evaluate")] == ["train", "finalize", "save", "reload"]
 
