@@ -276,6 +276,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     expected = total(plan.predict(cell) for cell in plan.run)
     if plan.run:
         console.print(f"  predicted: {predicted_words(expected)}", highlight=False)
+    for damage in plan.predict.damaged:
+        console.print(f"  damaged      {damage}", **plain, markup=False)
     by_why = Counter(one.reason for one in plan.not_run)
     for why, n in by_why.items():
         console.print(f"  not run      {n} cells: {why}", highlight=False)

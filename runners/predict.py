@@ -74,6 +74,9 @@ class Predictor:
     Args:
         profiles: hardware profiles by name.
         machine: what the plan is made for.
+
+    Attributes:
+        damaged: past records that could not be read, in words.
     """
 
     def __init__(self, profiles: Mapping[str, hw.HardwareProfile], machine: hw.Machine) -> None:
@@ -84,9 +87,18 @@ class Predictor:
         self._seconds: dict[Group, list[float]] = defaultdict(list)
         self._bytes: dict[Group, list[float]] = defaultdict(list)
         self._measured_keys: set[str] = set()
+        self._unread: tuple[Store, Iterable[Cell], Mapping[str, Sequence[Entry]]] | None = None
+        self.damaged: list[str] = []
 
     def learn(self, store: Store, cells: Iterable[Cell], entries: Mapping[str, Sequence[Entry]]) -> None:
-        """Read past records of these cells, at most :data:`MOST_RECORDS`."""
+        """Let past records of these cells correct the estimates. They are read when something is first predicted."""
+        self._unread = (store, cells, entries)
+
+    def _read(self) -> None:
+        """Read at most :data:`MOST_RECORDS`; what is damaged is named in :attr:`damaged`."""
+        if self._unread is None:
+            return
+        (store, cells, entries), self._unread = self._unread, None
         first: list[tuple[Cell, Entry]] = []
         further: list[tuple[Cell, Entry]] = []
         seen: set[Group] = set()
@@ -98,8 +110,8 @@ class Predictor:
         for cell, entry in [*first, *further][:MOST_RECORDS]:
             try:
                 self._take(cell, store.load(entry))
-            except UserError:  # a damaged record teaches nothing; reading the store reports it
-                continue
+            except UserError as error:  # it teaches nothing, and says so
+                self.damaged.append(str(error))
 
     def _take(self, cell: Cell, record: Record) -> None:
         estimate = self.analytic(cell)
@@ -113,6 +125,7 @@ class Predictor:
 
     def __call__(self, cell: Cell) -> Prediction:
         """What is expected of this cell."""
+        self._read()
         own = (cell.key,) if cell.key in self._measured_keys else _configuration(cell)
         if own not in self._known:
             self._known[own] = self._corrected(cell)

@@ -223,7 +223,7 @@ class Scheduler:
         found = no_room(
             [self.workspace.cache, *results],
             min_free_disk_gib=self._limits.min_free_disk_gib,
-            needs_bytes=self.plan.predict(cell).least_bytes if self.device == "cpu" else None,
+            needs_bytes=self.plan.predict.analytic(cell).least_bytes if self.device == "cpu" else None,
         )
         return NotRun(cell, *found) if found is not None else None
 
