@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import hardware
 from harness.matrix import Cell
 from harness.record import Record
 from harness.spec import LoadedSweep, Priority
@@ -16,7 +17,7 @@ from runners.budget import Budget, fitting, in_order
 from runners.executors.base import Lease
 from runners.guards import kept, no_room
 from runners.leasing import Pool
-from runners.predict import Prediction
+from runners.predict import Prediction, Predictor
 from runners.scheduler import Scheduler
 from tests.runners import cheap
 from tests.runners.conftest import REPOSITORY
@@ -171,7 +172,12 @@ def test_what_a_budget_does_not_hold_is_not_run_and_says_why(tmp_path: Path) -> 
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok", "slow"], seeds=2)
     scheduler = cheap.scheduler(sweep, tmp_path, hours=1.0)
     slow = {c.key for c in scheduler.plan.run if c.method.label == "slow"}
-    scheduler.plan.predict = lambda cell: Prediction(seconds=7200.0 if cell.key in slow else 0.1)  # type: ignore[assignment]
+
+    class Told(Predictor):
+        def __call__(self, cell: Cell) -> Prediction:
+            return Prediction(seconds=7200.0 if cell.key in slow else 0.1)
+
+    scheduler.plan.predict = Told(hardware.load_profiles(), hardware.probe())
     assert scheduler.run() == {"ok": 2}
     assert {n.cell.key for n in scheduler.not_run} == slow
     assert {n.kind for n in scheduler.not_run} == {"budget"}
