@@ -1,7 +1,7 @@
 """Questions to a store in SQL, answered by DuckDB from the index: read only, and shut off from files and network.
 
-``records``   one row per record: its key, labels of the axes, seed, outcome, digests, and whether it is ``current``,
-              that is, speaks for its cell on its machine.
+``records``   one row per record: its key, labels of the axes, seed, outcome (``status``, ``stage_reached``, ``reason``),
+              digests, and whether it is ``current``, that is, speaks for its cell on its machine.
 ``readings``  one row per reading of a record: ``id``, ``stage`` ("" for the whole cell), ``quantity``, ``value``,
               ``unit``, ``n``, ``spread``, ``source``, ``why_missing``.
 ``samples``   one row per scored item: ``id`` of the record and the columns of a sample file. Read only if asked for.
@@ -76,7 +76,9 @@ def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 def _records(flat: index.Flat) -> pa.Table:
     current = np.zeros(flat.rows.num_rows, bool)
     current[speaking(flat)] = True
-    return flat.rows.append_column("current", pa.array(current))
+    # the stage a record ended in must not be mistaken for the stage of a reading where the two are joined
+    names = ["stage_reached" if name == "stage" else name for name in flat.rows.column_names]
+    return flat.rows.rename_columns(names).append_column("current", pa.array(current))
 
 
 def _readings(flat: index.Flat) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands.common import AsJson, DataRoot, Results, SweepName, console, open_workspace, print_json
-from harness.errors import EXIT_FAILED_CELLS
+from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -95,7 +95,11 @@ def nightly(
     workspace = open_workspace(results, data_root)
     loaded = load_sweep(sweep, workspace)
     name = loaded.spec.name
-    summary = run_sweep(loaded, workspace, console(), rerun=("all",) if again else ("stale",))
+    try:
+        summary = run_sweep(loaded, workspace, console(), rerun=("all",) if again else ("stale",))
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What is finished is kept; the next night continues.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     report = looking.look(workspace.results, sweep=name)
     report.cells += missing(_not_run(summary.plan, workspace), report.cells)
     if not no_confirm:

@@ -76,5 +76,9 @@ def merge(sources: Sequence[Store], into: Store) -> int:
 
 def apply(series: Series, decisions: Sequence[Decision]) -> tuple[Point, ...]:
     """The points that still count."""
-    starts = [d.since for d in decisions if fnmatchcase(series.label, d.cells) and fnmatchcase(series.metric, d.metric)]
-    return tuple(p for p in series.points if not starts or p.finished >= max(starts))
+    return tuple(p for p in series.points if not covered(series.label, series.metric, p.finished, decisions))
+
+
+def covered(label: str, metric: str, finished: str, decisions: Sequence[Decision]) -> bool:
+    """Whether a decision says that what was finished then no longer counts; the metric of an outcome is ``status``."""
+    return any(finished < d.since and fnmatchcase(label, d.cells) and fnmatchcase(metric, d.metric) for d in decisions)

@@ -7,6 +7,7 @@ skipped looks like speed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -124,7 +125,7 @@ def detect(
     """
     series = [_cut(s, decisions) for s in found.series]
     series = [s for s in series if len(s.points) > 1]
-    findings = [*_status(found), *_levels(series), *_rates(series, samples)]
+    findings = [*_status(found, decisions), *_levels(series), *_rates(series, samples)]
     if drift:
         findings += _drifts(series)
     pooled = _pooled(series, found)
@@ -172,12 +173,14 @@ def _floor(quantity: str) -> float:
 
 
 # --- one cell ------------------------------------------------------------------------------------
-def _status(found: History) -> list[CellFinding]:
+def _status(found: History, decisions: Sequence[kept.Decision]) -> list[CellFinding]:
     """An alert class of its own (protocol 8.7), never a value: cells that ended ok and no longer do, that came to
     nothing or did not follow the others into a new environment, or whose newest run was disturbed."""
-    moved = _followed(found)
+    left = _left(found)
     out = []
     for members in found.attempts.values():
+        if kept.covered(members[-1].label, "status", members[-1].finished, decisions):
+            continue
         latest, earlier = members[-1], [one for one in members[:-1] if one.status == "ok"]
         disturbed = sorted({"throttled", "shared"} & set(latest.marks))
         if latest.status in ("interrupted", "lost") and earlier:
@@ -188,8 +191,8 @@ def _status(found: History) -> list[CellFinding]:
         elif disturbed and not any(set(disturbed) & set(one.marks) for one in members[-2:-1]):
             what = " and ".join(disturbed)
             out.append(_about_status(latest, "condition", f"was {what}: its times and energies are not judged"))
-        elif latest.status == "ok" and moved.get(latest.sweep, latest.fingerprint) != latest.fingerprint:
-            reason = f"has no record in the newest environment, which most cells of {latest.sweep} have"
+        elif latest.status == "ok" and (latest.sweep, latest.fingerprint) in left:
+            reason = f"did not follow the cells of {latest.sweep} that left its environment for a newer one"
             out.append(_about_status(latest, "missing", reason))
     return out
 
@@ -206,19 +209,15 @@ def missing(cells: Sequence[tuple[str, str]], known: Sequence[CellFinding]) -> l
     ]
 
 
-def _followed(found: History) -> dict[str, str]:
-    """Sweep to the fingerprint of its newest environment, where more than half of its cells have a record of it."""
-    newest: dict[str, Attempt] = {}
+def _left(found: History) -> set[tuple[str, str]]:
+    """(sweep, fingerprint) of environments that more cells have left for a newer one than still have their newest
+    record in."""
+    left: Counter[tuple[str, str]] = Counter()
     for members in found.attempts.values():
-        for one in members:
-            newest[one.sweep] = max(newest.get(one.sweep, one), one, key=lambda a: a.finished)
-    out = {}
-    for sweep, last in newest.items():
-        cells = [members for members in found.attempts.values() if members[-1].sweep == sweep]
-        there = sum(any(one.fingerprint == last.fingerprint for one in members) for members in cells)
-        if 2 * there > len(cells):
-            out[sweep] = last.fingerprint
-    return out
+        newest = members[-1]
+        left.update({(newest.sweep, one.fingerprint) for one in members if one.fingerprint != newest.fingerprint})
+        left[newest.sweep, newest.fingerprint] -= 1
+    return {place for place, balance in left.items() if balance > 0}
 
 
 def _about_status(latest: Attempt, kind: str, reason: str) -> CellFinding:

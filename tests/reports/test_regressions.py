@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
+from harness.metrics import reading
 from harness.store import Store
 from reports.regressions import decisions, looking
 from reports.regressions.confirm import confirm, provisional
@@ -150,3 +151,27 @@ def test_the_verb_prints_json_and_says_by_its_exit_code_that_something_got_worse
     why = [*command[:-1], "--accept", "*", "--why", "a slower step is expected from here on"]
     assert subprocess.run(why, capture_output=True, text=True).returncode == 0
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+
+
+def test_what_gives_no_number_alerts_by_its_own_name_until_a_decision_says_otherwise(tmp_path: Path) -> None:
+    """Lost, left behind by the others, disturbed: three kinds of alert, none of them a value (protocol 8.7)."""
+    night(tmp_path, 1, cells=4)
+    store = Store(tmp_path)
+    for index in range(3):  # m3 did not follow the others into the new environment
+        of, when = cell(f"m{index}"), "2026-01-02T00:00:00+00:00"
+        record, data = ok_record(of, environment=NEW, fingerprint="b" * 64, finished=when)
+        if index == 2:
+            foreign = reading("foreign_processes", 1.0, source="NVML")
+            record = record.model_copy(update={"metrics": {**record.metrics, "foreign_processes": foreign}})
+        store.append(record, data)
+    lost = failed_record(cell("m0"), "lost", reason="killed by signal 9", finished="2026-01-03T00:00:00+00:00")
+    store.append(lost)
+    found = {f.label.split(".")[1]: f for f in looking.look(str(tmp_path)).cells if f.metric == "status"}
+    assert {name: f.kind for name, f in found.items()} == {"m0": "missing", "m2": "condition", "m3": "missing"}
+    assert "killed by signal 9" in found["m0"].reason
+    assert "shared" in found["m2"].reason
+    assert "did not follow" in found["m3"].reason
+    gone = decisions.Decision(cells="*.m3.*", metric="status", since="2026-01-03T00:00:00+00:00", why="taken out")
+    decisions.record(store, gone)
+    after = {f.label.split(".")[1] for f in looking.look(str(tmp_path)).cells if f.metric == "status"}
+    assert after == {"m0", "m2"}

@@ -70,7 +70,7 @@ def test_questions_in_sql_are_answered_as_the_frame_would(store: Store) -> None:
         ("INSTALL httpfs", "one SELECT"),
         ("", "one SELECT, not nothing"),
         ("SELECT * FROM read_text('{file}')", "disabled"),
-        ("SELECT * FROM '{file}'", "does not exist"),
+        ("SELECT * FROM '{file}'", "does not exist|disabled"),
         ("SELECT * FROM store", "does not exist"),
         ("SELECT colour FROM records", "colour"),
     ],
