@@ -14,7 +14,6 @@ from harness.errors import EXIT_FAILED_CELLS, EXIT_INTERRUPTED
 if TYPE_CHECKING:
     from harness.store import Store
     from reports.regressions.detect import Report
-    from runners.plan import Plan
     from runners.workspace import Workspace
 
 
@@ -95,13 +94,16 @@ def nightly(
     workspace = open_workspace(results, data_root)
     loaded = load_sweep(sweep, workspace)
     name = loaded.spec.name
+    before = _final(workspace)
     try:
         summary = run_sweep(loaded, workspace, console(), rerun=("all",) if again else ("stale",))
     except KeyboardInterrupt:
         typer.echo("Stopped. What is finished is kept; the next night continues.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     report = looking.look(workspace.results, sweep=name)
-    report.cells += missing(_not_run(summary.plan, workspace), report.cells)
+    after = _final(workspace)
+    left = [(c.key, c.label) for c in summary.plan.run if not after.get(c.key, set()) - before.get(c.key, set())]
+    report.cells += missing(left, report.cells)
     if not no_confirm:
         _confirm(report, sweep, workspace, name)
     folder = out or workspace.beside("nightly")
@@ -117,13 +119,12 @@ def nightly(
         raise typer.Exit(EXIT_FAILED_CELLS)
 
 
-def _not_run(plan: Plan, workspace: Workspace) -> list[tuple[str, str]]:
-    """Key and label of cells that this night was to run and that have no final record of it."""
+def _final(workspace: Workspace) -> dict[str, set[str]]:
+    """Key of every cell to the ids of its final records."""
     from harness.record import FINAL_STATUSES
 
     entries = workspace.open_store().entries()
-    final = {key: {e.id for e in group if e.status in FINAL_STATUSES} for key, group in entries.items()}
-    return [(c.key, c.label) for c in plan.run if not final.get(c.key, set()) - plan.known.get(c.key, frozenset())]
+    return {key: {e.id for e in group if e.status in FINAL_STATUSES} for key, group in entries.items()}
 
 
 def bisect(
