@@ -85,6 +85,7 @@ def test_a_node_that_dies_in_the_middle_loses_no_cell_and_repeats_none(cluster: 
     def kill_one() -> None:
         wait_until(lambda: len(list(tmp_path.glob("*.1"))) == 3, "the start of three cells")
         running.remove_node(doomed, allow_graceful=False)
+        wait_until(lambda: any((tmp_path / "results").glob("records/*/*.lost.*")), "the loss of its cell")
         (tmp_path / "go").touch()
 
     killer = threading.Thread(target=kill_one, daemon=True)
