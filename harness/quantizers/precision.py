@@ -16,6 +16,21 @@ _EPSILON = "AdamW's epsilon is zero in float16: weights trained in it become NaN
 
 _RANKS = "peft makes AdaLoRA's rank counters trainable where it casts the adapter of a 16-bit base"
 
+_NO_HALF_ADAMW = (
+    *(
+        "mezo",
+        "sparse-mezo",
+        "zo-sparse",
+        "zo-sign",
+        "zo-momentum",
+        "zo-conservative",
+        "zo-forward-grad",
+        "zo-blockwise",
+    ),
+    *("lomo", "adalomo", "adamw-8bit"),
+)
+"""Methods that train weights in place without AdamW's epsilon in float16: its reason is not theirs."""
+
 
 class NoQuantization(Quantizer):
     """The model as it is loaded, in the model's own dtype."""
@@ -67,7 +82,7 @@ class FP16(_Cast):
         moments=_BOTH,
         refuses={
             "in-place": _EPSILON,
-            "mezo": "",  # has neither gradient nor AdamW
+            **dict.fromkeys(_NO_HALF_ADAMW, ""),
             **dict.fromkeys(("eva", "shadow", "ln-tuning", "llama-adapter"), _EPSILON),
             "adalora": _RANKS,
         },

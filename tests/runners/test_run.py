@@ -101,7 +101,8 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
     )
     made = json.loads(bench("plan", str(path), "--json").stdout)
     assert set(made) == {
-        *("cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning", "not_run", "predicted")
+        *("cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning", "unpinned", "not_run"),
+        "predicted",
     }
     assert made["cells"] == 2
     assert len(made["unsupported"]) == 2

@@ -42,8 +42,8 @@ class Int21(WeightDelta):
         family="quantized weights",
         trainable="Σ r(m + n) over the linear layers of the blocks, and a classifier's head.",
         paper="2306.08162v1",
-        bases=frozenset({"fp"}),
-        refuses=bases.because(OWN_BITS, bases.QUANTIZED, bases.DYNAMIC, "sparse"),
+        bases=bases.FLOAT,  # a zero has a code of its own, so that pruned weights stay zero
+        refuses=bases.because(OWN_BITS, bases.QUANTIZED, bases.DYNAMIC),
         mergeable="no",
         defaults={"bits": 2, "group_size": 32, "r": 8, "alpha": 16, "repair_steps": 40},
         defaults_source="2 bits as in the paper; groups, rank and the length of the repair are ours",

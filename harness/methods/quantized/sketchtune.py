@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
 BATCHES = 4
+FILLS = "weights that share a number with zeros would fill the zeros of a sparse base"
 OWN_SKETCH = "it makes its own sketch of floating-point weights; give it an unquantized base"
 
 
@@ -34,7 +35,7 @@ class SketchTune(Method):
         trainable="Σ m·groups·2^bits over the linear layers of the body, and a classifier's head.",
         paper="2410.06364",
         bases=frozenset({"fp"}),
-        refuses=bases.because(OWN_SKETCH, bases.QUANTIZED, bases.DYNAMIC, "sparse"),
+        refuses={**bases.because(OWN_SKETCH, bases.QUANTIZED, bases.DYNAMIC), **bases.because(FILLS, "sparse")},
         mergeable="no",
         defaults={"bits": 4, "groups": 1},
         defaults_source=(
