@@ -19,7 +19,7 @@ from harness.store import Store
 from reports import sensitivity
 from reports.about import About, conditions, describe, tell_apart
 from reports.boardspec import Board, Column, Quantity, find_boards, load_board
-from reports.frame import AXES, aggregate, comparable, current, frame, is_trial
+from reports.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.ranking import Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.scores import ARMS, SampleSource
 
@@ -303,7 +303,7 @@ def _axes(board: Board, members: Sequence[Mapping[str, Any]]) -> tuple[Quantity,
     """Of every Pareto axis the first kind that any row of the section has."""
     chosen = []
     for axis in board.pareto:
-        having = [q for q in axis.quantities if any(_has(row, q.column) for row in members)]
+        having = [q for q in axis.quantities if any(has(row, q.column) for row in members)]
         chosen += having[:1]
     return tuple(chosen) if len(chosen) == len(board.pareto) else ()
 
@@ -334,11 +334,11 @@ def _differences(
 def _difference(
     row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, stats.Comparison]
 ) -> Shown:
-    if base is None or not _has(base, name):
+    if base is None or not has(base, name):
         return Shown(why="no_baseline")
     if row["config"] == base["config"]:
         return Shown(text="baseline")
-    if not _has(row, name):
+    if not has(row, name):
         return Shown(why=_value(row, name).why)
     seeds = int(row[f"{name}:n"])
     tested = compared.get(row["config"])
@@ -347,18 +347,13 @@ def _difference(
     return Shown(tested.effect, None, tested.low, tested.high, seeds, tested.n_pairs, tested.method)
 
 
-def _has(row: Mapping[str, Any], name: str) -> bool:
-    value = row.get(name)
-    return isinstance(value, float) and not math.isnan(value)
-
-
 def _value(row: Mapping[str, Any], name: str) -> Shown:
     """The aggregated quantity ``name`` of a row."""
 
     def number(key: str) -> float | None:
-        return float(row[key]) if _has(row, key) else None
+        return float(row[key]) if has(row, key) else None
 
-    if not _has(row, name):
+    if not has(row, name):
         why = row.get(f"{name}:why")
         return Shown(why=why if isinstance(why, str) and why else "not_measured")
     items = number(f"{name}:items")
@@ -369,7 +364,7 @@ def _value(row: Mapping[str, Any], name: str) -> Shown:
         high=number(f"{name}:high"),
         seeds=int(row[f"{name}:n"]),
         items=None if items is None else int(items),
-        interval=str(row.get(f"{name}:interval") or "") if _has(row, f"{name}:low") else "",
+        interval=str(row.get(f"{name}:interval") or "") if has(row, f"{name}:low") else "",
     )
 
 
@@ -378,7 +373,7 @@ def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, Shown]) 
     if column.difference:
         return versus[column.key]
     shown = _value(row, column.quantity.column)
-    if column.minus and shown.value is not None and _has(row, column.minus):
+    if column.minus and shown.value is not None and has(row, column.minus):
         return Shown(**{**shown.__dict__, "delta": shown.value - row[column.minus]})
     return shown
 
@@ -394,7 +389,7 @@ def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ..
         notes.append(f"seeds ran on {row['stacks']} different software stacks")
     notes += [MARK_WORDS.get(mark, mark) for mark in row["marks"]]
     notes += row["remarks"]
-    if _has(row, "cut_items") and row["cut_items"] > 0:
+    if has(row, "cut_items") and row["cut_items"] > 0:
         notes.append(f"{row['cut_items']:g} inputs a seed were longer than the context and were cut")
     why = ranking.unranked.get(row["config"])
     if why and row["status"] == "ok" and rows > 1:

@@ -34,12 +34,14 @@ __all__ = [
     "frame",
     "framed",
     "groups",
+    "has",
     "is_trial",
     "machine",
     "marks",
     "outdated",
     "quantities",
     "speaking",
+    "summary",
     "wide",
 ]
 
@@ -221,6 +223,12 @@ def wide(flat: index.Flat) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
+def has(row: Mapping[str, Any], name: str) -> bool:
+    """Whether an aggregated row has a value of this quantity."""
+    value = row.get(name)
+    return isinstance(value, float) and not math.isnan(value)
+
+
 def quantities(rows: pd.DataFrame) -> list[str]:
     """Names of the measured columns of a frame (those that carry a reason column), sorted."""
     return sorted(str(c).removesuffix(":why") for c in rows.columns if str(c).endswith(":why"))
@@ -279,20 +287,21 @@ def _configuration_row(
         derived = derive([samples(row["id"]) for row in ok if row["samples"]])
         for name, values in derived.items():
             if values:
-                out.update(_summary(name, values))
+                out.update(summary(name, values))
     return out
 
 
 def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     values = [row[name] for row in ok if not math.isnan(row[name])]
     if values:
-        return _summary(name, values)
+        return summary(name, values)
     reasons = [row[f"{name}:why"] for row in ok if isinstance(row[f"{name}:why"], str)]
     why = min(reasons) if reasons else ("not_measured" if ok else "stage_not_reached")
     return {name: math.nan, f"{name}:n": 0, f"{name}:sd": math.nan, f"{name}:why": why}
 
 
-def _summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """The columns of a quantity with one value or more: mean, how many, standard deviation (n - 1; NaN below two)."""
     mean = math.fsum(values) / len(values)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
     return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": ""}

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.canonical import digest
 from harness.record import Record
+from reports.frame import has, summary
 
 METRIC = "shared_rate_accuracy"
 RATES = f"{METRIC}:rates"
@@ -43,11 +44,7 @@ def columns(record: Record, shared: Mapping[str, Sequence[tuple[float, float]]])
     runs = shared.get(untuned_identity(record)) if shared else None
     if not runs:
         return {}
-    values = [value for _, value in runs]
-    mean = math.fsum(values) / len(values)
-    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
-    found = {METRIC: mean, f"{METRIC}:n": len(values), f"{METRIC}:sd": sd, f"{METRIC}:why": ""}
-    return {**found, RATES: tuple(sorted({rate for rate, _ in runs}))}
+    return {**summary(METRIC, [value for _, value in runs]), RATES: tuple(sorted({rate for rate, _ in runs}))}
 
 
 def caption(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -57,7 +54,7 @@ def caption(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     from scipy.stats import kendalltau
 
-    both = [row for row in rows if _has(row, METRIC) and _has(row, "accuracy")]
+    both = [row for row in rows if has(row, METRIC) and has(row, "accuracy")]
     rate = sorted({rate for row in both for rate in row[RATES]})
     if len(both) < LEAST_ROWS or len(rate) != 1:
         return ""
@@ -69,8 +66,3 @@ def caption(rows: Sequence[Mapping[str, Any]]) -> str:
         f"At the one learning rate {rate[0]:g} for all, Kendall's tau-b of the order of these {len(both)} rows with "
         f"their tuned order {agreement}; {best['method']} leads there."
     )
-
-
-def _has(row: Mapping[str, Any], name: str) -> bool:
-    value = row.get(name)
-    return isinstance(value, float) and not math.isnan(value)

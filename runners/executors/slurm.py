@@ -295,7 +295,7 @@ def _earlier(jobs: Path, results: str) -> dict[str, tuple[Job, str]]:
         try:
             job = Job.read(file.with_name(JOB_FILE))
             number = str(json.loads(file.read_text(encoding="utf-8"))["slurm"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):  # another run removes or writes it, or an older layout
             continue
         if job.results != results:
             continue
