@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware as hw
-from harness.errors import UserError, did_you_mean
-from harness.matrix import Axes, Cell, Matrix, Pattern, Point, expand, make_cell
+from harness.errors import UserError
+from harness.matrix import Cell, Matrix
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import FINAL_STATUSES, PROTOCOL
-from harness.spec import Evaluation, LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
+from harness.record import FINAL_STATUSES
+from harness.spec import LoadedSweep
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
 from runners.budget import fitting, in_order
 from runners.guards import NotRun
 from runners.ingredients import Combined, Told, combined, kept
 from runners.predict import Predictor, total
+from runners.resolving import Resolver
 from runners.tuning import FAILED, Tuned, tuned
 from runners.workspace import Workspace
-from tasks import lm_eval_tasks
-from tasks.data import task_digest, unpinned
-from tasks.task import SPLITS, Task, load_task
 
 
 @dataclass
@@ -99,186 +97,6 @@ class Plan:
             "unpinned": self.unpinned,
             "predicted": total(self.predict(cell) for cell in self.run),
         }
-
-
-class Resolver:
-    """Turns what a sweep names into identities, once per name; keeps what the worker will need again."""
-
-    def __init__(self, sweep: LoadedSweep, workspace: Workspace, machine: hw.Machine) -> None:
-        self.sweep = sweep
-        self.machine = machine
-        self.workspace = workspace
-        self._tasks: dict[str, Task] = {}
-        self._digests: dict[str, str] = {}
-
-    def task(self, name: str, where: str = "") -> Task:
-        """The task called ``name``."""
-        if name not in self._tasks:
-            self._tasks[name] = load_task(name, list(self.workspace.roots), where=where)
-        return self._tasks[name]
-
-    def task_digest(self, name: str) -> str:
-        """Digest of the task's definition and data."""
-        if name not in self._digests:
-            self._digests[name] = task_digest(self.task(name), data_root=self.workspace.data_root)
-        return self._digests[name]
-
-    def model_point(self, spec: ModelSpec, where: str) -> Point:
-        """Identity of a model: origin, revision, dtype, attention."""
-        origin = sources.identity(spec.id, revision=spec.revision, task_digest=self.task_digest, where=where)
-        settings = spec.model_dump(mode="json", exclude={"id", "revision"})
-        return Point("model", spec.id, sources.short_name(spec.id), {**origin, **settings})
-
-    def method_point(self, spec: MethodSpec, where: str) -> Point:
-        """Identity of a method: resolved parameters and learning rate."""
-        method = METHODS.get(spec.name, where=where)
-        params = method.resolve(spec.params, where=where)
-        declaration = method.declared(params)
-        rate = spec.learning_rate
-        if rate is None and declaration.trains:
-            rate = self.sweep.spec.training.learning_rate * declaration.lr_factor
-        identity = {
-            "name": spec.name,
-            "params": params,
-            "learning_rate": rate if declaration.trains else None,
-            "steps": (spec.steps or self.sweep.spec.training.steps) if declaration.trains else None,
-        }
-        return Point("method", spec.name, spec.label or spec.name, identity)
-
-    def quantization_point(self, spec: QuantizationSpec, where: str) -> Point:
-        """Identity of a quantization: resolved parameters and moment."""
-        quantizer = QUANTIZERS.get(spec.name, where=where)
-        params = quantizer.resolve(spec.params, where=where)
-        identity = {
-            "name": spec.name,
-            "params": params,
-            "moment": spec.moment,
-            "base": quantizer.declaration.base,
-            "bits": quantizer.nominal_bits(params),
-        }
-        return Point("quantization", spec.name, spec.label or spec.name, identity)
-
-    def task_point(self, use: TaskUse, where: str) -> Point:
-        """Identity of a task: version, digest of its data, item limits, and the tasks of its retention score."""
-        task = self.task(use.name, where)
-        definition = task.definition
-        identity = {
-            "name": use.name,
-            "version": definition.version,
-            "kind": definition.kind,
-            "digest": self.task_digest(use.name),
-            "retain": {name: self.task_digest(name) for name in definition.retain},
-            **use.model_dump(mode="json", exclude={"name", "label", *(() if use.decoding else ("decoding",))}),
-        }
-        return Point("task", use.name, use.label or use.name, identity)
-
-    def unpinned(self) -> dict[str, dict[str, str]]:
-        """Tasks of the sweep, and those they retain, whose rows no commit holds still."""
-        alone = {use.name for use in self.sweep.spec.tasks if use.test_only}
-        found = {
-            name: unpinned(task, data_root=self.workspace.data_root, splits=("test",) if name in alone else SPLITS)
-            for name, task in self._tasks.items()
-        }
-        return {name: hubs for name, hubs in sorted(found.items()) if hubs}
-
-    def hardware_point(self, name: str, where: str, profiles: dict[str, hw.HardwareProfile]) -> Point:
-        """Identity of a hardware profile."""
-        if name not in profiles:
-            raise UserError(f"unknown hardware profile {name!r}", where=where, fix=did_you_mean(name, profiles))
-        return Point("hardware", name, name, hw.identity(profiles[name], self.machine))
-
-    def common_point(self) -> Point:
-        """Identity of what all cells share."""
-        spec = self.sweep.spec
-        return Point(
-            "common",
-            spec.name,
-            spec.name,
-            {
-                "training": spec.training.identity(),
-                "evaluation": self._pinned(spec.evaluation).model_dump(mode="json"),
-                "probes": spec.probes.identity(),
-                "threads": spec.limits.threads,
-                "protocol": PROTOCOL,
-            },
-        )
-
-    def _pinned(self, evaluation: Evaluation) -> Evaluation:
-        """With what holds each of its lm-eval tasks still."""
-        roots = list(self.workspace.roots)
-        uses = [
-            use.model_copy(update={"pin": lm_eval_tasks.pin(use.task, roots, where=self.sweep.where("evaluation"))})
-            for use in evaluation.lm_eval
-        ]
-        return evaluation.model_copy(update={"lm_eval": tuple(uses)})
-
-    def matrix(self, profiles: dict[str, hw.HardwareProfile]) -> Matrix:
-        """All cells of the sweep.
-
-        Raises:
-            UserError: a name that is not known, with file, line and key.
-        """
-        spec, where = self.sweep.spec, self.sweep.where
-        common = self.common_point()
-        hardware = [self.hardware_point(h, where("hardware", i), profiles) for i, h in enumerate(spec.hardware)]
-        axes = Axes(
-            models=[self.model_point(m, where("models", i)) for i, m in enumerate(spec.models)],
-            methods=[self.method_point(m, where("methods", i)) for i, m in enumerate(spec.methods)],
-            quantization=[
-                self.quantization_point(q, where("quantization", i)) for i, q in enumerate(spec.quantization)
-            ],
-            tasks=[self.task_point(t, where("tasks", i)) for i, t in enumerate(spec.tasks)],
-            hardware=hardware,
-            seeds=spec.seeds,
-            common=common,
-        )
-        further = [
-            make_cell(
-                (
-                    self.model_point(row.model, where("include", i, "model")),
-                    self.method_point(row.method, where("include", i, "method")),
-                    self.quantization_point(row.quantization, where("include", i, "quantization")),
-                    self.task_point(row.task, where("include", i, "task")),
-                    hardware[0],
-                    common,
-                ),
-                row.seed,
-            )
-            for i, row in enumerate(spec.include)
-        ]
-        self._check_rules(axes)
-        return expand(axes, exclude=[_pattern(rule, rule.why) for rule in spec.exclude], include=further)
-
-    def _check_rules(self, axes: Axes) -> None:
-        """A rule that can match nothing is a misspelling: say so instead of silently excluding nothing."""
-        from fnmatch import fnmatchcase
-
-        points = {
-            "model": axes.models,
-            "method": axes.methods,
-            "quantization": axes.quantization,
-            "task": axes.tasks,
-            "hardware": axes.hardware,
-        }
-        spec = self.sweep.spec
-        rules: list[tuple[str, int, Rule]] = [
-            *(("exclude", i, r) for i, r in enumerate(spec.exclude)),
-            *(("priority", i, r) for i, r in enumerate(spec.priority)),
-        ]
-        for part, index, rule in rules:
-            for key, values in points.items():
-                pattern = getattr(rule, key)
-                names = {p.name for p in values} | {p.label for p in values}
-                if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
-                    raise UserError(
-                        f"the pattern {pattern!r} matches no {key} of this sweep",
-                        where=self.sweep.where(part, index, key),
-                        fix=did_you_mean(pattern, names),
-                    )
-
-
-def _pattern(rule: Rule, why: str) -> Pattern:
-    return Pattern(rule.model, rule.method, rule.quantization, rule.task, rule.hardware, rule.seed, why)
 
 
 MODEL_KIND = {
@@ -391,15 +209,20 @@ def make(
     _combining(plan, parts, entries, workspace.cache)
     if store is not None:
         predict.learn(store, cells, entries)
-    rules, seeds = sweep.spec.priority, sweep.spec.seeds
+    _order(plan, hours, slots)
+    return plan
+
+
+def _order(plan: Plan, hours: float | None, slots: int) -> None:
+    """Put the cells to run in order; under a time budget, those it is not expected to hold are set apart."""
+    rules, seeds = plan.sweep.spec.priority, plan.sweep.spec.seeds
     if hours is None:
         plan.run = in_order(plan.run, rules, seeds=seeds)
-    else:
-        ranked = in_order(plan.run, rules, seeds=seeds, predicted=predict)
-        plan.run, over = fitting(ranked, predict, seconds=hours * 3600, slots=slots)
-        why = f"not expected within {hours:g} h on {slots} at once"
-        plan.not_run = [NotRun(cell, "budget", why) for cell in over]
-    return plan
+        return
+    ranked = in_order(plan.run, rules, seeds=seeds, predicted=plan.predict)
+    plan.run, over = fitting(ranked, plan.predict, seconds=hours * 3600, slots=slots)
+    why = f"not expected within {hours:g} h on {slots} at once"
+    plan.not_run = [NotRun(cell, "budget", why) for cell in over]
 
 
 def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
