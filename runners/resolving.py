@@ -1,4 +1,4 @@
-"""From the names of a sweep to the points of its matrix: models, methods, quantizations and tasks with their identity."""
+"""From the names of a sweep to the points of its matrix: model, method, quantization and task with their identity."""
 
 from __future__ import annotations
 
