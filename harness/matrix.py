@@ -86,7 +86,11 @@ def make_cell(points: Sequence[Point], seed: int) -> Cell:
 
 @dataclass(frozen=True)
 class Axes:
-    """The resolved axes of a sweep."""
+    """The resolved axes of a sweep.
+
+    Attributes:
+        methods_by_task: the methods again, by label of the task, for tasks with a number of steps of their own.
+    """
 
     models: Sequence[Point]
     methods: Sequence[Point]
@@ -95,6 +99,7 @@ class Axes:
     hardware: Sequence[Point]
     seeds: Sequence[int]
     common: Point
+    methods_by_task: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,6 @@ def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cel
 
 def _product(axes: Axes) -> Iterator[Cell]:
     for seed in axes.seeds:
-        for hardware, model, task, quantization, method in product(
-            axes.hardware, axes.models, axes.tasks, axes.quantization, axes.methods
-        ):
-            yield make_cell((model, method, quantization, task, hardware, axes.common), seed)
+        for hardware, model, task, quantization in product(axes.hardware, axes.models, axes.tasks, axes.quantization):
+            for method in axes.methods_by_task.get(task.label, axes.methods):
+                yield make_cell((model, method, quantization, task, hardware, axes.common), seed)

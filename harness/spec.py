@@ -136,11 +136,12 @@ class TaskUse(Spec):
     """A task of the library, optionally on fewer items (``None``: all of the split) and decoded in a way of its own.
 
     Attributes:
+        steps: training steps on this task in the place of the sweep's; a method's own steps win over both.
         test_only: read the test split alone, for data sets of which nothing else is at hand; for methods that do not
             train.
     """
 
-    LATER = frozenset({"test_only"})
+    LATER = frozenset({"test_only", "steps"})
 
     name: str
     label: str | None = None
@@ -148,6 +149,7 @@ class TaskUse(Spec):
     validation_items: int | None = Field(default=None, gt=0)
     test_items: int | None = Field(default=None, gt=0)
     decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
+    steps: int | None = Field(default=None, gt=0)
     test_only: bool = False
 
 

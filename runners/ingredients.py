@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import UserError, did_you_mean
 from harness.matrix import Cell, Point, make_cell
 from harness.methods.catalog import METHODS
+
+Named = TypeVar("Named")
 
 Told = dict[str, tuple[Cell, ...]]
 """Key of a combining cell to the cells it combines."""
@@ -57,7 +59,7 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
             fix="Combine in a sweep of its own, with the learning rates that tuning found.",
         )
     rows = _Rows(
-        methods={cell.method.label: cell.method for cell in cells},
+        methods=_by_task(cells),
         models={label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)},
         tasks=list({cell.task.label: cell.task for cell in cells}.values()),
         seeds=sorted({cell.seed for cell in cells}),
@@ -84,9 +86,9 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a sweep has: its points by label."""
+    """What a sweep has: its points by label; its methods also by the task's, which may have steps of its own."""
 
-    methods: dict[str, Point]
+    methods: dict[str, dict[str, Point]]
     models: dict[str, Point]
     tasks: list[Point]
     seeds: list[int]
@@ -99,7 +101,8 @@ class _Rows:
             UserError: a row or model that the sweep does not have, or a row that combines others itself.
         """
         label, params = cell.method.label, cell.method.identity["params"]
-        row = _named(self.methods, params["of"], f"{label}: of", self.where)
+        rows = _named(self.methods, params["of"], f"{label}: of", self.where)
+        row = rows.get(cell.task.label) or next(iter(rows.values()))
         if row.name in combining:
             raise UserError(f"{label} combines {row.label!r}, which combines others itself", where=self.where)
         chosen: list[tuple[Point, Point, int]]
@@ -111,12 +114,19 @@ class _Rows:
         else:
             chosen = [(_named(self.models, params["from"], f"{label}: from", self.where), cell.task, cell.seed)]
         return tuple(
-            make_cell((model, row, cell.quantization, task, cell.hardware, cell.common), seed)
+            make_cell((model, rows.get(task.label, row), cell.quantization, task, cell.hardware, cell.common), seed)
             for model, task, seed in chosen
         )
 
 
-def _named(known: dict[str, Point], name: Any, what: str, where: str) -> Point:
+def _by_task(cells: Sequence[Cell]) -> dict[str, dict[str, Point]]:
+    found: dict[str, dict[str, Point]] = {}
+    for cell in cells:
+        found.setdefault(cell.method.label, {})[cell.task.label] = cell.method
+    return found
+
+
+def _named(known: dict[str, Named], name: Any, what: str, where: str) -> Named:
     if name not in known:
         given = f"{name!r} is not in this sweep" if name is not None else "is missing"
         fix = did_you_mean(str(name), known) if name is not None else f"Give one of: {', '.join(known)}."

@@ -44,19 +44,20 @@ class Resolver:
         settings = spec.model_dump(mode="json", exclude={"id", "revision"})
         return Point("model", spec.id, sources.short_name(spec.id), {**origin, **settings})
 
-    def method_point(self, spec: MethodSpec, where: str) -> Point:
-        """Identity of a method: resolved parameters and learning rate."""
+    def method_point(self, spec: MethodSpec, where: str, *, task: TaskUse | None = None) -> Point:
+        """Identity of a method: resolved parameters, learning rate and steps (its own, else the task's or sweep's)."""
         method = METHODS.get(spec.name, where=where)
         params = method.resolve(spec.params, where=where)
         declaration = method.declared(params)
         rate = spec.learning_rate
         if rate is None and declaration.trains:
             rate = self.sweep.spec.training.learning_rate * declaration.lr_factor
+        steps = spec.steps or (task.steps if task else None) or self.sweep.spec.training.steps
         identity = {
             "name": spec.name,
             "params": params,
             "learning_rate": rate if declaration.trains else None,
-            "steps": (spec.steps or self.sweep.spec.training.steps) if declaration.trains else None,
+            "steps": steps if declaration.trains else None,
         }
         return Point("method", spec.name, spec.label or spec.name, identity)
 
@@ -83,7 +84,7 @@ class Resolver:
             "kind": definition.kind,
             "digest": self.task_digest(use.name),
             "retain": {name: self.task_digest(name) for name in definition.retain},
-            **use.model_dump(mode="json", exclude={"name", "label", *(() if use.decoding else ("decoding",))}),
+            **use.model_dump(mode="json", exclude={"name", "label", "steps", *(() if use.decoding else ("decoding",))}),
         }
         return Point("task", use.name, use.label or use.name, identity)
 
@@ -136,9 +137,13 @@ class Resolver:
         spec, where = self.sweep.spec, self.sweep.where
         common = self.common_point()
         hardware = [self.hardware_point(h, where("hardware", i), profiles) for i, h in enumerate(spec.hardware)]
+
+        def methods(task: TaskUse | None = None) -> list[Point]:
+            return [self.method_point(m, where("methods", i), task=task) for i, m in enumerate(spec.methods)]
+
         axes = Axes(
             models=[self.model_point(m, where("models", i)) for i, m in enumerate(spec.models)],
-            methods=[self.method_point(m, where("methods", i)) for i, m in enumerate(spec.methods)],
+            methods=methods(),
             quantization=[
                 self.quantization_point(q, where("quantization", i)) for i, q in enumerate(spec.quantization)
             ],
@@ -146,12 +151,13 @@ class Resolver:
             hardware=hardware,
             seeds=spec.seeds,
             common=common,
+            methods_by_task={task.label or task.name: methods(task) for task in spec.tasks if task.steps},
         )
         further = [
             make_cell(
                 (
                     self.model_point(row.model, where("include", i, "model")),
-                    self.method_point(row.method, where("include", i, "method")),
+                    self.method_point(row.method, where("include", i, "method"), task=row.task),
                     self.quantization_point(row.quantization, where("include", i, "quantization")),
                     self.task_point(row.task, where("include", i, "task")),
                     hardware[0],

@@ -163,3 +163,11 @@ def test_cells_are_values() -> None:
     with pytest.raises(AttributeError):
         one.seed = 1  # type: ignore[misc]
     assert isinstance(one, Cell)
+
+
+def test_a_task_with_steps_of_its_own_meets_methods_resolved_for_it() -> None:
+    longer = [replace(m, identity={**m.identity, "steps": 150}) for m in axes().methods]
+    cells = expand(replace(axes(tasks=2), methods_by_task={"task-1": longer})).cells
+    assert {c.task.label: c.method.identity.get("steps") for c in cells} == {"task-0": None, "task-1": 150}
+    unchanged = {c.key for c in expand(axes(tasks=2)).cells if c.task.label == "task-0"}
+    assert {c.key for c in cells if c.task.label == "task-0"} == unchanged
