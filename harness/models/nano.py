@@ -37,7 +37,11 @@ def ensure(
         progress: called with (step, steps) while pre-training.
     """
     folder = cache / "models" / f"{recipe.name}-{recipe.identity(task_digest)}"
-    return made_once(folder, lambda scratch: build(recipe, scratch, examples=examples, progress=progress))
+    if folder.is_dir() or recipe.origin is None:
+        start = None
+    else:
+        start = ensure(recipe.origin, cache, examples=examples, task_digest=task_digest)
+    return made_once(folder, lambda scratch: build(recipe, scratch, examples=examples, start=start, progress=progress))
 
 
 def build_tokenizer(alphabet: str) -> Any:
@@ -69,17 +73,36 @@ def build_tokenizer(alphabet: str) -> Any:
     )
 
 
-def build(recipe: Recipe, folder: Path, *, examples: Examples, progress: Progress | None = None) -> None:
-    """Pre-train the model of ``recipe`` and write it to ``folder``. Deterministic for a given thread count."""
+def build(
+    recipe: Recipe, folder: Path, *, examples: Examples, start: Path | None = None, progress: Progress | None = None
+) -> None:
+    """Pre-train the model of ``recipe`` and write it to ``folder``. Deterministic for a given thread count.
+
+    Args:
+        start: the model whose weights it starts from, where the recipe continues one.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     plan = recipe.data["pretraining"]
     tokenizer = build_tokenizer(recipe.data["alphabet"])
     threads_before = torch.get_num_threads()
     torch.set_num_threads(min(int(plan["threads"]), os.cpu_count() or 1))
     torch.manual_seed(plan["seed"])
-    model = LlamaForCausalLM(
+    model = LlamaForCausalLM.from_pretrained(start) if start else _fresh(recipe, tokenizer)
+    share = plan["examples"] // len(recipe.corpus)
+    pairs = [pair for name in recipe.corpus for pair in examples(name, share)]
+    _pretrain(model, _encode(tokenizer, pairs), plan, tokenizer.pad_token_id, progress)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.set_num_threads(threads_before)
+
+
+def _fresh(recipe: Recipe, tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
@@ -89,13 +112,6 @@ def build(recipe: Recipe, folder: Path, *, examples: Examples, progress: Progres
             **recipe.data["config"],
         )
     )
-    share = plan["examples"] // len(recipe.corpus)
-    pairs = [pair for name in recipe.corpus for pair in examples(name, share)]
-    _pretrain(model, _encode(tokenizer, pairs), plan, tokenizer.pad_token_id, progress)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    torch.set_num_threads(threads_before)
 
 
 def _encode(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:

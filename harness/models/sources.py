@@ -35,9 +35,17 @@ class Recipe:
         """Names of the tasks it is pre-trained on."""
         return list(self.data["corpus"])
 
+    @property
+    def origin(self) -> Recipe | None:
+        """The built-in model whose weights it starts from; None: from random ones."""
+        return recipe(self.data["continues"]) if "continues" in self.data else None
+
     def identity(self, task_digest: TaskDigest) -> str:
-        """Digest of the recipe and of its corpus: the name of the cache folder."""
-        return digest({"recipe": self.data, "corpus": {t: task_digest(t) for t in self.corpus}})[:16]
+        """Digest of the recipe, of its corpus and of what it continues: the name of the cache folder."""
+        content: dict[str, Any] = {"recipe": self.data, "corpus": {t: task_digest(t) for t in self.corpus}}
+        if self.origin is not None:
+            content["origin"] = self.origin.identity(task_digest)
+        return digest(content)[:16]
 
 
 def recipes() -> list[str]:
@@ -54,7 +62,10 @@ def recipe(name: str, *, where: str = "") -> Recipe:
     known = recipes()
     if name not in known:
         raise UserError(f"unknown built-in model {name!r}", where=where, fix=did_you_mean(name, known))
-    return Recipe(name, load_yaml(RECIPES / f"{name}.yaml")[0])
+    data = load_yaml(RECIPES / f"{name}.yaml")[0]
+    if "continues" in data:  # the same architecture, alphabet and corpus unless it says otherwise
+        data = {**recipe(data["continues"]).data, **data}
+    return Recipe(name, data)
 
 
 def scheme_of(model_id: str) -> str:

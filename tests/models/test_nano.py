@@ -66,6 +66,22 @@ def test_another_corpus_is_another_model(small: sources.Recipe) -> None:
     assert small.identity(lambda name: name) != small.identity(lambda name: name + " changed")
 
 
+def test_an_updated_base_goes_on_from_the_weights_of_the_one_before(
+    small: sources.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(sources, "recipe", {"nano": small}.__getitem__)
+    still = {**small.data["pretraining"], "steps": 1, "learning_rate": 0.0}
+    updated = sources.Recipe("nano-v2", {**small.data, "continues": "nano", "pretraining": still})
+    assert updated.identity(str) != sources.Recipe("nano-v2", {**small.data, "pretraining": still}).identity(str)
+    folder = nano.ensure(updated, tmp_path, examples=examples, task_digest=str)
+    before = nano.ensure(small, tmp_path, examples=examples, task_digest=str)
+    old, new = (load_file(f / "model.safetensors") for f in (before, folder))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)  # a step at a rate of zero
+
+
 def test_the_tokenizer_survives_saving_and_puts_bos_in_front(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
