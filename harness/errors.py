@@ -51,6 +51,10 @@ class Diverged(PeftMatrixError):
     """The training loss is no longer finite."""
 
 
+class Pruned(Diverged):
+    """A trial of tuning that was stopped because others were better at the same step."""
+
+
 class CheckFailed(PeftMatrixError):
     """A guard of the worker failed (gradient probe, reload check, trainable count, ...).
 

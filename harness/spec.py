@@ -332,7 +332,12 @@ class Tune(Spec):
         seed: of the trials; no seed of the sweep, so that no final run was looked at before.
         shared_learning_rate: further cells at this one rate for every method, for the sensitivity to tuning.
         sampler: ``grid``, or one of optuna's samplers over the rate and the knob together, with ``trials`` trials.
+        pruner: one of optuna's pruners: a trial is scored on validation every ``prune_every`` steps and stopped where
+            it is worse than the median (``optuna-median``) or the best quarter (``optuna-quarter``) of the trials
+            before its batch at the same step. A pruned trial counts as a trial.
     """
+
+    LATER = frozenset({"pruner", "prune_every"})
 
     learning_rates: int = Field(default=5, ge=3)
     factor: float = Field(default=3.0, gt=1)
@@ -342,9 +347,15 @@ class Tune(Spec):
     shared_learning_rate: float | None = Field(default=None, gt=0)
     sampler: Literal["grid", "optuna-tpe", "optuna-random"] = "grid"
     trials: int | None = Field(default=None, gt=2)
+    pruner: Literal["none", "optuna-median", "optuna-quarter"] = "none"
+    prune_every: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _whole(self) -> Tune:
+        if (self.pruner == "none") != (self.prune_every is None):
+            raise ValueError("'pruner' and 'prune_every' belong together")
+        if self.pruner != "none" and self.sampler == "grid":
+            raise ValueError("a pruner compares with trials that ran before: it needs one of optuna's samplers")
         if (self.sampler == "grid") != (self.trials is None):
             raise ValueError("'trials' belongs to optuna's samplers, which need it; a grid has 'learning_rates'")
         for label, knob in self.knob.items():

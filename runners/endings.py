@@ -15,6 +15,16 @@ from harness.record import Outcome, Record
 from runners.worker.job import LM_EVAL_FILES, LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job
 
 LOG_TAIL_CHARACTERS = 4000
+STOPPED_TRIAL = "stopped trial"
+"""What a trial of tuning that diverged or was pruned is counted as: it had no chance, which is what it was to show."""
+EXPECTED = frozenset({"ok", "unsupported", STOPPED_TRIAL})
+"""Ends of a cell that are no failure of the run."""
+
+
+def counted_as(record: Record) -> str:
+    """The status, but for a trial of tuning that was stopped early."""
+    stopped = record.outcome.status == "diverged" and record.cell.get("role") == "trial"
+    return STOPPED_TRIAL if stopped else record.outcome.status
 
 
 class Endings:

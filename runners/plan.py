@@ -17,7 +17,7 @@ from harness.matrix import Cell, Matrix
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import FINAL_STATUSES
+from harness.record import FINAL_STATUSES, Record
 from harness.spec import LoadedSweep
 from harness.store import Entry, Store, short_fingerprint
 from runners import environments
@@ -26,7 +26,7 @@ from runners.guards import NotRun
 from runners.ingredients import Combined, Told, combined, kept
 from runners.predict import Predictor, total
 from runners.resolving import Resolver
-from runners.tuning import FAILED, Tuned, tuned
+from runners.tuning import CURVE, FAILED, Tuned, tuned
 from runners.workspace import Workspace
 
 
@@ -272,15 +272,22 @@ def _tuned(
         trains = cell.method.identity["learning_rate"] is not None
         return trains and cell.key not in matrix.excluded and reasons(cell) == (None, None)
 
-    def result(cell: Cell) -> float | None:
+    def record(cell: Cell) -> Record | None:
         final = [entry for entry in entries.get(cell.key, ()) if entry.status in FINAL_STATUSES]
-        if store is None or not final:
+        latest = store.latest(final) if store is not None and final else None
+        return store.load(latest) if store is not None and latest is not None else None
+
+    def result(cell: Cell) -> float | None:
+        if (found := record(cell)) is None:
             return None
-        latest = store.latest(final)
-        reading = store.load(latest).metrics.get("validation_nll") if latest is not None else None
+        reading = found.metrics.get("validation_nll")
         return FAILED if reading is None or reading.value is None else reading.value
 
-    return tuned(matrix.cells, sweep.spec.tune, tunable=tunable, result=result)
+    def curve(cell: Cell) -> Sequence[float]:
+        found = record(cell)
+        return found.series.get(CURVE, ()) if found is not None else ()
+
+    return tuned(matrix.cells, sweep.spec.tune, tunable=tunable, result=result, curve=curve)
 
 
 def select(cells: list[Cell], only: str | None) -> list[Cell]:

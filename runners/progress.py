@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.record import Record
+from runners.endings import EXPECTED, counted_as
 from runners.worker.job import Job
 
 STYLE = {"ok": "green", "unsupported": "yellow", "interrupted": "yellow"}
@@ -73,7 +74,7 @@ class Progress:
         seconds = time.monotonic() - began
         self._durations.append(seconds)
         status = record.outcome.status
-        self.counts[status] += 1
+        self.counts[counted_as(record)] += 1
         done = sum(self.counts.values())
         accuracy = record.metrics.get("accuracy")
         shown = f"  accuracy {accuracy.value:.3f}" if accuracy is not None and accuracy.value is not None else ""
@@ -104,7 +105,7 @@ class Progress:
 
     def _render(self) -> Group:
         done = sum(self.counts.values())
-        failed = sum(n for status, n in self.counts.items() if status not in ("ok", "unsupported"))
+        failed = sum(n for status, n in self.counts.items() if status not in EXPECTED)
         head = Table.grid(padding=(0, 2))
         head.add_row(
             ProgressBar(total=max(1, self.total), completed=done, width=30),

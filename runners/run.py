@@ -14,6 +14,7 @@ from harness.spec import LoadedSweep
 from runners import environments, guards, leftovers
 from runners import plan as planning
 from runners.budget import Budget
+from runners.endings import EXPECTED
 from runners.fetch import go_offline
 from runners.guards import NotRun
 from runners.places import Choice, Place, place
@@ -36,8 +37,8 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """Cells that ended neither ok nor unsupported, and those the machine had no room for."""
-        ended = sum(n for status, n in self.outcomes.items() if status not in ("ok", "unsupported"))
+        """Cells that ended as none should, and those the machine had no room for."""
+        ended = sum(n for status, n in self.outcomes.items() if status not in EXPECTED)
         return ended + sum(one.kind != "budget" for one in self.not_run)
 
 

@@ -21,7 +21,7 @@ from harness.store import Claim, Store, short_fingerprint
 from runners import environments, leftovers
 from runners.attempts import Attempt, back_off, next_attempt
 from runners.budget import Budget
-from runners.endings import Endings, how_it_died, log_tail
+from runners.endings import Endings, counted_as, how_it_died, log_tail
 from runners.executors.base import Ended, Executor, Lease, Message
 from runners.guards import NotRun, no_room
 from runners.ingredients import kept_at
@@ -356,7 +356,7 @@ class Scheduler:
             what = "was lost" if record.outcome.status == "lost" else "met an error that may pass"
             self.view.note(f"{cell.label} {what} ({record.outcome.reason}); it is tried again")
             return
-        self.outcomes[record.outcome.status] += 1
+        self.outcomes[counted_as(record)] += 1
         self.view.ended(record)
 
     def _why(self, running: Running, how_it_died: str) -> tuple[str, str]:

@@ -17,11 +17,15 @@ from harness.spec import Tune
 
 FAILED = math.inf
 """Score of a trial that diverged, ran out of memory or failed: it is never chosen, and it counts as a trial."""
+CURVE = "validation_nll_curve"
+"""Series of a trial's record that a pruner compares: the validation NLL every ``prune_every`` steps."""
 EXTENSION = 2
 """Further rates beyond an edge of the grid at which the best one was found."""
 
 Result = Callable[[Cell], "float | None"]
 """Validation score of a trial; None while it has no final record."""
+Curve = Callable[[Cell], Sequence[float]]
+"""Validation scores of a trial during training, where a pruner looks at them."""
 
 
 @dataclass
@@ -52,20 +56,28 @@ class Pending(Exception):
     """A trial that has to run before tuning can go on."""
 
 
-def tuned(cells: Sequence[Cell], tune: Tune, *, tunable: Callable[[Cell], bool], result: Result) -> Tuned:
+def tuned(
+    cells: Sequence[Cell],
+    tune: Tune,
+    *,
+    tunable: Callable[[Cell], bool],
+    result: Result,
+    curve: Curve = lambda _: (),
+) -> Tuned:
     """Replace every tunable configuration by its trials, and by its final cells once they are chosen.
 
     Args:
         cells: of the matrix, untuned.
         tunable: whether a cell can run and trains; others are passed on as they are.
         result: looks a trial up.
+        curve: looks up how a trial went.
     """
     found = Tuned()
     for members in _configurations(cells):
         if not tunable(members[0]):
             found.cells += members
             continue
-        search = Search(members[0], tune, result)
+        search = Search(members[0], tune, result, curve)
         try:
             best = search.best()
         except Pending:
@@ -101,12 +113,14 @@ class Search:
         trials: every trial asked for so far, in order.
     """
 
-    def __init__(self, cell: Cell, tune: Tune, result: Result) -> None:
+    def __init__(self, cell: Cell, tune: Tune, result: Result, curve: Curve) -> None:
         self.cell = cell
         self.tune = tune
         self.result = result
+        self.curve = curve
         self.trials: list[Cell] = []
         self.scores: dict[Choice, float] = {}
+        self.curves: dict[Choice, Sequence[float]] = {}
         self.at_edge = False
         self.centre = float(cell.method.identity["learning_rate"])
 
@@ -160,8 +174,9 @@ class Search:
             Pending: some have no result yet; all of them were asked for.
         """
         open_ = False
+        past = [list(curve) for curve in self.curves.values()]  # of the batches before this one: known to all of it
         for choice in choices:
-            trial = _trial(self.cell, choice, self.tune)
+            trial = _trial(self.cell, choice, self.tune, past)
             if trial.key in {t.key for t in self.trials}:
                 continue
             self.trials.append(trial)
@@ -170,6 +185,7 @@ class Search:
                 open_ = True
             else:
                 self.scores[choice] = score
+                self.curves[choice] = self.curve(trial)
         if open_:
             raise Pending
 
@@ -216,12 +232,17 @@ def _with(cell: Cell, method: Point, extra: dict[str, Any], *, seed: int) -> Cel
     return make_cell((cell.model, method, cell.quantization, cell.task, cell.hardware, common), seed)
 
 
-def _trial(cell: Cell, choice: Choice, tune: Tune) -> Cell:
-    """A trial trains as the cell does; what would be measured after training is left out, and out of its key."""
+def _trial(cell: Cell, choice: Choice, tune: Tune, past: Sequence[Sequence[float]]) -> Cell:
+    """A trial trains as the cell does; what would be measured after training is left out, and out of its key.
+
+    What a pruner compares it with is part of it, since it settles when the trial ends.
+    """
     shared = {k: v for k, v in cell.common.identity.items() if k not in ("probes", "evaluation")}
     bare = replace(cell, common=replace(cell.common, identity=shared))
     kept = {"batch_size": cell.common.identity["evaluation"]["batch_size"], "retention": False, "merged": False}
-    extra = {"role": "trial", "evaluation": kept, "probes": {"latency_repeats": 0}}
+    extra: dict[str, Any] = {"role": "trial", "evaluation": kept, "probes": {"latency_repeats": 0}}
+    if tune.pruner != "none":
+        extra["pruning"] = {"pruner": tune.pruner, "every": tune.prune_every, "past": past}
     return _with(bare, _method(cell.method, choice), extra, seed=tune.seed)
 
 

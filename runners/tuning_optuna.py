@@ -6,6 +6,7 @@ the same trials again and an interrupted search goes on.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
@@ -51,4 +52,10 @@ def sampled(search: Search) -> None:
             batch.append((trial, Choice(float(f"{rate:.4g}"), params)))
         search.try_all([choice for _, choice in batch])
         for trial, choice in batch:
-            study.tell(trial, min(search.scores[choice], 1e9))
+            curve, score = search.curves[choice], search.scores[choice]
+            for index, value in enumerate(curve):
+                trial.report(value, (index + 1) * (tune.prune_every or 1))
+            if curve and not math.isfinite(score):
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, min(score, 1e9))

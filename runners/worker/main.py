@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from harness import provenance
-from harness.errors import CheckFailed, Diverged, Unsupported, UserError
+from harness.errors import CheckFailed, Diverged, Pruned, Unsupported, UserError
 from harness.hardware import Thermal
 from harness.meters import catalog as meters
 from harness.meters.panel import Panel
@@ -287,7 +287,7 @@ def ending(error: BaseException) -> tuple[Status, str, str]:
     if isinstance(error, Unsupported):
         return "unsupported", "", str(error)
     if isinstance(error, Diverged):
-        return "diverged", "", str(error)
+        return "diverged", "pruned" if isinstance(error, Pruned) else "", str(error)
     if isinstance(error, CheckFailed):
         return "error", error.check, error.detail
     if is_out_of_memory(error):

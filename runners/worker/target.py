@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from runners.worker.context import Context
 
 
+def validation_score(ctx: Context, metric: str) -> float:
+    """``accuracy`` or ``validation_nll`` of the model as it is; neither its mode nor any random number is changed."""
+    devices = [ctx.device] if ctx.device.type == "cuda" else []
+    training = ctx.model.training
+    with torch.random.fork_rng(devices=devices):
+        ctx.model.eval()
+        try:
+            if metric == "validation_nll":
+                return mean_nll(ctx, ctx.task, ctx.splits.validation)[0]
+            found = summarise(score(ctx, ctx.task, ctx.splits.validation))["accuracy"].value
+            return math.nan if found is None else found
+        finally:
+            ctx.model.train(training)
+
+
 class TargetWatch:
     """Scores the validation split now and then during training, until the target is met.
 
@@ -50,12 +65,7 @@ class TargetWatch:
     def evaluate(self, ctx: Context, step: int) -> None:
         """Score the validation split with the model as it is; neither its mode nor any random number is changed."""
         self._lap()
-        devices = [ctx.device] if ctx.device.type == "cuda" else []
-        training = ctx.model.training
-        with torch.random.fork_rng(devices=devices):
-            ctx.model.eval()
-            value = self._score(ctx)
-            ctx.model.train(training)
+        value = validation_score(ctx, self.target.metric)
         self.scores.append(value)
         if self.target.met(value):
             self.met_at = step
@@ -86,12 +96,6 @@ class TargetWatch:
         if bound > COARSEST:
             return missing(name, "window_too_short", source=source, details=details)
         return reading(name, joules, source=source, resolution=bound * joules / 2, details=details)
-
-    def _score(self, ctx: Context) -> float:
-        if self.target.metric == "validation_nll":
-            return mean_nll(ctx, ctx.task, ctx.splits.validation)[0]
-        found = summarise(score(ctx, ctx.task, ctx.splits.validation))["accuracy"].value
-        return math.nan if found is None else found
 
     def _lap(self) -> None:
         if self._energy is not None:

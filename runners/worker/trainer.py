@@ -13,6 +13,7 @@ from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution
+from runners.worker.pruning import Pruning
 from runners.worker.target import TargetWatch
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     Attributes:
         attribution: whose bytes the memory of a step is; None before :data:`ATTRIBUTED_STEP`, or the error.
         target: scores the validation split meanwhile, where the sweep states a target.
+        pruning: does so too and may end a trial of tuning, where the sweep has a pruner.
     """
 
     def __init__(self, context: Context, clock: StepClock) -> None:
@@ -229,6 +231,8 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.attribution: Attribution | Exception | None = None
         target = context.training.target
         self.target = TargetWatch(target, context.steps, context.panel) if target is not None else None
+        asked = context.job.cell.get("pruning")
+        self.pruning = Pruning(asked, context.steps) if asked is not None else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Note which tensors the gradient probe waits for."""
@@ -268,6 +272,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             self.check_gradients(step)
         if self.target is not None and self.target.due(step):
             self.target.evaluate(self.context, step)
+            self.clock.resume()
+        if self.pruning is not None and self.pruning.due(step):
+            self.pruning.look(self.context, step)
             self.clock.resume()
         if step % max(1, state.max_steps // 10) == 0:
             self.context.say("progress", what="training", at=step, of=state.max_steps)

@@ -30,19 +30,30 @@ def cells(label: str = "lora", seeds: tuple[int, ...] = (0, 1), centre: float = 
 
 
 class World:
-    """A store in memory: every trial that is asked for gets the score of a known curve."""
+    """A store in memory: every trial that is asked for gets the score of a known curve, and a way there if any."""
 
     def __init__(self, curve: Callable[[dict[str, Any]], float]) -> None:
         self.curve = curve
         self.done: dict[str, float] = {}
+        self.ways: dict[str, tuple[float, ...]] = {}
+        self.asked: list[Cell] = []
 
     def finish(self, given: list[Cell], tune: Tune, rounds: int = 10) -> Any:
         for _ in range(rounds):
-            found = tuned(given, tune, tunable=lambda _: True, result=lambda cell: self.done.get(cell.key))
+            found = tuned(
+                given,
+                tune,
+                tunable=lambda _: True,
+                result=lambda cell: self.done.get(cell.key),
+                curve=lambda cell: self.ways.get(cell.key, ()),
+            )
             waiting = [c for c in found.cells if c.common.identity.get("role") == "trial" and c.key not in self.done]
             if not waiting:
                 return found
+            self.asked += waiting
             self.done |= {c.key: self.curve(dict(c.method.identity)) for c in waiting}
+            if tune.pruner != "none":
+                self.ways |= {c.key: (self.done[c.key] + 1, self.done[c.key]) for c in waiting}
         raise AssertionError("tuning does not come to an end")
 
 
@@ -115,9 +126,68 @@ def test_optuna_proposes_the_same_trials_again_within_its_budget() -> None:
     assert abs(math.log(told["chosen"]["learning_rate"] / 4e-3)) < 1
 
 
+PRUNED = {"sampler": "optuna-random", "trials": 6, "learning_rates": 3, "pruner": "optuna-median", "prune_every": 2}
+
+
+def test_a_pruner_is_told_the_curves_of_earlier_batches_and_they_are_part_of_the_trial() -> None:
+    pytest.importorskip("optuna")
+    world = World(bowl(1e-3))
+    found = world.finish(cells(), Tune(**PRUNED))
+    past = [trial.common.identity["pruning"]["past"] for trial in world.asked]
+    assert [len(p) for p in past] == [0, 0, 0, 3, 3, 3]
+    assert past[3] == [list(world.ways[trial.key]) for trial in world.asked[:3]]
+    assert len(found.tuning[finals(found)[0].key]["trials"]) == 6
+    plain = World(bowl(1e-3)).finish(cells(), Tune(**{**PRUNED, "pruner": "none", "prune_every": None}))
+    assert all("pruning" not in cell.common.identity for cell in plain.cells)
+
+
+def test_a_trial_worse_than_the_median_is_pruned_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    from types import SimpleNamespace
+
+    from harness.errors import Pruned
+    from runners.tuning import CURVE
+    from runners.worker import pruning
+
+    ahead = {"pruner": "optuna-median", "every": 2, "past": [[3.0, 2.0], [3.0, 2.2], [3.0, 2.4], [9.0]]}
+    scores = iter([2.9, 2.3])
+    monkeypatch.setattr(pruning, "validation_score", lambda *_: next(scores))
+    watch, ctx = pruning.Pruning(ahead, steps=6), SimpleNamespace(series={})
+    assert [watch.due(step) for step in range(1, 7)] == [False, True, False, True, False, False]
+    watch.look(ctx, 2)  # type: ignore[arg-type]  # it needs the series alone
+    with pytest.raises(Pruned, match=r"pruned after step 4 of 6, where its validation NLL 2\.3"):
+        watch.look(ctx, 4)  # type: ignore[arg-type]
+    assert ctx.series[CURVE] == (2.9, 2.3)
+    alone = pruning.Pruning({**ahead, "past": [[1.0]]}, steps=6)  # a pruned one is nothing to compare with
+    scores = iter([9.0])
+    alone.look(SimpleNamespace(series={}), 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_pruner_stops_hopeless_trials_and_bills_them(bench: Bench) -> None:
+    pytest.importorskip("optuna")
+    tune = {**PRUNED, "factor": 30, "prune_every": 3}
+    path = str(bench.write(**{**TUNE, "methods": [{"name": "lora", "params": {"r": 2}}], "tune": tune}))
+    assert bench("run", path).returncode == 0
+    records = bench.records()
+    trials = [r for r in records if r["cell"].get("role") == "trial"]
+    assert len(trials) == 6
+    pruned = [r for r in trials if r["outcome"]["check"] == "pruned"]
+    assert pruned
+    for record in pruned:
+        assert record["outcome"]["status"] == "diverged"
+        assert 1 <= len(record["series"]["validation_nll_curve"]) <= 3
+        assert any(span["stage"] == "train" and span["seconds"] > 0 for span in record["spans"])
+    final = [r for r in records if "tuning" in r["cell"]]
+    assert [r["outcome"]["status"] for r in final] == ["ok"]
+    assert json.loads(bench("plan", path, "--json").stdout)["waiting_for_tuning"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"tune": {"pruner": "optuna-median"}}, "'pruner' and 'prune_every' belong together"),
+        ({"tune": {"pruner": "optuna-median", "prune_every": 2}}, "needs one of optuna's samplers"),
         ({"tune": {"seed": 0}}, "trials need one of their own"),
         ({"tune": {"knob": {"dora": {"r": [1]}}}}, "knob names no method"),
         ({"tune": {"knob": {"lora": {"r": [1], "alpha": [2]}}}}, "one parameter"),
