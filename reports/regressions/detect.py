@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from harness import stats
 from harness.metrics import METRICS
 from reports.regressions import decisions as kept
+from reports.regressions.items import FlipCount, Samples, count_flips, on_items
 from reports.regressions.series import Attempt, History, Point, Series
-from reports.scores import ARMS, gather
 
 ALPHA = 0.01
 """Largest adjusted p value of a confirmed change (protocol 8.4)."""
 DRIFT_ALPHA = 0.001
 RATIO_FAMILIES = frozenset({"time", "energy", "memory"})
-Samples = Callable[[str], "pa.Table | None"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,19 @@ class EnvironmentChange:
 
 @dataclass
 class Report:
-    """Everything one look found; :meth:`as_json` is the shape of ``regressions --json``."""
+    """Everything one look found; :meth:`as_json` is the shape of ``regressions --json``.
+
+    Attributes:
+        flips: items that changed since the last good record, of every cell whose items are kept, alarm or not: an
+            accuracy that stands still may hide as many lost answers as gained ones.
+    """
 
     cells: list[CellFinding] = field(default_factory=list)
     pooled: list[PooledFinding] = field(default_factory=list)
     environment_changes: list[EnvironmentChange] = field(default_factory=list)
     improvements: list[CellFinding | PooledFinding] = field(default_factory=list)
     looked_at: dict[str, int] = field(default_factory=dict)
+    flips: list[FlipCount] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -101,6 +105,7 @@ class Report:
             "environment_changes": [asdict(f) for f in self.environment_changes],
             "improvements": [{"scope": _scope(f), **asdict(f)} for f in self.improvements],
             "looked_at": self.looked_at,
+            "flips": [asdict(f) for f in self.flips],
         }
 
     @property
@@ -136,6 +141,7 @@ def detect(
             "with_history": len(series),
             "too_few_for_a_band": sum(len(s.segment()) <= stats_needed() for s in series if _relative(s)),
         },
+        flips=count_flips(series, samples),
     )
     for finding in findings:
         (report.cells if finding.direction == "worse" else report.improvements).append(finding)
@@ -266,7 +272,7 @@ def _rates(series: Sequence[Series], samples: Samples | None) -> list[CellFindin
         if METRICS[one.quantity].unit != "fraction" or METRICS[one.quantity].family not in ("accuracy", "retention"):
             continue
         before, after = one.points[-2], one.points[-1]
-        paired = _on_items(one, before, after, samples)
+        paired = on_items(one, before, after, samples)
         if paired is not None:
             tested.append((one, before, after, *paired))
         elif before.n and after.n:
@@ -295,43 +301,6 @@ def _rates(series: Sequence[Series], samples: Samples | None) -> list[CellFindin
         for (one, before, after, effect, _, kind), p in zip(tested, adjusted, strict=True)
         if p < ALPHA and effect != 0
     ]
-
-
-def _on_items(one: Series, before: Point, after: Point, samples: Samples | None) -> tuple[float, float, str] | None:
-    """Effect and p on the items both records scored: McNemar, and the log-probability test where it sees more."""
-    if samples is None or one.metric not in ARMS:
-        return None
-    tables = [samples(p.record) for p in (after, before)]
-    scores = [gather([(0, table)], ARMS[one.metric]) if table is not None else None for table in tables]
-    a, b = scores
-    if a is None or b is None or a.items != b.items:
-        return None
-    p = stats.mcnemar(a.right[0], b.right[0]).p
-    logs = [_log_probabilities(table, ARMS[one.metric], a.items) for table in tables]
-    if logs[0] is not None and logs[1] is not None and len(logs[0]) > 1:
-        # two looks at one change: Bonferroni over the pair
-        p = min(1.0, 2 * min(p, stats.paired_t(logs[0], logs[1]).p))
-    effect = float(a.right[0].mean() - b.right[0].mean())
-    if effect == 0 and logs[0] is not None and logs[1] is not None:
-        effect = float(np.mean(logs[0]) - np.mean(logs[1]))
-    return effect, p, "items"
-
-
-def _log_probabilities(
-    table: pa.Table | None, arm: str, items: Sequence[tuple[str, str]]
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    if table is None or "logp_answer" not in table.column_names:
-        return None
-    columns = table.select(["arm", "task", "item", "logp_answer"]).to_pydict()
-    by_item = {
-        (task, item): value
-        for which, task, item, value in zip(*(columns[c] for c in ("arm", "task", "item", "logp_answer")), strict=True)
-        if which == arm
-    }
-    values = [by_item.get(item) for item in items]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return np.array(values, dtype=np.float64)
 
 
 def _drifts(series: Sequence[Series]) -> list[CellFinding]:

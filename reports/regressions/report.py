@@ -5,6 +5,7 @@ from __future__ import annotations
 from reports.regressions.detect import CellFinding, PooledFinding, Report
 
 SHOWN = 20
+FLIPS_SHOWN = 3
 
 
 def to_markdown(report: Report) -> str:
@@ -16,6 +17,11 @@ def to_markdown(report: Report) -> str:
         f"{len(report.improvements)} got better, {len(report.environment_changes)} changes of environment. "
         f"Looked at {counted.get('series', 0)} series, {counted.get('with_history', 0)} of them with a history."
     )
+    if report.flips:
+        lost, gained, n = (sum(getattr(f, name) for f in report.flips) for name in ("lost", "gained", "n"))
+        lines += ["", f"Since the last good records {lost} of {n:,} answers were lost and {gained} gained."]
+        worst = sorted((f for f in report.flips if f.lost), key=lambda f: (-f.lost / f.n, f.label))[:FLIPS_SHOWN]
+        lines += [f"- `{f.label}` `{f.metric}`: {f.lost} lost, {f.gained} gained of {f.n}" for f in worst]
     for change in report.environment_changes:
         lines += [
             "",

@@ -87,6 +87,23 @@ def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp
     assert found["accuracy"]["p"] < 0.01
 
 
+def test_answers_lost_since_the_last_good_record_are_counted_alarm_or_not(tmp_path: Path) -> None:
+    for number in range(1, 3):
+        night(tmp_path, number)
+    same = looking.look(str(tmp_path)).flips
+    assert {(f.lost, f.gained) for f in same} == {(0, 0)}
+    assert len([f for f in same if f.metric == "accuracy"]) == 12
+    night(tmp_path, 3, worse=0.03)
+    report = looking.look(str(tmp_path))
+    store = {record.id: record for record in Store(tmp_path).records()[0]}
+    for flip in (f for f in report.flips if f.metric == "accuracy"):
+        before, after = (store[name].metrics["accuracy"].value for name in flip.records)
+        assert flip.lost - flip.gained == round(flip.n * (before - after)) > 0
+    answers = sum(f.n for f in report.flips)
+    assert f" of {answers:,} answers were lost" in to_markdown(report)
+    assert report.as_json()["flips"][0]["n"] == report.flips[0].n
+
+
 def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
     for number in range(1, 4):
         night(tmp_path, number)
