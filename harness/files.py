@@ -49,7 +49,7 @@ class LocalFiles:
             folder = pending.pop()
             try:
                 scan = os.scandir(self.root / folder)
-            except FileNotFoundError:
+            except FileNotFoundError:  # nothing was written there yet, or another process has just removed it
                 continue
             except OSError as error:
                 raise UserError(f"cannot be listed: {error.strerror}", where=self.show(folder)) from error
