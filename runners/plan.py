@@ -129,6 +129,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
     if reason is None and cell.task.identity.get("test_only") and declared.trains:
         reason = f"{declared.name} trains, and the sweep uses the task's test split only"
+    if reason is None and declared.demonstrates:
+        reason = _nothing_to_show(cell, declared.name)
     if reason is None and before and declared.trains:
         reason = quantizer.check_method(declared)
     if reason is None:
@@ -137,6 +139,16 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         refusal = method.check_merge("fp", params)
         reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
     return reason
+
+
+def _nothing_to_show(cell: Cell, name: str) -> str | None:
+    """Why there are no worked examples for a method that shows some, or None."""
+    task = cell.task.identity
+    if task.get("test_only"):
+        return f"{name} shows examples of the training split, and the sweep uses the task's test split only"
+    if task["kind"] == "language-modelling":
+        return f"{name} shows questions with their answers, and the task has texts without a question"
+    return None
 
 
 def make(

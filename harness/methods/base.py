@@ -48,6 +48,7 @@ class Declaration:
             method alone settles it (1: all of them); None elsewhere. Cells that cannot fit are refused by it.
         in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
         combines: it needs what other cells of the sweep trained (their labels stand in its parameters); they run first.
+        demonstrates: it shows worked examples of the training split in front of every prompt (:meth:`Method.shows`).
         unverified: the declaration rests on recollection, not on the paper's text.
     """
 
@@ -73,6 +74,7 @@ class Declaration:
     needs_second_model: bool = False
     needs_search: bool = False
     combines: bool = False
+    demonstrates: bool = False
     unverified: bool = False
 
 
@@ -107,6 +109,19 @@ class Workshop:
     validation_nll: Callable[[nn.Module], float] | None
     ingredients: tuple[Ingredient, ...]
     base: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Worked examples that stand in front of every prompt.
+
+    Attributes:
+        positions: of the examples in the training split, in the order in which they are shown.
+        separator: ends each of them; what a model writes after it is no longer its answer.
+    """
+
+    positions: tuple[int, ...]
+    separator: str
 
 
 @dataclass(frozen=True)
@@ -198,9 +213,35 @@ class Method:
             return f"{d.name} cannot be merged"
         return d.merge_refuses.get(base)
 
+    def shows(self, available: int) -> Shown | None:
+        """Which of the ``available`` training items stand as examples in front of every prompt of the cell's task.
+
+        Raises:
+            UserError: there are fewer than wanted.
+        """
+        return None
+
     # --- attaching -----------------------------------------------------------------------------
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Stage ``prepare``: data-driven initialisation. ``batches(n)`` yields n training batches."""
+
+    def search(
+        self,
+        model: nn.Module,
+        training: Callable[[int], Iterable[Batch]],
+        validation: Callable[[int], Iterable[Batch]] | None,
+    ) -> dict[str, Any]:
+        """Stage ``prepare``, after :meth:`calibrate`: choose what will train, with data of both splits.
+
+        Args:
+            model: the base, which is left as it is.
+            training: yields n training batches.
+            validation: yields n validation batches; None where the task has no such split.
+
+        Returns:
+            what was found, plain JSON for the record.
+        """
+        return {}
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Stage ``attach``: return the model to train, with ``requires_grad`` set on what trains."""

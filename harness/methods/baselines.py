@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.errors import UserError
 from harness.methods import bases
-from harness.methods.base import Declaration, Method
+from harness.methods.base import Declaration, Method, Shown
 from harness.methods.modules import (
     add_bias,
     blocks,
@@ -105,6 +107,63 @@ class NoTraining(Method):
     def merge(self, model: nn.Module) -> nn.Module:
         """The model as it is."""
         return model
+
+
+class FewShot(NoTraining):
+    """In-context learning: k worked examples stand in front of every prompt.
+
+    The same examples for all items, drawn by the seed from the training split: two items then differ in what is asked
+    and in nothing else, and how much the choice of examples matters shows between the seeds.
+    """
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="few-shot",
+        summary="The model as it comes; k examples of the training split, with their answers, precede every prompt.",
+        family="baseline",
+        trainable="None.",
+        paper="2005.14165",
+        kinds=CAUSAL_LM,
+        refuses_kind={
+            "sequence-classification": (
+                "examples are read by a language model; a classification head reads one text and nothing trains it here"
+            )
+        },
+        bases=bases.ALL | bases.DYNAMIC | bases.OTHER,
+        mergeable="exactly",
+        defaults={"k": 5, "separator": "\n\n"},
+        defaults_source="five examples with an empty line after each, as lm-eval's tasks are mostly reported",
+        trains=False,
+        in_place=True,
+        demonstrates=True,
+    )
+
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Defaults overlaid with the sweep's parameters.
+
+        Raises:
+            UserError: an unknown parameter, a k that is no positive number, an empty separator.
+        """
+        resolved = super().resolve(params, where=where)
+        k, separator = resolved["k"], resolved["separator"]
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise UserError(
+                f"few-shot needs a whole number of examples, not k = {k!r}", where=where, fix="k: 1 or more."
+            )
+        if not isinstance(separator, str) or not separator:
+            raise UserError("few-shot needs a text between its examples", where=where, fix=r'separator: "\n\n", say.')
+        return resolved
+
+    def shows(self, available: int) -> Shown:
+        """k positions, drawn by the seed."""
+        k = int(self.params["k"])
+        if k > available:
+            raise UserError(
+                f"few-shot shows {k} examples, and the task has {available} training items here",
+                fix="Lower k, or raise train_items.",
+            )
+        drawn = random.Random(self.setting.seed).sample(range(available), k)
+        return Shown(tuple(drawn), str(self.params["separator"]))
 
 
 class Head(InPlace):

@@ -42,7 +42,7 @@ class WeightDelta(Method):
     """``y += x dW^T`` beside the linear layers of the blocks; what dW is made of, a subclass says."""
 
     tensors: ClassVar[tuple[str, ...]]
-    """Attributes that :meth:`place` hangs on a layer and :meth:`merge` takes off again."""
+    """Attributes that :meth:`place` hangs on a layer and :meth:`take_off` takes off again."""
 
     def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
         super().__init__(params, setting)
@@ -109,15 +109,20 @@ class WeightDelta(Method):
         import torch
 
         with torch.no_grad():
-            for name, hook in self._hooks.items():
+            for name in self._hooks:
                 module: Any = model.get_submodule(name)
                 weight = module.weight.data
                 module.weight.data = weight + self.delta(module).to(weight.dtype)
-                hook.remove()
-                for attribute in self.tensors:
-                    delattr(module, attribute)
-        self._hooks.clear()
+        self.take_off(model)
         return model
+
+    def take_off(self, model: nn.Module) -> None:
+        """Remove what :meth:`attach` hung on the layers; they are the base's own again."""
+        for name, hook in self._hooks.items():
+            hook.remove()
+            for attribute in self.tensors:
+                delattr(model.get_submodule(name), attribute)
+        self._hooks.clear()
 
 
 def device_of(module: nn.Module) -> torch.device:

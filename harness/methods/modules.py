@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import Unsupported
+
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
@@ -28,6 +30,14 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The layers at which a block's feed-forward part begins and ends: both the hidden size wide there."""
+
+    first: Linear
+    last: Linear
 
 
 def linears(model: nn.Module) -> list[Linear]:
@@ -80,6 +90,28 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, ModuleList) and len(module) == depth:
             return name, module
     raise ValueError(f"{type(model).__name__} has no list of {depth} transformer blocks")
+
+
+def feed_forwards(model: nn.Module) -> list[FeedForward]:
+    """The feed-forward part of every block: its linear layers that are not of attention, the first and the last.
+
+    Raises:
+        Unsupported: a block whose other linear layers do not lead from the hidden size back to it.
+    """
+    prefix, layers = blocks(model)
+    found = linears(model)
+    out = []
+    for index in range(len(layers)):
+        start = f"{prefix}.{index}."
+        inside = [
+            layer
+            for layer in found
+            if layer.name.startswith(start) and not re.search("attn|attention", layer.name.removeprefix(start))
+        ]
+        if len(inside) < 2 or inside[0].inputs != inside[-1].outputs:
+            raise Unsupported(f"block {index} of {type(model).__name__} has no feed-forward part of linear layers")
+        out.append(FeedForward(inside[0], inside[-1]))
+    return out
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
 
 
-def calibration_batches(ctx: Context, n: int) -> Iterator[dict[str, Any]]:
-    """``n`` training batches, drawn without the loop's own order being touched."""
+def calibration_batches(ctx: Context, n: int, rows: Sequence[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
+    """``n`` batches of ``rows`` (the training rows if None), drawn without the loop's own order being touched."""
+    rows = ctx.train_rows if rows is None else rows
     order = random.Random(ctx.seed)
     collate = Collator(ctx.tokenizer.pad_token_id)
     for _ in range(n):
-        rows = order.sample(ctx.train_rows, min(ctx.training.batch_size, len(ctx.train_rows)))
-        yield to_device(ctx, collate(rows))
+        drawn = order.sample(rows, min(ctx.training.batch_size, len(rows)))
+        yield to_device(ctx, collate(drawn))
 
 
 def to_device(ctx: Context, batch: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from harness.spec import Evaluation, Probes, Training
 from runners.worker.job import Job
 from tasks.scoring import Scored
 from tasks.task import Item, Task
+
+if TYPE_CHECKING:
+    from runners.worker.examples import Examples
 
 RANDOM_WEIGHTS = "random weights: the model stands for memory, speed and energy, and its answers mean nothing"
 
@@ -47,6 +50,7 @@ class Context:
         samples: scored items of every arm, in the order they were scored.
         say: sends a progress message to the parent.
         panel: the meters around the stages; None where a stage is run without them.
+        examples: what the method shows in front of every prompt of the cell's task, None where it shows nothing.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -77,6 +81,7 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
     panel: Panel | None = None
     suite: Any = None
+    examples: Examples | None = None
 
     @property
     def folder(self) -> Path:

@@ -21,8 +21,12 @@ from tasks.task import Item, Task
 
 
 def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Scored]:
-    """Score ``items`` with the model as it is now, in the order given."""
+    """Score ``items`` with the model as it is now, in the order given.
+
+    Where the method shows worked examples, they stand in front of the prompts of the cell's own task.
+    """
     kind = task.definition.kind
+    items = with_examples(ctx, task, items)
     with torch.inference_mode():
         if kind == "sequence-classification":
             logits, cut = classification_logits(ctx, items)
@@ -82,6 +86,7 @@ def samples_of(ctx: Context, task: Task) -> int:
 
 def mean_nll(ctx: Context, task: Task, items: Sequence[Item]) -> tuple[float, int]:
     """Mean negative log-likelihood of the right answers (nat), and the number of items. Generates nothing."""
+    items = with_examples(ctx, task, items)
     with torch.inference_mode():
         if task.definition.kind == "sequence-classification":
             logits, _ = classification_logits(ctx, items)
@@ -144,6 +149,23 @@ def answer_logps(ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = 
     return Answers(logps, lengths, cut)
 
 
+def with_examples(ctx: Context, task: Task, items: Sequence[Item]) -> Sequence[Item]:
+    """The items as the model is asked them: with worked examples in front where the method shows some.
+
+    Only the cell's own task has them: other skills are asked as they always are.
+    """
+    if ctx.examples is None or task is not ctx.task:
+        return items
+    completion = new_tokens(ctx, task) if task.definition.wants_completions else 0
+    return ctx.examples.before(items, tokenizer=ctx.tokenizer, positions=context_length(ctx), completion=completion)
+
+
+def stops_of(ctx: Context, task: Task) -> tuple[str, ...]:
+    """What ends a completion: after worked examples also what stands between two of them."""
+    shown = ctx.examples if task is ctx.task else None
+    return (*task.definition.stop, *((shown.separator,) if shown is not None else ()))
+
+
 def generate(ctx: Context, task: Task, items: Sequence[Item]) -> list[Completion]:
     """One completion per item, decoded without special tokens and cut before the task's first stop."""
     prompts = [encode_prompt(ctx.tokenizer, i.prompt) for i in items]
@@ -152,7 +174,7 @@ def generate(ctx: Context, task: Task, items: Sequence[Item]) -> list[Completion
         ctx,
         prompts,
         new_tokens=new_tokens(ctx, task),
-        stops=task.definition.stop,
+        stops=stops_of(ctx, task),
         decoding=ctx.evaluation.decoding,
     )
 

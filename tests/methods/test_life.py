@@ -30,6 +30,10 @@ QUANTIZED = [
         "gradnormlorp",
         "lora-refactor",
         "compeft",
+        "series-adapter",
+        "mam",
+        "flexora",
+        "dsee",
     )
 ]
 

@@ -122,8 +122,12 @@ def calibrated(method: Method, model: nn.Module) -> None:
     def batches(count: int) -> Iterable[Mapping[str, torch.Tensor]]:
         return [batch(kind, seed) for seed in range(count)]
 
+    def held_out(count: int) -> Iterable[Mapping[str, torch.Tensor]]:
+        return [batch(kind, 100 + seed) for seed in range(count)]
+
     torch.manual_seed(0)
     method.calibrate(model, batches)
+    method.search(model, batches, held_out)
 
 
 def train(method: Method, model: nn.Module, steps: int = STEPS) -> set[str]:

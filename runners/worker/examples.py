@@ -1,0 +1,84 @@
+"""Worked examples in front of a prompt: what a method that learns in context shows.
+
+They come from the training split and never from another; every item gets the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from runners.worker.encoding import encode_answer, encode_prompt
+from tasks.task import Item
+
+if TYPE_CHECKING:
+    from runners.worker.context import Context
+
+NAMED = 20
+"""Items that the record names of those that got fewer examples."""
+
+
+@dataclass
+class Examples:
+    """The examples of one cell.
+
+    Attributes:
+        items: in the order in which they are shown.
+        separator: ends each of them.
+        facts: what the record says of them; ``fewer`` counts and names the items whose context had no room for all.
+    """
+
+    items: tuple[Item, ...]
+    separator: str
+    facts: dict[str, Any]
+    _kept: dict[str, int] = field(default_factory=dict)
+
+    def before(self, items: Sequence[Item], *, tokenizer: Any, positions: int, completion: int) -> list[Item]:
+        """The items with the examples in front of their prompts.
+
+        Where the context is too short for all of them and the answer, the last ones are left out, whole, until the
+        rest fits.
+
+        Args:
+            positions: the model has, in tokens.
+            completion: tokens that are generated at most; 0 where nothing is.
+        """
+        texts = [item.prompt + item.answer + self.separator for item in self.items]
+        out = []
+        for item in items:
+            answers = item.choices or (item.answer,)
+            needed = max(completion, *(len(encode_answer(tokenizer, answer)) - 1 for answer in answers))
+            kept = len(texts)
+            while kept and len(encode_prompt(tokenizer, "".join(texts[:kept]) + item.prompt)) > positions - needed:
+                kept -= 1
+            if kept < len(texts):
+                self._kept[item.id] = kept
+            out.append(replace(item, prompt="".join(texts[:kept]) + item.prompt))
+        if self._kept:
+            first = dict(list(self._kept.items())[:NAMED])
+            self.facts["fewer"] = {"n": len(self._kept), "examples_left": first}
+        return out
+
+
+def draw(ctx: Context) -> Examples | None:
+    """The examples that the cell's method shows, and their ids among the facts; None where it shows none.
+
+    Raises:
+        UserError: there are too few training items, or the separator stands in an example's answer, which a
+            completion would then be cut in.
+    """
+    shown = ctx.method.shows(len(ctx.splits.train))
+    if shown is None:
+        return None
+    items = tuple(ctx.splits.train[position] for position in shown.positions)
+    for item in items:
+        if shown.separator in item.answer:
+            raise UserError(
+                f"the separator {shown.separator!r} of the examples stands in the answer of training item {item.id}",
+                fix="Choose another separator: completions are cut at it.",
+            )
+    facts: dict[str, Any] = {"items": [item.id for item in items]}
+    ctx.facts["examples"] = facts
+    return Examples(items, shown.separator, facts)
