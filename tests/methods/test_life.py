@@ -32,7 +32,6 @@ QUANTIZED = [
         "compeft",
         "series-adapter",
         "mam",
-        "flexora",
         "dsee",
     )
 ]

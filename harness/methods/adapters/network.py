@@ -67,7 +67,8 @@ def hang_after(model: nn.Module, place: FeedForward, bottleneck: Bottleneck) -> 
     """In series: the bottleneck reads what the feed-forward layer gives, and its own is added to that."""
 
     def add(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output + bottleneck(output).to(output.dtype)
+        added: Tensor = bottleneck(output)
+        return output + added.to(output.dtype)
 
     last = model.get_submodule(place.last.name)
     last.add_module(NAME, bottleneck.to(device_of(last)))
@@ -82,7 +83,8 @@ def hang_beside(model: nn.Module, place: FeedForward, bottleneck: Bottleneck) ->
         given[:] = [inputs[0]]
 
     def add(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output + bottleneck(given.pop()).to(output.dtype)
+        added: Tensor = bottleneck(given.pop())
+        return output + added.to(output.dtype)
 
     first, last = model.get_submodule(place.first.name), model.get_submodule(place.last.name)
     last.add_module(NAME, bottleneck.to(device_of(last)))

@@ -37,7 +37,7 @@ class DSEE(WeightDelta):
             "and trains on."
         ),
         family="adapter",
-        trainable="Σ r(m + n) + k over the linear layers of the blocks, k sparse entries each, and a classifier's head.",
+        trainable="Σ r(m + n) + k over the blocks' linear layers, k sparse entries each, and a classifier's head.",
         paper="2111.00160",
         bases=ADAPTS,
         refuses=REFUSES,
@@ -89,7 +89,7 @@ class DSEE(WeightDelta):
         x = x.to(module.dsee_up.dtype)
         rows, columns = _split(module)
         sparse = x[..., columns] * module.dsee_entries
-        out = (x @ module.dsee_down.T) @ module.dsee_up.T
+        out: torch.Tensor = (x @ module.dsee_down.T) @ module.dsee_up.T
         out = out.index_add(-1, rows, sparse)
         if module.dsee_limit is not None:
             out = out - torch.nn.functional.linear(x, pruned(module).to(x.dtype))
