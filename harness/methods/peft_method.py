@@ -31,9 +31,10 @@ CHANGES_THE_COUNT = frozenset({"target_parameters", "layer_replication", "traina
 
 
 class PeftMethod(Method):
-    """A method of peft, as its row says."""
+    """A method of peft, as its row says; ``own`` are parameters of ours that peft's configuration does not have."""
 
     row: ClassVar[Row]
+    own: ClassVar[frozenset[str]] = frozenset()
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
@@ -112,7 +113,7 @@ class PeftMethod(Method):
 
         peft's own ``all-linear`` overlooks the layers of back ends that do not build on ``torch.nn.Linear``.
         """
-        params = dict(self.params)
+        params = {name: value for name, value in self.params.items() if name not in self.own}
         if params.get("target_modules") == "all-linear":
             params["target_modules"] = [layer.name for layer in linears(model)]
         for name, (side, limit) in self.row.divisors.items():

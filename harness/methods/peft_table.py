@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.methods.base import Declaration
@@ -54,6 +54,13 @@ def table() -> dict[str, Row]:
 
     rows = (*peft_rows_lora.ROWS, *peft_rows_adapters.ROWS, *peft_rows_prompts.ROWS)
     return {row.declaration.name: row for row in rows}
+
+
+def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> Row:
+    """The row of a peft method with parameters of ours besides its own, or other defaults, under another name."""
+    row = table()[parent]
+    defaults = {**row.declaration.defaults, **own}
+    return replace(row, declaration=replace(row.declaration, defaults=defaults, **declared))
 
 
 NOT_OFFERED = {

@@ -83,7 +83,7 @@ class FP16(_Cast):
         refuses={
             "in-place": _EPSILON,
             **dict.fromkeys(_NO_HALF_ADAMW, ""),
-            **dict.fromkeys(("eva", "shadow", "ln-tuning", "llama-adapter"), _EPSILON),
+            **dict.fromkeys(("eva", "shadow", "ln-tuning", "llama-adapter", "longlora"), _EPSILON),
             "adalora": _RANKS,
         },
     )

@@ -33,6 +33,7 @@ QUANTIZED = [
         "series-adapter",
         "mam",
         "dsee",
+        "longlora",
     )
 ]
 

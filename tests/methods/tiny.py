@@ -25,6 +25,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "trainable-tokens": {"text": MARK},
     "cpt": {"context": MARK},
 }
+DECODERS = frozenset({"ls-unllama", "layerwise-unmask"})  # methods that make a classifier of a decoder only
 
 
 def llama(key_value_heads: int = 2) -> nn.Module:
@@ -51,9 +52,19 @@ def bert() -> nn.Module:
     return model
 
 
-def base(kind: str, quantizer: str = "none") -> nn.Module:
-    """A fresh base of that kind under that quantizer; the same weights every time."""
-    model = llama() if kind == CAUSAL else bert()
+def decoder_classifier(layers: int = 2) -> nn.Module:
+    """A Llama with a classifier's head, seeded."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForSequenceClassification(LlamaConfig(**sizes, **heads, pad_token_id=0, num_labels=3)).eval()
+
+
+def base(kind: str, quantizer: str = "none", method: str = "") -> nn.Module:
+    """A fresh base of that kind under that quantizer, which the method can adapt; the same weights every time."""
+    model = llama() if kind == CAUSAL else decoder_classifier() if method in DECODERS else bert()
     cls = QUANTIZERS.get(quantizer)
     return cls(cls.resolve({}), kind).apply(model).eval()
 
@@ -184,7 +195,7 @@ def live(name: str, kind: str, quantizer: str = "none") -> Life:
     base_kind = QUANTIZERS.get(quantizer).declaration.base
     method = made(name, kind, base_kind)
     life = Life(method)
-    model = base(kind, quantizer)
+    model = base(kind, quantizer, name)
     before = logits(model, kind)
     calibrated(method, model)
     life.expected = method.expected_trainable(model)
@@ -201,7 +212,7 @@ def live(name: str, kind: str, quantizer: str = "none") -> Life:
     with tempfile.TemporaryDirectory() as folder:
         method.save(model, Path(folder))
         again = made(name, kind, base_kind)
-        life.reload_gap = gap(logits(again.load(base(kind, quantizer), Path(folder)), kind), after)
+        life.reload_gap = gap(logits(again.load(base(kind, quantizer, name), Path(folder)), kind), after)
     if type(method).check_merge(base_kind) is None:
         life.merge_gap = gap(logits(method.merge(model), kind), after)
     return life

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.methods.base import Declaration
 from harness.methods.peft_method import PeftMethod
-from harness.methods.peft_table import Row, table
+from harness.methods.peft_table import derived
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
 
 
-def _row(parent: str, own: Mapping[str, Any], **declared: Any) -> Row:
-    """The row of a peft method with parameters of ours besides its own, under another name."""
-    row = table()[parent]
-    defaults = {**row.declaration.defaults, **own}
-    return dataclasses.replace(row, declaration=dataclasses.replace(row.declaration, defaults=defaults, **declared))
-
-
 class OwnOptimizer(PeftMethod):
     """A row of peft whose further parameters ``own`` are the optimizer's."""
-
-    own: ClassVar[frozenset[str]]
-
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
-        """Without the optimizer's parameters."""
-        return {name: value for name, value in super().config_params(model).items() if name not in self.own}
 
 
 GRADNORM: dict[str, Any] = {"mode": "paper", "projected_rank": 4, "update_gap": 500, "scale": 4.0}
@@ -45,7 +31,7 @@ class GradNormLoRP(OwnOptimizer):
     """
 
     own = frozenset(GRADNORM)
-    row = _row(
+    row = derived(
         "dora",
         GRADNORM,
         name="gradnormlorp",
@@ -93,7 +79,7 @@ class RefactorizedLora(OwnOptimizer):
     """LoRA that now and then writes its product B A as balanced factors and lets Adam start anew on them."""
 
     own = frozenset({"resets"})
-    row = _row(
+    row = derived(
         "lora",
         {"resets": 4},
         name="lora-refactor",
