@@ -75,6 +75,13 @@ METHODS: Registry[type[Method]] = Registry(
         "peqa": "harness.methods.quantized.peqa:PEQA",
         "int21": "harness.methods.quantized.int21:Int21",
         "sketchtune": "harness.methods.quantized.sketchtune:SketchTune",
+        "slora": "harness.methods.lowrank.nystrom:SLoRA",
+        "nlora": "harness.methods.lowrank.nystrom:NLoRA",
+        "inttune": "harness.methods.lowrank.nystrom:IntTune",
+        "loldu": "harness.methods.lowrank.loldu:LoLDU",
+        "nola": "harness.methods.lowrank.nola:NOLA",
+        "ba-lora": "harness.methods.lowrank.balora:BALoRA",
+        "lora-ggpo": "harness.methods.lowrank.ggpo:LoRAGGPO",
         **{name: f"harness.methods.peft_method:{name}" for name in table()},
     },
 )

@@ -34,6 +34,11 @@ QUANTIZED = [
         "mam",
         "dsee",
         "longlora",
+        "slora",
+        "inttune",
+        "loldu",
+        "nola",
+        "lora-ggpo",
     )
 ]
 
