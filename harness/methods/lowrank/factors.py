@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def kaiming(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor
     import torch
 
     drawn = torch.rand(rows, columns, generator=generator) * 2 - 1
-    return drawn / columns**0.5
+    return drawn / math.sqrt(columns)
 
 
 def whole(module: nn.Module) -> torch.Tensor:

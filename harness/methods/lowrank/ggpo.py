@@ -74,6 +74,8 @@ class LoRAGGPO(LowRank):
             for name in self._hooks:
                 layer: Any = model.get_submodule(name)
                 a, b = layer.ggpo_a, layer.ggpo_b
+                if a.grad is None or b.grad is None:  # an expert that no token was sent to
+                    continue
                 gradient = self.scale * (b @ a.grad + b.grad @ a)
                 weights = (layer.ggpo_norm**2 + self.delta(layer).square().sum(1)).sqrt()
                 size = sigma * weights + beta * gradient.square().sum(1)

@@ -154,8 +154,9 @@ class IntTune(NLoRA):
         merge_refuses=MERGE_REFUSES,
         mergeable="exactly",
         defaults={"r": 8, "alpha": 8, "mode": "paper"},
-        defaults_source=SOURCE,
-        lr_factor=10.0,
+        defaults_source=f"{SOURCE}; the rate is ours, the best of four on the built-in nano model: a step of N is "
+        "multiplied by two small factors",
+        lr_factor=300.0,
     )
 
     def size(self, layer: Linear) -> int:
