@@ -283,8 +283,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  not run      {n} cells: {why}", highlight=False)
     if plan.waiting:
         console.print(
-            f"  {plan.waiting} configurations are being tuned: their final cells are planned once the trials have run.",
+            f"  waiting      {plan.waiting}: final cells until their tuning trials have run, and cells that combine "
+            "others until those have",
             highlight=False,
+            soft_wrap=True,
         )
     for task, hubs in plan.unpinned.items():
         for hub, why in hubs.items():

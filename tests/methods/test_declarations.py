@@ -14,6 +14,7 @@ from harness.methods.base import Method
 from harness.methods.catalog import METHODS, to_markdown
 from harness.methods.peft_table import NOT_OFFERED, table
 from harness.quantizers.catalog import QUANTIZERS
+from harness.spec import load
 from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -111,3 +112,9 @@ def test_the_page_in_the_docs_is_the_generated_one() -> None:
     assert PAGE.read_text(encoding="utf-8") == to_markdown(), (
         "docs/methods.md is not up to date: write harness.methods.catalog.to_markdown() to it"
     )
+
+
+def test_every_method_stands_in_the_sweep_of_all_methods() -> None:
+    sweep = load(Path(__file__).parents[2] / "runners" / "sweeps" / "all-methods.yaml").spec
+    named = {method.name for method in sweep.methods} | {row.method.name for row in sweep.include}
+    assert named == set(METHODS)
