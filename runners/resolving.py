@@ -85,8 +85,15 @@ class Resolver:
             "digest": self.task_digest(use.name),
             "retain": {name: self.task_digest(name) for name in definition.retain},
             **use.model_dump(mode="json", exclude={"name", "label", "steps", *(() if use.decoding else ("decoding",))}),
+            **definition.model_dump(mode="json", include=self._other_ways()),
         }
         return Point("task", use.name, use.label or use.name, identity)
+
+    def _other_ways(self) -> set[str]:
+        """Fields of a definition by which the sweep asks its items again."""
+        asked = self.sweep.spec.evaluation
+        wanted = {"options": asked.option_orders > 0, "prompts": asked.prompt_variants}
+        return {name for name, used in wanted.items() if used}
 
     def unpinned(self) -> dict[str, dict[str, str]]:
         """Tasks of the sweep, and those they retain, whose rows no commit holds still."""

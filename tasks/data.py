@@ -39,6 +39,9 @@ DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} h
 LATER_FIELDS = ("stop", "program")
 """Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
+OTHER_WAYS = ("options", "prompts")
+"""Fields of a definition that say how items may be asked again: part of a cell only where its sweep does so."""
+
 _FILE_DIGESTS: dict[tuple[Path, int, int], str] = {}
 """Path, size and time of change to digest: a file is hashed once in a process."""
 
@@ -246,7 +249,7 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
         UserError: a source file is missing.
     """
     definition = task.definition
-    words = {"summary", "licence", "citation", "notes", "source"}
+    words = {"summary", "licence", "citation", "notes", "source", *OTHER_WAYS}
     words |= {name for name in LATER_FIELDS if getattr(definition, name) == TaskDefinition.model_fields[name].default}
     said = definition.model_dump(mode="json", exclude=words | {"splits"})
     rules = {name: rule.model_dump(mode="json", exclude={"source"}) for name, rule in definition.splits.items()}

@@ -212,11 +212,11 @@ def summarise(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> dict[str
         UserError: a metric needs a package that is not installed.
     """
     summaries = {
-        "accuracy": _mean([float(s.correct) for s in scored if s.correct is not None]),
-        "answer_nll": _mean([-s.logp_answer for s in scored if s.logp_answer is not None]),
+        "accuracy": mean_of([float(s.correct) for s in scored if s.correct is not None]),
+        "answer_nll": mean_of([-s.logp_answer for s in scored if s.logp_answer is not None]),
     }
     if any(s.correct_norm is not None for s in scored):
-        summaries["accuracy_norm"] = _mean([float(s.correct_norm) for s in scored if s.correct_norm is not None])
+        summaries["accuracy_norm"] = mean_of([float(s.correct_norm) for s in scored if s.correct_norm is not None])
     elif any(s.logp_choices is not None for s in scored):
         table = confusion(scored)
         summaries["macro_f1"] = Summary(macro_f1(table), len(scored), None)
@@ -248,7 +248,7 @@ def _passes(scored: Sequence[Scored], metrics: Sequence[str]) -> dict[str, Summa
         if name.startswith("pass_at_"):
             k = int(name.removeprefix("pass_at_"))
             values = [pass_at_k(len(passed), sum(passed), k) for passed in by_item.values()]
-            found[name] = _mean([value for value in values if value is not None])
+            found[name] = mean_of([value for value in values if value is not None])
     return {**{name: found[name] for name in metrics if name in found}, "accuracy": found["pass_at_1"]}
 
 
@@ -293,7 +293,7 @@ def matthews(table: np.ndarray[Any, Any]) -> float | None:
     return above / math.sqrt(below) if below else None
 
 
-def _mean(values: list[float]) -> Summary:
+def mean_of(values: list[float]) -> Summary:
     n = len(values)
     if n == 0:
         return Summary(None, 0, None)

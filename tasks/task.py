@@ -154,6 +154,18 @@ class ChoicesInText(_Frozen):
     separator: str = "/"
 
 
+class ListedOptions(_Frozen):
+    """How a prompt lists the options that are answered with a letter or a number, so that they can be reordered.
+
+    Attributes:
+        marker: stands before every option, with ``{n}`` (from 1) or ``{option}``, what is answered with.
+        before: what follows the last option; empty: nothing does.
+    """
+
+    marker: str = Field(pattern=r"\{(n|option)\}")
+    before: str = ""
+
+
 class TaskDefinition(_Frozen):
     """A task file.
 
@@ -167,6 +179,8 @@ class TaskDefinition(_Frozen):
         skip: column to the value that marks rows to leave out (nobody labelled them, say).
         choices: the options (multiple choice): a field holding a list, the options themselves, or where in a
             text they stand.
+        options: how the prompt lists the options; None: it does not, and their order cannot matter.
+        prompts: alternatives to ``prompt``, for sweeps that ask how much hangs on it.
         parser: named answer parser applied to generations (:mod:`tasks.parsers`).
         stop: texts that end a completion; none of them is part of it.
         program: template of the program that judges a completion, with ``{completion}`` where it goes: the
@@ -191,6 +205,8 @@ class TaskDefinition(_Frozen):
     labels: tuple[str, ...] = ()
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
+    options: ListedOptions | None = None
+    prompts: tuple[str, ...] = ()
     parser: str = "exact"
     stop: tuple[str, ...] = ()
     program: str = ""
@@ -238,6 +254,18 @@ class TaskDefinition(_Frozen):
             raise ValueError("'program' and the metrics pass_at_1, pass_at_10, pass_at_100 need each other")
         if self.program and ("accuracy" in self.metrics or "{completion}" not in self.program):
             raise ValueError("a 'program' holds {completion}, and its task is judged by it and not by 'accuracy'")
+        return self
+
+    @model_validator(mode="after")
+    def _asked_in_other_ways(self) -> TaskDefinition:
+        if self.options is not None and self.kind != "multiple-choice":
+            raise ValueError("'options' say how a multiple-choice prompt lists them")
+        if self.prompts and not self.prompt:
+            raise ValueError("'prompts' are alternatives to 'prompt', which this task does not have")
+        if len({self.prompt, *self.prompts}) != 1 + len(self.prompts):
+            raise ValueError("'prompt' and 'prompts' must all be different")
+        for prompt in self.prompts:
+            template.check(prompt)
         return self
 
     @model_validator(mode="after")

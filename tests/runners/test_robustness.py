@@ -1,0 +1,119 @@
+"""What hangs on the order of options and on the prompt, with oracles whose answers are known beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from harness.spec import Evaluation
+from runners.worker import robustness
+from runners.worker.context import Context, Splits
+from runners.worker.scoring import score
+from tasks.data import load_split, task_digest
+from tasks.robustness import asked_as, orders, relisted
+from tasks.task import Item, load_task
+from tests.runners.context import context
+from tests.runners.oracle import Oracle
+from tests.tasks.conftest import data_root
+
+__all__ = ["data_root"]  # a fixture
+
+ITEMS = 12
+
+
+def asked(name: str, data_root: Path, tokenizer: Any, said: dict[str, str], **evaluation: Any) -> Context:
+    """The test items of a real task asked of an oracle that answers each prompt as told, and asked again."""
+    script = {
+        tuple(tokenizer(prompt)["input_ids"]): tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for prompt, answer in said.items()
+    }
+    ctx = context(Oracle(tokenizer, script, positions=4096), tokenizer, batch_size=8, **evaluation)
+    ctx.task = load_task(name, [])
+    ctx.splits = Splits([], [], items(name, data_root))
+    ctx.job = SimpleNamespace(data_root=str(data_root), cell={"model": {}, "task": {"test_items": ITEMS}})  # type: ignore[assignment]
+    robustness.run(ctx, score(ctx, ctx.task, ctx.splits.test))
+    return ctx
+
+
+def items(name: str, data_root: Path, prompt: str = "") -> list[Item]:
+    task = load_task(name, [])
+    return load_split(
+        asked_as(task, prompt or task.definition.prompt), "test", data_root=data_root, max_items=ITEMS, seed=0
+    )
+
+
+def value(ctx: Context, name: str) -> float:
+    found = ctx.metrics[name].value
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.mark.parametrize("name", ["arc-easy", "winogrande"])
+def test_an_oracle_that_always_takes_the_first_option_shows_its_whole_sensitivity(
+    name: str, data_root: Path, tokenizer: Any
+) -> None:
+    task, given = load_task(name, []), items(name, data_root)
+    drawn = {item.id: orders(item, 3) for item in given}
+    said = {item.prompt: item.choices[0] for item in given}
+    said |= {relisted(task, i, order).prompt: i.choices[0] for i in given for order in drawn[i.id]}
+    ctx = asked(name, data_root, tokenizer, said, option_orders=3)
+    first = {item.id: [0, *(order[0] for order in drawn[item.id])] for item in given}  # what stands first, each time
+    right = [sum(k == item.label for k in first[item.id]) / len(first[item.id]) for item in given]
+    assert value(ctx, "option_order_accuracy") == pytest.approx(sum(right) / len(given))
+    assert value(ctx, "option_order_changes") == sum(len(set(k)) > 1 for k in first.values()) / len(given)
+    arms = {row["arm"] for row in ctx.samples}
+    assert arms == (
+        {"order-1"} if name == "winogrande" else {"order-1", "order-2", "order-3"}
+    )  # two options, two orders
+    for row in (r for r in ctx.samples if r["arm"] == "order-1"):
+        item = next(i for i in given if i.id == row["item"])
+        assert row["prediction"] == item.choices[drawn[item.id][0][0]]
+        assert row["answer"] == item.answer
+
+
+def test_an_oracle_that_knows_the_answer_is_the_same_under_every_order(data_root: Path, tokenizer: Any) -> None:
+    task, given = load_task("arc-easy", []), items("arc-easy", data_root)
+    asked_for = [*given, *(relisted(task, i, order) for i in given for order in orders(i, 2))]
+    ctx = asked("arc-easy", data_root, tokenizer, {i.prompt: i.answer for i in asked_for}, option_orders=2)
+    assert (value(ctx, "option_order_accuracy"), value(ctx, "option_order_changes")) == (1, 0)
+
+
+def test_a_prompt_that_lists_no_options_has_no_order(data_root: Path, tokenizer: Any) -> None:
+    said = {i.prompt: i.answer for i in items("boolq", data_root)}
+    ctx = asked("boolq", data_root, tokenizer, said, option_orders=2)
+    for name in robustness.ORDERS:
+        assert ctx.metrics[name].why_missing == "not_applicable"
+        assert "lists no options" in ctx.metrics[name].details["note"]
+    assert not ctx.samples
+
+
+def test_an_oracle_that_understands_some_prompts_only(data_root: Path, tokenizer: Any) -> None:
+    first, second = load_task("boolq", []).definition.prompts
+    said = {i.prompt: i.answer for i in items("boolq", data_root)}
+    said |= {i.prompt: next(c for c in i.choices if c != i.answer) for i in items("boolq", data_root, first)}
+    last = items("boolq", data_root, second)
+    said |= {i.prompt: i.choices[i.label if k % 4 == 0 else 1 - i.label] for k, i in enumerate(last)}
+    ctx = asked("boolq", data_root, tokenizer, said, prompt_variants=True)
+    assert ctx.metrics["prompt_accuracy"].details["accuracies"] == [1.0, 0.0, 0.25]
+    assert value(ctx, "prompt_accuracy") == pytest.approx(1.25 / 3)
+    assert value(ctx, "prompt_spread") == 1.0
+    assert {row["arm"] for row in ctx.samples} == {"prompt-1", "prompt-2"}
+
+
+def test_asking_again_is_part_of_a_cell_only_where_it_is_done(data_root: Path) -> None:
+    plain = Evaluation().model_dump(mode="json")
+    assert not {"option_orders", "prompt_variants"} & plain.keys()
+    assert Evaluation(option_orders=2).model_dump(mode="json") == {**plain, "option_orders": 2}
+    task = load_task("arc-easy", [])
+    bare = asked_as(task, task.definition.prompt)
+    bare.definition.__dict__.update(options=None, prompts=())
+    assert task_digest(task, data_root=data_root) == task_digest(bare, data_root=data_root)
