@@ -91,6 +91,24 @@ def test_another_task_is_asked_as_ever(loaded: tuple[Any, Any]) -> None:
     assert told(scoring.score(ctx, skill, TEST)) == told(scoring.score(context(*loaded), skill, TEST))
 
 
+def test_a_completion_ends_where_another_example_would_begin(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = asked(loaded, few_shot(k=3, separator="\n"), stop=("!",))
+    skill = task(metrics=("accuracy", "answer_nll"), max_new_tokens=20, stop=("?",))
+    ends: list[tuple[str, ...]] = []
+    complete = scoring.complete
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        ends.append(tuple(more["stops"]))
+        return complete(*arguments, **more)
+
+    monkeypatch.setattr(scoring, "complete", noted)
+    scoring.score(ctx, ctx.task, TEST[:1])
+    scoring.score(ctx, skill, TEST[:1])
+    assert ends == [("!", "\n"), ("?",)]
+
+
 def test_examples_that_do_not_fit_are_left_out_whole_and_the_items_are_counted_and_named(
     loaded: tuple[Any, Any],
 ) -> None:
