@@ -196,15 +196,22 @@ def _live(name: str, quantizer: str, declared: Pair) -> list[str]:
 
 
 def _first_step(name: str, quantizer: str) -> list[str]:
-    """Tensors that the first step reaches on a full-precision base and not on this one: later ones hide it."""
-    lost = _silent_at_first(name, quantizer) - _silent_at_first(name, "none")
+    """Tensors that the first step reaches on a full-precision base and not on this one: later ones hide it.
+
+    A method that searches may choose other layers here; what it does not train there is no loss.
+    """
+    (here, _), (there, trained_there) = (_silent_at_first(name, q) for q in (quantizer, "none"))
+    lost = (here - there) & trained_there
     return [f"no gradient in the first step: {len(lost)} tensors, for example {min(lost)}"] if lost else []
 
 
 @functools.cache
-def _silent_at_first(name: str, quantizer: str) -> frozenset[str]:
+def _silent_at_first(name: str, quantizer: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the tensors that the first step does not reach, and of all that train."""
     method = made(name, CAUSAL, QUANTIZERS.get(quantizer).declaration.base)
-    return frozenset(train(method, attached(method, base(quantizer)), steps=1))
+    model = attached(method, base(quantizer))
+    trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+    return frozenset(train(method, model, steps=1)), trained
 
 
 def _body_moved(model: nn.Module, quantizer: str) -> bool:
