@@ -142,6 +142,7 @@ class BoardTable:
         planned: keys of all cells that should be there; None: not known.
         records: id to record, of all rows.
         trials: tuning trials of the same sweeps; they are no rows, since their test split was not read.
+        silent: tables in which nothing could run. They are not shown; their cells stand among the failures.
     """
 
     board: Board
@@ -152,12 +153,13 @@ class BoardTable:
     planned: tuple[str, ...] | None = None
     records: Mapping[str, Record] = field(default_factory=dict, repr=False)
     trials: tuple[Record, ...] = field(default=(), repr=False)
+    silent: tuple[Section, ...] = ()
 
     @property
     def failures(self) -> list[Failure]:
         """Everything that did not end ``ok``; seeds that ended alike are told together."""
         found: dict[tuple[int, str, str, str, str], Failure] = {}
-        for number, section in enumerate(self.sections):
+        for number, section in enumerate((*self.sections, *self.silent)):
             for row in section.rows:
                 for seed, status, stage, reason in row.failed:
                     place = (number, row.config, status, stage, reason)
@@ -195,12 +197,13 @@ def build(
     for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
         row |= sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
-    sections = tuple(
-        _section(board, labels, group, parts[labels, group], by_id, samples) for labels, group in sorted(parts)
-    )
+    ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
+    made = {part: _section(board, *part, parts[part], by_id, samples) for part in sorted(parts)}
+    sections = tuple(section for part, section in made.items() if part in ran)
+    silent = tuple(section for part, section in made.items() if part not in ran)
     keys = None if planned is None else tuple(sorted(set(planned)))
     not_run = len(set(keys) - {record.key for _, record in wanted}) if keys is not None else 0
-    return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials)
+    return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials, silent)
 
 
 def render_all(board: Board, records: Iterable[Record], out_dir: Path, store: Store | None = None) -> list[Path]:

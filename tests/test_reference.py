@@ -26,6 +26,7 @@ SWEEPS = {
     "claims-nano": ("cpu-2core-claims", "default"),
     "real-tasks-nano": ("cpu-2core-tasks", "default"),
     "claims-encoder": ("cpu-2core-claims", "classification"),
+    "fair-methods": ("cpu-2core-tuning", "classification"),
     "calibrated": ("cpu-2core-calibrated", "quantization"),
 }
 NO_BOARD = {"counts"}

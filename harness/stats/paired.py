@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -274,6 +274,8 @@ def compare(
         found = _by_flips(flipped, found, level)
     elif binary and found.low == found.high:  # right or wrong, and not one item tells the arms apart
         found = _by_flips(_uniform_flips(found.effect, first.shape[1]), found, level)
+    if binary:  # a difference of two shares; few seeds can make t's interval wider than that
+        found = replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
     n = first.shape[1]
     discordant = None if flipped is None else flipped.gained + flipped.lost
     facts = [f"{n:,} shared items" if discordant is None else f"{n:,} shared items, {discordant:,} scored differently"]

@@ -299,3 +299,11 @@ def test_by_t_matches_scipy():
 def test_bad_input_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_a_difference_of_shares_stays_between_minus_one_and_one():
+    """Two seeds that could not differ more: t's interval has one degree of freedom and would reach far beyond."""
+    a, b = np.array([[1.0] * 20, [0.0] * 20]), np.array([[0.0] * 20, [0.0] * 20])
+    found = stats.compare(a, b)
+    assert (found.effect, found.low, found.high) == (0.5, -1.0, 1.0)
+    assert stats.compare(3 * a, b).high > 1  # scores of another kind know no such bound

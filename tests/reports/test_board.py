@@ -276,6 +276,16 @@ def test_failures_are_told_with_stage_and_reason(table):
     assert ("full", "unsupported", "", "full trains on fp bases, not on bnb-int8", (0, 1)) in told
 
 
+def test_a_table_in_which_nothing_could_run_is_left_out_but_its_cells_are_told(tmp_path):
+    elsewhere = cell(task={"label": "sst2", "name": "sst2"})
+    refused = failed_record(elsewhere, "unsupported", stage="", reason="excluded by the sweep: no classifier")
+    table = built(stored(tmp_path, ok_record(cell()), refused))
+    assert [section.labels["task"] for section in table.sections] == [cell()["task"]["label"]]
+    assert [(f.row.labels["task"], f.status, f.reason) for f in table.failures] == [
+        ("sst2", "unsupported", "excluded by the sweep: no classifier")
+    ]
+
+
 def test_a_board_of_nothing(tmp_path):
     table = built(Store(tmp_path))
     assert table.sections == ()
