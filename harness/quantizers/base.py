@@ -37,6 +37,8 @@ class QuantizerDeclaration:
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
         environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
+        rounds_activations: products round their inputs to few bits, so that a difference in float32's last places may
+            tip one over and move the logits by a visible step.
     """
 
     name: str
@@ -54,6 +56,7 @@ class QuantizerDeclaration:
     refuses_merge: str = ""
     environment: str = ""
     calibration_batches: int = 0
+    rounds_activations: bool = False
 
 
 class Quantizer:

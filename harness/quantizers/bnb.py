@@ -36,6 +36,7 @@ class Int8(Quantizer):
         pip="bitsandbytes>=0.50",
         defaults={"threshold": 6.0},
         source="arXiv:2208.07339; threshold as in section 3.2",
+        rounds_activations=True,
     )
 
     def load_kwargs(self) -> dict[str, Any]:

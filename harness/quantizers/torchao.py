@@ -78,6 +78,7 @@ class Int8Dynamic(_TorchAo):
         source="torchao Int8DynamicActivationInt8WeightConfig",
         no_gradient="torchao's int8 dynamic activations pass no gradient to the layers below: adapters there learn "
         "through other adapters only, without any error",
+        rounds_activations=True,
     )
 
     def config(self) -> Any:

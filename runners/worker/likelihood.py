@@ -62,8 +62,9 @@ def log_probs(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, window in enumerate(asked):
         groups.setdefault(tuple(window.head), []).append(i)
-    alone = [rows[0] for rows in groups.values() if len(rows) == 1]
-    together = [rows for rows in groups.values() if len(rows) > 1]
+    together = [rows for head, rows in groups.items() if len(rows) > 1 and len(head) > 1]
+    shared = {i for rows in together for i in rows}
+    alone = [i for i in range(len(asked)) if i not in shared]
     shares: bool | None = None  # not known before the first batch
     for batch in _batches_of_groups(asked, together, ctx.evaluation.batch_size):
         order = [i for rows in batch for i in rows]
@@ -105,11 +106,9 @@ def _plain_in_batches(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
 
 
 def _plain(ctx: Context, batch: Sequence[Window]) -> list[LogProb]:
-    """One row per window; right padding, which a causal model does not see."""
-    rows = [w.head + w.tail[:-1] for w in batch]
-    ids = pad(rows, ctx.tokenizer.pad_token_id).to(ctx.device)
-    mask = pad([[1] * len(r) for r in rows], 0).to(ctx.device)
-    logits = token_logits(ctx.model(input_ids=ids, attention_mask=mask).logits, ids.shape[1])
+    """One row per window; right padding, which a causal model does not see, so that no mask is needed."""
+    ids = pad([w.head + w.tail[:-1] for w in batch], ctx.tokenizer.pad_token_id).to(ctx.device)
+    logits = token_logits(ctx.model(input_ids=ids).logits, ids.shape[1])
     return [_read(logits[k, len(w.head) - 1 : len(w.head) - 1 + len(w.tail)], w.tail) for k, w in enumerate(batch)]
 
 
@@ -138,34 +137,30 @@ def _compare(ctx: Context, asked: Sequence[Window], batch: list[list[int]], plai
 
 
 def _shared(ctx: Context, asked: Sequence[Window], batch: list[list[int]]) -> list[LogProb]:
-    """One row per prompt, then one row per continuation on the prompts' cache."""
-    heads = [asked[rows[0]].head for rows in batch]
-    ids = pad(heads, ctx.tokenizer.pad_token_id, left=True).to(ctx.device)
-    mask = pad([[1] * len(h) for h in heads], 0, left=True).to(ctx.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    read = ctx.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    """One row per prompt, then one row per continuation on the prompts' cache.
+
+    The prompt's last token is read with the continuation, whose first token it predicts. Prompts are padded on the
+    right and read without a mask, which a causal model does not need and attention is faster without; in the cache
+    the padding is masked.
+    """
+    heads = [asked[rows[0]].head[:-1] for rows in batch]
+    ids = pad(heads, ctx.tokenizer.pad_token_id).to(ctx.device)
+    cache = ctx.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     order = [i for rows in batch for i in rows]
     owner = torch.tensor([k for k, rows in enumerate(batch) for _ in rows], device=ctx.device)
-    first = read.logits[:, -1]
-    rest = [asked[i].tail[:-1] for i in order]
-    if not any(rest):
-        return [_read(first[owner[k]][None], asked[i].tail) for k, i in enumerate(order)]
-    # a continuation of one token has nothing to read: the padding token in its place is never looked at
-    more = pad([r or [ctx.tokenizer.pad_token_id] for r in rest], ctx.tokenizer.pad_token_id).to(ctx.device)
-    more_mask = pad([[1] * max(1, len(r)) for r in rest], 0).to(ctx.device)
-    lengths = torch.tensor([len(h) for h in heads], device=ctx.device)[owner]
-    cache = read.past_key_values
     cache.batch_select_indices(owner)
+    rest = [asked[i].head[-1:] + asked[i].tail[:-1] for i in order]
+    more = pad(rest, ctx.tokenizer.pad_token_id).to(ctx.device)
+    mask = torch.cat([pad([[1] * len(h) for h in heads], 0)[owner.cpu()], pad([[1] * len(r) for r in rest], 0)], dim=1)
+    lengths = torch.tensor([len(h) for h in heads], device=ctx.device)[owner]
     logits = ctx.model(
         input_ids=more,
-        attention_mask=torch.cat([mask[owner], more_mask], dim=1),
+        attention_mask=mask.to(ctx.device),
         position_ids=lengths[:, None] + torch.arange(more.shape[1], device=ctx.device)[None],
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return [
-        _read(torch.cat([first[owner[k]][None], logits[k, : len(rest[k])]]), asked[i].tail) for k, i in enumerate(order)
-    ]
+    return [_read(logits[k, : len(asked[i].tail)], asked[i].tail) for k, i in enumerate(order)]
 
 
 def token_logits(logits: torch.Tensor, width: int) -> torch.Tensor:

@@ -83,8 +83,9 @@ def figures(model: str, run: Any) -> Iterator[Figure]:
                 ]
             )
             inside = json.loads((workspace / f"{name}.json").read_text())
-            same = alike(inside["samples"], next(out.rglob("samples_*.jsonl")))
-            what = "choices" if name == "bench_choices" else "generated answers"
+            written = name == "bench_answers"
+            same = alike(inside["samples"], next(out.rglob("samples_*.jsonl")), written=written)
+            what = "generated answers" if written else "choices"
             note = (
                 f"aim ≤ 0.6; n={n:,} {what}, {ours:.0f} s / {theirs:.0f} s, of ours {inside['seconds']:.0f} s scoring"
             )

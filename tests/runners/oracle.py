@@ -37,12 +37,15 @@ class Oracle(PreTrainedModel, GenerationMixin):
         self.eos = tokenizer.eos_token_id
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> CausalLMOutputWithPast:
+    def forward(self, input_ids: Any, attention_mask: Any = None, **_: Any) -> CausalLMOutputWithPast:
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
         for k, row in enumerate(input_ids.tolist()):
             start = int(attention_mask[k].argmax())
             ids = row[start : start + int(attention_mask[k].sum())]
-            head = next(n for n in range(len(ids), 0, -1) if tuple(ids[:n]) in self.script)
+            head = next((n for n in range(len(ids), 0, -1) if tuple(ids[:n]) in self.script), None)
+            if head is None:  # only a part of a prompt, as where prompts are shared
+                continue
             said = [*self.script[tuple(ids[:head])], self.eos]
             for at in range(head - 1, len(ids)):
                 logits[k, start + at, said[min(at - head + 1, len(said) - 1)]] = SURE

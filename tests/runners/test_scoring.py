@@ -127,9 +127,10 @@ def test_a_model_that_cannot_share_a_prompt_is_scored_the_plain_way_and_that_is_
 
         config = model.config
 
-        def forward(self, input_ids: Any, attention_mask: Any, **more: Any) -> Any:
+        def forward(self, input_ids: Any, attention_mask: Any = None, **more: Any) -> Any:
             more.pop("past_key_values", None)
-            return model(input_ids=input_ids, attention_mask=attention_mask[:, -input_ids.shape[1] :], **more)
+            mask = attention_mask[:, -input_ids.shape[1] :] if attention_mask is not None else None
+            return model(input_ids=input_ids, attention_mask=mask, **more)
 
     wrapped = Forgetful()
     wrapped.inner = model

@@ -20,6 +20,10 @@ from runners.worker.stages.save import ADAPTER_FOLDER
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative logit difference taken for rounding, by dtype. Real reload errors measured are above 1."""
 
+ROUNDED_ACTIVATIONS = 1e-1
+"""The same where products round activations to 8 bits: noise of 4e-6 in the nano model's embeddings moved its logits by
+up to 0.028 under bnb-int8 and 0.036 under torchao-int8-dynamic (20 draws), and by 3e-5 without them."""
+
 
 def run(ctx: Context) -> None:
     """Replace the model by the one on disk.
@@ -40,6 +44,9 @@ def run(ctx: Context) -> None:
     error = (before - after).abs().max().item() / max(1.0, before.abs().max().item())
     ctx.facts["reload_error_relative"] = error
     allowed = TOLERANCE[getattr(torch, ctx.job.cell["model"]["dtype"])]
+    quantized = ctx.job.cell["quantization"]["moment"] == "before_training"
+    if quantized and ctx.quantizer.declaration.rounds_activations:
+        allowed = max(allowed, ROUNDED_ACTIVATIONS)
     if not error <= allowed:
         raise CheckFailed(
             "reload", f"the model read back from disk differs: relative logit error {error:.3g}, {allowed:g} allowed"
