@@ -27,6 +27,7 @@ SWEEPS = {
     "real-tasks-nano": ("cpu-2core-tasks", "default"),
     "claims-encoder": ("cpu-2core-claims", "classification"),
     "fair-methods": ("cpu-2core-tuning", "classification"),
+    "all-methods": ("cpu-2core-methods", "default"),
     "calibrated": ("cpu-2core-calibrated", "quantization"),
 }
 NO_BOARD = {"counts"}
