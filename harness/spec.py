@@ -224,12 +224,14 @@ class Evaluation(Spec):
     Attributes:
         lm_eval: tasks of lm-eval scored beside the sweep's own, before and after adaptation (``retention: false``:
             after it only).
+        held_out: language-modelling tasks of the library whose test texts are scored before adaptation and after it, in
+            bits per byte.
         option_orders: score multiple-choice items again under so many further orders of their options.
         prompt_variants: score the test items again under each of the task's alternative ``prompts``.
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
 
-    LATER = frozenset({"lm_eval", "run_generated_code", "option_orders", "prompt_variants"})
+    LATER = frozenset({"lm_eval", "run_generated_code", "option_orders", "prompt_variants", "held_out"})
 
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
@@ -237,6 +239,7 @@ class Evaluation(Spec):
     merged: bool = True
     lm_eval: tuple[LmEvalUse, ...] = ()
     run_generated_code: bool = False
+    held_out: tuple[str, ...] = ()
     option_orders: int = Field(default=0, ge=0)
     prompt_variants: bool = False
 

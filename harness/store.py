@@ -418,7 +418,7 @@ def samples_schema() -> pyarrow.Schema:
             required("arm", pa.string()),  # adapted | merged | retained | base
             required("task", pa.string()),
             required("item", pa.string()),
-            required("correct", pa.bool_()),
+            pa.field("correct", pa.bool_()),  # missing where nothing is right or wrong: a text, an overlap
             required("prediction", pa.string()),
             required("answer", pa.string()),
             pa.field("logp_answer", pa.float64()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
 from harness.matrix import Axes, Matrix, Pattern, Point, expand, make_cell
@@ -123,8 +125,26 @@ class Resolver:
                 "probes": spec.probes.identity(),
                 "threads": spec.limits.threads,
                 "protocol": PROTOCOL,
+                **self._held_out(spec.evaluation.held_out),
             },
         )
+
+    def _held_out(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Digests of the texts that are scored before and after adaptation; nothing where there are none.
+
+        Raises:
+            UserError: one of the tasks is no language modelling.
+        """
+        where = self.sweep.where("evaluation")
+        for name in names:
+            kind = self.task(name, where).definition.kind
+            if kind != "language-modelling":
+                raise UserError(
+                    f"held_out: the task {name!r} is {kind}, and texts are scored in bits per byte",
+                    where=where,
+                    fix="Name tasks of the kind language-modelling, such as wikitext-2.",
+                )
+        return {"held_out": {name: self.task_digest(name) for name in names}} if names else {}
 
     def _pinned(self, evaluation: Evaluation) -> Evaluation:
         """With what holds each of its lm-eval tasks still."""

@@ -193,6 +193,10 @@ def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
     Raises:
         UserError: a missing file or column, an empty split, a label outside the set.
     """
+    for name in sweep.spec.evaluation.held_out if plan.run else ():
+        task = load_task(name, list(workspace.roots))
+        if in_file(task, "test", data_root=workspace.data_root):
+            load_split(task, "test", data_root=workspace.data_root, max_items=None, seed=0)
     wanted = {cell.task.name for cell in plan.run}
     for use in sweep.spec.tasks:
         if use.name not in wanted:

@@ -239,6 +239,23 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "retention",
     ),
     MetricDef(
+        "held_out_bits_per_byte",
+        "held-out text",
+        "bit/byte",
+        "lower",
+        "Bits per UTF-8 byte of texts that the task never saw, under the adapted model; mean over the sweep's held-out "
+        "tasks.",
+        "retention",
+    ),
+    MetricDef(
+        "base_held_out_bits_per_byte",
+        "base held-out text",
+        "bit/byte",
+        "lower",
+        "Bits per UTF-8 byte of those same texts under the base model, before any adaptation.",
+        "retention",
+    ),
+    MetricDef(
         "lm_eval_accuracy",
         "lm-eval",
         "fraction",

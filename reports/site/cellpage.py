@@ -230,7 +230,7 @@ def series_data(record: Record) -> dict[str, list[float]]:
 
 def samples_data(record: Record, store: Store | None) -> list[dict[str, Any]]:
     """The first scored items of every arm: ``{"arm", "shown", "of", "rows"}``; a row is
-    ``[task, item, correct, prediction, answer, log p of the answer, cut]``.
+    ``[task, item, correct or None, prediction, answer, log p of the answer, cut]``.
     """
     if record.samples is None or store is None:
         return []
@@ -257,7 +257,7 @@ def _sample(values: Sequence[Any]) -> list[Any]:
     return [
         line(task, 80),
         line(item, 80),
-        bool(correct),
+        correct,
         line(prediction),
         line(answer),
         None if logp is None else round(float(logp), 4),

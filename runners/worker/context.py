@@ -51,6 +51,7 @@ class Context:
         say: sends a progress message to the parent.
         panel: the meters around the stages; None where a stage is run without them.
         examples: what the method shows in front of every prompt of the cell's task, None where it shows nothing.
+        held_out: language-modelling tasks whose texts are scored before and after adaptation.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -82,6 +83,7 @@ class Context:
     panel: Panel | None = None
     suite: Any = None
     examples: Examples | None = None
+    held_out: list[Task] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:

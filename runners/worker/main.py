@@ -252,6 +252,7 @@ def build_context(job: Job, say: Say) -> Context:
         quantizer=quantizer,
         training=training,
         evaluation=Evaluation(**{**cell["evaluation"], **own}),
+        held_out=[load_task(name, roots) for name in cell.get("held_out", ())],
         probes=Probes(**cell["probes"]),
         seed=cell["seed"],
         steps=method["steps"] or 0,

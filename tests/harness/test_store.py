@@ -262,7 +262,7 @@ def test_damage_among_several_attempts_does_not_hide_the_others(tmp_path: Path) 
 
 # --- samples -------------------------------------------------------------------------------------
 def test_samples_come_back_as_they_were(store: Store) -> None:
-    rows = [sample(0), sample(1, logp_answer=None, logp_choices=None, margin=None, prediction="ü\n")]
+    rows = [sample(0), sample(1, correct=None, logp_answer=None, logp_choices=None, margin=None, prediction="ü\n")]
     data = samples_to_parquet(rows)
     record = make_record(samples=samples_ref(data))
     store.append(record, data)
@@ -280,7 +280,7 @@ def test_equal_samples_give_equal_bytes_and_stand_once(store: Store) -> None:
     store.append(make_record(4, samples=samples_ref(data)))  # already stored: need not be given again
 
 
-@pytest.mark.parametrize("rows", [[{**sample(), "extra": 1}], [sample(correct=None)], [{"arm": "adapted"}]])
+@pytest.mark.parametrize("rows", [[{**sample(), "extra": 1}], [sample(prediction=None)], [{"arm": "adapted"}]])
 def test_samples_with_other_columns_are_refused(rows: list[dict[str, object]]) -> None:
     with pytest.raises(ValueError, match="sample 0"):
         samples_to_parquet(rows)

@@ -14,7 +14,8 @@ from harness.record import Outcome, Record
 from harness.store import Store, samples_ref
 from harness.upkeep import merge, remove, waste
 from tests.harness.examples import make_record, make_samples
-from tests.harness.test_store import CLAIMER, python
+from tests.harness.test_store import python
+from tests.harness.test_store_claims import CLAIMER
 
 
 def with_samples(number: int, rows: int, **changes: object) -> tuple[Record, bytes]:

@@ -7,7 +7,8 @@
 
   const select = document.getElementById("series");
   if (select) {
-    const draw = () => {
+    const verdict = { true: '<span class="yes">right</span>', false: '<span class="no">wrong</span>', null: "–" };
+  const draw = () => {
       const name = select.value;
       PM.plot(document.getElementById("curve"), () => ({
         x: "step", y: units[name] ? `${name} (${units[name]})` : name,
@@ -42,7 +43,7 @@
       data: rows, paging: false, scrollY: "50vh", scrollX: true, scrollCollapse: true, order: [],
       layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
       columns: [
-        { title: "right", data: 2, type: "string", render: (value, kind) => (kind === "display" ? (value ? '<span class="yes">right</span>' : '<span class="no">wrong</span>') : value ? "right" : "wrong") },
+        { title: "right", data: 2, type: "string", render: (value, kind) => (kind === "display" ? verdict[value] : value === null ? "not judged" : value ? "right" : "wrong") },
         { title: "item", ...text(1) }, { title: "prediction", ...text(3) }, { title: "answer", ...text(4) },
         { title: "log p of the answer (nat)", data: 5, className: "number", render: (value, kind) => (kind === "display" ? PM.number(value, 4) : value) },
         { title: "task", ...text(0) },
@@ -53,7 +54,7 @@
     body.tabIndex = 0;
     body.setAttribute("role", "region");
     body.setAttribute("aria-label", "Scored items");
-    grid.search.fixed("wrong", (_text, row) => !wrong.checked || !row[2]);
+    grid.search.fixed("wrong", (_text, row) => !wrong.checked || row[2] === false);
     grid.search(search.value).draw();
   };
   arm.addEventListener("change", draw);

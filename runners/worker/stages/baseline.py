@@ -6,12 +6,13 @@ The same items are scored again in ``retain``, so that forgetting is a paired di
 from __future__ import annotations
 
 from runners.worker.context import Context
-from runners.worker.stages.retain import score_skills
+from runners.worker.stages.retain import score_skills, score_texts
 from runners.worker.standard import score_standard
 
 
 def run(ctx: Context) -> None:
-    """Record ``base_retained_accuracy`` and ``base_lm_eval_accuracy``; their items are kept under the arm ``base``."""
+    """Record the base's skills, bits per byte and lm-eval scores; their items are kept under the arm ``base``."""
     score_skills(ctx, arm="base", metric="base_retained_accuracy")
     if ctx.evaluation.retention:
+        score_texts(ctx, arm="base", metric="base_held_out_bits_per_byte")
         score_standard(ctx, arm="base", metric="base_lm_eval_accuracy")
