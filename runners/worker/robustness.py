@@ -75,7 +75,9 @@ def _prompts(ctx: Context, given: list[Scored]) -> None:
         )
         scored = score(ctx, task, items)
         ctx.keep_samples(f"prompt-{k}", task.definition.name, scored)
-        accuracies.append(summarise(scored)["accuracy"].value or 0.0)
+        value = summarise(scored)["accuracy"].value
+        assert value is not None  # as under the task's own prompt, these items are judged
+        accuracies.append(value)
     source, details = f"scorer, {len(accuracies)} prompts", {"accuracies": accuracies}
     n = len(accuracies)
     ctx.record("prompt_accuracy", sum(accuracies) / n, source=source, n=n, details=details)
