@@ -148,6 +148,7 @@ ROWS = (
         lr=10,
         no_gradient={r"\.key\.glora_C": "it is a bias on keys without rotary positions, which the softmax takes out"},
         defaults={"r": 8},
+        variant="Glora",
         refuses=bases.because("peft's GLoRA takes plain torch.nn.Linear layers only", bases.QUANTIZED),
     ),
     _adapter(

@@ -440,6 +440,24 @@ class Shadow(PeftMethod):
         return self._last not in name
 
 
+class Glora(PeftMethod):
+    """GLoRA: the factor D of a bias that is zero, as a fresh pooler's is, changes nothing and gets no gradient."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and remember the layers whose bias is zero."""
+        adapted = super().attach(model)
+        self._idle = tuple(
+            f"{name}.glora_D."
+            for name, module in adapted.named_modules()
+            if hasattr(module, "glora_D") and module.bias is not None and not bool(module.bias.any())
+        )
+        return adapted
+
+    def expects_gradient(self, name: str) -> bool:
+        """All but the row's exceptions and those factors."""
+        return super().expects_gradient(name) and not name.startswith(self._idle)
+
+
 # --- helpers -----------------------------------------------------------------------------------------
 def _adapter_state(adapted: nn.Module) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict

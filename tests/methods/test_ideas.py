@@ -10,7 +10,20 @@ import pytest
 import torch
 
 from harness.errors import Unsupported, UserError
-from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, llama, logits, made, tokenizer, train
+from tests.methods.tiny import (
+    CAUSAL,
+    CLASSIFIER,
+    attached,
+    base,
+    batch,
+    bert,
+    gap,
+    llama,
+    logits,
+    made,
+    tokenizer,
+    train,
+)
 
 TARGET = "model.layers.0.self_attn.q_proj"
 
@@ -227,3 +240,16 @@ def test_a_method_without_its_tokenizer_says_so() -> None:
     method.setting = replace(method.setting, tokenizer=None)
     with pytest.raises(UserError, match="needs the model's tokenizer"):
         method.attach(llama())
+
+
+def test_glora_s_factor_of_a_bias_that_is_zero_is_known_to_learn_nothing() -> None:
+    """A pre-trained encoder without a pooler gets a fresh one, whose bias is zero: found by running it."""
+    model = bert()
+    torch.nn.init.zeros_(model.get_parameter("bert.pooler.dense.bias"))
+    method = made("glora", CLASSIFIER)
+    adapted = attached(method, model)
+    seen = train(method, adapted)
+    idle = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad and name in seen}
+    unexpected = {name for name in idle if method.expects_gradient(name)}
+    assert not unexpected
+    assert [name for name in idle if "glora_D" in name] == ["base_model.model.bert.pooler.dense.glora_D.default.X"]
