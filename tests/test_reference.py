@@ -28,6 +28,7 @@ SWEEPS = {
     "claims-encoder": ("cpu-2core-claims", "classification"),
     "fair-methods": ("cpu-2core-tuning", "classification"),
     "all-methods": ("cpu-2core-methods", "default"),
+    "all-methods-encoder": ("cpu-2core-methods", "classification"),
     "calibrated": ("cpu-2core-calibrated", "quantization"),
 }
 NO_BOARD = {"counts"}
