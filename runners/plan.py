@@ -44,6 +44,7 @@ class Plan:
         ingredients: key of a cell to run that combines others to the cells it combines.
         keep: keys of the cells whose result is kept for such a cell.
         tuning: key of a tuned cell to how its learning rate was chosen.
+        later: cells that combine others which have to run first.
         waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
             combine others which have to run first.
         unpinned: task to the Hub data sets it would read here without a commit, and why.
@@ -63,6 +64,7 @@ class Plan:
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
     ingredients: Told = field(default_factory=dict)
     keep: set[str] = field(default_factory=set)
+    later: list[Cell] = field(default_factory=list)
     waiting: int = 0
     unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
     not_run: list[NotRun] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Plan:
             "stale": named(self.stale),
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
+            "later": named(self.later),
             "waiting_for_tuning": self.waiting,
             "unpinned": self.unpinned,
             "predicted": total(self.predict(cell) for cell in self.run),
@@ -262,6 +265,7 @@ def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry
         plan.keep |= {part.key for part in ingredients}
         if open_:
             plan.waiting += 1
+            plan.later.append(cell)
             for part in ingredients:
                 if not kept(cache, part) and part.key not in {c.key for c in plan.run}:
                     plan.to_run(part, entries)

@@ -123,6 +123,6 @@ def test_the_built_in_sweeps_plan(bench: Bench) -> None:  # noqa: F811
         planned = bench("plan", sweep["sweep"], "--json", *arguments)
         assert planned.returncode == 0, planned.stderr
         made = json.loads(planned.stdout)
-        parts = ("run", "done", "stale", "elsewhere", "unsupported")
+        parts = ("run", "done", "stale", "elsewhere", "unsupported", "later")
         assert made["cells"] == sum(len(made[p]) for p in parts) > 0
         assert all(row["why"] for row in made["unsupported"] + made["elsewhere"])

@@ -7,8 +7,7 @@
 
   const select = document.getElementById("series");
   if (select) {
-    const verdict = { true: '<span class="yes">right</span>', false: '<span class="no">wrong</span>', null: "–" };
-  const draw = () => {
+    const draw = () => {
       const name = select.value;
       PM.plot(document.getElementById("curve"), () => ({
         x: "step", y: units[name] ? `${name} (${units[name]})` : name,
@@ -32,6 +31,7 @@
   const search = document.getElementById("sample-search");
   let grid = null;
   const text = (at) => ({ data: at, render: (value, kind) => (kind === "display" ? `<bdi>${PM.escape(value)}</bdi>` : value) });
+  const verdict = { true: '<span class="yes">right</span>', false: '<span class="no">wrong</span>', null: "–" };
   const draw = () => {
     const { rows, shown, of, right } = samples[Number(arm.value)];
     document.getElementById("samples-note").textContent =
