@@ -101,7 +101,18 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
     )
     made = json.loads(bench("plan", str(path), "--json").stdout)
     assert set(made) == {
-        *("cells", "run", "done", "stale", "elsewhere", "unsupported", "waiting_for_tuning", "unpinned", "not_run"),
+        *(
+            "cells",
+            "run",
+            "done",
+            "stale",
+            "elsewhere",
+            "unsupported",
+            "later",
+            "waiting_for_tuning",
+            "unpinned",
+            "not_run",
+        ),
         "predicted",
     }
     assert made["cells"] == 2
