@@ -142,6 +142,11 @@ def prepare_device(job: Job, ctx: Context) -> None:
     if (settled := cool_down_first(job)) is not None:
         ctx.facts["cool_down"] = settled
     if ctx.device.type == "cuda":
+        if torch.cuda._is_in_bad_fork():
+            raise RuntimeError(
+                "a library created a CUDA context in the template process while it was imported, so this worker cannot "
+                "use the GPU; see runners/worker/preload.py, which answers the libraries' questions without a context"
+            )
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here; the idle baseline is taken with the context alive
         limit_gib = job.cell["hardware"].get("memory_limit_gib")
         if limit_gib is not None:

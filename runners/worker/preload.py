@@ -1,62 +1,82 @@
 """Imports of the template process, so that a worker starts in milliseconds. Creates no CUDA context.
 
 A process that was forked from one with a CUDA context cannot use CUDA. bitsandbytes and torchao, which peft imports,
-ask torch for the compute capability while they are imported, and torch creates a context to answer. So the answer
-comes from NVML here, and the template refuses to serve if a library created a context all the same.
+ask torch for properties of the GPU while they are imported, and torch creates a context to answer. So NVML answers
+here. A worker whose template has a context all the same says so (:func:`runners.worker.main.prepare_device`).
 
 An import that fails here fails again in the worker, whose log is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._dynamo import device_interface  # before torch.cuda's functions are replaced: it keeps references to them
 
-from harness.hardware import probe
+from harness.hardware import Gpu, probe
 from harness.quiet import quiet_stderr
 
 
 @contextmanager
-def capability_from_nvml(capabilities: Sequence[float]) -> Iterator[None]:
-    """While open, ``torch.cuda.get_device_capability`` answers without a CUDA context.
+def gpus_from_nvml(gpus: Sequence[Gpu]) -> Iterator[None]:
+    """While open, ``torch.cuda`` answers what libraries ask at import without a CUDA context.
+
+    Replaces ``current_device``, ``get_device_capability`` and ``get_device_properties`` (name, memory and capability
+    alone: another property is an AttributeError). A library that kept one of the replacements gets torch's own answer
+    once the context manager is closed.
 
     Args:
-        capabilities: compute capability of every visible GPU in order, for example ``[9.0]``. Empty: nothing changes.
+        gpus: the visible GPUs in torch's order. Empty: nothing changes.
     """
-    if not capabilities:
+    if not gpus:
         yield
         return
-    real = torch.cuda.get_device_capability
+    is_open = True
+    names = ("current_device", "get_device_capability", "get_device_properties")
+    real: dict[str, Callable[..., Any]] = {name: getattr(torch.cuda, name) for name in names}
 
-    def answer(device: Any = None) -> tuple[int, int]:
-        index = device if isinstance(device, int) else getattr(device, "index", None)
-        major, minor = f"{capabilities[index or 0]:.1f}".split(".")
+    def gpu_of(device: Any) -> Gpu:
+        index = device if isinstance(device, int) else torch.device(device or "cuda").index
+        return gpus[index or 0]
+
+    def capability(device: Any) -> tuple[int, int]:
+        major, minor = f"{gpu_of(device).compute_capability:.1f}".split(".")
         return int(major), int(minor)
 
-    torch.cuda.get_device_capability = answer
+    def properties(device: Any) -> SimpleNamespace:
+        major, minor = capability(device)
+        gpu = gpu_of(device)
+        return SimpleNamespace(name=gpu.name, total_memory=gpu.memory_bytes, major=major, minor=minor)
+
+    answers: dict[str, Callable[[Any], Any]] = {
+        "current_device": lambda _: 0,
+        "get_device_capability": capability,
+        "get_device_properties": properties,
+    }
+
+    def replacement(name: str) -> Callable[..., Any]:
+        return lambda device=None: (
+            answers[name](device) if is_open else real[name](*([] if device is None else [device]))
+        )
+
+    for name in names:
+        setattr(torch.cuda, name, replacement(name))
     try:
         yield
     finally:
-        torch.cuda.get_device_capability = real
+        is_open = False
+        for name in names:
+            setattr(torch.cuda, name, real[name])
+        device_interface.caching_worker_device_properties.pop("cuda", None)  # it may hold our few properties
 
 
-def check_no_context() -> None:
-    """Raise RuntimeError if this process has a CUDA context, which no forked worker could use."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        raise RuntimeError(
-            "a library created a CUDA context while it was imported, so forked workers could not use the GPU; "
-            "find it with: python -X importtime -c 'import peft', and import it in the worker instead"
-        )
-
-
-with quiet_stderr(), capability_from_nvml([gpu.compute_capability for gpu in probe().gpus]):
+with quiet_stderr(), gpus_from_nvml(probe().gpus):
     import pandas  # noqa: F401 - pyarrow imports it when the samples are written
     import pyarrow.parquet  # noqa: F401 - likewise
     import torch.utils.flop_counter  # imported late by the meters
 
     import runners.worker.main  # noqa: F401 - imported for its imports
-
-check_no_context()
