@@ -1,18 +1,22 @@
 """Imports of the template process, so that a worker starts in milliseconds. Creates no CUDA context.
 
-A process that was forked from one with a CUDA context cannot use CUDA. bitsandbytes and torchao, which peft imports,
-ask torch for properties of the GPU while they are imported, and torch creates a context to answer. So NVML answers
-here. A worker whose template has a context all the same says so (:func:`runners.worker.main.prepare_device`).
+A process that was forked from one that initialized CUDA cannot use CUDA. bitsandbytes and torchao, which peft imports,
+ask torch about the GPU while they are imported; torch initializes CUDA to answer, and does so even to say whether
+there is a GPU. So NVML answers here. A worker whose template initialized CUDA all the same says so
+(:func:`runners.worker.main.prepare_device`).
 
 An import that fails here fails again in the worker, whose log is kept.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available asks NVML, in the workers too
 
 import torch
 from torch._dynamo import device_interface  # before torch.cuda's functions are replaced: it keeps references to them

@@ -44,6 +44,9 @@ def test_without_gpus_nothing_changes() -> None:
 
 @pytest.mark.slow
 def test_the_imports_leave_cuda_alone() -> None:
-    code = "import runners.worker.preload, torch; assert not torch.cuda.is_initialized()"
+    code = (
+        "import os, runners.worker.preload, torch; assert not torch.cuda.is_initialized(); "
+        "assert os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] == '1'"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
