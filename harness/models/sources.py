@@ -1,4 +1,4 @@
-"""Model ids to files: built-in, inside an installed package, skeleton, local folder, Hub.
+"""Model ids to files: built-in, inside an installed package, GGUF file, skeleton, local folder, Hub.
 
 Everything in here is light: ``identity`` and ``check`` serve the plan, ``locate`` the worker.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.canonical import digest, digest_file
 from harness.errors import UserError, did_you_mean
+from harness.models import gguf_files
 from harness.models.skeleton import PRESETS, skeleton
 from harness.yamlfile import load_yaml
 
@@ -69,7 +70,9 @@ def recipe(name: str, *, where: str = "") -> Recipe:
 
 
 def scheme_of(model_id: str) -> str:
-    """``builtin``, ``package``, ``skeleton``, ``path`` or ``hub``."""
+    """``builtin``, ``package``, ``gguf``, ``skeleton``, ``path`` or ``hub``."""
+    if gguf_files.is_gguf(model_id):
+        return "gguf"
     scheme, separator, _ = model_id.partition(":")
     if separator and scheme in ("builtin", "package", "skeleton"):
         return scheme
@@ -84,6 +87,8 @@ def short_name(model_id: str) -> str:
         return model_id.partition(":")[2].partition("/")[0]
     if scheme_of(model_id) == "skeleton":
         return skeleton(model_id).label
+    if scheme_of(model_id) == "gguf":
+        return Path(model_id).name.removesuffix(gguf_files.SUFFIX)
     return model_id.rpartition(":")[2].rstrip("/").rpartition("/")[2] or model_id
 
 
@@ -142,6 +147,8 @@ def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, wh
         return {"id": model_id, "revision": recipe(model_id.partition(":")[2], where=where).identity(task_digest)}
     if scheme == "skeleton":
         return {"id": model_id, "revision": skeleton(model_id, where=where).revision, "weights": "random"}
+    if scheme == "gguf":
+        return gguf_files.identity(model_id, revision=revision, where=where)
     folder = local_folder(model_id, where=where)
     if folder is None:
         return {"id": model_id, "revision": revision}
@@ -165,6 +172,8 @@ def config(model_id: str) -> dict[str, Any] | None:
     if scheme == "skeleton":
         found = skeleton(model_id)
         return {"model_type": found.model_type, **found.config}
+    if scheme == "gguf":
+        return gguf_files.config(model_id)
     folder = local_folder(model_id)
     return None if folder is None else dict(json.loads((folder / "config.json").read_text()))
 
@@ -194,6 +203,11 @@ ENCODERS = frozenset(
 
 def check(model_id: str, kind: str) -> str | None:
     """Why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None."""
+    if scheme_of(model_id) == "gguf":
+        if (reason := gguf_files.check()) is not None:
+            return reason
+        if kind != "causal-lm":
+            return "a GGUF file is read as a causal language model; give a text task, such as sst2-text"
     if kind == "causal-lm" and model_type(model_id) in ENCODERS:
         return f"{short_name(model_id)} is an encoder and does not generate"
     return None

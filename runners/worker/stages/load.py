@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.models import nano, skeleton
+from harness.models import gguf_files, nano, skeleton
 from runners.worker import standard
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
@@ -63,7 +63,11 @@ def model_path(ctx: Context) -> str:
         examples=examples,
         task_digest=lambda name: task_digest(load_task(name, roots), data_root=_data_root(ctx)),
         progress=lambda step, steps: ctx.say("progress", what="pre-training the built-in model", at=step, of=steps),
+        dtype=ctx.job.cell["model"]["dtype"],
+        revision=ctx.job.cell["model"].get("revision"),
     )
+    if (origin := gguf_files.facts_of(Path(path))) is not None:
+        ctx.facts["weights_from"] = origin
     if skeleton.is_bare(path) and ctx.quantizes_before and ctx.quantizer.load_kwargs():
         # this quantizer acts while a checkpoint is read, so the random weights must be one
         return str(skeleton.with_weights(Path(path), dtype=ctx.job.cell["model"]["dtype"]))
