@@ -1,14 +1,15 @@
-# The two commands: `make demo` and `make test`. Both set up everything they need in .venv of this checkout.
+# `make demo` and `make test` set up everything they need in .venv of this checkout.
 PYTHON ?= python3
 VENV ?= .venv
 export VENV PYTHON
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench docs-site clean
 help:
-	@echo "make demo    install, run the built-in sweep, print the leaderboard"
-	@echo "make test    install, lint, check types, run the whole suite"
-	@echo "make bench   print the performance figures (ratios; nothing is asserted)"
+	@echo "make demo       install, run the built-in sweep, print the leaderboard"
+	@echo "make test       install, lint, check types, run the whole suite"
+	@echo "make bench      print the performance figures (ratios; nothing is asserted)"
+	@echo "make docs-site  build the documentation into build/site; a broken link fails"
 
 demo:
 	@scripts/setup.sh demo
@@ -16,7 +17,7 @@ demo:
 	@$(BIN)/peft-matrix board quickstart
 
 lint:
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "Lint failed: '$(BIN)/ruff check --fix . && $(BIN)/ruff format .' mends most of it."; exit 1; }
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "Lint failed: '$(BIN)/ruff check --fix . && $(BIN)/ruff format .' fixes most of it."; exit 1; }
 
 types:
 	@$(BIN)/mypy || { echo "Type check failed: the lines above say where."; exit 1; }
@@ -30,6 +31,11 @@ test:
 bench:
 	@scripts/setup.sh test
 	@$(BIN)/python -m tests.benchmarks
+
+docs-site:
+	@scripts/setup.sh docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict || { echo "The documentation has errors: the lines above say where."; exit 1; }
+	@echo "Open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

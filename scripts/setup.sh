@@ -3,6 +3,7 @@
 #   scripts/setup.sh demo    what a sweep needs
 #   scripts/setup.sh llm     that, and a small real language model
 #   scripts/setup.sh test    all of it, and what the tests need
+#   scripts/setup.sh docs    what the documentation site needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-demo}
@@ -18,7 +19,8 @@ case $what in
   demo) extras="quant,methods,optimizers,gguf"; stamp_of="demo" ;;
   llm) extras="quant,methods,optimizers,gguf"; stamp_of="llm" ;;
   test) extras="quant,methods,optimizers,gguf,lm-eval,tuning,ray,slurm,query,dev"; stamp_of="test" ;;
-  *) fail "unknown set-up '$what' (demo, llm or test)" ;;
+  docs) extras="docs"; stamp_of="docs" ;;
+  *) fail "unknown set-up '$what' (demo, llm, test or docs)" ;;
 esac
 
 stamp="$venv/.installed-$stamp_of"
@@ -38,7 +40,7 @@ if [ -z "${UV_FIND_LINKS:-}" ]; then  # uv does not read pip's find-links: hand 
   links=${PIP_FIND_LINKS:-$("$venv/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
   if [ -n "$links" ]; then export UV_FIND_LINKS=$links; fi
 fi
-# Compiled now: where PYTHONDONTWRITEBYTECODE is set, every worker process would compile torch anew.
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, every worker process would compile torch again.
 "$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" -c constraints.txt -e ".[$extras]" \
   || fail "the packages of constraints.txt could not be installed; the message above says which"
 if [ "$what" != demo ]; then

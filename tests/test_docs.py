@@ -20,9 +20,10 @@ PAGES = sorted(
     [
         ROOT / "README.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
         ROOT / "results" / "README.md",
         *(ROOT / "docs").glob("*.md"),
-        *(ROOT / "docs" / "decisions").glob("*.md"),
+        *(page for part in ("decisions", "findings", "howto") for page in (ROOT / "docs" / part).glob("*.md")),
     ]
 )
 
@@ -32,7 +33,7 @@ def verbs() -> dict[str, typer.models.CommandInfo]:
 
 
 @pytest.mark.parametrize("verb", verbs())
-def test_every_verb_stands_in_the_readme_and_explains_itself(verb: str) -> None:
+def test_the_readme_names_every_command(verb: str) -> None:
     assert re.search(rf"peft-matrix {verb}\b|`{verb}`", README), f"the README does not mention {verb!r}"
     assert verbs()[verb].callback.__doc__
 
@@ -42,6 +43,21 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_page_is_in_the_site_navigation() -> None:
+    nav = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.M)
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")}
+    assert pages == {name for name in nav if not name.startswith("source/")}
+    assert all((ROOT / name.removeprefix("source/")).is_file() for name in nav if name.startswith("source/"))
+
+
+def test_the_glossary_has_at_most_40_terms() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| \*\*(.+?)\*\* \|", text, flags=re.M)
+    assert 20 <= len(terms) <= 40
+    assert len(terms) == len(set(terms))
+    assert terms == sorted(terms, key=str.lower)
 
 
 def test_the_page_of_quantities_is_current() -> None:
