@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.meters.flops import LinearLayers, count_flops, mfu, step_flops
+from harness.meters.flops import LinearLayers, attention_products, count_flops, mfu, step_flops
 from harness.metrics import missing, reading
 
 TOKENS = 6
@@ -38,6 +38,16 @@ def test_attention_counts_its_two_products_and_their_gradients() -> None:
         assert count_flops(lambda: attend(query, key, value)) == 2 * product
     # backward: the probabilities are computed again, and four products give the three gradients
     assert count_flops(lambda: attend(query, key, value).sum().backward()) == 2 * product + 5 * product
+
+
+def test_grouped_query_attention_counts_the_query_heads() -> None:
+    query = torch.randn(2, 4, 16, 8, requires_grad=True)
+    key, value = (torch.randn(2, 2, 16, 8, requires_grad=True) for _ in range(2))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    product = 2 * 2 * 4 * 16 * 16 * 8
+    assert attention_products(query.shape, key.shape, value.shape) == (product, product)
+    counted = count_flops(lambda: attend(query, key, value, enable_gqa=True).sum().backward())
+    assert counted == 2 * product + 5 * product
 
 
 class Unseen(torch.autograd.Function):
