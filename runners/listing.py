@@ -292,6 +292,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         for hub, why in hubs.items():
             line = f"  unpinned     {task}: the rows of {hub} may change under this name: {why}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for model, why in plan.unpinned_models.items():
+        line = f"  unpinned     the weights of {model} may change under this name: {why}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if plan.stale:
         console.print("  Stale cells were run in another environment; run them again with --rerun stale.")
 

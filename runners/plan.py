@@ -48,6 +48,7 @@ class Plan:
         waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
             combine others which have to run first.
         unpinned: task to the Hub data sets it would read here without a commit, and why.
+        unpinned_models: Hub model to why its weights may change under its name.
         predict: what is expected of a cell.
         not_run: cells that a time budget is not expected to hold; a run decides by the clock.
     """
@@ -67,6 +68,7 @@ class Plan:
     later: list[Cell] = field(default_factory=list)
     waiting: int = 0
     unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
+    unpinned_models: dict[str, str] = field(default_factory=dict)
     not_run: list[NotRun] = field(default_factory=list)
 
     def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
@@ -98,6 +100,7 @@ class Plan:
             "later": named(self.later),
             "waiting_for_tuning": self.waiting,
             "unpinned": self.unpinned,
+            "unpinned_models": self.unpinned_models,
             "predicted": total(self.predict(cell) for cell in self.run),
         }
 
@@ -199,6 +202,7 @@ def make(
         tuning=wanted.tuning,
         waiting=wanted.waiting,
         unpinned=resolver.unpinned(),
+        unpinned_models=resolver.unpinned_models(),
     )
     for cell in cells:
         held = entries.get(cell.key, ())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
+from harness.file_digests import FileDigests
 from harness.matrix import Axes, Matrix, Pattern, Point, expand, make_cell
 from harness.methods.catalog import METHODS
 from harness.models import sources
@@ -27,6 +28,7 @@ class Resolver:
         self.workspace = workspace
         self._tasks: dict[str, Task] = {}
         self._digests: dict[str, str] = {}
+        self._files = FileDigests(workspace.cache / "digests")
 
     def task(self, name: str, where: str = "") -> Task:
         """The task called ``name``."""
@@ -42,7 +44,9 @@ class Resolver:
 
     def model_point(self, spec: ModelSpec, where: str) -> Point:
         """Identity of a model: origin, revision, dtype, attention."""
-        origin = sources.identity(spec.id, revision=spec.revision, task_digest=self.task_digest, where=where)
+        origin = sources.identity(
+            spec.id, revision=spec.revision, task_digest=self.task_digest, where=where, digests=self._files
+        )
         settings = spec.model_dump(mode="json", exclude={"id", "revision"})
         return Point("model", spec.id, sources.short_name(spec.id), {**origin, **settings})
 
@@ -105,6 +109,12 @@ class Resolver:
             for name, task in self._tasks.items()
         }
         return {name: hubs for name, hubs in sorted(found.items()) if hubs}
+
+    def unpinned_models(self) -> dict[str, str]:
+        """Hub models of the sweep whose weights no commit holds still: id to the reason."""
+        models = [*self.sweep.spec.models, *(row.model for row in self.sweep.spec.include)]
+        found = {model.id: sources.unpinned(model.id, model.revision) for model in models}
+        return {model: why for model, why in sorted(found.items()) if why}
 
     def hardware_point(self, name: str, where: str, profiles: dict[str, hw.HardwareProfile]) -> Point:
         """Identity of a hardware profile."""

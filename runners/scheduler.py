@@ -15,6 +15,7 @@ from typing import Protocol
 from harness import hardware, provenance
 from harness.errors import UserError
 from harness.matrix import Cell
+from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import FINAL_STATUSES, Outcome, Record
 from harness.store import Claim, Store, short_fingerprint
@@ -252,7 +253,7 @@ class Scheduler:
             label=cell.label,
             sweep=self.plan.sweep.spec.name,
             cell=cell.as_dict(),
-            model=cell.model.name,
+            model=sources.absolute(cell.model.name),
             folder=str(folder),
             device=self.device,
             gpus=lease.gpus,
@@ -271,7 +272,7 @@ class Scheduler:
                 {
                     "label": part.label,
                     "cell": part.as_dict(),
-                    "model": part.model.name,
+                    "model": sources.absolute(part.model.name),
                     "folder": str(kept_at(self.workspace.cache, part)),
                 }
                 for part in self.plan.ingredients.get(cell.key, ())

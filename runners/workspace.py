@@ -61,11 +61,12 @@ class Workspace:
                 fix="Name a folder that holds <data set>/<split>.jsonl.",
             )
         default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft-matrix"
+        named = results or os.environ.get("PEFT_MATRIX_RESULTS")
         return cls(
             roots=(root,) if root else (),
-            results=results or os.environ.get("PEFT_MATRIX_RESULTS") or str((root or here) / "results"),
+            results=_in_full(named) if named else str((root or here) / "results"),
             data_root=data.resolve() if data else None,
-            cache=Path(os.environ.get("PEFT_MATRIX_CACHE") or default_cache),
+            cache=Path(os.path.abspath(os.environ.get("PEFT_MATRIX_CACHE") or default_cache)),
             fetched=fetched,
         )
 
@@ -104,3 +105,8 @@ class Workspace:
         if name not in known:
             raise UserError(f"unknown sweep {name!r}", fix=f"{did_you_mean(name, known)} A path to a .yaml also works.")
         return known[name]
+
+
+def _in_full(results: str) -> str:
+    """A results folder as an absolute path, which means the same store in every process; a URL as it is."""
+    return results if "://" in results else os.path.abspath(Path(results).expanduser())

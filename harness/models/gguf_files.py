@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 
 from harness.canonical import digest_file
 from harness.errors import Unsupported, UserError
+from harness.file_digests import FileDigests
+from harness.models import hub
+from harness.models.files import files_digest
 from harness.models.once import made_once
 
 SUFFIX = ".gguf"
@@ -136,18 +139,19 @@ def hub_file(model_id: str, revision: str | None) -> Path:
         raise UserError(f"the file {inside!r} of {owner}/{name} cannot be had from the Hub: {reason}") from error
 
 
-def identity(model_id: str, *, revision: str | None, where: str = "") -> dict[str, Any]:
-    """What of the file can change a number: its bytes; for one on the Hub its id and revision.
+def identity(model_id: str, *, revision: str | None, digests: FileDigests, where: str = "") -> dict[str, Any]:
+    """What of the file can change a number: its bytes; for one on the Hub its id and the commit.
 
     Raises:
         UserError: the file is missing, truncated or no GGUF.
     """
     path = local_file(model_id, where=where)
     if path is None:
-        return {"id": model_id, "revision": revision}
+        repository = "/".join(model_id.removeprefix("gguf:").split("/")[:2])
+        return {"id": model_id, "revision": hub.resolve(repository, revision) or revision}
     header(path, where=where)
     shown = model_id if inside_package(model_id) else f"gguf:{path.name}"
-    return {"id": shown, "revision": file_digest(path)[:16]}
+    return {"id": shown, "revision": files_digest({path.name: path}, digests)}
 
 
 def file_digest(path: Path) -> str:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import digest, digest_file
+from harness.canonical import digest
 from harness.errors import UserError, did_you_mean
-from harness.models import gguf_files
+from harness.file_digests import FileDigests
+from harness.models import files, gguf_files, hub
 from harness.models.skeleton import PRESETS, skeleton
 from harness.yamlfile import load_yaml
 
@@ -81,6 +83,16 @@ def scheme_of(model_id: str) -> str:
     return "hub"
 
 
+def absolute(model_id: str) -> str:
+    """The id as a worker needs it, whose current folder is another: a folder's path in full, any other id unchanged."""
+    if scheme_of(model_id) == "path":
+        return os.path.abspath(Path(model_id).expanduser())
+    if scheme_of(model_id) == "gguf" and not gguf_files.inside_package(model_id):
+        file = gguf_files.local_file(model_id)
+        return model_id if file is None else f"gguf:{os.path.abspath(file)}"
+    return model_id
+
+
 def short_name(model_id: str) -> str:
     """What people call the model: the last part of its id, the package that carries it, or ``NAME-random``."""
     if scheme_of(model_id) == "package":
@@ -133,14 +145,26 @@ def local_folder(model_id: str, *, where: str = "") -> Path | None:
     return None
 
 
-def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, where: str = "") -> dict[str, Any]:
+def identity(
+    model_id: str,
+    *,
+    revision: str | None,
+    task_digest: TaskDigest,
+    where: str = "",
+    digests: FileDigests | None = None,
+) -> dict[str, Any]:
     """What of the model's origin can change a number, without loading it.
 
-    For local files this is the digest of configuration and weights' sizes; the record later holds the digest
-    of the weights that were really loaded.
+    For files of this machine the revision is the digest of the bytes of all files that loading may read
+    (:func:`harness.models.files.files_digest`); for a Hub id it is a commit; for a built-in model it is its recipe. The
+    worker reads the bytes itself and refuses its cell if they are others (:mod:`runners.worker.model_files`).
+
+    Args:
+        revision: of a Hub id, as the sweep gives it.
+        digests: remembers the digests of files; None: every file is read.
 
     Raises:
-        UserError: the model does not exist.
+        UserError: the model does not exist, or its folder cannot be used.
     """
     scheme = scheme_of(model_id)
     if scheme == "builtin":
@@ -148,20 +172,31 @@ def identity(model_id: str, *, revision: str | None, task_digest: TaskDigest, wh
     if scheme == "skeleton":
         return {"id": model_id, "revision": skeleton(model_id, where=where).revision, "weights": "random"}
     if scheme == "gguf":
-        return gguf_files.identity(model_id, revision=revision, where=where)
+        return gguf_files.identity(model_id, revision=revision, where=where, digests=digests or FileDigests())
     folder = local_folder(model_id, where=where)
     if folder is None:
-        return {"id": model_id, "revision": revision}
-    weights = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
-    if not weights:
-        raise UserError(
-            f"the model at {model_id!r} has no safetensors weights",
-            where=where,
-            fix="Only safetensors are read: save it again with save_pretrained.",
-        )
-    content = {"config": digest_file(folder / "config.json"), "weights": weights}
-    shown = model_id if scheme == "package" else short_name(model_id)
-    return {"id": shown, "revision": digest(content)[:16]}
+        return {"id": model_id, "revision": hub.resolve(model_id, revision) or revision}
+    found = files.files_digest(files.source_files(folder, where=where), digests or FileDigests())
+    return {"id": model_id if scheme == "package" else short_name(model_id), "revision": found}
+
+
+def unpinned(model_id: str, revision: str | None) -> str | None:
+    """Why the weights of a Hub model may change under the name that the sweep gives it, or None."""
+    if (repository := hub_repository(model_id)) is None or hub.is_commit(revision):
+        return None
+    commit = hub.resolve(repository, revision)
+    named = f"{revision!r} is no commit" if revision else "it has no 'revision'"
+    if commit is None:
+        return f"{named}, and neither the Hub nor its local cache says which commit that is now"
+    return f"{named}; now it is revision: {commit}"
+
+
+def hub_repository(model_id: str) -> str | None:
+    """``OWNER/NAME`` of a model (or GGUF file) on the Hub, None for files of this machine and built-in models."""
+    scheme = scheme_of(model_id)
+    if scheme == "gguf" and gguf_files.local_file(model_id) is None:
+        return "/".join(model_id.removeprefix("gguf:").split("/")[:2])
+    return model_id if scheme == "hub" else None
 
 
 def config(model_id: str) -> dict[str, Any] | None:

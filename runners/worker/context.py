@@ -52,6 +52,7 @@ class Context:
         panel: the meters around the stages; None where a stage is run without them.
         examples: what the method shows in front of every prompt of the cell's task, None where it shows nothing.
         held_out: language-modelling tasks whose texts are scored before and after adaptation.
+        model_stamps: size, times and inode of the model's files when their bytes were verified.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -84,6 +85,7 @@ class Context:
     suite: Any = None
     examples: Examples | None = None
     held_out: list[Task] = field(default_factory=list)
+    model_stamps: dict[Path, list[int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

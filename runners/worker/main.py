@@ -28,6 +28,7 @@ from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store import samples_ref, samples_to_parquet
 from runners.plan import MODEL_KIND
+from runners.worker import model_files
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
@@ -127,6 +128,7 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
                 run.spans.append(span_of(stage, panel.end(stage)))
             if stage == "train":
                 train.after(ctx, run.spans[-1])
+        model_files.verify_unchanged(ctx)
         panel.baseline("after")
         ctx.series.update(panel.series())
         ctx.metrics.update({r.quantity: r for r in panel.finish() if r.quantity not in ctx.metrics})

@@ -111,6 +111,7 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
             "later",
             "waiting_for_tuning",
             "unpinned",
+            "unpinned_models",
             "not_run",
         ),
         "predicted",

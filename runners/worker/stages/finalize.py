@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from harness.methods.base import Ingredient, Setting, Workshop
 from harness.methods.catalog import METHODS
+from runners.worker import model_files
 from runners.worker.context import Context
 from runners.worker.scoring import mean_nll
 from runners.worker.stages.load import model_path
@@ -54,8 +55,9 @@ def _ingredient(ctx: Context, told: dict[str, Any]) -> Ingredient:
         job = replace(ctx.job, cell={**ctx.job.cell, "model": cell["model"]}, model=told["model"])
         other = replace(ctx, job=job, seed=cell["seed"], panel=None, facts={})
         other.path = model_path(other)
-        loaded: nn.Module = load_base(other)
-        return loaded
+        other.model = load_base(other)
+        model_files.verify(other)
+        return cast(nn.Module, other.model)
 
     made = METHODS.get(method["name"])(method["params"], setting)
     return Ingredient(told["label"], made, Path(told["folder"]), base)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.canonical import digest, digest_file
 from harness.models import skeleton
+from runners.worker import model_files
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.stages.load import hub_revision
@@ -17,7 +16,7 @@ from runners.worker.stages.load import hub_revision
 def run(ctx: Context) -> None:
     """Load and quantize the base (only load it if it is quantized after the merge)."""
     ctx.model = load_base(ctx)
-    ctx.facts["weights_sha256"] = weights_digest(ctx.path)
+    model_files.verify(ctx)
 
 
 def load_base(ctx: Context) -> Any:
@@ -80,9 +79,3 @@ def from_pretrained(ctx: Context, path: str, **kwargs: Any) -> Any:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = ctx.tokenizer.pad_token_id
     return model
-
-
-def weights_digest(path: str) -> str | None:
-    """Digest of the weights that were loaded, for files on this machine; None for a Hub id, which has a revision."""
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
-    return digest({f.name: digest_file(f) for f in files}) if files else None

@@ -1,0 +1,119 @@
+"""The files of a model folder that can change a number, and the digest of their bytes: the identity of a local model.
+
+Any other source of a model (an adapter, a single-file checkpoint) builds its identity with the same
+:func:`files_digest`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.canonical import digest
+from harness.errors import UserError
+from harness.file_digests import FileDigests
+
+PREFIX = "sha256:"
+"""Begins a revision that is a digest of bytes. A bare digest, in older records, is one of names and file sizes."""
+
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz")
+_NOT_READ = frozenset({"trainer_state.json", "model_index.json", "modelcard.json", "all_results.json"})
+_TEXTS = (".md", ".rst", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".log", ".lock", ".tmp")
+TEMPLATES = "additional_chat_templates"
+
+
+def source_files(folder: Path, *, where: str = "") -> dict[str, Path]:
+    """Name (relative to the folder) to path of every file that loading the model or its tokenizer may read.
+
+    That is every file of the folder, shards that an index names in folders below it, and further chat templates.
+    Left out are hidden files, descriptions, what a training run keeps beside its weights, and weights in other formats
+    than safetensors, which are never read. A file that is not known here is kept: too long a list costs a run, too
+    short a list gives a wrong number.
+
+    Raises:
+        UserError: there are no safetensors weights; an index names a file that is missing or lies outside the folder;
+            the folder is an adapter's.
+    """
+    shown = where or str(folder)
+    found = {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".") and not _left_out(path.name)
+    }
+    if "adapter_config.json" in found:
+        raise UserError(
+            f"the model at {str(folder)!r} is an adapter on another model",
+            where=where,
+            fix="Merge it into its base and save the merged model, or name the base.",
+        )
+    for index in [name for name in found if name.endswith(".safetensors.index.json")]:
+        found |= _shards(folder, found[index], shown)
+    if not any(name.endswith(".safetensors") for name in found):
+        raise UserError(
+            f"the model at {str(folder)!r} has no safetensors weights",
+            where=where,
+            fix="Only safetensors are read: save it again with save_pretrained.",
+        )
+    if (folder / TEMPLATES).is_dir():
+        found |= {f"{TEMPLATES}/{path.name}": path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
+    return dict(sorted(found.items()))
+
+
+def _left_out(name: str) -> bool:
+    lower = name.lower()
+    return (
+        lower in _NOT_READ
+        or lower.endswith((*_OTHER_WEIGHTS, *_TEXTS))
+        or lower.split(".")[0] in ("license", "licence", "readme", "notice", "use_policy")
+    )
+
+
+def _shards(folder: Path, index: Path, where: str) -> dict[str, Path]:
+    """The files that an index of weights names.
+
+    Raises:
+        UserError: the index is no index, or names what is not there or not in the folder.
+    """
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = {str(name): folder / str(name) for name in named}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index.name} is not an index of weights ({type(error).__name__})", where=where) from None
+    for name, path in paths.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{index.name} names {name!r}, which lies outside the model's folder", where=where)
+        if not path.is_file():
+            raise UserError(f"{index.name} names {name!r}, which does not exist", where=where, fix="Copy it again.")
+    return paths
+
+
+def files_digest(files: Mapping[str, Path], digests: FileDigests, *, more: Mapping[str, Any] | None = None) -> str:
+    """The revision of a model source: ``sha256:`` and 32 hexadecimal digits over the names and bytes of its files.
+
+    Args:
+        files: name to path; names are part of the digest, the folder they lie in is not.
+        digests: reads (or remembers) the bytes.
+        more: anything else that decides what is loaded, as plain JSON.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    content: dict[str, Any] = {name: _of(path, digests) for name, path in files.items()}
+    return PREFIX + digest({"files": content, **(more or {})})[:32]
+
+
+def weights_sha256(files: Mapping[str, Path], digests: FileDigests) -> str | None:
+    """Digest over the weight files alone (safetensors and GGUF); None if there are none."""
+    weights = {
+        name: _of(path, digests) for name, path in files.items() if name.lower().endswith((".safetensors", ".gguf"))
+    }
+    return digest(weights) if weights else None
+
+
+def _of(path: Path, digests: FileDigests) -> str:
+    try:
+        return digests.of(path)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
