@@ -41,6 +41,37 @@ PACKAGES = (
 SIDE_PACKAGES = ("gptqmodel", "optimum", "llmcompressor", "compressed-tensors")
 """Further ones, of side environments. In :data:`PACKAGES` they would make every record made without them stale."""
 
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "BITSANDBYTES_NOWELCOME",
+    "BNB_CUDA_VERSION",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDNN_CONV_WSCAP_DBG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "KMP_AFFINITY",
+    "MALLOC_ARENA_MAX",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "TORCHDYNAMO_DISABLE",
+    "TORCHINDUCTOR_FX_GRAPH_CACHE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_CUDNN_V8_API_DISABLED",
+    "TORCH_COMPILE_DISABLE",
+)
+"""Environment variables by which libraries choose other kernels, other rounding or other memory.
+
+Numbers of threads are not among them: a worker sets its own, which is part of the cell. None of these holds a secret
+or a path of a machine.
+"""
+
 _GIT_TIMEOUT_S = 5.0
 
 
@@ -77,7 +108,13 @@ def environment(further: Sequence[str] = ()) -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in gpus],
         "gpus_missing": why,
         "gpus_missing_detail": detail,
+        **({"variables": found} if (found := variables()) else {}),
     }
+
+
+def variables() -> dict[str, str]:
+    """Those of :data:`VARIABLES` that are set in this process."""
+    return {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
 
 
 def host() -> str:
@@ -88,8 +125,9 @@ def host() -> str:
 def fingerprint(environment: Mapping[str, Any]) -> str:
     """Digest of the parts of an environment that can change a number.
 
-    In it: package versions, Python's minor version, the processor's model, each GPU's name and driver: other
-    kernels, other rounding, other speed. A record whose fingerprint differs from today's is stale.
+    In it: package versions, Python's minor version, the processor's model, each GPU's name and driver, and environment
+    variables that choose other kernels, where any is set: other kernels, other rounding, other speed. A record whose
+    fingerprint differs from today's is stale.
     Not in it, because they change while the numbers do not: the host's name, the time, how many GPUs of a
     kind there are, and the harness's own commit (a change of the protocol raises its version, which is part
     of the cell's key; otherwise every commit would make every record stale).
@@ -100,6 +138,7 @@ def fingerprint(environment: Mapping[str, Any]) -> str:
             "python": ".".join(str(environment["python"]).split(".")[:2]),
             "cpu": environment["cpu"]["model"],
             "gpus": sorted({f"{gpu['name']} {gpu['driver']}" for gpu in environment["gpus"]}),
+            **({"variables": dict(environment["variables"])} if environment.get("variables") else {}),
         }
     )
 

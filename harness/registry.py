@@ -8,10 +8,13 @@ project add plug-ins through the entry-point group ``peft_matrix.<kind>``.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from harness.canonical import digest, digest_file
 from harness.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -32,6 +35,7 @@ class Registry(Generic[T]):
         self._scanned = False
         for name, target in (entries or {}).items():
             self.add(name, target)
+        self._own = frozenset(self._targets)
 
     def add(self, name: str, target: str) -> None:
         """Register ``target`` under ``name``. A name registered twice is an error."""
@@ -78,6 +82,28 @@ class Registry(Generic[T]):
             fix="Its package does not fit this version of peft-matrix; update or uninstall it.",
         )
 
+    def code(self, name: str, *, where: str = "") -> str | None:
+        """Digest of the code of a plug-in from outside this project, for the identity of the cells that use it.
+
+        It covers every Python and extension file of the top-level package that the plug-in lies in: a plug-in may use
+        any of them. Nothing is imported.
+
+        Returns:
+            32 hexadecimal digits; None for a plug-in of this project, whose changes raise the protocol's version.
+
+        Raises:
+            UserError: no such plug-in, or its package cannot be found.
+        """
+        self._scan_entry_points()
+        if name not in self._targets:
+            raise UserError(f"unknown {self.kind} {name!r}", where=where, fix=did_you_mean(name, self._targets))
+        if name in self._own:
+            return None
+        try:
+            return code_digest(self._targets[name].partition(":")[0].partition(".")[0])
+        except ModuleNotFoundError as error:
+            raise self._broken(name, where, error) from error
+
     def names(self) -> list[str]:
         """All registered names, in the order of registration."""
         self._scan_entry_points()
@@ -104,3 +130,24 @@ class Registry(Generic[T]):
                     str(error), where=f"package {package}", fix="Uninstall or rename one of them."
                 ) from None
         self._scanned = True
+
+
+def code_digest(package: str) -> str:
+    """Digest of the Python and extension files of a top-level package or module, 32 hexadecimal digits.
+
+    Raises:
+        ModuleNotFoundError: there is none of that name.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"no package called {package!r}", name=package)
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for folder in folders
+        for suffix in ("*.py", "*.so", "*.pyd")
+        for path in sorted(folder.rglob(suffix))
+    }
+    if not folders and spec.origin is not None:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    return digest({name: digest_file(path) for name, path in sorted(files.items())})[:32]

@@ -64,6 +64,7 @@ class Resolver:
             "params": params,
             "learning_rate": rate if declaration.trains else None,
             "steps": steps if declaration.trains else None,
+            **_code(METHODS.code(spec.name, where=where)),
         }
         return Point("method", spec.name, spec.label or spec.name, identity)
 
@@ -77,6 +78,7 @@ class Resolver:
             "moment": spec.moment,
             "base": quantizer.declaration.base,
             "bits": quantizer.nominal_bits(params),
+            **_code(QUANTIZERS.code(spec.name, where=where)),
         }
         return Point("quantization", spec.name, spec.label or spec.name, identity)
 
@@ -233,6 +235,11 @@ class Resolver:
                         where=self.sweep.where(part, index, key),
                         fix=did_you_mean(pattern, names),
                     )
+
+
+def _code(digest: str | None) -> dict[str, str]:
+    """The code of a plug-in from outside this project, as part of an identity; nothing for one of this project."""
+    return {} if digest is None else {"code": digest}
 
 
 def _pattern(rule: Rule, why: str) -> Pattern:

@@ -13,8 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.canonical import canonical_json, digest, digest_file
+from harness.canonical import canonical_json, digest
 from harness.errors import UserError
+from harness.file_digests import FileDigests
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSERS
 from tasks.task import (
@@ -42,8 +43,8 @@ LATER_FIELDS = ("stop", "program")
 OTHER_WAYS = ("options", "prompts")
 """Fields of a definition that say how items may be asked again: part of a cell only where its sweep does so."""
 
-_FILE_DIGESTS: dict[tuple[Path, int, int], str] = {}
-"""Path, size and time of change to digest: a file is hashed once in a process."""
+_DIGESTS = FileDigests()
+"""A file of rows is hashed once in a process as long as it does not change."""
 
 
 class Rows(Protocol):
@@ -70,11 +71,7 @@ class FileOrigin:
 
     def identity(self) -> dict[str, str]:
         """The digest of the file's bytes."""
-        stat = self.path.stat()
-        key = (self.path, stat.st_size, stat.st_mtime_ns)
-        if key not in _FILE_DIGESTS:
-            _FILE_DIGESTS[key] = digest_file(self.path)
-        return {"sha256": _FILE_DIGESTS[key]}
+        return {"sha256": _DIGESTS.of(self.path)}
 
     def read(self) -> JsonlRows:
         """The rows; each line is decoded when it is asked for."""
@@ -254,7 +251,15 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
     said = definition.model_dump(mode="json", exclude=words | {"splits"})
     rules = {name: rule.model_dump(mode="json", exclude={"source"}) for name, rule in definition.splits.items()}
     rows = {name: _identity(task, rule, data_root) for name, rule in definition.splits.items()}
-    return digest({"definition": said, "splits": rules, "rows": rows})
+    return digest({"definition": said, "splits": rules, "rows": rows, **_code(definition)})
+
+
+def _code(definition: TaskDefinition) -> dict[str, str]:
+    """Digests of the code of a parser or generator from outside this project; nothing for those of this project."""
+    used = {"parser": PARSERS.code(definition.parser) if definition.judges_completions else None}
+    if definition.source.generator:
+        used["generator"] = GENERATORS.code(definition.source.generator)
+    return {f"code:{name}": code for name, code in used.items() if code is not None}
 
 
 def in_file(task: Task, split: SplitName, *, data_root: Path | None) -> bool:

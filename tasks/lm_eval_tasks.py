@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,24 +47,66 @@ def pin(name: str, workspaces: list[Path], *, where: str = "") -> str:
     path = local_file(name, workspaces)
     if path is None:
         return f"lm-eval {installed}"
-    return f"lm-eval {installed}, {digest({p.name: digest_file(p) for p in _files(path)})[:16]}"
+    return f"lm-eval {installed}, {digest({_shown(p, path): digest_file(p) for p in _files(path)})[:16]}"
 
 
 def _files(path: Path) -> list[Path]:
-    """The YAML, what it includes, the functions beside it, and the data files it names."""
+    """The YAML, what it and its includes include, other tasks of a group, the code beside them, and their data.
+
+    Data are the files that ``dataset_kwargs.data_files`` names, and everything in a ``dataset_path`` or ``data_dir``
+    that is a folder or file of this machine.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not name its task.
+    """
+    content = _read(path)
+    if content.get("task") != path.stem and content.get("group") != path.stem:
+        raise UserError(f"the file must name its task: 'task: {path.stem}'", where=str(path))
+    found: dict[Path, None] = {}
+    pending = [path]
+    while pending:
+        file = pending.pop()
+        if file in found:
+            continue
+        if not file.is_file():
+            raise UserError(f"names {file}, which does not exist", where=str(path), fix="Paths are relative to it.")
+        found[file] = None
+        if file.suffix in (".yaml", ".yml"):
+            pending += _named_in(file)
+    return list(found)
+
+
+def _named_in(path: Path) -> list[Path]:
+    """The files that one YAML names or uses."""
+    content, beside = _read(path), path.parent
+    kwargs = content.get("dataset_kwargs") or {}
+    kwargs = kwargs if isinstance(kwargs, dict) else {}
+    members = content["task"] if isinstance(content.get("task"), list) else []
+    local = [beside / f"{name}.yaml" for name in _texts(members)]
+    found = [*(beside / name for name in _texts(content.get("include"))), *(f for f in local if f.is_file())]
+    found += [beside / name for name in _texts(kwargs.get("data_files"))]
+    for name in (content.get("dataset_path"), kwargs.get("data_dir")):
+        place = beside / str(name) if name else None
+        if place is not None and place.is_file():
+            found.append(place)
+        elif place is not None and place.is_dir():
+            found += sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return [*found, *sorted(beside.glob("*.py"))]
+
+
+def _shown(file: Path, task: Path) -> str:
+    """A file's name relative to its task, without a place of this machine."""
+    return Path(os.path.relpath(file, task.parent)).as_posix()
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
-    if not isinstance(content, dict) or content.get("task") != path.stem:
-        raise UserError(f"the file must name its task: 'task: {path.stem}'", where=str(path))
-    named = _texts((content.get("dataset_kwargs") or {}).get("data_files"))
-    included = [content["include"]] if "include" in content else []
-    files = [path, *(path.parent / name for name in (*included, *named)), *sorted(path.parent.glob("*.py"))]
-    absent = [file for file in files if not file.is_file()]
-    if absent:
-        raise UserError(f"names {absent[0]}, which does not exist", where=str(path), fix="Paths are relative to it.")
-    return files
+    if not isinstance(content, dict):
+        raise UserError("the file must hold keys and values", where=str(path))
+    return content
 
 
 def _texts(value: Any) -> list[str]:

@@ -200,3 +200,18 @@ def test_a_model_of_the_hub_is_taken_at_its_commit_and_then_needs_no_hub(
     assert asked == []  # the server is there; nobody asked it
     assert "HF_HUB_OFFLINE" not in environ
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_an_unpinned_model_is_run_at_the_commit_that_the_record_holds(bench: Bench, hub: tuple[str, list[str]]) -> None:
+    address, _ = hub
+    online = replace(bench, environ={"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"})
+    online.environ["HF_HUB_CACHE"] = str(bench.root / "hub")
+    path = bench.write(models=["owner/tiny"], methods=["none"])
+    planned = online("plan", str(path))
+    assert f"may change under this name: it has no 'revision'; now it is revision: {COMMIT}" in planned.stdout
+    done = online("run", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = online.records()
+    facts = record["environment"]["facts"]
+    assert record["cell"]["model"]["revision"] == facts["model_commit"] == COMMIT
+    assert len(facts["weights_sha256"]) == 64
