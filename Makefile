@@ -4,9 +4,10 @@ VENV ?= .venv
 export VENV PYTHON
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types bench docs-site clean
+.PHONY: help demo demo-llm test lint types bench docs-site clean
 help:
 	@echo "make demo       install, run the built-in sweep, print the leaderboard"
+	@echo "make demo-llm   the same with a real language model of 135 M parameters, on film reviews"
 	@echo "make test       install, lint, check types, run the whole suite"
 	@echo "make bench      print the performance figures (ratios; nothing is asserted)"
 	@echo "make docs-site  build the documentation into build/site; a broken link fails"
@@ -15,6 +16,11 @@ demo:
 	@scripts/setup.sh demo
 	@$(BIN)/peft-matrix run quickstart || { echo "The demo did not finish: the line above says why. Run 'make demo' again to go on where it stopped."; exit 1; }
 	@$(BIN)/peft-matrix board quickstart
+
+demo-llm:
+	@scripts/setup.sh llm
+	@$(BIN)/peft-matrix run demo-llm || { echo "The demo did not finish: the line above says why. Run 'make demo-llm' again to go on where it stopped."; exit 1; }
+	@$(BIN)/peft-matrix board demo-llm
 
 lint:
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "Lint failed: '$(BIN)/ruff check --fix . && $(BIN)/ruff format .' fixes most of it."; exit 1; }

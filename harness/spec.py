@@ -141,9 +141,13 @@ class TaskUse(Spec):
         steps: training steps on this task in the place of the sweep's; a method's own steps win over both.
         test_only: read the test split alone, for data sets of which nothing else is at hand; for methods that do not
             train.
+        format: of a multiple-choice task: what it is trained and scored in. ``finetune`` is the task's own prompt (as
+            without ``format``), ``cloze`` scores the options' texts after the question, ``letter`` their letters. With
+            it, a model that is not trained is scored in every format, so that no gain is measured from a base that
+            could not read the question.
     """
 
-    LATER = frozenset({"test_only", "steps"})
+    LATER = frozenset({"test_only", "steps", "format"})
 
     name: str
     label: str | None = None
@@ -153,6 +157,7 @@ class TaskUse(Spec):
     decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
     steps: int | None = Field(default=None, gt=0)
     test_only: bool = False
+    format: Literal["finetune", "cloze", "letter"] | None = None
 
 
 class Target(Spec):

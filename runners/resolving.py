@@ -16,6 +16,7 @@ from harness.spec import Evaluation, LoadedSweep, MethodSpec, ModelSpec, Quantiz
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
 from tasks.data import task_digest, unpinned
+from tasks.formats import in_format
 from tasks.task import SPLITS, Task, load_task
 
 
@@ -86,6 +87,8 @@ class Resolver:
         """Identity of a task: version, digest of its data, item limits, and the tasks of its retention score."""
         task = self.task(use.name, where)
         definition = task.definition
+        if use.format:
+            in_format(task, use.format, where=where)
         identity = {
             "name": use.name,
             "version": definition.version,
@@ -93,7 +96,7 @@ class Resolver:
             "digest": self.task_digest(use.name),
             "retain": {name: self.task_digest(name) for name in definition.retain},
             **use.model_dump(mode="json", exclude={"name", "label", "steps", *(() if use.decoding else ("decoding",))}),
-            **definition.model_dump(mode="json", include=self._other_ways()),
+            **definition.model_dump(mode="json", include=self._other_ways() | ({"raw"} if use.format else set())),
         }
         return Point("task", use.name, use.label or use.name, identity)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from harness.canonical import canonical_json, digest
 from harness.errors import UserError
 from harness.file_digests import FileDigests
+from tasks import formats
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSERS
 from tasks.task import (
@@ -40,7 +41,7 @@ DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} h
 LATER_FIELDS = ("stop", "program")
 """Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
-OTHER_WAYS = ("options", "prompts")
+OTHER_WAYS = ("options", "prompts", "raw")
 """Fields of a definition that say how items may be asked again: part of a cell only where its sweep does so."""
 
 _DIGESTS = FileDigests()
@@ -228,8 +229,9 @@ def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_item
         )
     items = []
     for index in _sample(indices, max_items, f"items/{seed}"):
-        item = _item(definition, f"{rule.from_}/{index}", rows[index], rows.where(index))
-        items.append(_judged(definition, item, rows[index], rows.where(index)) if split == "test" else item)
+        row, where = rows[index], rows.where(index)
+        item = formats.asked(task, _item(definition, f"{rule.from_}/{index}", row, where), row, where)
+        items.append(_judged(definition, item, row, where) if split == "test" else item)
     if split == "test":
         _check_answers(definition, items)
     return items

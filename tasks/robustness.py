@@ -43,7 +43,7 @@ def relisted(task: Task, item: Item, order: Order) -> Item:
     Raises:
         UserError: the prompt does not list the options as the task says.
     """
-    listed = task.definition.options
+    listed = task.options
     if listed is None:
         raise ValueError(f"the prompt of task {task.definition.name!r} lists no options")
     text = item.prompt
@@ -52,7 +52,7 @@ def relisted(task: Task, item: Item, order: Order) -> Item:
     gaps: list[str] = []
     markers: list[str] = []
     for place in reversed(range(len(order))):
-        option = item.choices[place].removeprefix(task.definition.delimiter)
+        option = item.choices[place].removeprefix(task.delimiter)
         marker = listed.marker.replace("{n}", str(place + 1)).replace("{option}", option)
         start = text.rfind(marker, 0, max(upto, 0))
         if start < 0:

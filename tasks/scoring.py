@@ -161,7 +161,7 @@ def score_choices(
         if len(logps) != len(item.choices):
             raise ValueError(f"item {item.id} has {len(item.choices)} options and {len(logps)} scores")
         _finite(np.asarray([logps]), [item])
-        options = [choice.removeprefix(task.definition.delimiter) for choice in item.choices]
+        options = [choice.removeprefix(task.delimiter) for choice in item.choices]
         per_byte = [logp / max(1, len(option.encode())) for option, logp in zip(options, logps, strict=True)]
         scored.append(
             _choice(

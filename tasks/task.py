@@ -21,6 +21,9 @@ Kind = Literal["generation", "sequence-classification", "multiple-choice", "lang
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
+Format = Literal["finetune", "cloze", "letter"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
 METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "generation": (
         "accuracy",
@@ -166,6 +169,37 @@ class ListedOptions(_Frozen):
     before: str = ""
 
 
+class RawQuestion(_Frozen):
+    """Where a multiple-choice row holds its question and the texts of its options, for the formats that a model can
+    read without training (:mod:`tasks.formats`).
+
+    Attributes:
+        question: template of the text with the question in it.
+        after: what stands before the question in that text.
+        before: what stands behind the question and its options.
+        marker: stands before every option in that text, with ``{n}`` (from 1).
+        options: without a marker: a field with a list of texts, or a template for each.
+        cloze: template of the prompt that the option texts are scored after; ``{question}`` is the question read.
+        blank: where in the question an option belongs; the text behind it is then what is scored.
+    """
+
+    question: str
+    after: str = ""
+    before: str = ""
+    marker: str = Field(default="", pattern=r"^$|\{n\}")
+    options: str | tuple[str, ...] = ""
+    cloze: str = "Question: {question}\nAnswer:"
+    blank: str = ""
+
+    @model_validator(mode="after")
+    def _options_are_somewhere(self) -> RawQuestion:
+        if bool(self.marker) == bool(self.options):
+            raise ValueError("raw needs either 'marker' or 'options'")
+        for text in (self.question, self.cloze, *(self.options if isinstance(self.options, tuple) else ())):
+            template.check(text)
+        return self
+
+
 class TaskDefinition(_Frozen):
     """A task file.
 
@@ -180,6 +214,7 @@ class TaskDefinition(_Frozen):
         choices: the options (multiple choice): a field holding a list, the options themselves, or where in a
             text they stand.
         options: how the prompt lists the options; None: it does not, and their order cannot matter.
+        raw: where the bare question and the options' texts are; with it the task can be asked in every format.
         prompts: alternatives to ``prompt``, for sweeps that ask how much hangs on it.
         parser: named answer parser applied to generations (:mod:`tasks.parsers`).
         stop: texts that end a completion; none of them is part of it.
@@ -206,6 +241,7 @@ class TaskDefinition(_Frozen):
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
     options: ListedOptions | None = None
+    raw: RawQuestion | None = None
     prompts: tuple[str, ...] = ()
     parser: str = "exact"
     stop: tuple[str, ...] = ()
@@ -258,8 +294,8 @@ class TaskDefinition(_Frozen):
 
     @model_validator(mode="after")
     def _asked_in_other_ways(self) -> TaskDefinition:
-        if self.options is not None and self.kind != "multiple-choice":
-            raise ValueError("'options' say how a multiple-choice prompt lists them")
+        if (self.options is not None or self.raw is not None) and self.kind != "multiple-choice":
+            raise ValueError("'options' and 'raw' say how a multiple-choice row holds them")
         if self.prompts and not self.prompt:
             raise ValueError("'prompts' are alternatives to 'prompt', which this task does not have")
         if len({self.prompt, *self.prompts}) != 1 + len(self.prompts):
@@ -312,6 +348,7 @@ class Item:
         label: class index or index of the right choice; -1 where there is none.
         choices: the options of a multiple-choice item, each as it would follow the prompt.
         program: what judges a completion by running, with :data:`COMPLETION` where it goes.
+        contexts: what the model reads before each option, where that is not the prompt for all of them.
     """
 
     id: str
@@ -320,14 +357,37 @@ class Item:
     label: int = -1
     choices: tuple[str, ...] = ()
     program: str = ""
+    contexts: tuple[str, ...] = ()
+
+    def before(self, option: int) -> str:
+        """What the model reads before an option."""
+        return self.contexts[option] if self.contexts else self.prompt
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task definition and the file it was read from."""
+    """A task definition, the file it was read from, and the format its questions are asked in."""
 
     definition: TaskDefinition
     path: Path
+    format: Format = "finetune"
+
+    @property
+    def delimiter(self) -> str:
+        """What stands between a prompt and every option."""
+        return self.definition.delimiter if self.format == "finetune" else " "
+
+    @property
+    def options(self) -> ListedOptions | None:
+        """How the prompt lists the options; None: it does not, and their order cannot matter."""
+        if self.format == "letter":
+            return ListedOptions(marker="\n{option}. ", before="\nAnswer:")
+        return self.definition.options if self.format == "finetune" else None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Alternatives to the prompt."""
+        return self.definition.prompts if self.format == "finetune" else ()
 
 
 def find_tasks(workspaces: list[Path]) -> dict[str, Path]:

@@ -74,9 +74,10 @@ class Header:
             "num_key_value_heads": "attention.head_count_kv",
             "max_position_embeddings": "context_length",
         }
+        gated = {"rms_norm_eps": values[key]} if (key := f"{own}.attention.layer_norm_rms_epsilon") in values else {}
         found = {ours: values[f"{own}.{theirs}"] for ours, theirs in named.items() if f"{own}.{theirs}" in values}
         vocabulary = values.get(f"{own}.vocab_size", values.get("tokenizer.ggml.tokens"))
-        return {"model_type": own, **found, **({"vocab_size": vocabulary} if vocabulary else {})}
+        return {"model_type": own, **found, **gated, **({"vocab_size": vocabulary} if vocabulary else {})}
 
 
 def inside_package(model_id: str) -> bool:

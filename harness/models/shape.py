@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.models import gguf_files
 from harness.models.skeleton import skeleton
 from harness.models.sources import local_folder, recipe, scheme_of
 
@@ -39,6 +40,8 @@ def shape_of(model_id: str, revision: str | None = None) -> Shape | None:
     folder = local_folder(model_id) if scheme_of(model_id) in ("path", "package") else None
     if folder is not None:
         return replace(shape, parameters=sum(map(_elements, folder.glob("*.safetensors"))))
+    if scheme_of(model_id) == "gguf" and (file := gguf_files.local_file(model_id)) is not None:
+        return replace(shape, parameters=sum(gguf_files.header(file).tensor_types.values()))
     if scheme_of(model_id) == "skeleton" and not skeleton(model_id).overrides:
         return replace(shape, parameters=skeleton(model_id).parameters)
     return shape
@@ -78,6 +81,8 @@ def _config(model_id: str, revision: str | None) -> Mapping[str, Any] | None:
         return {"vocab_size": len(data["alphabet"]) + 4, "rms_norm_eps": 1e-6, **data["config"]}
     if scheme == "skeleton":
         return skeleton(model_id).config
+    if scheme == "gguf":
+        return gguf_files.config(model_id)
     folder = local_folder(model_id)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache

@@ -6,6 +6,12 @@ from harness.quantities.definition import MetricDef
 
 _MILLER = "Miller 2024, arXiv:2411.00640"
 
+_FORMATS = {
+    "finetune": "with the task's own prompt",
+    "cloze": "for the text of every option after the question",
+    "letter": "for the letter of a listed option",
+}
+
 QUANTITIES: tuple[MetricDef, ...] = (
     # accuracy of the adapted model, on the task's test split
     MetricDef("accuracy", "accuracy", "fraction", "higher", "Share of test items answered right.", "accuracy"),
@@ -17,6 +23,27 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "Share of multiple-choice items whose right option has the highest log-likelihood per byte of its text.",
         "accuracy",
         source="EleutherAI lm-evaluation-harness, acc_norm",
+    ),
+    *(
+        MetricDef(
+            f"{name}_accuracy{norm}",
+            f"accuracy as {name}{', per byte' if norm else ''}",
+            "fraction",
+            "higher",
+            f"Test accuracy{', by log-likelihood per byte,' if norm else ''} of a model that was not trained, asked "
+            f"{how}.",
+            "accuracy",
+        )
+        for name, how in _FORMATS.items()
+        for norm in ("", "_norm")
+    ),
+    MetricDef(
+        "best_format_accuracy",
+        "base's best",
+        "fraction",
+        "higher",
+        "Highest test accuracy of a model that was not trained, over the formats of its task, per option and per byte.",
+        "accuracy",
     ),
     MetricDef(
         "macro_f1",

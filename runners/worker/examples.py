@@ -55,7 +55,9 @@ class Examples:
                 kept -= 1
             if kept < len(texts):
                 self._kept[item.id] = kept
-            out.append(replace(item, prompt="".join(texts[:kept]) + item.prompt))
+            shown = "".join(texts[:kept])
+            contexts = tuple(shown + context for context in item.contexts)
+            out.append(replace(item, prompt=shown + item.prompt, contexts=contexts))
         if self._kept:
             first = dict(list(self._kept.items())[:NAMED])
             self.facts["fewer"] = {"n": len(self._kept), "examples_left": first}

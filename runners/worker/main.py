@@ -35,6 +35,7 @@ from runners.worker.memory import cap_allocator, is_out_of_memory
 from runners.worker.process import Say
 from runners.worker.stages import load, stages_of, train
 from runners.worker.transient import transient_kind
+from tasks.formats import in_format
 from tasks.task import load_task
 
 LOG_TAIL_CHARACTERS = 4000
@@ -232,7 +233,7 @@ def build_context(job: Job, say: Say) -> Context:
     """The cell's plug-ins and budgets."""
     cell = job.cell
     roots = [Path(w) for w in job.workspaces]
-    task = load_task(cell["task"]["name"], roots)
+    task = in_format(load_task(cell["task"]["name"], roots), cell["task"].get("format") or "finetune")
     kind: Any = MODEL_KIND[task.definition.kind]
     quantization, method = cell["quantization"], cell["method"]
     base = quantization["base"] if quantization["moment"] == "before_training" else "fp"

@@ -32,7 +32,7 @@ def nothing(ctx: Context) -> None:
 
 def _orders(ctx: Context, given: list[Scored]) -> None:
     task, n = ctx.task, ctx.evaluation.option_orders
-    if task.definition.options is None:
+    if task.options is None:
         for name in ORDERS:
             ctx.record_missing(
                 name, "not_applicable", source="scorer", note="the prompt lists no options, so they have no order"
@@ -57,7 +57,7 @@ def _orders(ctx: Context, given: list[Scored]) -> None:
 
 def _prompts(ctx: Context, given: list[Scored]) -> None:
     task = ctx.task
-    variants = task.definition.prompts
+    variants = task.prompts
     own = summarise(given)["accuracy"].value
     why = "no answer is right or wrong" if own is None else "" if variants else "the task has one prompt only"
     if own is None or why:

@@ -36,7 +36,7 @@ def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Score
         if kind == "language-modelling":
             texts = answer_logps(ctx, [("", i.answer) for i in items], end=False)
             return scoring.score_texts(items, texts.logps, lengths=texts.lengths, cut=texts.cut)
-        flat = [(item.prompt, choice) for item in items for choice in item.choices]
+        flat = [(item.before(k), choice) for item in items for k, choice in enumerate(item.choices)]
         found = answer_logps(ctx, flat, end=False)
         return scoring.score_choices(
             task,

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from harness.errors import Unsupported, UserError
 from harness.models import gguf_files, nano, sources
+from harness.models.shape import shape_of
 
 gguf = pytest.importorskip("gguf")
 
@@ -149,7 +150,11 @@ def test_identity_is_the_bytes_and_not_the_place(tmp_path: Path) -> None:
         "num_key_value_heads": HEADS,
         "max_position_embeddings": 128,
         "vocab_size": 260,
+        "rms_norm_eps": pytest.approx(1e-5),
     }
+    shape = shape_of(f"gguf:{one}")
+    assert shape is not None
+    assert shape.parameters == sum(tensor.n_elements for tensor in gguf.GGUFReader(one).tensors)
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:

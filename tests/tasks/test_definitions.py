@@ -15,6 +15,10 @@ NAMES = sorted(find_tasks([]))
 LOCAL_ROWS = {
     "sst2": {"train": 6920, "validation": 872, "test": 1821},
     "trec": {"train": 4952, "validation": 500, "test": 500},
+    "sst2-text": {"train": 6920, "validation": 872, "test": 1821},
+    "trec-text": {"train": 4952, "validation": 500, "test": 500},
+    "mmlu": {"validation": 1531, "test": 14042},
+    "humaneval": {"test": 164},
     "gsm8k": {"train": 6973, "validation": 500, "test": 1319},
     "metamath-gsm8k": {"test": 1319},
     "boolq": {"train": 8927, "validation": 500, "test": 3270},
@@ -65,7 +69,7 @@ def test_definition(name: str) -> None:
 FAMILIES = """
 metamath-gsm8k gsm8k math boolq piqa siqa hellaswag winogrande arc-easy arc-challenge openbookqa math10k-aqua
 math10k-svamp math10k-mawps alpaca mmlu cola mrpc qqp qnli mnli rte sst2 trec snli samsum xsum wmt16-de-en
-wmt16-ro-en codealpaca-humaneval codealpaca-mbpp mbpp pubmedqa medqa financial-sentiment strings-compose
+wmt16-ro-en codealpaca-humaneval humaneval codealpaca-mbpp mbpp pubmedqa medqa financial-sentiment strings-compose
 addition wikitext-2
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.metrics import METRICS
-from runners.worker import robustness
+from runners.worker import robustness, task_formats
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import Scored, summarise
@@ -25,6 +25,7 @@ def run(ctx: Context) -> None:
     ctx.keep_samples("adapted", ctx.task.definition.name, scored)
     record_summary(ctx, scored)
     robustness.run(ctx, scored)
+    task_formats.run(ctx, scored)
 
 
 def record_summary(ctx: Context, scored: list[Scored], *, prefix: str = "") -> None:
