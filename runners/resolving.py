@@ -66,6 +66,7 @@ class Resolver:
             "learning_rate": rate if declaration.trains else None,
             "steps": steps if declaration.trains else None,
             **_code(METHODS.code(spec.name, where=where)),
+            **({"revision": declaration.revision} if declaration.revision > 1 else {}),
         }
         return Point("method", spec.name, spec.label or spec.name, identity)
 

@@ -6,7 +6,8 @@ hook says when it is called. Nothing here imports torch at module level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -50,6 +51,10 @@ class Declaration:
         combines: it needs what other cells of the sweep trained (their labels stand in its parameters); they run first.
         demonstrates: it shows worked examples of the training split in front of every prompt (:meth:`Method.shows`).
         unverified: the declaration rests on recollection, not on the paper's text.
+        later: parameters that were added later, with the value that means what was before them: at this value they
+            stay out of a cell's identity, so that its earlier records still count.
+        revision: raised when a correction makes the same parameters give other numbers; part of a cell's identity
+            from 2 on, so that records from before the correction are not taken for records from after it.
     """
 
     name: str
@@ -76,6 +81,8 @@ class Declaration:
     combines: bool = False
     demonstrates: bool = False
     unverified: bool = False
+    later: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class Setting:
         kind: what the model is used for.
         base: base kind left by the quantizer (``fp``, ``bnb-int8``, ...).
         seed: the cell's seed.
-        steps: training steps.
+        steps: optimizer steps of the whole cell, those of a search (:attr:`Method.search_steps`) among them.
         learning_rate: resolved learning rate.
         weight_decay: decoupled weight decay.
         betas: Adam's betas.
@@ -162,7 +169,7 @@ class Method:
     declaration: ClassVar[Declaration]
 
     def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
-        self.params = dict(params)
+        self.params = {**self.declaration.later, **params}
         self.setting = setting
 
     # --- before any model is there -------------------------------------------------------------
@@ -191,7 +198,8 @@ class Method:
                     where=where,
                     fix=did_you_mean(name, known) if known else "It takes no parameters.",
                 )
-        return {**known, **params}
+        later = cls.declaration.later
+        return {k: v for k, v in {**known, **params}.items() if k not in later or v != later[k]}
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
@@ -213,6 +221,11 @@ class Method:
             return f"{d.name} cannot be merged"
         return d.merge_refuses.get(base)
 
+    @classmethod
+    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+        """What a reader of the plan should know of a run of so many steps, such as a part that never acts in it."""
+        return None
+
     def shows(self, available: int) -> Shown | None:
         """Which of the ``available`` training items stand as examples in front of every prompt of the cell's task.
 
@@ -222,8 +235,35 @@ class Method:
         return None
 
     # --- attaching -----------------------------------------------------------------------------
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Stage ``prepare``: data-driven initialisation. ``batches(n)`` yields n training batches."""
+    @property
+    def search_steps(self) -> int:
+        """Gradient steps on training batches that the method takes outside the training loop, before or after it.
+
+        They are part of the cell's budget: the loop has so many steps less, and their time and tokens count as
+        training's.
+        """
+        return 0
+
+    @property
+    def loop_steps(self) -> int:
+        """Steps of the training loop."""
+        return self.setting.steps - self.search_steps
+
+    def phases(self) -> tuple[int, ...]:
+        """Lengths in steps of the parts of the loop that each have a learning-rate schedule from its beginning."""
+        return (self.loop_steps,)
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any] | None:
+        """Stage ``prepare``: data-driven initialisation.
+
+        Args:
+            model: the base.
+            batches: yields n training batches.
+
+        Returns:
+            what was found or chosen, plain JSON for the record; None where there is nothing to tell.
+        """
+        return None
 
     def search(
         self,
@@ -258,9 +298,19 @@ class Method:
     def select(self, model: nn.Module, step: int) -> None:
         """Before each step: choose which parameters train now (see the catalogue's trap 5)."""
 
+    @contextmanager
+    def counted(self, model: nn.Module) -> Iterator[None]:
+        """While the operations of a step are counted, before training: the model as a step of the loop finds it."""
+        yield
+
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
         """The method's own optimizer, or None for the protocol's AdamW over the trainable parameters."""
         return None
+
+    @property
+    def whole_steps(self) -> bool:
+        """Whether :meth:`training_step` replaces the usual step, backward pass and update included."""
+        return type(self).training_step is not Method.training_step
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
         """A whole step of the method's own (zeroth order, ...): returns the detached loss; None: the usual one.
@@ -297,11 +347,11 @@ class Method:
         return model
 
     def facts(self) -> dict[str, Any]:
-        """What :meth:`finalize` chose, for the record."""
+        """What :meth:`finish` or :meth:`finalize` chose, for the record."""
         return {}
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """After the last step, before saving (compress, average, rewind, ...)."""
+        """After the last step, before saving (compress, average, rewind, ...); what it chose, :meth:`facts` tells."""
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -140,6 +140,14 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())
 
 
+def narrow(places: torch.Tensor) -> torch.Tensor:
+    """Indices in four bytes each, where none is too large for that."""
+    import torch
+
+    fits = not places.numel() or int(places.max()) <= torch.iinfo(torch.int32).max
+    return places.to(torch.int32) if fits else places
+
+
 def save_trainable(model: nn.Module, folder: Path) -> None:
     """Write the trainable parameters by name, as one safetensors file."""
     from safetensors.torch import save_file

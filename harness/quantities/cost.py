@@ -90,8 +90,27 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "train time",
         "s",
         "lower",
-        "Wall time of the training steps alone: no data preparation, evaluation or saving.",
+        "Wall time of the training steps alone: no data preparation, evaluation or saving. The gradient steps of a "
+        "method's search (search_s) are training steps too.",
         "time",
+    ),
+    MetricDef(
+        "search_s",
+        "search time",
+        "s",
+        "lower",
+        "Wall time of a method's gradient steps outside the training loop (choosing what trains, repairing, learning "
+        "a mask); part of the training time.",
+        "time",
+    ),
+    MetricDef(
+        "search_steps",
+        "search steps",
+        "1",
+        "lower",
+        "Gradient steps of the cell's budget that a method takes outside the training loop.",
+        "time",
+        digits=6,
     ),
     MetricDef("step_ms", "step", "ms", "lower", "Median duration of a training step, the first ones left out.", "time"),
     MetricDef(

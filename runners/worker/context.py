@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,43 @@ class Splits:
 
 
 @dataclass
+class Searched:
+    """What a method did outside the training loop that is training all the same.
+
+    Attributes:
+        seconds: wall time, the device waited for.
+        tokens: of the training batches that were drawn, padding left out.
+        samples: sequences of these batches.
+    """
+
+    seconds: float = 0.0
+    tokens: int = 0
+    samples: int = 0
+
+    @contextlib.contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Add the time that passes within."""
+        begin = _synced(device)
+        try:
+            yield
+        finally:
+            self.seconds += _synced(device) - begin
+
+    def counting(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches, counted as they are drawn."""
+        for batch in batches:
+            self.tokens += int(batch["attention_mask"].sum())
+            self.samples += len(batch["input_ids"])
+            yield batch
+
+
+def _synced(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass
 class Context:
     """The state of one cell while it runs.
 
@@ -53,6 +92,7 @@ class Context:
         examples: what the method shows in front of every prompt of the cell's task, None where it shows nothing.
         held_out: language-modelling tasks whose texts are scored before and after adaptation.
         model_stamps: size, times and inode of the model's files when their bytes were verified.
+        searched: what the method's search took, in time and data.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -86,6 +126,7 @@ class Context:
     examples: Examples | None = None
     held_out: list[Task] = field(default_factory=list)
     model_stamps: dict[Path, list[int]] = field(default_factory=dict)
+    searched: Searched = field(default_factory=Searched)
 
     @property
     def folder(self) -> Path:

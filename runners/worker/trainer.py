@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
-from harness.meters.attribution import Attribution
+from harness.meters.attribution import Attribution, optimizer_bytes
 from runners.worker.pruning import Pruning
 from runners.worker.target import TargetWatch
 
@@ -26,7 +27,7 @@ step, because B is zero, and none at the second, because warm-up starts at learn
 
 ATTRIBUTED_STEP = 2
 """The step at which memory is attributed: optimizer state is there, and neither the first step's duration nor the
-median of the steady ones holds the counting."""
+median of the steady ones holds the counting. State that grows later is looked at again, between steps."""
 
 
 class StepClock:
@@ -79,12 +80,12 @@ def arguments(ctx: Context) -> TrainingArguments:
     t = ctx.training
     return TrainingArguments(
         output_dir=str(ctx.folder / "trainer"),
-        max_steps=ctx.steps,
+        max_steps=ctx.method.loop_steps,
         per_device_train_batch_size=t.batch_size,
         gradient_accumulation_steps=t.gradient_accumulation,
         learning_rate=ctx.learning_rate,
         lr_scheduler_type=SchedulerType(t.schedule),
-        warmup_steps=round(t.warmup_fraction * ctx.steps),
+        warmup_steps=round(t.warmup_fraction * ctx.method.loop_steps),
         weight_decay=t.weight_decay,
         adam_beta1=t.adam_betas[0],
         adam_beta2=t.adam_betas[1],
@@ -157,6 +158,17 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The sweep's schedule; where the method has several phases, from its beginning in each."""
+        phases = self.context.method.phases()
+        if len(phases) == 1:
+            return super().create_scheduler(num_training_steps, optimizer)
+        stated = self.context.training
+        self.lr_scheduler: Any = restarting(
+            optimizer or self.create_optimizer(), stated.schedule, phases, warmup_fraction=stated.warmup_fraction
+        )
+        return self.lr_scheduler
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The task's loss, through the method's ``loss`` hook."""
         outputs = model(**inputs)
@@ -188,6 +200,31 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         if self.context.trial and len(self.losses) % 10 == 0:
             stop_if_hopeless(self.losses, self.grad_norms)
         return loss
+
+
+def restarting(
+    optimizer: torch.optim.Optimizer, schedule: str, phases: Sequence[int], *, warmup_fraction: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule that starts over, warm-up included, at the first step of every phase.
+
+    Args:
+        optimizer: whose groups' rates are scaled.
+        schedule: transformers' name of it.
+        phases: lengths in steps.
+        warmup_fraction: share of a phase.
+    """
+    factors: list[float] = []
+    for length in phases:
+        one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        made = get_scheduler(
+            SchedulerType(schedule), one, num_warmup_steps=round(warmup_fraction * length), num_training_steps=length
+        )
+        for _ in range(length):
+            factors.append(float(made.get_last_lr()[0]))
+            one.step()
+            made.step()
+    last = len(factors) - 1
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, last)])
 
 
 def _sums(parameter: torch.Tensor) -> tuple[float, float]:
@@ -230,9 +267,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.unprobed: dict[str, tuple[float, float]] = {}
         self.attribution: Attribution | Exception | None = None
         target = context.training.target
-        self.target = TargetWatch(target, context.steps, context.panel) if target is not None else None
+        self.target = TargetWatch(target, context.method.loop_steps, context.panel) if target is not None else None
         asked = context.job.cell.get("pruning")
-        self.pruning = Pruning(asked, context.steps) if asked is not None else None
+        self.pruning = Pruning(asked, context.method.loop_steps) if asked is not None else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Note which tensors the gradient probe waits for."""
@@ -268,6 +305,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         """Stop the clock; check the probe once; report progress."""
         self.clock.end()
         step = state.global_step
+        tenth = step % max(1, state.max_steps // 10) == 0
+        if tenth or step == state.max_steps:
+            self.watch_state(kwargs.get("optimizer"))
         if step == min(PROBED_STEPS, state.max_steps):
             self.check_gradients(step)
         if self.target is not None and self.target.due(step):
@@ -276,8 +316,20 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         if self.pruning is not None and self.pruning.due(step):
             self.pruning.look(self.context, step)
             self.clock.resume()
-        if step % max(1, state.max_steps // 10) == 0:
+        if tenth:
             self.context.say("progress", what="training", at=step, of=state.max_steps)
+
+    def watch_state(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Keep the largest optimizer state seen; the next step does not wait for this."""
+        if isinstance(self.attribution, Attribution) and optimizer is not None:
+            try:
+                grown = optimizer_bytes(optimizer)
+            except Exception as error:  # an instrument never harms the cell
+                self.attribution = error
+            else:
+                if grown > self.attribution.optimizer_state:
+                    self.attribution = replace(self.attribution, optimizer_state=grown)
+            self.clock.resume()
 
     def check_moved(self, model: Any) -> None:
         """Raise if a tensor that the gradient probe leaves out should have moved and is what it was.

@@ -344,7 +344,7 @@ def test_ba_lora_s_loss_is_the_task_s_and_its_three_penalties_in_float64(kind: s
     kept = inputs["attention_mask"].bool().numpy()
     if kind == CAUSAL:
         p, p0 = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (z[kept], z0[kept]))
-        consistency = (p0 * np.log(p0 / p)).sum(-1).mean()
+        consistency = (p0 * np.log(p0 / p)).sum() / len(z)  # the released batchmean: a sum over tokens
         diversity = (p * np.log(p)).sum(-1).mean()
         values = np.linalg.svd((z * kept[..., None]).reshape(len(z), -1), compute_uv=False)
     else:
@@ -353,7 +353,8 @@ def test_ba_lora_s_loss_is_the_task_s_and_its_three_penalties_in_float64(kind: s
         covariance = np.cov(z.T)
         diversity = ((covariance - np.diag(np.diag(covariance))) ** 2).sum() / z.shape[-1]
         values = np.linalg.svd(z, compute_uv=False)
-    spectrum = -values[:3].sum() / values.sum()
+    largest = min(3, len(values) - 1)  # three classes have three values, whose share is always one
+    spectrum = -values[:largest].sum() / values.sum()
     expected = float(outputs.loss.detach()) + 0.7 * consistency + 0.3 * diversity + 2.0 * spectrum
     assert float(method.loss(outputs, inputs, outputs.loss).detach()) == pytest.approx(expected, rel=1e-5)
     assert consistency > 1e-6
@@ -376,6 +377,24 @@ def test_ba_lora_s_penalties_pull_where_they_say() -> None:
         (slope,) = torch.autograd.grad(before, words)
         assert not slope[1, 2:].any()  # padding is not answered
         assert float(penalties.generating(words - 1e-2 * slope, words0, kept)[index]) < float(before)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_spectrum_s_penalty_acts_on_few_classes(classes: int) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(8, classes, requires_grad=True)
+    _, _, spectrum = penalties.classifying(z, torch.randn(8, classes))
+    (slope,) = torch.autograd.grad(spectrum, z)
+    assert -1 < float(spectrum.detach()) < 0
+    assert float(slope.abs().max()) > 1e-3
+
+
+def test_consistency_grows_with_the_tokens_of_a_sequence() -> None:
+    torch.manual_seed(0)
+    z, z0 = torch.randn(2, 2, 1, 7).double()
+    short = penalties.generating(z, z0, torch.ones(2, 1, dtype=torch.bool))[0]
+    long = penalties.generating(z.expand(2, 256, 7), z0.expand(2, 256, 7), torch.ones(2, 256, dtype=torch.bool))[0]
+    assert float(long / short) == pytest.approx(256)
 
 
 def test_the_penalties_survive_mixed_precision() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_the_knapsack_is_the_best_choice_within_the_budget() -> None:
 def test_greentrainer_stays_in_its_budget_and_leaves_the_model_as_it_was() -> None:
     model = deep()
     before = snapshot(model)
-    method = made("greentrainer", rho=0.5)
+    method = made("greentrainer", rho=0.5, selections=1)
     model = attached(method, model)
     assert not changed(model, before)
     assert method.selected
@@ -173,6 +174,33 @@ def test_greentrainer_stays_in_its_budget_and_leaves_the_model_as_it_was() -> No
     assert spent + forward <= 0.5 * (forward + backward) * 1.001
     train(method, model)
     assert changed(model, before) == {f"{n}.weight" for n in method.selected}
+
+
+def test_greentrainer_chooses_again_and_drops_the_states_of_what_it_leaves() -> None:
+    model = deep()
+    method: Any = made("greentrainer", rho=0.5, steps=8)
+    model = attached(method, model)
+    before = snapshot(model)
+    trained: list[set[str]] = []
+    choose = method.select
+
+    def select(model: Any, step: int) -> None:
+        choose(model, step)
+        trained.append({n for n, p in model.named_parameters() if p.requires_grad})
+        if step:  # no state but that of what trains, nor of what has not stepped yet
+            held = {n for n, p in model.named_parameters() if p in method._optimizer.state}
+            assert held <= trained[-1]
+
+    method.select = select
+    train(method, model, steps=8)
+    method.finish(model)
+    history = method.facts()["selections"]
+    assert [one["step"] for one in history] == [0, 2, 4, 6]
+    assert trained == [{f"{n}.weight" for n in history[step // 2]["selected"]} for step in range(8)]
+    assert len({tuple(one["selected"]) for one in history}) > 1  # it adapts
+    assert changed(model, before) == {f"{n}.weight" for one in history for n in one["selected"]}
+    saved = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert saved == changed(model, before)
 
 
 def test_greentrainer_refuses_a_budget_that_the_forward_pass_uses_up() -> None:

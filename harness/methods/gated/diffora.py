@@ -38,11 +38,14 @@ class DiffoRA(SearchedLora):
             "alpha": 16,
             "target_modules": "all-linear",
             "rho": 0.5,
-            "search_steps": 40,
+            "search_steps": None,
             "validation_batches": 2,
             "gate_rate": 0.01,
         },
-        defaults_source="LoRA's shape as in this harness's other rows; the share and the search's numbers are ours",
+        defaults_source=(
+            "LoRA's shape as in this harness's other rows; the share and the search's numbers are ours; the search "
+            "takes a quarter of the cell's steps, so that no row has more of them"
+        ),
         lr_factor=10.0,
         identity_at_start=False,
         needs_search=True,
@@ -71,11 +74,11 @@ class DiffoRA(SearchedLora):
             name for found in by_block.values() for _, name in sorted(found)[: max(1, round(rho * len(found)))]
         )
 
-    def keep(self, model: nn.Module) -> bool:
-        """The factors of all modules, until it is known which are chosen."""
-        for layer in self.targets(model):
+    def keep(self, model: nn.Module, opened: torch.Tensor) -> bool:
+        """The factors of all modules, until it is known which are chosen; B times its gate, which is then taken off."""
+        for gate, layer in zip(opened.tolist(), self.targets(model), strict=True):
             module: Any = model.get_submodule(layer.name)
-            self._kept[layer.name] = (module.gated_down.detach().clone(), module.gated_up.detach().clone())
+            self._kept[layer.name] = (module.gated_down.detach().clone(), gate * module.gated_up.detach())
         return True
 
     def place(self, module: nn.Module, layer: Linear, generator: torch.Generator) -> None:

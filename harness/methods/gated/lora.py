@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import Unsupported
 from harness.methods.base import Batch, Setting
+from harness.methods.budget import search_length
 from harness.methods.delta import WeightDelta, parameter
 from harness.methods.modules import TENSORS_FILE, Linear, targeted
 
@@ -32,6 +33,11 @@ class SearchedLora(WeightDelta):
         super().__init__(params, setting)
         self.chosen: frozenset[str] | None = None
         self.gate: Callable[[nn.Module], torch.Tensor] | None = None
+
+    @property
+    def search_steps(self) -> int:
+        """Steps in which factors and gates learn together; they are taken off the training loop."""
+        return search_length(self.params, "search_steps", self.setting.steps)
 
     def targets(self, model: nn.Module) -> list[Linear]:
         """The targeted layers of the blocks, after the search the chosen ones.
@@ -114,12 +120,21 @@ class SearchedLora(WeightDelta):
         layers = self.targets(model)
         names = [layer.name for layer in layers]
         gates = dict(zip(names, self.groups(layers, model), strict=True))
-        logits = bilevel(self, model, gates, training, validation)
+        logits, losses = bilevel(self, model, gates, training, validation)
         self.chosen = self.choose(logits, layers, model)
-        return {"gate_logits": [round(value, 6) for value in logits.tolist()], "chosen": sorted(self.chosen)}
+        return {
+            "gate_logits": [round(value, 6) for value in logits.tolist()],
+            "chosen": sorted(self.chosen),
+            "loss": losses,
+        }
 
-    def keep(self, model: nn.Module) -> bool:
-        """At the end of the search: take along what it trained. Whether the classifier keeps what it learned."""
+    def keep(self, model: nn.Module, opened: torch.Tensor) -> bool:
+        """At the end of the search: take along what it trained. Whether the classifier keeps what it learned.
+
+        Args:
+            model: with the factors of the search.
+            opened: the gates.
+        """
         return False
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:

@@ -22,8 +22,11 @@ def bilevel(
     gates: Mapping[str, int],
     training: Callable[[int], Iterable[Batch]],
     validation: Callable[[int], Iterable[Batch]],
-) -> Tensor:
-    """The gates' logits after the search. First-order: how the factors follow from the gates is not differentiated.
+) -> tuple[Tensor, list[float]]:
+    """The gates' logits after the search, and the training loss of its steps.
+
+    First-order: how the factors follow from the gates is not differentiated. The model is in
+    evaluation, as in Flexora's released code: dropout does not reach the gates.
 
     Args:
         gates: name of a layer to the number of its gate.
@@ -40,17 +43,23 @@ def bilevel(
     s = method.setting
     inner = torch.optim.AdamW(factors, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
     outer = torch.optim.Adam([logits], lr=float(method.params["gate_rate"]))
-    steps, each = int(method.params["search_steps"]), int(method.params["validation_batches"])
+    training_mode = model.training
+    model.eval()
+    losses = []
+    steps, each = method.search_steps, int(method.params["validation_batches"])
     held_out = iter(validation(steps * each))
     for batch in training(steps):
-        _step(inner, factors, [model(**batch).loss])
+        loss = model(**batch).loss
+        losses.append(float(loss.detach()))
+        _step(inner, factors, [loss])
         _step(outer, [logits], (model(**next(held_out)).loss / each for _ in range(each)))
     method.gate = None
-    keep_head = method.keep(model)
+    keep_head = method.keep(model, opened=method.opening(logits.detach()))
+    model.train(training_mode)
     method.take_off(model)
     if head is not None and not keep_head:
         head.load_state_dict(before)
-    return logits.detach().cpu()
+    return logits.detach().cpu(), losses
 
 
 def _step(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], losses: Iterable[Tensor]) -> None:

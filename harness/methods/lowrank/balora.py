@@ -38,6 +38,7 @@ class BALoRA(LowRank):
         "for 7B models; the rate as pissa's here",
         lr_factor=10.0,
         needs_second_model=True,
+        revision=2,
     )
     _original = False
 

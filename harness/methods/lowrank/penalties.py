@@ -29,8 +29,9 @@ def classifying(z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def generating(z: Tensor, z0: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """C, D and S of a language model's logits.
 
-    C is KL(p0 || p) and D the negative entropy of p, both a mean over positions; S is that of whole sequences, one a
-    row, in which positions that are not kept are zero.
+    C is KL(p0 || p), a sum over positions and a mean over sequences, as its weight in the released code expects
+    (``batchmean`` of [batch, positions, words]); D is the negative entropy of p, a mean over positions; S is that of
+    whole sequences, one a row, in which positions that are not kept are zero.
 
     Args:
         z: of the tuned model, [batch, positions, words].
@@ -38,18 +39,19 @@ def generating(z: Tensor, z0: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Ten
         kept: which positions count, bool, [batch, positions].
     """
     log_p, log_p0 = torch.log_softmax(z[kept], -1), torch.log_softmax(z0[kept], -1)
-    consistency = (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean()
+    consistency = (log_p0.exp() * (log_p0 - log_p)).sum() / len(z)
     diversity = (log_p.exp() * log_p).sum(-1).mean()
     return consistency, diversity, spectrum((z * kept[..., None]).flatten(1))
 
 
 def spectrum(rows: Tensor) -> Tensor:
-    """The negative share of the largest singular values in the sum of all.
+    """The negative share of the largest singular values in the sum of all: of :data:`LARGEST`, or of fewer where there
+    are no more than so many, because the share of all of them is one whatever they are.
 
     From the Gram matrix of the shorter side: sequences times words are too many for a decomposition.
     """
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     squares = torch.linalg.eigvalsh(gram).flip(0)
     values = squares.clamp(min=float(squares.detach().max()) * 1e-10 + 1e-30).sqrt()
-    share: Tensor = values[:LARGEST].sum() / values.sum()
+    share: Tensor = values[: max(1, min(LARGEST, len(values) - 1))].sum() / values.sum()
     return -share

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods.base import Declaration
 from harness.methods.baselines import Full
-from harness.methods.optimizers.galore import block_matrices, low_rank_row
+from harness.methods.budget import gap, never_renewed
+from harness.methods.optimizers.galore import PAPER_GAP, block_matrices, low_rank_row
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
 
-SOURCE = "rank as in our GaLore row; the paper's factor √(m/r) stands outside `scale`, so that at 1 the rate is full's"
+SOURCE = (
+    "rank and gap as in our GaLore row; the paper's factor √(m/r) is applied outside `scale`, so that at 1 the rate is "
+    "full's"
+)
 
 
 class Apollo(Full):
@@ -23,9 +28,14 @@ class Apollo(Full):
         "apollo",
         "Every weight moves along its raw gradient, scaled per channel by what Adam does to a random projection.",
         "2412.05270",
-        defaults={"rank": 8, "update_gap": 200, "scale": 1.0},
+        defaults={"rank": 8, "update_gap": None, "scale": 1.0},
         defaults_source=SOURCE,
     )
+
+    @classmethod
+    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+        """Whether the projection changes."""
+        return never_renewed(params, steps)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Our own: pytorch-optimizer 4.1 scales the projected gradient, so that its step stays in a random subspace."""
@@ -38,7 +48,7 @@ class Apollo(Full):
             lr=s.learning_rate,
             betas=s.betas,
             weight_decay=s.weight_decay,
-            update_gap=int(p["update_gap"]),
+            update_gap=gap(p["update_gap"], PAPER_GAP, s.steps),
             scale=float(p["scale"]),
             per_channel=self.per_channel,
             seed=s.seed,
@@ -53,6 +63,6 @@ class ApolloMini(Apollo):
         "apollo-mini",
         "APOLLO with one factor a matrix, from a projection of rank 1: hardly more optimizer state than SGD.",
         "2412.05270",
-        defaults={"rank": 1, "update_gap": 200, "scale": 1.0},
+        defaults={"rank": 1, "update_gap": None, "scale": 1.0},
         defaults_source=f"rank 1 is the paper's; {SOURCE}",
     )

@@ -25,9 +25,17 @@ class FusedSGD(torch.optim.Optimizer):
         self.clip = clip
         self._squares: torch.Tensor | None = None
         self._factor: torch.Tensor | float = 1.0
-        for index, group in enumerate(self.param_groups):
-            for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+            for index, group in enumerate(self.param_groups)
+            for parameter in group["params"]
+        ]
+
+    def release(self) -> None:
+        """Take the hooks off: from now on gradients stay where they are, and nothing moves."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         @torch.no_grad()

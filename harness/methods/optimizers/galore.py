@@ -7,8 +7,9 @@ from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
-from harness.methods.base import Declaration, Setting
+from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP, Full
+from harness.methods.budget import gap, never_renewed
 from harness.methods.modules import blocks, linears
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -37,9 +38,38 @@ class LowRankStates(Full):
     own: ClassVar[tuple[str, ...]] = ()
     """Parameters that the optimizer's class takes besides those of GaLore."""
 
+    @classmethod
+    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+        """Whether the subspace moves."""
+        return never_renewed(params, steps)
+
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW whose states are projected for the matrices of the blocks."""
-        return projected_adamw(model, self.params, self.setting, self.optimizer_class, own=self.own)
+        self._optimizer: Any = projected_adamw(model, self.params, self.setting, self.optimizer_class, own=self.own)
+        made: torch.optim.Optimizer = self._optimizer
+        return made
+
+    @property
+    def whole_steps(self) -> bool:
+        """Where the update is in the backward pass."""
+        return bool(self.params.get("layerwise", False))
+
+    def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
+        """With ``layerwise``, a forward and a backward pass that leaves no gradient behind."""
+        if not self.whole_steps:
+            return None
+        outputs = model(**batch)
+        loss = self.loss(outputs, batch, outputs.loss)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        return loss.detach()
+
+    def expects_gradient(self, name: str) -> bool:
+        """With ``layerwise`` none is left when the probe looks."""
+        return not self.whole_steps
+
+    def expects_change(self, name: str) -> bool:
+        """With ``layerwise``, all but a bias on keys without rotary positions."""
+        return self.whole_steps and not name.endswith("key.bias")
 
 
 def projected_adamw(
@@ -68,15 +98,22 @@ def projected_adamw(
         lr=setting.learning_rate,
         betas=setting.betas,
         weight_decay=setting.weight_decay,
-        update_gap=int(params["update_gap"]),
+        update_gap=gap(params["update_gap"], PAPER_GAP, setting.steps),
         scale=float(params["scale"]),
+        layerwise=bool(params.get("layerwise", False)),
         **{name: params[name] for name in own},
     )
     return optimizer
 
 
-SHAPE: dict[str, Any] = {"rank": 8, "update_gap": 200, "scale": 1.0}
-SOURCE = "rank as in GaLore's GLUE runs; gap and scale are ours: at 1 the rate is full's"
+PAPER_GAP = 200
+SHAPE: dict[str, Any] = {"rank": 8, "update_gap": None, "scale": 1.0, "layerwise": False}
+LATER = {"layerwise": False}
+SOURCE = (
+    "rank as in GaLore's GLUE runs; the gap is the paper's 200 steps, or a quarter of a shorter run; the scale is "
+    "ours, 1, at which the rate is full's; layerwise updates each weight inside the backward pass and keeps no other "
+    "gradient, as the paper's most frugal form does, without clipping by the common norm"
+)
 
 
 def low_rank_row(name: str, summary: str, paper: str, *, defaults: Mapping[str, Any], **declared: Any) -> Declaration:
@@ -94,6 +131,7 @@ def low_rank_row(name: str, summary: str, paper: str, *, defaults: Mapping[str, 
             "defaults": defaults,
             "defaults_source": SOURCE,
             "in_place": True,
+            "later": {k: v for k, v in LATER.items() if k in defaults},
             **declared,
         }
     )
@@ -108,7 +146,6 @@ class GaLore(LowRankStates):
         "Every weight trains, but Adam's states are kept in a low-rank subspace of the gradient.",
         "2403.03507v2",
         defaults=SHAPE,
-        defaults_source="rank as in the paper's GLUE runs; gap and scale are ours: at 1 the rate is full's",
     )
 
 
@@ -167,7 +204,7 @@ class Fira(LowRankStates):
         "fira",
         "GaLore's states, but the gradient outside the subspace is used too, scaled as Adam scaled what lies within.",
         "2410.01623v3",
-        defaults={"rank": 8, "update_gap": 200},
+        defaults={"rank": 8, "update_gap": None},
         defaults_source=f"the growth limit 1.01 is the paper's; {SOURCE}",
     )
 
@@ -185,7 +222,7 @@ class Fira(LowRankStates):
         s, rank = self.setting, int(self.params["rank"])
         projected: dict[str, Any] = {
             "rank": rank,
-            "update_proj_gap": int(self.params["update_gap"]),
+            "update_proj_gap": gap(self.params["update_gap"], PAPER_GAP, s.steps),
             "scale": 1.0,
             "projection_type": "std",
         }

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.methods.base import Declaration
+from harness.methods.budget import gap, never_renewed
+from harness.methods.optimizers.galore import lacks
 from harness.methods.peft_method import PeftMethod
 from harness.methods.peft_table import derived
 
@@ -19,7 +21,8 @@ class OwnOptimizer(PeftMethod):
     """A row of peft whose further parameters ``own`` are the optimizer's."""
 
 
-GRADNORM: dict[str, Any] = {"mode": "paper", "projected_rank": 4, "update_gap": 500, "scale": 4.0}
+PAPER_GAP = 500
+GRADNORM: dict[str, Any] = {"mode": "paper", "projected_rank": 4, "update_gap": None, "scale": 4.0, "bits": 32}
 
 
 class GradNormLoRP(OwnOptimizer):
@@ -38,7 +41,8 @@ class GradNormLoRP(OwnOptimizer):
         summary="DoRA's normalised weight and low-rank update; Adam sees projections of the factors' gradients.",
         family="optimizer",
         paper="2412.19616",
-        defaults_source="projection as in the released code (rank 4 to 8, gap 500, scale 4); adapter as our DoRA row",
+        defaults_source="projection as in the released code (rank 4 to 8, scale 4, and its gap of 500 steps, or a "
+        "quarter of a shorter run); adapter as our DoRA row; bits: 8 stores the moments as in the paper's 8-bit form",
         unverified=True,
     )
     declaration: ClassVar[Declaration] = row.declaration
@@ -53,24 +57,41 @@ class GradNormLoRP(OwnOptimizer):
         resolved = super().resolve(params, where=where)
         if resolved["mode"] not in ("paper", "repo"):
             raise UserError(f"mode of gradnormlorp must be paper or repo, not {resolved['mode']!r}", where=where)
+        if resolved["bits"] not in (8, 32):
+            raise UserError(f"bits of gradnormlorp must be 8 or 32, not {resolved['bits']!r}", where=where)
         return resolved
+
+    @classmethod
+    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+        """Whether the subspace moves."""
+        return never_renewed(params, steps)
+
+    @classmethod
+    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
+        """As ever, and 8-bit moments need bitsandbytes."""
+        why = lacks("bitsandbytes", "bitsandbytes", "gradnormlorp") if params.get("bits") == 8 else None
+        return why or super().check(kind, base, params)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Projected AdamW for the factors, plain AdamW for magnitudes and heads."""
+        from harness.methods.optimizers import projected_variants as variants
         from harness.methods.optimizers.projected import ProjectedAdamW
-        from harness.methods.optimizers.projected_variants import TwoSidedAdamW
 
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         factors = [p for n, p in trained if "lora_A" in n or "lora_B" in n]
         others = [p for n, p in trained if not ("lora_A" in n or "lora_B" in n)]
         s, p = self.setting, self.params
-        made = TwoSidedAdamW if p["mode"] == "paper" else ProjectedAdamW
+        made: type[ProjectedAdamW]
+        if p["mode"] == "paper":
+            made = variants.EightBitTwoSidedAdamW if p["bits"] == 8 else variants.TwoSidedAdamW
+        else:
+            made = variants.EightBitProjectedAdamW if p["bits"] == 8 else ProjectedAdamW
         return made(
             [{"params": factors, "rank": int(p["projected_rank"])}, {"params": others, "rank": None}],
             lr=s.learning_rate,
             betas=s.betas,
             weight_decay=s.weight_decay,
-            update_gap=int(p["update_gap"]),
+            update_gap=gap(p["update_gap"], PAPER_GAP, s.steps),
             scale=float(p["scale"]),
         )
 

@@ -15,6 +15,9 @@ class ProjectedAdamW(torch.optim.Optimizer):
     P holds the first ``rank`` singular vectors of the gradient of the smaller side, taken anew every ``update_gap``
     steps; the states stay. The step is scale * P N (or N P^T), N being Adam's normalised step in the subspace. A
     parameter whose smaller side does not exceed the rank, or with ``rank`` None, has plain AdamW.
+
+    With ``layerwise`` a parameter moves as soon as its gradient is there, which is then dropped: no two gradients of
+    full size are in memory at once. ``step`` then finds nothing to do.
     """
 
     def __init__(
@@ -27,9 +30,29 @@ class ProjectedAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         update_gap: int = 200,
         scale: float = 1.0,
+        layerwise: bool = False,
     ) -> None:
         common = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "update_gap": update_gap, "scale": scale}
         super().__init__(params, {"lr": lr, "rank": None, **common})
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._arrives(index))
+            for index, group in enumerate(self.param_groups if layerwise else ())
+            for parameter in group["params"]
+        ]
+
+    def _arrives(self, index: int) -> Callable[[torch.Tensor], None]:
+        @torch.no_grad()
+        def arrived(parameter: torch.Tensor) -> None:
+            self._update(parameter, self.param_groups[index])  # looked up now: accelerate replaces the groups once
+            parameter.grad = None
+
+        return arrived
+
+    def release(self) -> None:
+        """Take the hooks of layerwise updates off: from now on gradients stay, and nothing moves."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own

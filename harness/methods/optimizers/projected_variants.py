@@ -138,3 +138,7 @@ class TwoSidedAdamW(ProjectedAdamW):
         left, right = state["projector"]
         full: torch.Tensor = left @ step @ right.T
         return full
+
+
+class EightBitTwoSidedAdamW(TwoSidedAdamW, EightBitProjectedAdamW):
+    """The projection from both sides, with block-wise 8-bit moments (the 8-bit form of GradNormLoRP)."""

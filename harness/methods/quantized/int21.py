@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
+from harness.methods.budget import search_length
 from harness.methods.delta import WeightDelta, parameter
 from harness.methods.modules import Linear, freeze
 from harness.quantizers.layers import plain_linears
@@ -19,8 +20,6 @@ if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
 
-BATCHES = 8
-REPAIR_RATE = 3e-3
 A, B = "int21_a", "int21_b"
 OWN_BITS = "it rounds floating-point weights itself and needs them as the teacher; give it an unquantized base"
 
@@ -45,8 +44,9 @@ class Int21(WeightDelta):
         bases=bases.FLOAT,  # a zero has a code of its own, so that pruned weights stay zero
         refuses=bases.because(OWN_BITS, bases.QUANTIZED, bases.DYNAMIC),
         mergeable="no",
-        defaults={"bits": 2, "group_size": 32, "r": 8, "alpha": 16, "repair_steps": 40},
-        defaults_source="2 bits as in the paper; groups, rank and the length of the repair are ours",
+        defaults={"bits": 2, "group_size": 32, "r": 8, "alpha": 16, "repair_steps": None, "repair_rate": 3e-3},
+        defaults_source="2 bits as in the paper; groups, rank and the repair's rate are ours; the repair takes a "
+        "quarter of the cell's steps",
         lr_factor=10.0,
         identity_at_start=False,
         needs_second_model=True,
@@ -62,23 +62,25 @@ class Int21(WeightDelta):
         own = {"bits": int(self.params["bits"]), "group_size": int(self.params["group_size"]), "symmetric": False}
         RTN(RTN.resolve(own), self.setting.kind, self.setting.device).apply(model)
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any]:
         """Train the adapters against the floating-point model, which is there again afterwards."""
         import torch
 
         originals = dict(plain_linears(model))
-        held = list(batches(BATCHES))
         super_attach = WeightDelta.attach
         self.quantize(model)
         super_attach(self, model)
         own = [p for n, p in model.named_parameters() if n.endswith((A, B))]
         packed = {name: model.get_submodule(name) for name in originals}
-        optimizer = torch.optim.AdamW(own, lr=REPAIR_RATE, weight_decay=0.0)
-        for step in range(int(self.params["repair_steps"])):
-            batch = {k: v for k, v in held[step % len(held)].items() if k != "labels"}
+        optimizer = torch.optim.AdamW(own, lr=float(self.params["repair_rate"]), weight_decay=0.0)
+        losses = []
+        for drawn in batches(self.search_steps):
+            batch = {k: v for k, v in drawn.items() if k != "labels"}
             with torch.no_grad(), instead(model, originals, packed):
                 teacher = model(**batch).logits
-            divergence(teacher, model(**batch).logits, batch.get("attention_mask")).backward()  # type: ignore[no-untyped-call]
+            loss = divergence(teacher, model(**batch).logits, batch.get("attention_mask"))
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(float(loss.detach()))
             optimizer.step()
             optimizer.zero_grad()
         for name, module in packed.items():
@@ -89,6 +91,12 @@ class Int21(WeightDelta):
         for name, linear in originals.items():
             model.set_submodule(name, linear)
         freeze(model)
+        return {"divergence": losses}
+
+    @property
+    def search_steps(self) -> int:
+        """Steps of the repair; they are taken off those on the task."""
+        return search_length(self.params, "repair_steps", self.setting.steps)
 
     def size(self, layer: Linear) -> int:
         """Two factors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,7 @@ from harness.methods.baselines import ONLY_FP, InPlace
 from harness.methods.modules import TENSORS_FILE, freeze, linears
 
 if TYPE_CHECKING:  # heavy, and only for types
+    import torch
     from torch import nn
 
 LEAST_RHO = 0.367
@@ -23,7 +25,7 @@ BINS = 1000
 
 
 class GreenTrainer(InPlace):
-    """Linear weights chosen once, before training, by importance for FLOPs.
+    """Linear weights chosen by importance for FLOPs, before training and again at even intervals of the run.
 
     For a weight of m x n the gradient of the weight costs 2mn a token, and so does passing the gradient of the
     activations through it; that second cost is paid for every tensor between the output and the deepest chosen
@@ -39,15 +41,20 @@ class GreenTrainer(InPlace):
         bases=ONLY_FP,
         refuses=bases.NOT_IN_PLACE,
         mergeable="exactly",
-        defaults={"rho": 0.5},
-        defaults_source="the middle of the paper's 0.4, 0.5 and 0.7; chosen once, as its interval is several epochs",
+        defaults={"rho": 0.5, "selections": 4},
+        defaults_source="the middle of the paper's 0.4, 0.5 and 0.7; the released code chooses again every few epochs, "
+        "here four times in a run, each on another batch; candidates are the linear weights",
         in_place=True,
+        later={"selections": 1},
         unverified=True,
     )
 
-    def __init__(self, params: dict[str, float], setting: Setting) -> None:
+    def __init__(self, params: dict[str, Any], setting: Setting) -> None:
         super().__init__(params, setting)
         self.selected: list[str] | None = None
+        self._batches: list[Batch] = []
+        self._history: list[dict[str, Any]] = []
+        self._ever: set[str] = set()
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
@@ -56,21 +63,79 @@ class GreenTrainer(InPlace):
             return f"rho must be above {LEAST_RHO:.3f}: the forward pass alone takes a third of the FLOPs"
         return super().check(kind, base, params)
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Choose the tensors on one batch; the model is left as it was."""
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any]:
+        """Choose the tensors on one batch, and keep a batch for every later choice; the model is left as it was."""
+        self._batches = list(batches(int(self.params["selections"])))
+        return self._choose(model, self._batches[0], 0)
+
+    def _choose(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Any]:
         names = [layer.name for layer in linears(model)][::-1]  # from the output down
         costs = [2.0 * layer.inputs * layer.outputs for layer in linears(model)][::-1]
-        importance = self._importance(model, names, next(iter(batches(1))))
+        importance = self._importance(model, names, batch)
         forward, backward = sum(costs), 2 * sum(costs)
         rho = self.params["rho"] * (1 + forward / backward) - forward / backward
         chosen = knapsack(importance, costs, rho * backward)
         self.selected = [names[i] for i in chosen]
+        self._ever |= set(self.selected)
+        self._history.append(
+            {"step": step, "selected": self.selected, "importance": [round(importance[i], 4) for i in chosen]}
+        )
+        return self._history[-1]
+
+    @property
+    def interval(self) -> int:
+        """Steps between two choices."""
+        return max(1, math.ceil(self.setting.steps / int(self.params["selections"])))
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """AdamW over every candidate, where more than one choice is made; what is not chosen has neither gradient nor
+        state.
+        """
+        import torch
+
+        if int(self.params["selections"]) == 1:
+            return None
+        s = self.setting
+        candidates = {id(p): p for p in (weight_of(model, layer.name) for layer in linears(model))}
+        trained = [
+            *candidates.values(),
+            *(p for p in model.parameters() if p.requires_grad and id(p) not in candidates),
+        ]
+        self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        return self._optimizer
+
+    def select(self, model: nn.Module, step: int) -> None:
+        """At every interval but the first: choose again on another batch."""
+        if not step or step % self.interval:
+            return
+        training = model.training
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        self._choose(model, self._batches[step // self.interval], step)
+        model.train(training)
+        wanted = {f"{name}.weight" for name in self.selected or ()}
+        candidates = {f"{layer.name}.weight" for layer in linears(model)}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in wanted or (name in trained and name not in candidates))
+            if name in candidates and name not in wanted:
+                parameter.grad = None
+                self._optimizer.state.pop(parameter, None)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """All that was ever chosen was trained, and is saved."""
+        for name in self._ever:
+            weight_of(model, name).requires_grad_(True)
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """Every choice, with the importances relative to the largest."""
+        return {"selections": self._history}
 
     def _importance(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[float]:
         """-sum(g1 * dw) per tensor: how far the loss falls with its own first AdamW step, by the gradient after it."""
         import torch
 
         weights = [weight_of(model, name) for name in names]
+        free = [p for p in model.parameters() if p.requires_grad]
         freeze(model)
         for weight in weights:
             weight.requires_grad_(True)
@@ -88,6 +153,9 @@ class GreenTrainer(InPlace):
             for weight, kept in zip(weights, before, strict=True):
                 weight.copy_(kept)
         model.zero_grad(set_to_none=True)
+        freeze(model)
+        for parameter in free:
+            parameter.requires_grad_(True)
         largest = max(map(abs, found)) or 1.0
         return [value / largest for value in found]
 

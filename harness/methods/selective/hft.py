@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -34,6 +34,17 @@ class HalfFineTuning(InPlace):
         in_place=True,
         unverified=True,
     )
+
+    def facts(self) -> dict[str, Any]:
+        """The drawn tensors of the blocks."""
+        return {"trained": self._drawn}
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """As every method in place; note what was drawn."""
+        model = super().attach(model)
+        prefix, _ = blocks(model)
+        self._drawn = [n for n, p in model.named_parameters() if p.requires_grad and n.startswith(f"{prefix}.")]
+        return model
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
         """The drawn half; the same seed draws the same half."""

@@ -37,6 +37,7 @@ class LIFT(InPlace):
         ),
         lr_factor=10.0,
         in_place=True,
+        revision=2,
     )
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:

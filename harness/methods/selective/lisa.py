@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -37,6 +39,7 @@ class Lisa(Full):
         """As full fine-tuning; note which parameters are the blocks'."""
         self._prefix = f"{blocks(model)[0]}."
         self._woken: set[int] = set()
+        self._awake: dict[str, list[int]] = {}
         self._optimizer: torch.optim.Optimizer
         return super().attach(model)
 
@@ -60,12 +63,31 @@ class Lisa(Full):
         _, layers = blocks(model)
         awake = self.draw(len(layers), random.Random(f"{self.setting.seed}.{step}"))
         self._woken |= awake
+        self._awake[str(step)] = sorted(awake)
         for index, block in enumerate(layers):
             for parameter in block.parameters():
                 parameter.requires_grad_(index in awake)
                 if index not in awake:
                     parameter.grad = None
                     self._optimizer.state.pop(parameter, None)
+
+    @contextmanager
+    def counted(self, model: nn.Module) -> Iterator[None]:
+        """With the blocks of the first draw awake alone."""
+        _, layers = blocks(model)
+        awake = self.draw(len(layers), random.Random(f"{self.setting.seed}.0"))
+        asleep = [p for index, block in enumerate(layers) if index not in awake for p in block.parameters()]
+        for parameter in asleep:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in asleep:
+                parameter.requires_grad_(True)
+
+    def facts(self) -> dict[str, Any]:
+        """Blocks that trained from each switch on, by its step."""
+        return {"awake": self._awake}
 
     def draw(self, depth: int, chance: random.Random) -> set[int]:
         """Which of ``depth`` blocks train until the next draw: ``active`` of them, each as likely as the others."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method, Setting
+from harness.methods.budget import search_length
 from harness.methods.modules import Linear, add_bias, blocks, classifier, count, freeze, linears, load_tensors
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -15,9 +16,6 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
 OFFSET, HEADS = "lofit_offset", "lofit_heads"
-SEARCH_STEPS = 40
-SEARCH_RATE = 5e-3
-SPARSITY = 5e-4
 
 
 class LoFiT(Method):
@@ -40,18 +38,22 @@ class LoFiT(Method):
             bases.QUANTIZED - bases.PACKED,
         ),
         mergeable="exactly",
-        defaults={"share": 0.1},
-        defaults_source=("the paper takes 3 % of a 7B model's heads; a tenth, and at least one, of a small model's"),
+        defaults={"share": 0.1, "search_steps": None, "search_rate": 5e-3, "sparsity": 5e-4},
+        defaults_source=(
+            "rate and weight of the L1 penalty of the search as in the released code; the paper takes 3 % of a 7B "
+            "model's heads, here a tenth, and at least one, of a small model's; the search takes a quarter of the "
+            "cell's steps"
+        ),
         lr_factor=10.0,
         needs_search=True,
         unverified=True,
     )
 
-    def __init__(self, params: dict[str, float], setting: Setting) -> None:
+    def __init__(self, params: dict[str, Any], setting: Setting) -> None:
         super().__init__(params, setting)
         self.chosen: dict[str, list[int]] | None = None
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any]:
         """Stage 1: train a scaling (1 + A) of every head with an L1 penalty, rank heads by ||A||; the base is kept."""
         import torch
 
@@ -65,13 +67,14 @@ class LoFiT(Method):
             scale = torch.nn.Parameter(1e-3 * torch.randn(layer.inputs, device=like.device))
             scales[layer.name] = scale
             hooks.append(model.get_submodule(layer.name).register_forward_pre_hook(_scaled(scale)))
-        optimizer = torch.optim.AdamW(scales.values(), lr=SEARCH_RATE, weight_decay=0.0)
-        held = list(batches(8))
-        for step in range(SEARCH_STEPS):
-            penalty = SPARSITY * sum((s.abs().sum() for s in scales.values()), torch.zeros(()))
-            (model(**held[step % len(held)]).loss + penalty).backward()
+        optimizer = torch.optim.AdamW(scales.values(), lr=float(self.params["search_rate"]), weight_decay=0.0)
+        sparsity, losses = float(self.params["sparsity"]), []
+        for batch in batches(self.search_steps):
+            loss = model(**batch).loss
+            (loss + sparsity * sum(s.abs().sum() for s in scales.values())).backward()
             optimizer.step()
             optimizer.zero_grad()
+            losses.append(float(loss.detach()))
         for hook in hooks:
             hook.remove()
         norms = [
@@ -83,6 +86,12 @@ class LoFiT(Method):
         self.chosen = {}
         for _, name, index in sorted(best, key=lambda row: (row[1], row[2])):
             self.chosen.setdefault(name, []).append(index)
+        return {"heads": self.chosen, "loss": losses}
+
+    @property
+    def search_steps(self) -> int:
+        """Steps of the scaling's training; they are taken off the offsets'."""
+        return search_length(self.params, "search_steps", self.setting.steps)
 
     def _count(self, model: nn.Module) -> int:
         heads = sum(layer.inputs // head_width(model) for layer in output_projections(model))

@@ -30,17 +30,22 @@ class LotteryTicket(SparseInPlace):
         mergeable="exactly",
         defaults={"share": 0.08},
         defaults_source=(
-            "the share is recalled from the paper's task runs; both phases are of one length and share one schedule, "
-            "so that the row has no more steps than the others"
+            "the share is recalled from the paper's task runs; both phases are of one length, half of the cell's "
+            "steps, so that the row has no more of them than the others, and each has a schedule of its own"
         ),
         in_place=True,
         unverified=True,
+        revision=2,
     )
 
     @property
     def turn(self) -> int:
         """The step (from 0) before which the second phase begins."""
         return max(1, self.setting.steps // 2)
+
+    def phases(self) -> tuple[int, ...]:
+        """The search for the entries, and their training."""
+        return (self.turn, self.setting.steps - self.turn) if self.setting.steps > self.turn else (self.turn,)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW, which forgets its states at the turn."""

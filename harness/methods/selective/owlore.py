@@ -50,7 +50,7 @@ class OwLore(Lisa):
         super().__init__(params, setting)
         self.outliers: list[float] | None = None
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any]:
         """The share of outliers of every block, on a few batches; the model is left as it is."""
         _, layers = blocks(model)
         names = {layer.name for layer in linears(model)}
@@ -73,6 +73,7 @@ class OwLore(Lisa):
             )
             for block in layers
         ]
+        return {"outlier_shares": self.outliers, "drawn_by_outliers": any(self.outliers)}
 
     def draw(self, depth: int, chance: random.Random) -> set[int]:
         """Without replacement, in proportion to the share of outliers.

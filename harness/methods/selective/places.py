@@ -8,12 +8,52 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from harness.methods.lowrank.factors import whole
+
 
 def scattered(module: Any) -> Tensor:
     """The entries in their places: [outputs, inputs], zero elsewhere."""
     dense = torch.zeros(module.out_features * module.in_features, device=module.spiel_delta.device)
     dense[module.spiel_index] = module.spiel_delta.detach()
     return dense.view(module.out_features, module.in_features)
+
+
+def combined_product(x: Tensor, module: Any) -> Tensor:
+    """``x (W + scatter(index, delta))^T``, one product, with the gradient of x and of the entries."""
+    return cast(Tensor, _CombinedProduct.apply(x, module.spiel_delta, module))  # type: ignore[no-untyped-call]
+
+
+class _CombinedProduct(torch.autograd.Function):
+    """Of the weight's gradient only what is at the index is kept, and what is watched; W + delta is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _delta: Tensor, module: Any) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(x)
+        return torch.nn.functional.linear(x, combined(module, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        module = ctx.module
+        of_input = gradient @ combined(module, gradient.dtype) if ctx.needs_input_grad[0] else None
+        return of_input, entries_of(gradient, x, module), None
+
+
+def combined(module: Any, dtype: torch.dtype) -> Tensor:
+    """W + scatter(index, delta), summed in float32: [outputs, inputs]."""
+    dense = whole(module).flatten().clone()
+    dense[module.spiel_index] += module.spiel_delta.detach()
+    return dense.view(module.out_features, module.in_features).to(dtype)
+
+
+def entries_of(gradient: Tensor, x: Tensor, module: Any) -> Tensor:
+    """The weight's gradient at the index; all of it is shown to what watches."""
+    of_weight = (gradient.flatten(0, -2).T @ x.to(gradient.dtype).flatten(0, -2)).flatten().float()
+    watch = getattr(module, "spiel_watch", None)
+    if watch is not None:
+        watch.see(of_weight)
+    return of_weight[module.spiel_index]
 
 
 def sparse_product(x: Tensor, module: Any) -> Tensor:
@@ -35,11 +75,7 @@ class _SparseProduct(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         module = ctx.module
         of_input = gradient @ scattered(module) if ctx.needs_input_grad[0] else None
-        of_weight = (gradient.flatten(0, -2).T @ x.flatten(0, -2)).flatten()
-        watch = getattr(module, "spiel_watch", None)
-        if watch is not None:
-            watch.see(of_weight)
-        return of_input, of_weight[module.spiel_index], None
+        return of_input, entries_of(gradient, x, module), None
 
 
 class Watch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import CheckFailed
 from harness.methods.base import Setting
 from harness.methods.baselines import Full
-from harness.methods.modules import TENSORS_FILE, classifier
+from harness.methods.modules import TENSORS_FILE, classifier, narrow
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -27,6 +27,7 @@ class SparseInPlace(Full):
     def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
         super().__init__(params, setting)
         self.start: dict[str, torch.Tensor] = {}
+        self.kept_entries: dict[str, int] = {}
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Free every parameter, and keep a copy of all but the classifier's."""
@@ -77,6 +78,11 @@ class SparseInPlace(Full):
             outside += int((differs & ~mask).sum())
         if outside or not inside:
             raise CheckFailed("sparse-difference", f"{inside} chosen entries moved, and {outside} others")
+        self.kept_entries = {n: int(mask.sum()) for n, mask in masks.items() if bool(mask.any())}
+
+    def facts(self) -> dict[str, Any]:
+        """Entries that were kept, by tensor."""
+        return {"kept_entries": self.kept_entries}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Values and flat places of the entries that differ; the classifier whole."""
@@ -87,7 +93,7 @@ class SparseInPlace(Full):
             values = parameter.detach().flatten().cpu()
             if name in self.start:
                 places = (values != self.start[name].flatten().cpu()).nonzero().flatten()
-                tensors[name], tensors[name + PLACES] = values[places].contiguous(), places
+                tensors[name], tensors[name + PLACES] = values[places].contiguous(), narrow(places)
             else:
                 tensors[name] = parameter.detach().contiguous().cpu()
         save_file(tensors, folder / TENSORS_FILE)
@@ -103,7 +109,7 @@ class SparseInPlace(Full):
             for name in [n for n in stored if not n.endswith(PLACES)]:
                 parameter = model.get_parameter(name)
                 if name + PLACES in stored:
-                    places = stored[name + PLACES].to(parameter.device)
+                    places = stored[name + PLACES].to(parameter.device).long()
                     parameter.view(-1)[places] = stored[name].to(parameter.device)
                 else:
                     parameter.copy_(stored[name])

@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.delta import ADAPTS, MERGE_REFUSES, REFUSES, WeightDelta, device_of, parameter
-from harness.methods.modules import TENSORS_FILE, Linear, load_tensors
+from harness.methods.modules import TENSORS_FILE, Linear, load_tensors, narrow
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
 
 DELTA, INDEX = "spiel_delta", "spiel_index"
+DECODED = bases.FLOAT | bases.BNB_4BIT | bases.HQQ | bases.PACKED
+"""Bases whose layers multiply with the very weight that decoding gives: there one product with the sum is enough."""
 LATER_SHARE = 0.2
 """Share of the entries given up at the second choice of places; it falls to zero with the remaining steps."""
 
 
 class _SpIEL(WeightDelta):
-    """``y += x scatter(index, delta)^T`` with r(m + n) entries a layer, drawn at random to begin with.
+    """``y = x (W + scatter(index, delta))^T`` with r(m + n) entries a layer, drawn at random to begin with.
 
     Every ``interval`` steps (and once after the first ``watched``) the entries of smallest size are given up for others
     that begin at zero: all of them the first time, then a share that falls with time.
@@ -39,8 +42,20 @@ class _SpIEL(WeightDelta):
         module.register_buffer(INDEX, drawn.to(device_of(module)), persistent=False)
         module.register_parameter(DELTA, parameter(torch.zeros(self.size(layer)), module))
 
+    def attach(self, model: nn.Module) -> nn.Module:
+        """As every adapter; where the weight can be decoded, the layer multiplies once, with the sum of both."""
+        model = super().attach(model)
+        if self.setting.base in DECODED:
+            for name, hook in self._hooks.items():
+                hook.remove()
+                self._hooks[name] = _Combined(model.get_submodule(name))
+        return model
+
     def added(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """x dW^T; the gradient of the whole weight exists for a moment, in the backward pass of one layer."""
+        """x dW^T, a second product, on bases whose kernels multiply with something else than the decoded weight.
+
+        The gradient of the whole weight exists for a moment, in the backward pass of one layer.
+        """
         from harness.methods.selective.places import sparse_product
 
         return sparse_product(x.float(), module)
@@ -93,7 +108,7 @@ class _SpIEL(WeightDelta):
         from safetensors.torch import save_file
 
         tensors: dict[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        tensors |= {n: b for n, b in model.named_buffers() if n.endswith(f".{INDEX}")}
+        tensors |= {n: narrow(b) for n, b in model.named_buffers() if n.endswith(f".{INDEX}")}
         save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, folder / TENSORS_FILE)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
@@ -106,6 +121,26 @@ class _SpIEL(WeightDelta):
             model.get_buffer(name).copy_(places_of_layer)
         load_tensors(model, folder, skip=places.keys())
         return model
+
+
+class _Combined:
+    """A layer's forward pass as one product with W + delta, until it is removed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        self.module.forward = self.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (W + delta)^T + b."""
+        from harness.methods.selective.places import combined_product
+
+        y = combined_product(x, self.module)
+        bias = self.module.bias
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def remove(self) -> None:
+        """The layer multiplies as its class does."""
+        del self.module.forward
 
 
 def _declare(name: str, summary: str, lr_factor: float, source: str) -> Declaration:
@@ -122,6 +157,7 @@ def _declare(name: str, summary: str, lr_factor: float, source: str) -> Declarat
         defaults={"r": 8, "interval": 20, "watched": 5},
         defaults_source=f"the released code, whose interval of 100 steps is for runs of thousands; {source}",
         lr_factor=lr_factor,
+        revision=2,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from harness.errors import Unsupported
 from harness.methods.base import Batch
 from runners.worker import examples
 from runners.worker.batches import calibration_batches
@@ -31,9 +32,31 @@ def run(ctx: Context) -> None:
     check_start(ctx)
     ctx.examples = examples.draw(ctx)
     if ctx.trains:
-        ctx.method.calibrate(ctx.model, lambda n: calibration_batches(ctx, n))
-        if found := ctx.method.search(ctx.model, lambda n: calibration_batches(ctx, n), validation_batches(ctx)):
-            ctx.facts["search"] = found
+        check_budget(ctx)
+        seen = ctx.searched
+        with seen.timed(ctx.device):
+            found = ctx.method.calibrate(ctx.model, lambda n: seen.counting(calibration_batches(ctx, n)))
+            chosen = ctx.method.search(
+                ctx.model, lambda n: seen.counting(calibration_batches(ctx, n)), validation_batches(ctx)
+            )
+        if found:
+            ctx.facts["calibration"] = found
+        if chosen:
+            ctx.facts["search"] = chosen
+
+
+def check_budget(ctx: Context) -> None:
+    """Raise if a search leaves no step for the training loop.
+
+    Raises:
+        Unsupported: so it is.
+    """
+    taken = ctx.method.search_steps
+    if taken and ctx.method.loop_steps < 1:
+        raise Unsupported(
+            f"{ctx.method.declaration.name} takes {taken} of the cell's {ctx.steps} steps for its search, and none is "
+            "left to train: raise the steps or lower the search's"
+        )
 
 
 def validation_batches(ctx: Context) -> Callable[[int], Iterable[Batch]] | None:

@@ -7,9 +7,10 @@ windows open, what follows from its energy after they are closed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def run(ctx: Context) -> None:
     """
     if not ctx.trains:
         return
-    if takes_whole_steps(ctx) and ctx.training.gradient_accumulation > 1:
+    if ctx.method.whole_steps and ctx.training.gradient_accumulation > 1:
         raise Unsupported(
             f"{ctx.method.declaration.name} takes whole steps of its own; with gradient accumulation each micro-batch "
             "would be one"
@@ -76,7 +77,9 @@ def run(ctx: Context) -> None:
     )
     trainer.train()
     hooks.check_moved(trainer.model)
-    ctx.model = ctx.method.finish(trainer.model)
+    ctx.model = finished(ctx, trainer)
+    if type(ctx.method).finalize is Method.finalize and (chosen := ctx.method.facts()):
+        ctx.facts["method"] = chosen
     ctx.model.eval()
     record_speed(ctx, clock, trainer)
     record_memory(ctx, hooks.attribution)
@@ -89,6 +92,14 @@ def run(ctx: Context) -> None:
     ctx.series["grad_norm"] = tuple(torch.stack(trainer.grad_norms).float().cpu().tolist())
     tail = losses[-max(1, len(losses) // 10) :]
     ctx.record("train_loss", statistics.fmean(tail), source="mean over the last tenth of the steps", n=len(tail))
+
+
+def finished(ctx: Context, trainer: MatrixTrainer) -> Any:
+    """The model after the method's ``finish``, whose time is training's where it takes steps of the budget."""
+    if not ctx.method.search_steps:
+        return ctx.method.finish(trainer.model)
+    with ctx.searched.timed(ctx.device):
+        return ctx.method.finish(trainer.model)
 
 
 def after(ctx: Context, span: Span) -> None:
@@ -149,19 +160,11 @@ def first_batch(ctx: Context) -> dict[str, Any]:
     return to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(rows))
 
 
-def takes_whole_steps(ctx: Context) -> bool:
-    """Whether the method replaces the training step, backward pass and update included."""
-    return type(ctx.method).training_step is not Method.training_step
-
-
 def count_step(ctx: Context) -> Reading:
     """``step_flops``, on a forward and backward pass whose gradients are dropped; the weights are not touched.
 
     Gradient checkpointing is off meanwhile: what it computes twice is the hardware's work, not the model's.
     """
-    if takes_whole_steps(ctx):
-        why = {"why": "the method has a training step of its own, which changes the weights when it is counted"}
-        return missing("step_flops", "not_supported", source=FLOP_COUNTER, details=why)
 
     def step() -> None:
         outputs = ctx.model(**batch)
@@ -170,7 +173,10 @@ def count_step(ctx: Context) -> Reading:
     try:
         batch = first_batch(ctx)
         tokens = batch["input_ids"].numel()
-        with _as_it_was(ctx):
+        if ctx.method.whole_steps:
+            with _as_it_was(ctx), _undone(ctx.model), _step_of_its_own(ctx, batch) as own:
+                return step_flops(own, ctx.model, tokens)
+        with _as_it_was(ctx), ctx.method.counted(ctx.model):
             return step_flops(step, ctx.model, tokens, micro_batches=ctx.training.gradient_accumulation)
     except Exception as error:  # an instrument never harms the cell
         why_missing: WhyMissing = "oom" if is_out_of_memory(error) else "failed"
@@ -178,6 +184,31 @@ def count_step(ctx: Context) -> Reading:
         return missing("step_flops", why_missing, source=FLOP_COUNTER, details=details)
     finally:
         ctx.model.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _undone(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards the trainable parameters are what they were; meanwhile a copy of them lies in the host's memory."""
+    kept = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, values in kept.items():
+                model.get_parameter(name).copy_(values)
+
+
+@contextlib.contextmanager
+def _step_of_its_own(ctx: Context, batch: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    """The method's own training step, of a copy of the method: its counters and states are those of no real step."""
+    method = copy.copy(ctx.method)
+    optimizer = method.optimizer(ctx.model)
+    try:
+        yield lambda: method.training_step(ctx.model, batch)
+    finally:
+        release = getattr(optimizer, "release", None)
+        if release is not None:
+            release()
 
 
 def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None:
@@ -198,8 +229,14 @@ def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None
             ctx.record_missing(name, "failed", source=source, error="the clock went back")
         ctx.record_missing("mfu", "failed", source=source, error="the clock went back")
         return
+    taken, searched = ctx.method.search_steps, ctx.searched
     seconds = math.fsum(steps) / 1e3
-    ctx.record("train_s", seconds, source=source, n=len(steps))
+    if taken:
+        seconds += searched.seconds
+        ctx.record("search_steps", taken, source="the method's parameters")
+        ctx.record("search_s", searched.seconds, source="time.perf_counter", n=taken)
+        ctx.facts["budget"] = {"steps": ctx.steps, "search_steps": taken, "loop_steps": len(steps)}
+    ctx.record("train_s", seconds, source=source, n=len(steps), details={"search_s": searched.seconds} if taken else {})
     ctx.record("first_step_ms", steps[0], source=source, n=1)
     steady: dict[str, Any] = {"step_ms": steps[STEPS_LEFT_OUT:], "data_wait_ms": waits[STEPS_LEFT_OUT:]}
     for name, values in steady.items():
@@ -208,7 +245,10 @@ def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None
         else:
             ctx.record(name, statistics.median(values), source=source, n=len(values), spread=statistics.stdev(values))
     samples = len(steps) * ctx.training.batch_size * ctx.training.gradient_accumulation
-    ctx.record("train_tokens_per_s", trainer.tokens / seconds, source=source, n=len(steps))
+    tokens = trainer.tokens
+    if taken:
+        samples, tokens = samples + searched.samples, tokens + searched.tokens
+    ctx.record("train_tokens_per_s", tokens / seconds, source=source, n=len(steps))
     ctx.record("train_samples_per_s", samples / seconds, source=source, n=len(steps))
     step_ms = ctx.metrics["step_ms"].value
     if step_ms is None:

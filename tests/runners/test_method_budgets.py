@@ -1,0 +1,122 @@
+"""What a record says of a method's cost: steps, operations and optimizer state, whatever the method did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runners.conftest import Bench
+
+STEPS = 24
+METHODS: list[Any] = [
+    "full",
+    "lisa",
+    "owlore",
+    "lora",
+    "mezo",
+    "lomo",
+    "zo-forward-grad",
+    "natural-galore",
+    "lt-sft",
+    "diffora",
+    "lofit",
+    "grafting",
+    "hft",
+    {"name": "int21", "params": {"repair_steps": 2}},
+    {"name": "flexora", "params": {"search_steps": STEPS}},
+]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, dict[str, Any]]:
+    """The cells of one sweep, by method."""
+    root = tmp_path_factory.mktemp("budgets")
+    (root / "peft-matrix.yaml").write_text("version: 1\n")
+    bench = Bench(
+        root,
+        {
+            "name": "budgets",
+            "models": [str(tiny_model)],
+            "methods": METHODS,
+            "tasks": [{"name": "strings-copy", "train_items": 64, "validation_items": 8, "test_items": 8}],
+            "training": {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32},
+            "evaluation": {"batch_size": 8},
+            "limits": {"threads": 1, "timeout_s": 120},
+        },
+    )
+    run = bench("run", str(bench.write()))
+    found = {r["cell"]["method"]["name"]: r for r in bench.records()}
+    assert found, run.stdout + run.stderr
+    return found
+
+
+def value(record: dict[str, Any], name: str) -> float:
+    reading = record["metrics"][name]
+    assert reading["value"] is not None, json.dumps(reading)
+    return float(reading["value"])
+
+
+def test_every_cell_of_the_sweep_ended_as_it_should(records: dict[str, dict[str, Any]]) -> None:
+    endings = {name: (r["outcome"]["status"], r["outcome"]["reason"]) for name, r in records.items()}
+    status, reason = endings.pop("flexora")
+    assert status == "unsupported"
+    assert f"takes {STEPS} of the cell's {STEPS} steps for its search" in reason
+    assert {name: ending for name, ending in endings.items() if ending[0] != "ok"} == {}
+
+
+def test_a_state_that_grows_is_recorded_at_its_largest(records: dict[str, dict[str, Any]]) -> None:
+    # the blocks' matrices keep 20 projected gradients: more than the two moments of AdamW
+    assert value(records["natural-galore"], "optimizer_state_bytes") > value(records["full"], "optimizer_state_bytes")
+
+
+@pytest.mark.parametrize("name", ["lisa", "owlore"])
+def test_blocks_that_are_asleep_cost_no_weight_gradient(records: dict[str, dict[str, Any]], name: str) -> None:
+    # of two blocks both are awake: nothing is saved here, and nothing may be lost in counting
+    assert value(records[name], "step_flops") == value(records["full"], "step_flops")
+    assert records[name]["environment"]["facts"]["method"]["awake"] == {"0": [0, 1], "20": [0, 1]}
+
+
+def test_a_step_of_the_method_s_own_is_counted_and_undone(records: dict[str, dict[str, Any]]) -> None:
+    forward = records["mezo"]["metrics"]["step_flops"]["details"]["linear_forward_flops"]
+    assert value(records["mezo"], "step_flops") == pytest.approx(forward, rel=0.2)  # two forward passes, both in it
+    assert value(records["lomo"], "step_flops") > 1.5 * value(records["full"], "step_flops")  # two backward passes
+    assert value(records["zo-forward-grad"], "step_flops") > 0
+
+
+@pytest.mark.parametrize(("name", "taken"), [("diffora", 6), ("lofit", 6), ("grafting", 6), ("int21", 2)])
+def test_steps_of_a_search_are_the_cell_s_own(records: dict[str, dict[str, Any]], name: str, taken: int) -> None:
+    record = records[name]
+    assert len(record["series"]["step_ms"]) == STEPS - taken
+    assert record["environment"]["facts"]["budget"] == {
+        "steps": STEPS,
+        "search_steps": taken,
+        "loop_steps": STEPS - taken,
+    }
+    assert value(record, "search_steps") == taken
+    loop_s = sum(record["series"]["step_ms"]) / 1e3
+    assert value(record, "train_s") == pytest.approx(loop_s + value(record, "search_s"))
+    assert value(record, "search_s") > 0
+    # 4 sequences a step, in the loop and in the search
+    assert value(record, "train_samples_per_s") * value(record, "train_s") == pytest.approx(4 * STEPS)
+
+
+def test_rows_without_a_search_have_no_such_numbers(records: dict[str, dict[str, Any]]) -> None:
+    for name in ("lora", "lt-sft", "full"):
+        assert not {"search_s", "search_steps"} & records[name]["metrics"].keys()
+        assert len(records[name]["series"]["step_ms"]) == STEPS
+
+
+def test_what_a_method_chose_is_in_its_record(records: dict[str, dict[str, Any]]) -> None:
+    facts = {name: record["environment"]["facts"] for name, record in records.items()}
+    assert len(facts["owlore"]["calibration"]["outlier_shares"]) == 2
+    assert facts["owlore"]["calibration"]["drawn_by_outliers"] in (True, False)
+    assert sum(len(heads) for heads in facts["lofit"]["calibration"]["heads"].values()) == 1
+    assert len(facts["lofit"]["calibration"]["loss"]) == 6
+    assert len(facts["int21"]["calibration"]["divergence"]) == 2
+    assert len(facts["diffora"]["search"]["loss"]) == 6
+    assert any("mlp" in name for name in facts["hft"]["method"]["trained"])
+    for name in ("grafting", "lt-sft"):
+        assert sum(facts[name]["method"]["kept_entries"].values()) > 0
