@@ -37,7 +37,7 @@
   // --- controls
   const note = (section, kind) => {
     const found = section.limits[kind];
-    if (found.metric === null) return `${NAME[kind]}: no row here has a reading (${found.why}), so this limit cannot be applied.`;
+    if (found.metric === null) return `${NAME[kind]}: no row here has a reading (${found.why}), so this limit is ignored.`;
     const [least, most] = span(section, kind).map((value) => PM.number(value / SIZE[kind]));
     const without = section.rows.filter((row) => row.status === "ok" && (row.limits[kind] ?? null) === null).length;
     const kindNote = PLAIN[kind].includes(found.metric) ? "" : `No row has ${ASKED[kind]} itself; applied to: `;
@@ -163,9 +163,9 @@
     const lines = [];
     if (!ranked.length) {
       const reasons = section.rows.some((row) => row.marks.length) ? "every row is marked, see its note" : "no stored samples to test";
-      lines.push(PM.make("p", {}, `No recommendation: no row of this table is ranked (${reasons}). The front below goes by the numbers alone.`));
+      lines.push(PM.make("p", {}, `No recommendation: no row of this table is ranked (${reasons}). The Pareto front below uses the numbers alone.`));
     } else if (!fitting.length) {
-      lines.push(PM.make("p", {}, `No ranked row meets every limit${unknown ? `; ${unknown} could not be judged, having no reading` : ""}. The nearest limit to relax: ${nearest(section, ranked)}`));
+      lines.push(PM.make("p", {}, `No ranked row meets every limit${unknown ? `; ${unknown} have no reading and could not be judged` : ""}. The nearest limit to relax: ${nearest(section, ranked)}`));
     } else {
       const [first, second] = fitting;
       lines.push(PM.make("p", { class: "answer" }, link(section, first)));
@@ -185,6 +185,6 @@
       const least = Math.min(...values);
       return least > limits[kind] ? `the least ${section.limits[kind].label} of any row is ${PM.number(least / SIZE[kind])} ${UNIT[kind] || section.limits[kind].unit}.` : "";
     });
-    return needs.find((text) => text) || "each alone can be met, all together cannot.";
+    return needs.find((text) => text) || "each limit alone can be met, all together cannot.";
   };
 })();

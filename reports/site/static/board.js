@@ -72,7 +72,7 @@
     }));
     element.removeAllListeners?.("plotly_click");
     element.on("plotly_click", (event) => { const page = event.points[0].customdata; if (page) location.href = `cells/${page}.html`; });
-    caption.textContent = `Bars: 95 % interval where there is one, else one standard deviation over seeds. Click a mark for its cell. ${fine ? "" : "Bars are left out above 400 rows. "}Every value stands in the table.`;
+    caption.textContent = `Bars: 95 % interval where there is one, else one standard deviation over seeds. Click a mark for its cell. ${fine ? "" : "Bars are left out above 400 rows. "}The table has every value.`;
   };
 
   // --- everything together

@@ -35,7 +35,7 @@
   const draw = () => {
     const { rows, shown, of, right } = samples[Number(arm.value)];
     document.getElementById("samples-note").textContent =
-      `The first ${shown.toLocaleString("en-US")} of ${of.toLocaleString("en-US")} scored items; ${right.toLocaleString("en-US")} of all are right. The rest lies beside the record.`;
+      `The first ${shown.toLocaleString("en-US")} of ${of.toLocaleString("en-US")} scored items; ${right.toLocaleString("en-US")} of all are right. The record has the rest.`;
     if (grid) grid.destroy();
     const table = PM.make("table", { class: "board samples", "aria-label": "Scored items" });
     document.getElementById("samples").replaceChildren(table);

@@ -151,7 +151,7 @@
         if (row.front) line.classList.add("front");
         if (row.rank !== null && row.rank[0] === 1) line.classList.add("leading");
       },
-      language: { zeroRecords: "No row is left: clear a filter or a limit.", emptyTable: "No rows.", searchBuilder: { title: { 0: "", _: "" }, add: "Add a filter" } },
+      language: { zeroRecords: "No row matches: clear a filter or a limit.", emptyTable: "No rows.", searchBuilder: { title: { 0: "", _: "" }, add: "Add a filter" } },
     });
     PM.grid = grid;
     grid.table().container().querySelectorAll(".dt-scroll-body").forEach((body) => {

@@ -27,7 +27,7 @@
           text: runs.map((run) => `stack ${run.stack}`), hovertemplate: "%{x}: %{y:.5~g}<br>%{text}<extra></extra>" };
       }),
     }));
-    document.getElementById("trend-caption").textContent = kept.length > MOST ? `The first ${MOST} of ${kept.length} cells are drawn; narrow them down by a part of their label. All stand in the table.` : "";
+    document.getElementById("trend-caption").textContent = kept.length > MOST ? `The first ${MOST} of ${kept.length} cells are drawn; filter them by a part of their label. The table has all of them.` : "";
     const rows = kept.flatMap((cell) => cell.runs.map((run) => PM.make("tr", {}, PM.make("th", { scope: "row" }, PM.make("bdi", {}, cell.label)), PM.make("td", {}, run.finished), PM.make("td", {}, run.status), PM.make("td", { class: "number" }, PM.number(run.values[metric.key], 4)), PM.make("td", {}, PM.make("code", {}, run.stack || "—")))));
     document.getElementById("values").replaceChildren(PM.make("thead", {}, PM.make("tr", {}, ...["cell", "finished", "ended", `${metric.label} (${metric.unit})`, "software stack"].map((name) => PM.make("th", { scope: "col" }, name)))), PM.make("tbody", {}, ...rows));
   };
