@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages outside ``docs/`` and the module list.
+"""Hooks of the documentation site: navigation, pages outside ``docs/``, and the module list.
 
 Pages link to files elsewhere in the repository (``../runners/sweeps/x.yaml``). Those links work on a forge; here the
 linked files are added to the site under ``source/``, so that the strict build checks every link. A link to a folder
@@ -18,9 +18,32 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "README.md", "results/README.md")
+SECTIONS = {"howto": "How-to", "findings": "Findings", "decisions": "Decisions"}  # folder to section of the navigation
 PACKAGES = ("peft_matrix", "reports", "runners", "tasks", "harness")
 NOT_ON_SITE = ("docs/pages.html",)  # the index of the boards on GitHub Pages
 MARK = "<!-- modules -->"
+
+
+def on_config(config: Any) -> Any:
+    """Add every page of ``docs/`` that the navigation does not name to the section of its folder."""
+    docs = ROOT / "docs"
+    named = set(re.findall(r"\S+\.md", str(config.nav).replace("'", " ")))
+    for page in sorted([*docs.glob("*.md"), *(p for folder in SECTIONS for p in (docs / folder).glob("*.md"))]):
+        uri = page.relative_to(docs).as_posix()
+        if uri not in named:
+            title = page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+            section = SECTIONS.get(posixpath.dirname(uri), "More")
+            _section(config.nav, section).append({title: uri})
+    return config
+
+
+def _section(nav: list[Any], name: str) -> list[Any]:
+    for entry in nav:
+        if name in entry:
+            found: list[Any] = entry[name]
+            return found
+    nav.append({name: []})
+    return _section(nav, name)
 
 
 def on_files(files: Any, config: Any) -> Any:
