@@ -23,6 +23,7 @@ RUN python -m venv .venv \
     && .venv/bin/uv pip install --no-cache -c constraints.txt --index-url "$TORCH_INDEX" torch \
     && .venv/bin/uv pip install --no-cache -c constraints.txt -r pyproject.toml --extra quant --extra methods --extra query
 
+COPY --chown=matrix peft_matrix peft_matrix
 COPY --chown=matrix harness harness
 COPY --chown=matrix tasks tasks
 COPY --chown=matrix runners runners

@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from harness.canonical import digest_file, digest_text
+from harness.digests import digest_file, digest_text
 
 SETTLED_S = 2.0
 """Age from which on a file's times tell whether it was written again; file systems keep them to two seconds."""

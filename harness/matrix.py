@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from harness.canonical import canonical_json, digest_text, slug
+from harness.digests import canonical_json, digest_text, slug
 
 KEY_VERSION = 1
 KEY_CHARACTERS = 16

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import digest
+from harness.digests import digest
 from harness.hardware import cgroup_limits, core_count, cpu_model, find_gpus
 
 PACKAGES = (

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness import layouts
-from harness.canonical import digest
+from harness import migrations
+from harness.digests import digest
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -173,7 +173,7 @@ class Record(Frozen):
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "record", id_prefix: str = "") -> Record:
-        """Read a stored record; one of an older layout is upgraded (:mod:`harness.layouts`) and keeps its id.
+        """Read a stored record; one of an older layout is upgraded (:mod:`harness.migrations`) and keeps its id.
 
         Args:
             text: what :meth:`to_json` wrote.
@@ -207,7 +207,7 @@ class Record(Frozen):
         if not actual_id.startswith(id_prefix):
             raise UserError(f"another record than expected: its id does not begin with {id_prefix}", where=where)
         try:
-            record = cls.model_validate(layouts.upgrade(data, to=SCHEMA_VERSION))
+            record = cls.model_validate(migrations.upgrade(data, to=SCHEMA_VERSION))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a record: {error}", where=where) from error
         record.__dict__["id"] = actual_id  # cached_property: the dearest step need not be done twice

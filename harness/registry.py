@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from harness.canonical import digest, digest_file
+from harness.digests import digest, digest_file
 from harness.errors import UserError, did_you_mean
 
 T = TypeVar("T")

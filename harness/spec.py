@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.canonical import canonical_json
+from harness.digests import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
 

@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.canonical import digest_text
+from harness.digests import digest_text
 from harness.errors import UserError, did_you_mean
-from harness.store import Store
+from harness.store.store import Store
 
 MARKER = "peft-matrix.yaml"
 MANIFEST = "manifest.json"

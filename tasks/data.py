@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.canonical import canonical_json, digest
+from harness.digests import canonical_json, digest
 from harness.errors import UserError
 from harness.file_digests import FileDigests
 from tasks import formats

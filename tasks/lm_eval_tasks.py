@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from harness.canonical import digest, digest_file
+from harness.digests import digest, digest_file
 from harness.errors import UserError
 
 FOLDER = Path("tasks") / "lm-eval"

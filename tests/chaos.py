@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.store import Store
+from harness.store.store import Store
 from tests.runners import cheap
 
 REPOSITORY = Path(__file__).parents[1]

@@ -100,7 +100,7 @@ def test_a_finished_sweep_needs_no_heavy_library(bench: Bench) -> None:  # noqa:
     assert bench("run", path).returncode == 0
     script = (
         "import sys; sys.argv = ['peft-matrix', 'run', sys.argv[1]]\n"
-        "from harness.cli import main\n"
+        "from peft_matrix.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "print(sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)))\n"

@@ -10,9 +10,9 @@ import pytest
 import typer
 
 from harness import metrics
-from harness.cli import app
 from harness.record import Record
-from harness.store import samples_schema
+from harness.store.store import samples_schema
+from peft_matrix.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.store import Store
-from reports.publish import publish_board
-from runners.listing import recorded_keys
+from harness.store.store import Store
+from reports.board.publish import publish_board
+from runners.tools.queries import recorded_keys
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -71,7 +71,7 @@ def test_a_committed_board_is_what_its_records_render_to(sweep: str, tmp_path: P
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli", "reproduce", "--check", "--json"]
+    command = [sys.executable, "-m", "peft_matrix.cli", "reproduce", "--check", "--json"]
     where = ["--results", str(REFERENCE / "cpu-2core-claims"), "--out", str(tmp_path)]
     done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=ROOT, check=True)
     rows = json.loads(done.stdout)

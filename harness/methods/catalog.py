@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from harness.methods.after.merging import TABLE as COMBINED
 from harness.methods.base import Declaration, Method
-from harness.methods.peft_table import NOT_OFFERED, table
+from harness.methods.merging.merge_adapters import TABLE as COMBINED
+from harness.methods.peft.table import NOT_OFFERED, table
 from harness.registry import Registry
 
 METHODS: Registry[type[Method]] = Registry(
@@ -57,11 +57,11 @@ METHODS: Registry[type[Method]] = Registry(
         "zo-forward-grad": "harness.methods.zeroth_order.family:ZoForwardGradient",
         "zo-blockwise": "harness.methods.zeroth_order.family:ZoBlockwise",
         "zo-hybrid": "harness.methods.zeroth_order.family:ZoHybrid",
-        "compeft": "harness.methods.after.compeft:ComPeft",
-        **{name: f"harness.methods.after.merging:{name}" for name in COMBINED},
-        "portllm": "harness.methods.after.transfer:PortLlm",
-        "proxy-tuning": "harness.methods.after.proxy:ProxyTuning",
-        "ft-transfer": "harness.methods.after.transfer:FineTuningTransfer",
+        "compeft": "harness.methods.merging.compeft:ComPeft",
+        **{name: f"harness.methods.merging.merge_adapters:{name}" for name in COMBINED},
+        "portllm": "harness.methods.merging.transfer:PortLlm",
+        "proxy-tuning": "harness.methods.merging.proxy:ProxyTuning",
+        "ft-transfer": "harness.methods.merging.transfer:FineTuningTransfer",
         "series-adapter": "harness.methods.adapters.series:Series",
         "parallel-adapter": "harness.methods.adapters.parallel:Parallel",
         "mam": "harness.methods.adapters.mam:MAM",
@@ -82,7 +82,7 @@ METHODS: Registry[type[Method]] = Registry(
         "nola": "harness.methods.lowrank.nola:NOLA",
         "ba-lora": "harness.methods.lowrank.balora:BALoRA",
         "lora-ggpo": "harness.methods.lowrank.ggpo:LoRAGGPO",
-        **{name: f"harness.methods.peft_method:{name}" for name in table()},
+        **{name: f"harness.methods.peft.method:{name}" for name in table()},
     },
 )
 """The registry behind the key ``methods`` of a sweep."""

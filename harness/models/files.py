@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import digest
+from harness.digests import digest
 from harness.errors import UserError
 from harness.file_digests import FileDigests
 

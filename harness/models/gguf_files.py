@@ -16,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.canonical import digest_file
+from harness.digests import digest_file
 from harness.errors import Unsupported, UserError
 from harness.file_digests import FileDigests
 from harness.models import hub
+from harness.models.build_once import made_once
 from harness.models.files import files_digest
-from harness.models.once import made_once
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"

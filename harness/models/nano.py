@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.models.once import made_once
+from harness.models.build_once import made_once
 from harness.models.sources import Examples, Recipe, TaskDigest
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")

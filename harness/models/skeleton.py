@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
-from harness.canonical import digest
+from harness.digests import digest
 from harness.errors import Unsupported, UserError, did_you_mean
-from harness.models.once import made_once
+from harness.models.build_once import made_once
 from harness.yamlfile import load_yaml
 
 PRESETS = Path(__file__).with_name("skeletons.yaml")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import digest
+from harness.digests import digest
 from harness.errors import UserError, did_you_mean
 from harness.file_digests import FileDigests
 from harness.models import files, gguf_files, hub

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.canonical import digest, digest_file
+from harness.digests import digest, digest_file
 from harness.errors import Unsupported
-from harness.models.once import made_once
+from harness.models.build_once import made_once
 from harness.provenance import SIDE_PACKAGES, packages
 from harness.quantizers.base import Quantizer
 from harness.quantizers.layers import plain_linears

@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from runners.executors.base import Ended, Lease, Message
-from runners.executors.outside import OutsideProcess
+from runners.executors.side_environment import OutsideProcess
 from runners.worker.job import JOB_FILE, Job
 from runners.worker.process import WORK, entry
 

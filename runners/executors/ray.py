@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware
-from harness.canonical import digest_text
+from harness.digests import digest_text
 from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.local import PRELOAD

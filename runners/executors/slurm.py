@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware
-from harness.canonical import canonical_json
+from harness.digests import canonical_json
 from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.local import PRELOAD

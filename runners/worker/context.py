@@ -24,7 +24,7 @@ from tasks.scoring import Scored
 from tasks.task import Item, Task
 
 if TYPE_CHECKING:
-    from runners.worker.examples import Examples
+    from runners.worker.few_shot import Examples
 
 RANDOM_WEIGHTS = "random weights: the model stands for memory, speed and energy, and its answers mean nothing"
 

@@ -47,11 +47,11 @@ class Job:
         python: that environment's interpreter.
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
-        tuning: how the cell's learning rate was chosen (:mod:`runners.tuning`), for the record.
+        tuning: how the cell's learning rate was chosen (:mod:`runners.planning.tuning`), for the record.
         out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
             accumulation, stage and reason; this attempt halves the batch as many times.
         beat_s: seconds between two signs of life.
-        owner: which process scheduled it (:func:`runners.leftovers.owner`).
+        owner: which process scheduled it (:func:`runners.running.recovery.owner`).
         results: the store its record is for.
         only_build: make the cell's built-in model and end, without running the cell.
     """

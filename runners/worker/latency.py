@@ -23,8 +23,8 @@ from harness.record import Reading, WhyMissing
 from harness.spec import Probes
 from harness.stats import TOO_FEW, fewest_for, percentile
 from runners.worker.context import Context, context_length
+from runners.worker.inference_timing import Clock, Decoder, LengthMismatch, NoCache, Shape, Timing
 from runners.worker.memory import is_out_of_memory, release
-from runners.worker.requests import Clock, Decoder, LengthMismatch, NoCache, Shape, Timing
 
 Arm = Literal["unmerged", "merged"]
 Entry = dict[str, Any]

@@ -26,8 +26,8 @@ from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
-from harness.store import samples_ref, samples_to_parquet
-from runners.plan import MODEL_KIND
+from harness.store.store import samples_ref, samples_to_parquet
+from runners.planning.plan import MODEL_KIND
 from runners.worker import model_files
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically

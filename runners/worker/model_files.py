@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import digest, digest_file
+from harness.digests import digest, digest_file
 from harness.errors import CheckFailed
 from harness.file_digests import FileDigests, stamp_of
 from harness.models import files, gguf_files, hub, sources

@@ -22,7 +22,7 @@ import torch
 from torch._dynamo import device_interface  # before torch.cuda's functions are replaced: it keeps references to them
 
 from harness.hardware import Gpu, probe
-from harness.quiet import quiet_stderr
+from harness.silence_stderr import quiet_stderr
 
 
 @contextmanager

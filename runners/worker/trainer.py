@@ -14,8 +14,8 @@ from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
-from runners.worker.pruning import Pruning
-from runners.worker.target import TargetWatch
+from runners.worker.time_to_target import TargetWatch
+from runners.worker.trial_pruning import Pruning
 
 if TYPE_CHECKING:
     from runners.worker.context import Context

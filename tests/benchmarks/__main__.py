@@ -21,7 +21,7 @@ Figure = tuple[str, str, str]
 """Name, value with unit, note."""
 
 REPOSITORY = Path(__file__).parents[2]
-CLI = [sys.executable, "-m", "harness.cli"]
+CLI = [sys.executable, "-m", "peft_matrix.cli"]
 REPEATS = 3
 
 
@@ -52,12 +52,12 @@ PLAN = """
 import resource, sys, time
 from pathlib import Path
 from harness import hardware, spec
-from runners import plan
+from runners.planning import plan
 from runners.workspace import Workspace
 began = time.perf_counter()
 sweep = spec.load(Path(sys.argv[1]))
 workspace = Workspace.discover(start=Path(sys.argv[2]), results=sys.argv[2] + "/none")
-from harness.store import Store
+from harness.store.store import Store
 made = plan.make(sweep, workspace, store=Store(workspace.results), machine=hardware.probe(), fingerprint="x")
 print(len(made.cells), time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

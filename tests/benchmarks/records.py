@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import canonical_json
+from harness.digests import canonical_json
 from harness.record import Record
-from harness.store import Store
+from harness.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "cpu-2core"
@@ -25,9 +25,9 @@ SEED = 987_654_321
 
 LOADED = """
 import resource, sys, time
-from harness import index
-from harness.store import Store
-from reports.frame import framed
+from harness.store import index
+from harness.store.store import Store
+from reports.data.frame import framed
 began = time.perf_counter()
 loaded = index.load(Store(sys.argv[1]))
 rows = framed(loaded.flat)
@@ -37,7 +37,7 @@ print(len(rows), rows.shape[1], loaded.read, time.perf_counter() - began, time.p
 
 WRITER = """
 import sys
-from harness.store import Store, samples_ref, samples_to_parquet
+from harness.store.store import Store, samples_ref, samples_to_parquet
 from tests.benchmarks.records import template
 record, samples = template()
 store = Store(sys.argv[1])

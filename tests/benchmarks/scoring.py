@@ -107,7 +107,7 @@ def main(model: str, workspace: str, name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from runners.worker import standard
+    from runners.worker import lm_eval_suite
     from runners.worker.lm_eval_model import LiveModel
     from tests.runners.context import context
 
@@ -115,12 +115,12 @@ def main(model: str, workspace: str, name: str) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     ctx = context(loaded, AutoTokenizer.from_pretrained(model), batch_size=BATCH, lm_eval=[name])
     ctx.job = type("Job", (), {"workspaces": (workspace,), "folder": workspace})()
-    standard.prepare(ctx)
+    lm_eval_suite.prepare(ctx)
     live = LiveModel(ctx)
     began = time.perf_counter()
     found = ctx.suite.run(ctx, live, ctx.evaluation.lm_eval[0])
     seconds = time.perf_counter() - began
-    scored = next(iter(standard.keep(ctx, live, found, "retained").values()))
+    scored = next(iter(lm_eval_suite.keep(ctx, live, found, "retained").values()))
     samples = [[s.correct, s.prediction] for s in scored]
     Path(workspace, f"{name}.json").write_text(json.dumps({"seconds": seconds, "samples": samples}))
 

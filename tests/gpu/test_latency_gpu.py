@@ -13,8 +13,8 @@ from harness.meters.catalog import build
 from harness.meters.nvml import visible_uuids
 from harness.meters.panel import Panel
 from harness.spec import Probes
+from runners.worker.inference_timing import Decoder, Shape
 from runners.worker.latency import decode_energy, joules_per_token, measure
-from runners.worker.requests import Decoder, Shape
 from tests.methods.tiny import llama
 
 pytestmark = [

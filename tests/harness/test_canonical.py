@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.canonical import canonical_json, digest, digest_file, digest_text
+from harness.digests import canonical_json, digest, digest_file, digest_text
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import index
-from harness.index import FILE, flatten, join, load
 from harness.metrics import missing, reading
 from harness.record import Span
-from harness.store import Store
+from harness.store import index
+from harness.store.index import FILE, flatten, join, load
+from harness.store.store import Store
 from tests.harness.examples import full_record, make_record
 from tests.harness.test_store import python
 
@@ -138,8 +138,8 @@ def test_columns_join_and_are_picked_like_the_records_they_are_of() -> None:
 
 BUSY = """
 import sys
-from harness.index import load
-from harness.store import Store
+from harness.store.index import load
+from harness.store.store import Store
 from tests.harness.examples import make_record
 store = Store(sys.argv[1])
 print("ready", flush=True)

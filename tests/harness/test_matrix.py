@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.canonical import slug
+from harness.digests import slug
 from harness.matrix import KEY_CHARACTERS, Axes, Cell, Pattern, Point, expand, make_cell
 from tests.harness.test_canonical import JSON, TEXT, shuffled
 

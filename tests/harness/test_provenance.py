@@ -174,9 +174,9 @@ def test_a_git_that_hangs_is_given_up(repository: Path, monkeypatch: pytest.Monk
 
 def test_what_is_published_does_not_name_the_places_of_this_machine(tmp_path: Path) -> None:
     root = Path(provenance.__file__).parents[1]
-    text = f'File "{root}/harness/store.py", line 3; {sys.prefix}/lib/x.py; {json.__file__}; {tmp_path}/job.json'
+    text = f'File "{root}/harness/store/store.py", line 3; {sys.prefix}/lib/x.py; {json.__file__}; {tmp_path}/job.json'
     told = provenance.without_own_paths(text, job=tmp_path)
     assert not [place for place in (str(root), sys.prefix, sys.base_prefix, str(tmp_path)) if place in told]
-    assert 'File "<checkout>/harness/store.py", line 3; <environment>/lib/x.py' in told
+    assert 'File "<checkout>/harness/store/store.py", line 3; <environment>/lib/x.py' in told
     assert told.endswith("<job>/job.json")
     assert "json/__init__.py" in told

@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.record import Outcome
-from harness.store import Entry, Store, current, samples_ref, samples_to_parquet, short_fingerprint
+from harness.store.store import Entry, Store, current, samples_ref, samples_to_parquet, short_fingerprint
 from tests.harness.examples import make_record, make_samples, sample
 
 ROOT = Path(__file__).parents[2]
@@ -352,7 +352,7 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from harness.errors import UserError
-from harness.store import Store
+from harness.store.store import Store
 from tests.harness.examples import make_record
 store, kept = Store(sys.argv[1]), 0
 try:
@@ -399,7 +399,7 @@ def test_samples_are_there_before_the_record_that_refers_to_them(
 # --- many writers, and writers that die ----------------------------------------------------------
 WRITER = """
 import sys
-from harness.store import Store, samples_ref
+from harness.store.store import Store, samples_ref
 from tests.harness.examples import make_record, make_samples
 store, start, stop = Store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 data = make_samples()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.store import Store
+from harness.store.store import Store
 from tests.harness.test_store import python
 
 CLAIMER = """
 import sys
-from harness.store import Store
+from harness.store.store import Store
 claim = Store(sys.argv[1]).claim(sys.argv[2])
 print("mine" if claim else "taken", flush=True)
 sys.stdin.read()  # until the parent closes it

@@ -11,8 +11,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.record import Outcome, Record
-from harness.store import Store, samples_ref
-from harness.upkeep import merge, remove, waste
+from harness.store.gc import remove, waste
+from harness.store.merge import merge
+from harness.store.store import Store, samples_ref
 from tests.harness.examples import make_record, make_samples
 from tests.harness.test_store import python
 from tests.harness.test_store_claims import CLAIMER

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from harness.record import Record
-from reports.frame import marks
-from reports.publish import publish_board
+from reports.board.publish import publish_board
+from reports.data.frame import marks
 from tests.runners.conftest import REPOSITORY, Bench, bench, tiny_model  # noqa: F401 - fixtures
 from tests.sim_nvml import plugins
 from tests.sim_nvml.simulator import SimDevice, Simulator, constant

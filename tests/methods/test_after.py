@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from harness.errors import Unsupported, UserError
-from harness.methods.after import rules
-from harness.methods.after.compeft import is_head, trained
-from harness.methods.after.merging import TABLE
 from harness.methods.base import Ingredient, Workshop
 from harness.methods.catalog import METHODS
+from harness.methods.merging import rules
+from harness.methods.merging.compeft import is_head, trained
+from harness.methods.merging.merge_adapters import TABLE
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, finalized, gap, llama, logits, made, train
 
 

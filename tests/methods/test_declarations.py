@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.base import Method
 from harness.methods.catalog import METHODS, to_markdown
-from harness.methods.peft_table import NOT_OFFERED, table
+from harness.methods.peft.table import NOT_OFFERED, table
 from harness.quantizers.catalog import QUANTIZERS
 from harness.spec import load
 from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS

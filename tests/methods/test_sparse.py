@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from harness.errors import CheckFailed
 from harness.meters.flops import count_flops
 from harness.methods.modules import TENSORS_FILE
-from harness.methods.selective.places import SparseSM3, combined_product, grow, scattered
 from harness.methods.selective.principal import PrincipalAdamW, principal
+from harness.methods.selective.spiel_ops import SparseSM3, combined_product, grow, scattered
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama, made, train
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.canonical import digest_file
+from harness.digests import digest_file
 from harness.errors import UserError
 from harness.models import nano, sources
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.canonical import digest_file
+from harness.digests import digest_file
 from harness.errors import Unsupported, UserError
 from harness.models import skeleton as skeletons
 from harness.models import sources

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from harness import stats
-from reports.importers.peft_suite import read
-from reports.regressions.detect import detect
-from reports.regressions.series import History, Point, Series
+from reports.apps.importers.peft_suite import read
+from reports.apps.regressions.detect import detect
+from reports.apps.regressions.series import History, Point, Series
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path(os.environ.get("PEFT_MATRIX_DATA", ROOT / ".." / "shared" / "data")) / "peft_method_comparison"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness import stats
-from reports.regressions.detect import Report, detect
-from reports.regressions.series import History, Point, Series
+from reports.apps.regressions.detect import Report, detect
+from reports.apps.regressions.series import History, Point, Series
 
 CELLS, NIGHTS, ITEMS = 40, 15, 1000
 ROUNDS = 200

@@ -30,7 +30,7 @@ from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.layers import in_head
 from harness.quantizers.measure import dequantize, linear_kinds
-from runners.compat import IN_PLACE, NOTHING_TRAINED, Pair, pair
+from runners.tools.compat import IN_PLACE, NOTHING_TRAINED, Pair, pair
 from tests.methods.tiny import (
     CAUSAL,
     attached,

@@ -10,7 +10,7 @@ import pytest
 
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
-from runners import compat
+from runners.tools import compat
 
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 SAMPLE = 40
@@ -19,7 +19,7 @@ SAMPLE = 40
 
 def test_the_table_loads_no_model_library() -> None:
     code = (
-        "import sys; from runners import compat; compat.to_markdown(compat.pairs());"
+        "import sys; from runners.tools import compat; compat.to_markdown(compat.pairs());"
         "sys.exit(any(m in sys.modules for m in ('torch', 'peft', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from harness import provenance
 from harness.errors import UserError
 from harness.quantizers.catalog import QUANTIZERS
 from runners import environments
-from runners.executors.outside import OutsideProcess
+from runners.executors.side_environment import OutsideProcess
 from runners.worker.job import LOG_FILE
 from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
 

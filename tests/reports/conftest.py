@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.store import Store
-from reports.board import BoardTable, build, load_board
+from harness.store.store import Store
+from reports.board.board import BoardTable, build, load_board
 from tests.reports.making import filled_store
 
 

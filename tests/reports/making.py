@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading, Record, Span
-from harness.store import Store, samples_ref, samples_to_parquet
+from harness.store.store import Store, samples_ref, samples_to_parquet
 
 ITEMS = 200
 ENVIRONMENT: dict[str, Any] = {
@@ -66,7 +66,7 @@ def cell(method: str = "lora", quantization: str = "none", seed: int = 0, **othe
 
 def key_of(of: dict[str, Any]) -> str:
     """A key: the same for the same cell."""
-    from harness.canonical import digest
+    from harness.digests import digest
 
     return digest({k: v for k, v in of.items() if k != "label"})[:16]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.about import describe
+from reports.board.provenance_summary import describe
 from tests.reports.making import ENVIRONMENT, cell, failed_record
 
 

@@ -11,9 +11,9 @@ import pytest
 from harness import stats
 from harness.errors import UserError
 from harness.metrics import reading
-from harness.store import Store
-from reports.board import Board, build, find_boards, load_board
-from reports.ranking import pareto_front, rank_rows
+from harness.store.store import Store
+from reports.board.board import Board, build, find_boards, load_board
+from reports.data.ranking import pareto_front, rank_rows
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 
@@ -228,7 +228,7 @@ def test_front_by_hand():
         row("same score, memory within noise", 0.9, 301.0, sd=5.0),
     ]
     axes = ["accuracy", "train.peak_rss_bytes"]
-    from reports.ranking import Ranking
+    from reports.data.ranking import Ranking
 
     front = pareto_front(rows, axes, "accuracy", Ranking())
     assert front == {"best", "small", "same score, memory within noise"}

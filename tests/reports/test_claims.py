@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from reports.reproduction.claims import BUILT_IN, load_claims
-from reports.reproduction.measuring import compute
+from reports.apps.reproduction.claims import BUILT_IN, load_claims
+from reports.apps.reproduction.measuring import compute
 
 GOOD = """
 paper: A paper

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.store import Store
-from reports.compare import compare, select
+from harness.store.store import Store
+from reports.apps.compare import compare, select
 from tests.reports.making import cell, filled_store, ok_record
 
 
@@ -68,7 +68,7 @@ def test_names_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:
 
 def test_the_verb(tmp_path: Path) -> None:
     filled_store(tmp_path)
-    command = [sys.executable, "-m", "harness.cli", "compare", "nano.lora.none", "nano.ia3.none"]
+    command = [sys.executable, "-m", "peft_matrix.cli", "compare", "nano.lora.none", "nano.ia3.none"]
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Smallest effect this comparison finds" in done.stdout

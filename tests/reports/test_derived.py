@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.store import Store, samples_ref, samples_to_parquet
-from reports.board import BoardTable, build, load_board
-from reports.derived import calibration_error, cut_items, expected_calibration_error, negative_flips
+from harness.store.store import Store, samples_ref, samples_to_parquet
+from reports.board.board import BoardTable, build, load_board
+from reports.data.derived import calibration_error, cut_items, expected_calibration_error, negative_flips
 from tests.reports.making import cell, ok_record, sample_rows
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import UserError
-from harness.store import Store
-from reports.board import build, load_board
-from reports.feeds import ATOM, atom, badge
-from reports.upload import upload
+from harness.store.store import Store
+from reports.apps.upload import upload
+from reports.board.board import build, load_board
+from reports.board.feeds import ATOM, atom, badge
 from tests.reports.making import cell, failed_record, ok_record
 
 HOSTILE = '<script>alert(1)</script> ]]> & "x" \u202e\x00 مرحبا 👩‍🔬 =1+1'

@@ -6,10 +6,10 @@ import pytest
 
 from harness.metrics import reading
 from harness.record import Span
-from harness.store import Store
-from reports.board import build, load_board
-from reports.figures import draw_all, energy, memory
-from reports.render.files import write_all
+from harness.store.store import Store
+from reports.board.board import build, load_board
+from reports.board.figures import draw_all, energy, memory
+from reports.board.formats.files import write_all
 from tests.reports.making import cell, ok_record
 
 

@@ -11,8 +11,8 @@ import pytest
 from harness import stats
 from harness.metrics import missing, reading
 from harness.record import Span
-from reports.frame import aggregate, current, frame, marks
-from reports.scores import gather, interval
+from reports.data.frame import aggregate, current, frame, marks
+from reports.data.samples import gather, interval
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 
@@ -60,7 +60,7 @@ def test_interval_comes_from_samples_or_is_marked_as_wilson(store):
 
 
 def test_interval_of_a_perfect_score_keeps_its_width(tmp_path):
-    from harness.store import Store
+    from harness.store.store import Store
 
     store = Store(tmp_path)
     records = {}
@@ -77,7 +77,7 @@ def test_retention_is_the_mean_over_tasks_not_over_items(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
-    from harness.store import samples_to_parquet
+    from harness.store.store import samples_to_parquet
     from tests.reports.making import sample_rows
 
     rows = sample_rows("retained", [True] * 90, "copy") + sample_rows("retained", [False] * 10, "upper")

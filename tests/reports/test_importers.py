@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.store import Store
-from reports.board import build, load_board
-from reports.importers import import_results
-from reports.publish import publish_board
+from harness.store.store import Store
+from reports.apps.importers import import_results
+from reports.board.board import build, load_board
+from reports.board.publish import publish_board
 from tests.reports.making import cell, ok_record
 
 ROOT = Path(__file__).parents[2]

@@ -13,12 +13,12 @@ import pytest
 
 from harness.errors import UserError
 from harness.metrics import reading
-from harness.store import Store
-from reports.regressions import decisions, looking
-from reports.regressions.confirm import confirm, provisional
-from reports.regressions.detect import detect
-from reports.regressions.report import to_markdown
-from reports.regressions.series import History, Point, Series
+from harness.store.store import Store
+from reports.apps.regressions import analyze, decisions
+from reports.apps.regressions.confirm_reruns import confirm, provisional
+from reports.apps.regressions.detect import detect
+from reports.apps.regressions.report import to_markdown
+from reports.apps.regressions.series import History, Point, Series
 from tests.quality.regressions import CASES, as_history, quiet
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
@@ -44,12 +44,12 @@ def night(root: Path, number: int, *, cells: int = 12, environment: dict[str, An
 def test_quiet_nights_raise_nothing(tmp_path: Path) -> None:
     for number in range(1, 8):
         night(tmp_path, number)
-    report = looking.look(str(tmp_path))
+    report = analyze.look(str(tmp_path))
     assert report.as_json()["cells"] == []
     assert not report.alarmed
     assert report.looked_at["with_history"] > 0
     assert "0 cells and 0 matrix-wide changes got worse" in to_markdown(report)
-    rate = looking.false_alarms(looking.read(str(tmp_path)), rounds=20)
+    rate = analyze.false_alarms(analyze.read(str(tmp_path)), rounds=20)
     assert rate is not None
     assert rate.low < 0.3
 
@@ -58,25 +58,25 @@ def test_one_slower_cell_is_provisional_until_runs_again_confirm_it(tmp_path: Pa
     for number in range(1, 8):
         night(tmp_path, number)
     night(tmp_path, 8, slower=4)
-    report = looking.look(str(tmp_path))
+    report = analyze.look(str(tmp_path))
     steps = [f for f in report.cells if f.metric == "step_ms"]
     assert [f.label for f in steps] == ["nano.m0.none.reverse.s0"]
     assert steps[0].effect == pytest.approx(0.4, abs=0.05)
     for number in range(9, 14):
         night(tmp_path, number, slower=4)
-    judged = confirm(provisional(steps), looking.read(str(tmp_path)))
+    judged = confirm(provisional(steps), analyze.read(str(tmp_path)))
     assert [f.kind for f in judged] == ["confirmed"]
     other = tmp_path / "other"
     for number in range(1, 14):
         night(other, number, slower=4 * (number == 8))
-    assert [f.kind for f in confirm(provisional(steps), looking.read(str(other)))] == ["noise"]
+    assert [f.kind for f in confirm(provisional(steps), analyze.read(str(other)))] == ["noise"]
 
 
 def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp_path: Path) -> None:
     for number in range(1, 4):
         night(tmp_path, number)
     night(tmp_path, 4, environment=NEW, worse=0.03)
-    report = looking.look(str(tmp_path)).as_json()
+    report = analyze.look(str(tmp_path)).as_json()
     change = report["environment_changes"]
     assert [(c["cells"], c["suspects"]) for c in change] == [(12, ("torch 2.13.0 → 2.14.0",))]
     found = {f["metric"]: f for f in report["pooled"]}
@@ -90,11 +90,11 @@ def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp
 def test_answers_lost_since_the_last_good_record_are_counted_alarm_or_not(tmp_path: Path) -> None:
     for number in range(1, 3):
         night(tmp_path, number)
-    same = looking.look(str(tmp_path)).flips
+    same = analyze.look(str(tmp_path)).flips
     assert {(f.lost, f.gained) for f in same} == {(0, 0)}
     assert len([f for f in same if f.metric == "accuracy"]) == 12
     night(tmp_path, 3, worse=0.03)
-    report = looking.look(str(tmp_path))
+    report = analyze.look(str(tmp_path))
     store = {record.id: record for record in Store(tmp_path).records()[0]}
     for flip in (f for f in report.flips if f.metric == "accuracy"):
         before, after = (store[name].metrics["accuracy"].value for name in flip.records)
@@ -110,7 +110,7 @@ def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
     night(tmp_path, 4, worse=-0.3)
     store = Store(tmp_path)
     store.append(failed_record(cell("m3"), "oom", reason="out of memory", finished="2026-01-05T00:00:00+00:00"))
-    report = looking.look(str(tmp_path))
+    report = analyze.look(str(tmp_path))
     better = {f.metric for f in report.improvements}
     assert "accuracy" in better
     assert [(f.kind, f.metric) for f in report.cells if f.kind == "status"] == [("status", "status")]
@@ -120,11 +120,11 @@ def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
     decisions.record(
         Store(tmp_path), decisions.Decision(metric="accuracy", since="2026-01-04T00:00:00+00:00", why="new data")
     )
-    after = looking.look(str(tmp_path))
+    after = analyze.look(str(tmp_path))
     assert "accuracy" not in {f.metric for f in after.improvements}
     (tmp_path / decisions.FILE).write_text("decisions: [{cells: 1}]")
     with pytest.raises(UserError, match=r"baselines\.yaml"):
-        looking.look(str(tmp_path))
+        analyze.look(str(tmp_path))
 
 
 def test_a_series_is_cut_where_the_environment_changed() -> None:
@@ -159,7 +159,7 @@ def test_the_verb_prints_json_and_says_by_its_exit_code_that_something_got_worse
     for number in range(1, 8):
         night(tmp_path, number, cells=3)
     night(tmp_path, 8, cells=3, slower=4)
-    command = [sys.executable, "-m", "harness.cli", "regressions", "--results", str(tmp_path), "--json"]
+    command = [sys.executable, "-m", "peft_matrix.cli", "regressions", "--results", str(tmp_path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     report = json.loads(done.stdout)
     assert {"cells", "pooled", "environment_changes", "improvements"} <= set(report)
@@ -183,12 +183,12 @@ def test_what_gives_no_number_alerts_by_its_own_name_until_a_decision_says_other
         store.append(record, data)
     lost = failed_record(cell("m0"), "lost", reason="killed by signal 9", finished="2026-01-03T00:00:00+00:00")
     store.append(lost)
-    found = {f.label.split(".")[1]: f for f in looking.look(str(tmp_path)).cells if f.metric == "status"}
+    found = {f.label.split(".")[1]: f for f in analyze.look(str(tmp_path)).cells if f.metric == "status"}
     assert {name: f.kind for name, f in found.items()} == {"m0": "missing", "m2": "condition", "m3": "missing"}
     assert "killed by signal 9" in found["m0"].reason
     assert "shared" in found["m2"].reason
     assert "did not follow" in found["m3"].reason
     gone = decisions.Decision(cells="*.m3.*", metric="status", since="2026-01-03T00:00:00+00:00", why="taken out")
     decisions.record(store, gone)
-    after = {f.label.split(".")[1] for f in looking.look(str(tmp_path)).cells if f.metric == "status"}
+    after = {f.label.split(".")[1] for f in analyze.look(str(tmp_path)).cells if f.metric == "status"}
     assert after == {"m0", "m2"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from reports.regressions.detect import detect
+from peft_matrix.cli import app
+from reports.apps.regressions.detect import detect
 from tests.quality.imported import ITEMS, RUNS, nights, truths
 
 pytestmark = pytest.mark.skipif(

@@ -19,12 +19,12 @@ import pytest
 from rich.console import Console
 
 from harness.metrics import METRICS
-from harness.store import Store
-from reports.board import build, load_board, render_all
-from reports.publish import publish_board
-from reports.render.csv import neutral
-from reports.render.terminal import print_board
-from reports.render.text import MISSING, Scale, columns, place, plain, scale
+from harness.store.store import Store
+from reports.board.board import build, load_board, render_all
+from reports.board.formats.text import MISSING, Scale, columns, place, plain, scale
+from reports.board.formats.to_csv import neutral
+from reports.board.formats.to_terminal import print_board
+from reports.board.publish import publish_board
 from tests.reports.making import cell, failed_record, filled_store, ok_record
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ FIGURES = [f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "png", "svg")]
 RENDER = """
 import sys
 from pathlib import Path
-from harness.store import Store
-from reports.board import load_board, render_all
+from harness.store.store import Store
+from reports.board.board import load_board, render_all
 store = Store(sys.argv[1])
 records = store.records()[0]
 if sys.argv[3] == "reversed":

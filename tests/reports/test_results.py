@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness import index
-from harness.cli import app
 from harness.errors import UserError
-from harness.store import Store
-from reports.export import export
-from reports.frame import aggregate, frame, framed
-from reports.regressions import decisions
-from reports.sql import query
+from harness.store import index
+from harness.store.store import Store
+from peft_matrix.cli import app
+from reports.apps.export import export
+from reports.apps.regressions import decisions
+from reports.apps.sql import query
+from reports.data.frame import aggregate, frame, framed
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +153,7 @@ def test_the_same_verbs_work_on_a_store_at_a_url(store: Store, tmp_path: Path, m
 
 def test_a_file_url_is_a_folder_for_every_process(store: Store, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/s"
-    command = [sys.executable, "-m", "harness.cli", "results"]
+    command = [sys.executable, "-m", "peft_matrix.cli", "results"]
     subprocess.run([*command, "merge", store.root, "--into", url], check=True, cwd=ROOT, capture_output=True)
     ask = [*command, "query", "SELECT key FROM records", "--csv", "--results", url]
     done = subprocess.run(ask, check=True, cwd=ROOT, capture_output=True, text=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.store import Store
-from reports.board import Board, build
-from reports.figures import draw_all
-from reports.publish import publish_board
-from reports.smells import CHECKS, check_folder
-from reports.smells.reading import Built
+from harness.store.store import Store
+from peft_matrix.cli import app
+from reports.board.board import Board, build
+from reports.board.checks import CHECKS, check_folder
+from reports.board.checks.reading import Built
+from reports.board.figures import draw_all
+from reports.board.publish import publish_board
 from tests.reports.making import cell, filled_store, ok_record
 
 

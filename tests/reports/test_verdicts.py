@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from harness.record import Record
-from harness.store import Store
-from reports.reproduction import answering
-from reports.reproduction.claims import Claim, Criterion, Paper
-from reports.reproduction.evidence import count_key
-from reports.reproduction.judging import decide
-from reports.reproduction.measuring import Measured
-from reports.reproduction.report import as_rows, to_markdown
+from harness.store.store import Store
+from reports.apps.reproduction import run
+from reports.apps.reproduction.claims import Claim, Criterion, Paper
+from reports.apps.reproduction.judging import decide
+from reports.apps.reproduction.measuring import Measured
+from reports.apps.reproduction.record_lookup import count_key
+from reports.apps.reproduction.report import as_rows, to_markdown
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 SWEEP = "proxies"
@@ -36,7 +36,7 @@ def claim(**fields: Any) -> Claim:
 
 def row_of(one: Claim, root: Path) -> dict[str, Any]:
     paper = Paper(paper="P", version="v1", claims=(one,))
-    results = answering.answer([(paper, one)], answering.library([root]))
+    results = run.answer([(paper, one)], run.library([root]))
     assert to_markdown(results) == to_markdown(results)
     return json.loads(json.dumps(as_rows(results)))[0]  # type: ignore[no-any-return]
 

@@ -76,7 +76,7 @@ class Steady(Full):
 
 def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
     from harness import hardware, spec
-    from runners import plan
+    from runners.planning import plan
     from runners.worker.job import Job
     from runners.worker.main import run_job
     from runners.workspace import Workspace

@@ -31,12 +31,13 @@ import yaml
 
 from harness import hardware, provenance, spec
 from harness.record import Outcome, Record, Span
-from harness.store import Store, samples_ref, samples_to_parquet
-from runners import leftovers, plan
-from runners.budget import Budget
+from harness.store.store import Store, samples_ref, samples_to_parquet
 from runners.executors.base import Executor, Lease
 from runners.executors.local import LocalExecutor
-from runners.scheduler import Scheduler
+from runners.planning import plan
+from runners.planning.ordering import Budget
+from runners.running import recovery
+from runners.running.scheduler import Scheduler
 from runners.worker.job import RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.process import Say
 from runners.workspace import Workspace
@@ -145,7 +146,7 @@ def scheduler(
     """The scheduler of a sweep of cheap cells, its results and its cache in ``folder``."""
     workspace = Workspace(roots=(), results=str(folder / "results"), data_root=None, cache=folder / "cache")
     store = Store(workspace.results)
-    leftovers.collect(workspace.cache / "jobs", store)
+    recovery.collect(workspace.cache / "jobs", store)
     made = plan.make(
         sweep, workspace, store=store, machine=hardware.Machine(2, 2**34, "any"), fingerprint=FINGERPRINT, hours=hours
     )

@@ -63,7 +63,7 @@ class Bench:
         return path
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "harness.cli", *arguments]
+        return [sys.executable, "-m", "peft_matrix.cli", *arguments]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from runners.bisect import Bisection, Change, Environments, Result, Verdict, bisect, build, read_lock, smallest
+from runners.tools.bisect import Bisection, Change, Environments, Result, Verdict, bisect, build, read_lock, smallest
 from tests.runners.conftest import Bench
 
 

@@ -19,8 +19,8 @@ def test_kills_at_random_moments_lose_no_finished_cell_and_repeat_none(tmp_path:
 
 def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
     """The moment between the worker's record and the store's."""
-    from harness.store import Store
-    from runners import leftovers
+    from harness.store.store import Store
+    from runners.running import recovery
     from tests.runners import cheap
 
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok", "other"])
@@ -32,10 +32,10 @@ def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
         if cell.method.label == "ok":
             cheap.work(job, lambda *_, **__: None)
     store = Store(str(tmp_path / "results"))
-    assert leftovers.collect(jobs, store) == 0, "its driver lives: this process"
+    assert recovery.collect(jobs, store) == 0, "its driver lives: this process"
     for file in jobs.glob("*/job.json"):
         file.write_text(file.read_text().replace(f" {scheduler._owner[1]},", " 999999999,"))
-    assert leftovers.collect(jobs, Store(str(tmp_path / "elsewhere"))) == 0, "another store's"
-    assert leftovers.collect(jobs, store) == 1
+    assert recovery.collect(jobs, Store(str(tmp_path / "elsewhere"))) == 0, "another store's"
+    assert recovery.collect(jobs, store) == 1
     assert [r.outcome.status for r in store.records()[0]] == ["ok"]
     assert list(jobs.iterdir()) == []

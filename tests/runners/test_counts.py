@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.record import Record
-from harness.store import Store
-from runners.counts import count_missing
-from runners.worker.counting import count
+from harness.store.store import Store
+from runners.running.counts import count_missing
+from runners.worker.static_counts import count
 
 TARGETS = ["q_proj", "v_proj"]
 

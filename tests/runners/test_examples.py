@@ -11,7 +11,8 @@ import pytest
 from harness.errors import UserError
 from harness.methods.base import Method, Setting
 from harness.methods.catalog import METHODS
-from runners.worker import examples, scoring
+from runners.worker import few_shot as examples
+from runners.worker import scoring
 from runners.worker.context import Context, Splits
 from tasks.scored import Scored
 from tasks.task import Item

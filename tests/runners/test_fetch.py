@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from runners.fetch import verify
+from runners.tools.fetch import verify
 from tests.runners.conftest import Bench
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -192,7 +192,7 @@ def test_a_model_of_the_hub_is_taken_at_its_commit_and_then_needs_no_hub(
     away = Bench(folder, {}, {"HF_ENDPOINT": address, "PEFT_MATRIX_CACHE": str(bench.root / "cache")})
     environ = {k: v for k, v in away.environment.items() if k != "HF_HUB_OFFLINE"}
     run = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "run", "quick"],
+        [sys.executable, "-m", "peft_matrix.cli", "run", "quick"],
         cwd=folder, env=environ, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

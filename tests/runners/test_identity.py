@@ -20,7 +20,7 @@ from harness import hardware, provenance, spec
 from harness.file_digests import SETTLED_S, FileDigests
 from harness.models import files, sources
 from harness.registry import Registry, code_digest
-from runners.resolving import Resolver
+from runners.planning.resolver import Resolver
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
 from tasks.data import task_digest

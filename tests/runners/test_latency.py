@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from harness.spec import Probes
+from runners.worker.inference_timing import Decoder, LengthMismatch, Shape, Timing
 from runners.worker.latency import grid, headline, measure, percentiles, pooled_percentiles, summarise
-from runners.worker.requests import Decoder, LengthMismatch, Shape, Timing
 from tests.meters.conftest import sim, sim_library  # noqa: F401 - fixtures
 from tests.methods.tiny import VOCABULARY, bert, llama
 from tests.runners.conftest import REPOSITORY, Bench
@@ -207,7 +207,7 @@ import torch
 from harness.meters.catalog import build
 from harness.meters.panel import Panel
 from runners.worker.latency import decode_energy, joules_per_token
-from runners.worker.requests import Decoder
+from runners.worker.inference_timing import Decoder
 from tests.methods.tiny import llama
 options = {"energy": {"floor_s": 2.0, "steady_s": 3.0, "cross_check": False}}
 panel = Panel(build("cpu", uuids=["GPU-0"], names=["energy"], options=options))

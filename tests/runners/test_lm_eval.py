@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from harness.canonical import digest
+from harness.digests import digest
 from harness.errors import CheckFailed, Unsupported, UserError
 from harness.spec import Evaluation, LmEvalUse, TaskUse
-from runners import endings
-from runners.worker import standard
+from runners.running import job_results
+from runners.worker import lm_eval_suite
 from runners.worker.context import Splits
 from tasks import lm_eval_tasks
 from tasks.task import Item
@@ -125,9 +125,9 @@ def test_every_item_is_scored_as_by_the_command_line_on_the_merged_checkpoint(
     running = CommandLine(merged, tmp_path / "tasks" / "lm-eval", tmp_path / "cli")
     ctx = context(live, tokenizer, batch_size=8, lm_eval=["letters", {"task": "copying", "shots": 0}])
     ctx.job = type("Job", (), {"workspaces": (str(tmp_path),), "folder": str(tmp_path), "cell": CELL})()
-    standard.prepare(ctx)
+    lm_eval_suite.prepare(ctx)
     before = torch.get_rng_state()
-    standard.score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
+    lm_eval_suite.score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
     assert torch.equal(before, torch.get_rng_state()), "lm-eval seeds the process; the cell's numbers are its own"
 
     theirs = running.samples()
@@ -144,7 +144,7 @@ def test_every_item_is_scored_as_by_the_command_line_on_the_merged_checkpoint(
     assert 0 < sum(s["correct"] for s in ours["letters"]) < ROWS, "a score that could have come out otherwise"
 
     written = json.loads((tmp_path / "lm-eval-retained-letters.json").read_text())
-    assert written["agreement"]["items"] == standard.CHECKED_ITEMS
+    assert written["agreement"]["items"] == lm_eval_suite.CHECKED_ITEMS
     assert written["shots"] == {"letters": 2}
     assert ctx.facts["shared_prompts"]["used"] is True
     value = ctx.metrics["lm_eval_accuracy"]
@@ -162,13 +162,13 @@ def test_a_scorer_that_disagrees_with_lm_eval_is_found(
     write_tasks(tmp_path / "tasks" / "lm-eval")
     ctx = context(live, tokenizer, lm_eval=["letters"])
     ctx.job = type("Job", (), {"workspaces": (str(tmp_path),), "folder": str(tmp_path), "cell": CELL})()
-    standard.prepare(ctx)
+    lm_eval_suite.prepare(ctx)
     from runners.worker import lm_eval_model
 
     honest = lm_eval_model.log_probs
     monkeypatch.setattr(lm_eval_model, "log_probs", lambda *a: [p._replace(total=p.total * 1.01) for p in honest(*a)])
     with pytest.raises(CheckFailed, match="lm-eval-agreement: log-probabilities of letters differ"):
-        standard.score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
+        lm_eval_suite.score_standard(ctx, arm="retained", metric="lm_eval_accuracy")
 
 
 def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any, Any, Path]) -> None:
@@ -182,10 +182,10 @@ def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any
         ctx.splits = Splits([Item(f"t/{i}", "abc=", "cba") for i in range(4)], [], [])
         return ctx
 
-    standard.check_start(asked(tokenizer))
+    lm_eval_suite.check_start(asked(tokenizer))
     bare._add_bos_token = True  # as read from a tokenizer_config.json; the setter would put the post-processor back
     with pytest.raises(Unsupported, match="although its settings say so"):
-        standard.check_start(asked(bare))
+        lm_eval_suite.check_start(asked(bare))
     bare._add_bos_token = False
     ctx = asked(bare)
     real = ctx.model.forward
@@ -197,9 +197,9 @@ def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any
 
     ctx.model.forward = expects_start
     with pytest.raises(Unsupported, match="nat a token with it"):
-        standard.check_start(ctx)
+        lm_eval_suite.check_start(ctx)
     bare.bos_token = None
-    standard.check_start(asked(bare))
+    lm_eval_suite.check_start(asked(bare))
 
 
 def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(
@@ -230,10 +230,10 @@ def test_a_parent_keeps_the_tasks_that_a_dead_worker_had_finished(tmp_path: Path
     for arm, name, value in (("base", "letters", 0.5), ("retained", "letters", 0.25)):
         content = {"arm": arm, "task": name, "results": {name: {"acc,none": value}}}
         (tmp_path / f"lm-eval-{arm}-{name}.json").write_text(json.dumps(content))
-    found = endings.finished_tasks(tmp_path)["lm_eval"]
+    found = job_results.finished_tasks(tmp_path)["lm_eval"]
     assert found["base"]["letters"] == {"results": {"letters": {"acc,none": 0.5}}}
     assert found["retained"]["letters"]["results"]["letters"]["acc,none"] == 0.25
-    assert endings.finished_tasks(tmp_path / "none") == {}
+    assert job_results.finished_tasks(tmp_path / "none") == {}
 
 
 def test_what_pins_a_task(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
 from harness.record import Record
-from harness.store import Store
+from harness.store.store import Store
+from peft_matrix.cli import app
 from tests.runners.conftest import Bench
 
 DOCS = Path(__file__).parents[2] / "docs" / "nightly"

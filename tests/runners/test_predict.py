@@ -13,8 +13,8 @@ import pytest
 from harness import hardware
 from harness.models.shape import from_config, shape_of
 from harness.models.skeleton import presets
-from harness.store import Store
-from runners import plan
+from harness.store.store import Store
+from runners.planning import plan
 from runners.workspace import Workspace
 from tests.runners import cheap
 from tests.runners.conftest import Bench

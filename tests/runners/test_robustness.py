@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.spec import Evaluation
-from runners.worker import robustness
+from runners.worker import prompt_variants
 from runners.worker.context import Context, Splits
 from runners.worker.scoring import score
 from tasks.data import load_split, task_digest
-from tasks.robustness import asked_as, orders, relisted
+from tasks.prompt_variants import asked_as, orders, relisted
 from tasks.task import Item, load_task
 from tests.runners.context import context
 from tests.runners.oracle import Oracle
@@ -35,7 +35,7 @@ def asked(name: str, data_root: Path, tokenizer: Any, said: dict[str, str], **ev
     ctx.task = load_task(name, [])
     ctx.splits = Splits([], [], items(name, data_root))
     ctx.job = SimpleNamespace(data_root=str(data_root), cell={"model": {}, "task": {"test_items": ITEMS}})  # type: ignore[assignment]
-    robustness.run(ctx, score(ctx, ctx.task, ctx.splits.test))
+    prompt_variants.run(ctx, score(ctx, ctx.task, ctx.splits.test))
     return ctx
 
 
@@ -90,7 +90,7 @@ def test_an_oracle_that_knows_the_answer_is_the_same_under_every_order(data_root
 def test_a_prompt_that_lists_no_options_has_no_order(data_root: Path, tokenizer: Any) -> None:
     said = {i.prompt: i.answer for i in items("boolq", data_root)}
     ctx = asked("boolq", data_root, tokenizer, said, option_orders=2)
-    for name in robustness.ORDERS:
+    for name in prompt_variants.ORDERS:
         assert ctx.metrics[name].why_missing == "not_applicable"
         assert "lists no options" in ctx.metrics[name].details["note"]
     assert not ctx.samples

@@ -12,13 +12,13 @@ from harness import hardware
 from harness.matrix import Cell
 from harness.record import Record
 from harness.spec import LoadedSweep, Priority
-from runners.attempts import Attempt
-from runners.budget import Budget, fitting, in_order
 from runners.executors.base import Lease
-from runners.guards import kept, no_room
-from runners.leasing import Pool
-from runners.predict import Prediction, Predictor
-from runners.scheduler import Scheduler
+from runners.planning.cost_model import Prediction, Predictor
+from runners.planning.ordering import Budget, fitting, in_order
+from runners.running.leases import Pool
+from runners.running.preflight import kept, no_room
+from runners.running.retry import Attempt
+from runners.running.scheduler import Scheduler
 from tests.runners import cheap
 from tests.runners.conftest import REPOSITORY
 
@@ -129,7 +129,7 @@ def test_another_run_on_the_machine_cannot_lease_the_same_gpu(tmp_path: Path) ->
     assert lease is not None
     other = (
         "import sys; from pathlib import Path\n"
-        "from runners.executors.base import Lease; from runners.leasing import Pool\n"
+        "from runners.executors.base import Lease; from runners.running.leases import Pool\n"
         "print(Pool([Lease(gpus=('GPU-a',))], locks=Path(sys.argv[1])).take(trial=False))"
     )
 
@@ -200,7 +200,7 @@ def test_a_cell_waits_for_room_and_is_not_run_where_nothing_can_make_any(tmp_pat
 
 def test_the_front_door_keeps_what_was_not_run(tmp_path: Path) -> None:
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
-    command = [sys.executable, "-m", "harness.cli"]
+    command = [sys.executable, "-m", "peft_matrix.cli"]
     where = [str(sweep.path), "--results", str(tmp_path / "results")]
     done = subprocess.run(
         [*command, "run", *where, "--hours", "0"], cwd=REPOSITORY, text=True, capture_output=True, check=False

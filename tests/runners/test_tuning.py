@@ -13,7 +13,7 @@ import pytest
 
 from harness.matrix import Cell, Point, make_cell
 from harness.spec import SweepSpec, Tune
-from runners.tuning import FAILED, rates, tuned
+from runners.planning.tuning import FAILED, rates, tuned
 from tests.runners.conftest import Bench
 
 
@@ -146,19 +146,19 @@ def test_a_trial_worse_than_the_median_is_pruned_and_says_where(monkeypatch: pyt
     from types import SimpleNamespace
 
     from harness.errors import Pruned
-    from runners.tuning import CURVE
-    from runners.worker import pruning
+    from runners.planning.tuning import CURVE
+    from runners.worker import trial_pruning
 
     ahead = {"pruner": "optuna-median", "every": 2, "past": [[3.0, 2.0], [3.0, 2.2], [3.0, 2.4], [9.0]]}
     scores = iter([2.9, 2.3])
-    monkeypatch.setattr(pruning, "validation_score", lambda *_: next(scores))
-    watch, ctx = pruning.Pruning(ahead, steps=6), SimpleNamespace(series={})
+    monkeypatch.setattr(trial_pruning, "validation_score", lambda *_: next(scores))
+    watch, ctx = trial_pruning.Pruning(ahead, steps=6), SimpleNamespace(series={})
     assert [watch.due(step) for step in range(1, 7)] == [False, True, False, True, False, False]
     watch.look(ctx, 2)  # type: ignore[arg-type]  # it needs the series alone
     with pytest.raises(Pruned, match=r"pruned after step 4 of 6, where its validation NLL 2\.3"):
         watch.look(ctx, 4)  # type: ignore[arg-type]
     assert ctx.series[CURVE] == (2.9, 2.3)
-    alone = pruning.Pruning({**ahead, "past": [[1.0]]}, steps=6)  # a pruned one is nothing to compare with
+    alone = trial_pruning.Pruning({**ahead, "past": [[1.0]]}, steps=6)  # a pruned one is nothing to compare with
     scores = iter([9.0])
     alone.look(SimpleNamespace(series={}), 2)  # type: ignore[arg-type]
 
@@ -235,9 +235,9 @@ BLIND = """
 import sys
 from pathlib import Path
 from harness import hardware
-from harness.store import Store
-from runners import plan as planning
-from runners.run import load_sweep
+from harness.store.store import Store
+from runners.planning import plan as planning
+from runners.running.run import load_sweep
 from runners.worker import main
 from runners.worker.job import Job
 from runners.worker.stages import load

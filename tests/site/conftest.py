@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from harness.store import Store
-from reports.board import build, load_board
-from reports.site import Part, build_site
-from reports.site.boarddata import board_data
-from reports.site.builder import cell_pages
-from reports.site.text import script
+from harness.store.store import Store
+from reports.apps.site import Part, build_site
+from reports.apps.site.boarddata import board_data
+from reports.apps.site.builder import cell_pages
+from reports.apps.site.text import script
+from reports.board.board import build, load_board
 from tests.site.making import HOSTILE_SWEEP, fill_store
 
 HERE = Path(__file__).parent

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from harness.cli import app
 from harness.errors import UserError
-from harness.store import Store
-from reports.board import build, load_board
-from reports.site import Part, build_site
-from reports.site.assets import as_classic_script
-from reports.site.builder import MANIFEST
-from reports.site.text import line, page_name
+from harness.store.store import Store
+from peft_matrix.cli import app
+from reports.apps.site import Part, build_site
+from reports.apps.site.assets import as_classic_script
+from reports.apps.site.builder import MANIFEST
+from reports.apps.site.text import line, page_name
+from reports.board.board import build, load_board
 from tests.site.conftest import parts
 from tests.site.making import HOSTILE_SWEEP
 

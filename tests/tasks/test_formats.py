@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.spec import SweepSpec
 from tasks.data import load_split, task_digest
 from tasks.formats import formats_of, in_format
-from tasks.robustness import relisted
+from tasks.prompt_variants import relisted
 from tasks.task import FORMATS, find_tasks, load_task
 from tests.tasks.helpers import own_task, write_rows
 

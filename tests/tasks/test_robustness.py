@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import UserError
 from tasks.data import load_split
-from tasks.robustness import as_given, orders, over_orders, relisted
+from tasks.prompt_variants import as_given, orders, over_orders, relisted
 from tasks.scored import Scored
 from tasks.scoring import score_choices
 from tasks.task import Item, load_task

@@ -58,9 +58,9 @@ class MAM(BottleneckAdapter):
 
     def added(self, model: nn.Module) -> int:
         """The bottlenecks' and the prefix's."""
-        from harness.methods import peft_counts
+        from harness.methods.peft import param_counts
 
-        return super().added(model) + peft_counts.prefix((), self._prefix(), model)
+        return super().added(model) + param_counts.prefix((), self._prefix(), model)
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Bottlenecks on the base, then peft's prefix around it, which takes all that lies inside out of training."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.methods.base import Declaration
 from harness.methods.modules import TENSORS_FILE, count, linears
-from harness.methods.peft_method import PeftMethod
-from harness.methods.peft_table import derived
+from harness.methods.peft.method import PeftMethod
+from harness.methods.peft.table import derived
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn

@@ -9,8 +9,8 @@ from harness.errors import UserError
 from harness.methods.base import Declaration
 from harness.methods.budget import gap, never_renewed
 from harness.methods.optimizers.galore import lacks
-from harness.methods.peft_method import PeftMethod
-from harness.methods.peft_table import derived
+from harness.methods.peft.method import PeftMethod
+from harness.methods.peft.table import derived
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch

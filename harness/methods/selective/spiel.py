@@ -56,13 +56,13 @@ class _SpIEL(WeightDelta):
 
         The gradient of the whole weight exists for a moment, in the backward pass of one layer.
         """
-        from harness.methods.selective.places import sparse_product
+        from harness.methods.selective.spiel_ops import sparse_product
 
         return sparse_product(x.float(), module)
 
     def delta(self, module: Any) -> torch.Tensor:
         """The entries in their places."""
-        from harness.methods.selective.places import scattered
+        from harness.methods.selective.spiel_ops import scattered
 
         return scattered(module)
 
@@ -132,7 +132,7 @@ class _Combined:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (W + delta)^T + b."""
-        from harness.methods.selective.places import combined_product
+        from harness.methods.selective.spiel_ops import combined_product
 
         y = combined_product(x, self.module)
         bias = self.module.bias
@@ -181,7 +181,7 @@ class SpIELAG(_SpIEL):
 
     def select(self, model: nn.Module, step: int) -> None:
         """Watch the gradients of the steps just before a choice."""
-        from harness.methods.selective.places import Watch
+        from harness.methods.selective.spiel_ops import Watch
 
         ahead = range(step + 1, step + 1 + int(self.params["watched"]))
         watching = any(self.chooses_after(later) for later in ahead)
@@ -191,7 +191,7 @@ class SpIELAG(_SpIEL):
 
     def move(self, module: Any, number: int) -> None:
         """To the candidates of largest mean gradient; Adam's moments there are what was watched."""
-        from harness.methods.selective.places import grow, smallest
+        from harness.methods.selective.spiel_ops import grow, smallest
 
         watch, module.spiel_watch = module.spiel_watch, None
         mean, square = watch.moments()
@@ -218,7 +218,7 @@ class SpIELMA(_SpIEL):
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """SM3 on the entries."""
-        from harness.methods.selective.places import SparseSM3
+        from harness.methods.selective.spiel_ops import SparseSM3
 
         layers = {id(m.spiel_delta): m for m in self.adapted(model)}
         groups = [{"params": [p], "layer": layers.get(id(p))} for p in model.parameters() if p.requires_grad]
@@ -227,7 +227,7 @@ class SpIELMA(_SpIEL):
 
     def move(self, module: Any, number: int) -> None:
         """To the places of largest product that hold no entry."""
-        from harness.methods.selective.places import grow, smallest
+        from harness.methods.selective.spiel_ops import grow, smallest
 
         state = self._optimizer.state[module.spiel_delta]
         likely = (state["rows"][:, None] * state["columns"]).flatten()

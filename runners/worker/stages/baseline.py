@@ -6,8 +6,8 @@ The same items are scored again in ``retain``, so that forgetting is a paired di
 from __future__ import annotations
 
 from runners.worker.context import Context
+from runners.worker.lm_eval_suite import score_standard
 from runners.worker.stages.retain import score_skills, score_texts
-from runners.worker.standard import score_standard
 
 
 def run(ctx: Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.metrics import METRICS
-from runners.worker import robustness, task_formats
+from runners.worker import prompt_variants, task_formats
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import Scored, summarise
@@ -14,7 +14,7 @@ def run(ctx: Context) -> None:
     if ctx.random_weights:
         for name in sorted({"validation_nll", "accuracy", "answer_nll", *ctx.task.definition.metrics}):
             ctx.record_missing(name, "not_applicable", source="scorer", note=RANDOM_WEIGHTS)
-        robustness.nothing(ctx)
+        prompt_variants.nothing(ctx)
         return
     if ctx.splits.validation:
         value, n = mean_nll(ctx, ctx.task, ctx.splits.validation)
@@ -24,7 +24,7 @@ def run(ctx: Context) -> None:
     scored = score(ctx, ctx.task, ctx.splits.test)
     ctx.keep_samples("adapted", ctx.task.definition.name, scored)
     record_summary(ctx, scored)
-    robustness.run(ctx, scored)
+    prompt_variants.run(ctx, scored)
     task_formats.run(ctx, scored)
 
 

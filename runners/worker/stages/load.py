@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
-from runners.worker import standard
+from runners.worker import lm_eval_suite
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
@@ -21,7 +21,7 @@ PROBE_ITEMS = 8
 def run(ctx: Context) -> None:
     """Fill ``path``, ``tokenizer``, ``splits``, ``train_rows`` and ``probe_batch``."""
     if not ctx.trial:
-        standard.prepare(ctx)
+        lm_eval_suite.prepare(ctx)
     ctx.path = model_path(ctx)
     ctx.tokenizer = tokenizer(ctx)
     ctx.method.setting = replace(ctx.method.setting, tokenizer=ctx.tokenizer)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 
 from harness.errors import Unsupported
 from harness.methods.base import Batch
-from runners.worker import examples
+from runners.worker import few_shot
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.encoding import encode_training
+from runners.worker.lm_eval_suite import check_start
 from runners.worker.sandbox import check_allowed
 from runners.worker.scoring import new_tokens, samples_of
-from runners.worker.standard import check_start
 
 
 def run(ctx: Context) -> None:
@@ -30,7 +30,7 @@ def run(ctx: Context) -> None:
         if task.definition.program and not ctx.random_weights:
             check_allowed(ctx)
     check_start(ctx)
-    ctx.examples = examples.draw(ctx)
+    ctx.examples = few_shot.draw(ctx)
     if ctx.trains:
         check_budget(ctx)
         seen = ctx.searched

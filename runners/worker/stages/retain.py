@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from runners.worker.context import RANDOM_WEIGHTS, Context
+from runners.worker.lm_eval_suite import score_standard
 from runners.worker.scoring import score
-from runners.worker.standard import score_standard
 from tasks.data import load_split
 from tasks.scoring import Scored, summarise
 from tasks.task import Task

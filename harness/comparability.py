@@ -1,0 +1,96 @@
+"""What decides with what a record may be compared: its machine, its conditions, its configuration, its marks.
+
+A *configuration* is everything of a cell but its seed and its labels. *Conditions* are what must be equal before two
+rows may be ranked against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.digests import digest
+from harness.record import Record
+
+AXES = ("model", "method", "quantization", "task", "hardware")
+
+
+def part(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One axis of a cell, or one part of an environment; ``{}`` where it has none."""
+    found = cell.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def machine(record: Record) -> dict[str, Any]:
+    """The machine as far as it changes time, memory or energy; ``{}`` where the record does not say.
+
+    The host's name is not in it: two hosts with the same processor and accelerators count as one machine.
+    """
+    cpu = record.environment.get("cpu")
+    if not isinstance(cpu, Mapping):
+        return {}
+    out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
+    if part(record.cell, "hardware").get("device") != "cpu":
+        gpus = record.environment.get("gpus") or ()
+        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus)
+    return out
+
+
+def _gpu_words(gpu: Mapping[str, Any]) -> str:
+    if gpu.get("power_limit_w") is None:
+        return f"{gpu.get('name')}, power limit not stated"
+    return f"{gpu.get('name')}, {gpu['power_limit_w']} W"
+
+
+def place(record: Record) -> str:
+    """Digest of the machine, "" where the record does not say where it ran."""
+    known = machine(record)
+    return digest(known) if known else ""
+
+
+def marks(record: Record) -> tuple[str, ...]:
+    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``, ``halved``.
+
+    ``imported`` and ``simulated`` stand in the environment of a record; ``throttled`` and ``shared`` come from what the
+    meters saw in any stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
+    """
+    found = {name for name in ("imported", "simulated") if record.environment.get(name)}
+    if part(record.environment, "facts").get("batch", {}).get("out_of_memory"):
+        found.add("halved")
+    for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
+        if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
+            found.add("shared")
+        if reading.quantity == "throttled_fraction" and (reading.value or 0) > 0:
+            found.add("throttled")
+    return tuple(sorted(found))
+
+
+def remarks(record: Record) -> tuple[str, ...]:
+    """What a reader of a result has to know of how it came about, in words; ``()`` for most."""
+    tuning = part(record.environment, "facts").get("tuning")
+    if isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True:
+        return ("the best learning rate lies at the edge of the rates tried",)
+    return ()
+
+
+def role(record: Record) -> str:
+    """``result``, or what the record is instead: part of tuning (a trial, or a run at the shared rate)."""
+    return str(record.cell.get("role", "result"))
+
+
+def comparable(record: Record) -> dict[str, Any]:
+    """Everything but the machine that must be equal before two rows may be ranked against each other."""
+    cell = record.cell
+    task = {k: v for k, v in part(cell, "task").items() if k != "label"}
+    shared = {name: cell.get(name) for name in ("training", "evaluation", "threads", "protocol")}
+    return {"task": task, "hardware": part(cell, "hardware").get("label", ""), **shared}
+
+
+def configuration(record: Record) -> str:
+    """Digest of the cell without its seed and its labels, 16 hexadecimal characters."""
+    cell = {
+        name: {k: v for k, v in value.items() if k != "label"} if isinstance(value, dict) else value
+        for name, value in record.cell.items()
+        if name != "seed"
+    }
+    return digest(cell)[:16]

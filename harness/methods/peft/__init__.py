@@ -1,0 +1,1 @@
+"""Methods of the peft library: one table row each."""

@@ -1,0 +1,522 @@
+"""Rows of the peft table that need a hook: data, an optimizer, a step of their own, or a look at the tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import Unsupported, UserError
+from harness.methods.base import Batch
+from harness.methods.modules import add_bias, blocks, linears, targeted
+from harness.methods.peft.method import PeftMethod
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import torch
+    from torch import nn
+
+
+# --- initialisations that change the base ---------------------------------------------------------
+class Reparameterized(PeftMethod):
+    """The initialisation takes the adapter's first value off the base, so a fresh base does not fit the adapter.
+
+    What is saved is the difference to the first adapter, which is plain LoRA of twice the rank on the untouched base:
+    s(B·A - B₀·A₀) = s[B, -B₀]·[A; A₀].
+    """
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and keep the adapter's first value."""
+        adapted = super().attach(model)
+        self._first = {name: tensor.detach().cpu().clone() for name, tensor in _adapter_state(adapted).items()}
+        return adapted
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the difference to the first value, as plain LoRA."""
+        import torch
+        from peft.utils import SAFETENSORS_WEIGHTS_NAME
+        from safetensors.torch import save_file
+
+        state = {}
+        for name, tensor in _adapter_state(model).items():
+            now = tensor.detach().cpu()
+            if "lora_A" in name:
+                now = torch.cat([now, self._first[name]], dim=0)
+            elif "lora_B" in name:
+                now = torch.cat([now, -self._first[name]], dim=1)
+            state[name] = now.contiguous()
+        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        adapted: Any = model
+        config = copy.deepcopy(adapted.peft_config["default"])
+        grow = 2**0.5 if config.use_rslora else 2  # keeps the scale, alpha/r or alpha/√r
+        config.init_lora_weights, config.inference_mode = True, True
+        config.r, config.lora_alpha = 2 * config.r, grow * config.lora_alpha
+        config.rank_pattern = {key: 2 * value for key, value in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {key: grow * value for key, value in config.alpha_pattern.items()}
+        config.save_pretrained(folder)
+
+
+class FromData(Reparameterized):
+    """An initialisation that looks at training batches before the adapter is there."""
+
+    batches_read = 8  # at most; billed to the stage ``prepare``
+
+
+class Corda(FromData):
+    """CorDA: the weight is split along the principal directions of weight times input covariance."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With the targets inside the blocks only: a covariance is one over tokens, a pooler sees single vectors."""
+        params = super().config_params(model)
+        return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Gather the covariance of every target's input."""
+        import torch
+        from peft.tuners.lora.corda import preprocess_corda
+
+        def run() -> None:
+            with torch.no_grad():
+                for batch in batches(self.batches_read):
+                    for row in range(len(batch["input_ids"])):  # the covariance hook takes one sequence at a time
+                        model(**_row(batch, row))
+
+        preprocess_corda(model, self.config(model), run_model=run)
+
+
+class LoraGa(FromData):
+    """LoRA-GA: the factors start as singular vectors of the first gradient."""
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Sum the gradient of every target over the first batches."""
+        from peft.tuners.lora.loraga import preprocess_loraga
+
+        def step() -> None:
+            for batch in batches(self.batches_read):
+                model(**batch).loss.backward()
+
+        preprocess_loraga(model, self.config(model), step)
+        model.zero_grad(set_to_none=True)
+
+
+class Eva(PeftMethod):
+    """EVA: A starts as the principal directions of each target's input; the rank goes where they explain most."""
+
+    batches_read = 8  # at most; billed to the stage ``prepare``
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """Targets inside the blocks only (a pooler sees single vectors); a classifier's labels mask no tokens."""
+        params = super().config_params(model)
+        inside = _inside_blocks(model, params["target_modules"])
+        return {"use_label_mask": self.setting.kind == "causal-lm", **params, "target_modules": inside}
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Incremental singular value decomposition of every target's input."""
+        from peft.tuners.lora.eva import get_eva_state_dict
+
+        config = self.config(model)
+        found = get_eva_state_dict(model, list(batches(self.batches_read)), config, show_progress_bar=False)
+        # names as in the wrapped model: a name that is not found there is left at LoRA's own start
+        self._directions = {f"base_model.model.{name}": directions for name, directions in found.items()}
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and load the directions."""
+        from peft import initialize_lora_eva_weights
+
+        adapted = super().attach(model)
+        initialize_lora_eva_weights(adapted, eva_state_dict=self._directions, show_progress_bar=False)
+        return adapted
+
+    def expected_trainable(self, model: nn.Module) -> int | None:
+        """Unknown: the data decides how the ranks are shared out."""
+        return None
+
+
+class LoftQ(PeftMethod):
+    """LoftQ: factors that make up for the error of quantizing the base."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Only on CUDA, where its quantizer runs."""
+        if not self.setting.device.startswith("cuda"):
+            raise Unsupported("loftq quantizes with a kernel that exists for CUDA only")
+        return super().attach(model)
+
+
+# --- optimizers --------------------------------------------------------------------------------------
+class LoraPlus(PeftMethod):
+    """LoRA+: B learns ``lr_ratio`` times faster than A."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """Without the optimizer's parameter."""
+        return _without(super().config_params(model), "lr_ratio")
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW with a group per factor."""
+        import torch
+        from peft.optimizers import create_loraplus_optimizer
+
+        s = self.setting
+        optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+            model,
+            torch.optim.AdamW,
+            lr=s.learning_rate,
+            loraplus_lr_ratio=self.params["lr_ratio"],
+            loraplus_weight_decay=s.weight_decay,
+            betas=s.betas,
+        )
+        return optimizer
+
+
+class LoraFa(PeftMethod):
+    """LoRA-FA: A is frozen, and B's gradient is corrected by pinv(A·Aᵀ)/s² to follow the full gradient."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and freeze A."""
+        adapted = super().attach(model)
+        for name, parameter in adapted.named_parameters():
+            if "lora_A" in name:
+                parameter.requires_grad_(False)
+        return adapted
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """peft's AdamW on the corrected gradient."""
+        from peft.optimizers import create_lorafa_optimizer
+
+        s, p = self.setting, self.params
+        optimizer: torch.optim.Optimizer = create_lorafa_optimizer(
+            model, r=p["r"], lora_alpha=p["alpha"], lr=s.learning_rate, weight_decay=s.weight_decay
+        )
+        for group in optimizer.param_groups:
+            group["betas"] = s.betas
+        return optimizer
+
+
+class Riemannian(PeftMethod):
+    """Riemannian preconditioning: each factor's gradient is scaled by the inverse of the other's Gram matrix."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """Without the optimizer's parameter."""
+        return _without(super().config_params(model), "damping")
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW on the preconditioned gradient."""
+        import torch
+        from peft.optimizers import create_riemannian_optimizer
+
+        s = self.setting
+        optimizer: torch.optim.Optimizer = create_riemannian_optimizer(
+            model,
+            torch.optim.AdamW,
+            lr=s.learning_rate,
+            reg=self.params["damping"],
+            betas=s.betas,
+            weight_decay=s.weight_decay,
+        )
+        return optimizer
+
+
+# --- steps and losses ------------------------------------------------------------------------------
+class AdaLora(PeftMethod):
+    """AdaLoRA: singular values of the update are pruned while training, by their sensitivity."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With the schedule in steps: warm-up and final phase are shares of the training."""
+        params = super().config_params(model)
+        steps = self.setting.steps
+        warmup, final = int(params.pop("warmup_share") * steps), int(params.pop("final_share") * steps)
+        return {**params, "tinit": warmup, "tfinal": final, "total_step": steps}
+
+    def on_step(self, model: nn.Module, step: int) -> None:
+        """Prune by the schedule; reads the step's gradients."""
+        adapted: Any = model
+        adapted.base_model.update_and_allocate(step)
+
+
+class Regularized(PeftMethod):
+    """A method whose paper adds a term to the loss that peft offers but does not apply."""
+
+    term: str
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and remember it: the term is a function of its factors."""
+        self._adapted: Any = super().attach(model)
+        return self._adapted
+
+    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+        """The task's loss and the term."""
+        return reference + getattr(self._adapted.base_model, self.term)()  # type: ignore[no-any-return]
+
+
+class Kasa(Regularized):
+    """KaSA's penalties on the singular values and on the factors' orthogonality (equations 9 to 11)."""
+
+    term = "_get_kasa_loss"
+
+
+class MonteClora(Regularized):
+    """MonteCLoRA's divergence from the prior."""
+
+    term = "_get_monteclora_loss"
+
+
+# --- tokens ------------------------------------------------------------------------------------------
+class NeedsText(PeftMethod):
+    """A method that acts on certain tokens: the sweep must give their text in the parameter ``text_parameter``."""
+
+    text_parameter: str
+    token_field: str
+    meaning: str
+
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """As ever, and the text must be there."""
+        resolved = super().resolve(params, where=where)
+        text = resolved[cls.text_parameter]
+        if not isinstance(text, str) or not text:
+            name = cls.declaration.name
+            raise UserError(f"method {name!r} needs {cls.text_parameter!r}", where=where, fix=f"Give {cls.meaning}.")
+        return resolved
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With the text as token ids."""
+        params = super().config_params(model)
+        text = params.pop(self.text_parameter)
+        if self.setting.tokenizer is None:
+            raise UserError(f"method {self.declaration.name!r} needs the model's tokenizer to look up {text!r}")
+        return {**params, self.token_field: self.tokens(text)}
+
+    def tokens(self, text: str) -> list[int]:
+        """The ids of the text."""
+        return list(self.setting.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class ActivatedLora(NeedsText):
+    """aLoRA: the adapter acts only from the invocation text on."""
+
+    text_parameter = "invocation"
+    token_field = "alora_invocation_tokens"
+    meaning = "the text, part of every prompt, from which on the adapter shall act, for example invocation: 'Answer:'"
+
+
+class TrainableTokens(NeedsText):
+    """Only the embeddings of the given text's tokens are trained."""
+
+    text_parameter = "text"
+    token_field = "token_indices"
+    meaning = "the text whose tokens' embeddings shall be trained, for example text: 'Question: Answer:'"
+
+    def tokens(self, text: str) -> list[int]:
+        """Each id once."""
+        return sorted(set(super().tokens(text)))
+
+
+# --- prompts -----------------------------------------------------------------------------------------
+class Prompt(PeftMethod):
+    """Virtual tokens before the input: the logits of their positions are cut off, so that they match the input's."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model; its logits line up with the input."""
+        return _cut_virtual_positions(super().attach(model))
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """As :meth:`attach`, with the saved prompt."""
+        return _cut_virtual_positions(super().load(base, folder))
+
+
+class MultitaskPrompt(Prompt):
+    """Multitask prompt tuning in a single-task cell: every sequence belongs to task 0."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and name the task."""
+        return _first_task(super().attach(model), "prefix_task_cols")
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """As :meth:`attach`, with the saved prompt."""
+        return _first_task(super().load(base, folder), "prefix_task_cols")
+
+
+class ContextPrompt(Prompt, NeedsText):
+    """CPT: a context in words, whose embeddings are trained inside a small ball around where they start."""
+
+    text_parameter = "context"
+    token_field = "cpt_token_ids"
+    meaning = "the context, for example solved examples, to stand before every input"
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """Every token of the context is input (type 2 of peft's four)."""
+        params = super().config_params(model)
+        length = len(params["cpt_token_ids"])
+        return {**params, "cpt_mask": [1] * length, "cpt_tokens_type_mask": [2] * length}
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model; its loss counts the labelled tokens only."""
+        return _mark_labels(super().attach(model))
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """As :meth:`attach`, with the saved prompt."""
+        return _mark_labels(super().load(base, folder))
+
+
+class Poly(PeftMethod):
+    """Polytropon in a single-task cell: every sequence belongs to task 0."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With the targets inside the blocks only: peft's layers want sequences, a pooler sees single vectors."""
+        params = super().config_params(model)
+        return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and name the task."""
+        return _first_task(super().attach(model), "poly_lora_A")
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """As :meth:`attach`, with the saved adapter."""
+        return _first_task(super().load(base, folder), "poly_lora_A")
+
+
+class AdaptionPrompt(PeftMethod):
+    """LLaMA-Adapter: prompts with a gate that starts at zero, in the upper blocks' attention."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Only on the architectures whose attention peft rewrites for it."""
+        from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
+
+        like: Any = model
+        if like.config.model_type not in TRANSFORMERS_MODEL_CONFIG:
+            known = ", ".join(sorted(TRANSFORMERS_MODEL_CONFIG))
+            raise Unsupported(f"llama-adapter rewrites the attention of {known} models only")
+        return super().attach(model)
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With ``adapter_layers: all`` as a number."""
+        params = super().config_params(model)
+        if params["adapter_layers"] == "all":
+            params["adapter_layers"] = len(blocks(model)[1])
+        return params
+
+
+class Lily(PeftMethod):
+    """Lily: layers of one kind share their factors; the kinds are the targets' last names."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With last names: given whole paths, peft would share nothing."""
+        params = super().config_params(model)
+        names = {layer.name.rsplit(".", 1)[-1] for layer in targeted(linears(model), params["target_modules"])}
+        return {**params, "target_modules": sorted(names)}
+
+
+class Norms(PeftMethod):
+    """LN-tuning: every normalisation layer, whatever the model calls it."""
+
+    def config_params(self, model: nn.Module) -> dict[str, Any]:
+        """With the normalisation layers by name."""
+        names = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+        return {**super().config_params(model), "target_modules": names}
+
+
+class Beft(PeftMethod):
+    """BEFT: where a layer has no bias, the trained one becomes its bias."""
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Give such layers a bias of zeros first: peft only adds to what is there."""
+        adapted: Any = model
+        for module in adapted.modules():
+            if hasattr(module, "beft_bias") and module.get_base_layer().bias is None:
+                add_bias(module.get_base_layer(), adapted.dtype)
+        return super().merge(model)
+
+
+class Shadow(PeftMethod):
+    """ShadowPEFT: the update of the shadow after the last block is read by nobody."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and remember which block is the last."""
+        prefix, layers = blocks(model)
+        self._last = f"{prefix}.{len(layers) - 1}.shadow_update"
+        return super().attach(model)
+
+    def expects_gradient(self, name: str) -> bool:
+        """All but the last block's update."""
+        return self._last not in name
+
+
+class Glora(PeftMethod):
+    """GLoRA: the factor D of a bias that is zero, as a fresh pooler's is, changes nothing and gets no gradient."""
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wrap the model and remember the layers whose bias is zero."""
+        adapted = super().attach(model)
+        self._idle = tuple(
+            f"{name}.glora_D."
+            for name, module in adapted.named_modules()
+            if hasattr(module, "glora_D") and module.bias is not None and not bool(module.bias.any())
+        )
+        return adapted
+
+    def expects_gradient(self, name: str) -> bool:
+        """All but the row's exceptions and those factors."""
+        return super().expects_gradient(name) and not name.startswith(self._idle)
+
+
+# --- helpers -----------------------------------------------------------------------------------------
+def _adapter_state(adapted: nn.Module) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(adapted, save_embedding_layers=False)  # type: ignore[no-any-return]
+
+
+def _without(params: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != name}
+
+
+def _inside_blocks(model: nn.Module, target_modules: Any) -> list[str]:
+    prefix = blocks(model)[0]
+    return [t.name for t in targeted(linears(model), target_modules) if t.name.startswith(f"{prefix}.")]
+
+
+def _row(batch: Batch, row: int) -> dict[str, Any]:
+    """One sequence of a batch, without its padding."""
+    keep = batch["attention_mask"][row].bool()
+    return {name: batch[name][row : row + 1, keep] for name in ("input_ids", "attention_mask")}
+
+
+def _cut_virtual_positions(adapted: nn.Module) -> nn.Module:
+    def cut(_: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if outputs.logits.ndim == 3 and outputs.logits.shape[1] > ids.shape[1]:
+            outputs.logits = outputs.logits[:, -ids.shape[1] :]
+        return outputs
+
+    adapted.register_forward_hook(cut, with_kwargs=True)
+    return adapted
+
+
+def _first_task(adapted: nn.Module, marker: str) -> nn.Module:
+    """Give ``task_ids`` of zeros to every module that holds the attribute ``marker``."""
+
+    def task_zero(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        import torch
+
+        kwargs["task_ids"] = torch.zeros(len(args[0]), dtype=torch.long, device=args[0].device)
+        return args[:1], kwargs
+
+    for module in adapted.modules():
+        if marker in module._parameters or marker in module._modules:
+            module.register_forward_pre_hook(task_zero, with_kwargs=True)
+    return adapted
+
+
+def _mark_labels(adapted: nn.Module) -> nn.Module:
+    """Tell CPT's loss which tokens are labels.
+
+    peft adds the context's greatest type, 2, to the types given here, and takes multiples of 4 for labels.
+    """
+
+    def mark(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        labels = kwargs.get("labels")
+        if labels is not None:
+            kwargs["input_type_mask"] = 1 + (labels != -100).long()
+        return args, kwargs
+
+    adapted.register_forward_pre_hook(mark, with_kwargs=True)
+    return adapted

@@ -1,0 +1,1 @@
+"""The record store: records, samples, index, garbage collection and merging."""

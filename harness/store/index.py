@@ -1,0 +1,295 @@
+"""The index: what all records of a store say, flat, in one Parquet file, so that many of them load at once.
+
+``index/records.parquet`` under the store's root holds one row per record with its readings as a list. It is a copy and
+never trusted over the records: a row counts only while a file of its name, size and time of modification (on a remote
+file system: entity tag or times) lies in the store. Files without such a row are read, rows without such a file are
+dropped, and an index that cannot be read, or of another version, counts as none. It is replaced in one piece, so that
+several processes may bring it up to date at once: each writes a whole one, and the last one stays.
+
+Small stores have none: below :data:`FEWEST` records, reading them costs less than keeping a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from harness.comparability import AXES, comparable, configuration, marks, part, place, remarks, role
+from harness.digests import digest
+from harness.errors import UserError
+from harness.record import SCHEMA_VERSION, Record
+from harness.store.store import Damage, Entry, Store
+
+FEWEST = 1_000
+FILE = "index/records.parquet"
+VERSION = f"1, records of layout {SCHEMA_VERSION}"
+_CHUNK = 2_000  # records turned into arrays at once: bounds the memory of a first build
+
+_TEXT = ("id", "key", "label", "sweep", "role", "status", "stage", "reason", "check", "started", "finished")
+ROWS = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in _TEXT),
+        pa.field("supersedes", pa.string()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("attempt", pa.int64()),
+        *(pa.field(axis, pa.string()) for axis in AXES),  # labels
+        pa.field("seed", pa.int64()),
+        pa.field("config", pa.string()),  # harness.comparability.configuration
+        pa.field("condition", pa.string()),  # digest of harness.comparability.comparable
+        pa.field("machine", pa.string()),  # harness.comparability.place
+        pa.field("task_name", pa.string()),
+        pa.field("task_version", pa.int64()),
+        pa.field("protocol", pa.int64()),
+        pa.field("marks", pa.list_(pa.string())),
+        pa.field("remarks", pa.list_(pa.string())),
+        pa.field("samples", pa.string()),  # digest of the sample file
+        pa.field("packages", pa.string()),  # JSON: name to version
+    ]
+)
+"""Columns of the flat rows; one row a record."""
+_FILE_COLUMNS = [pa.field("path", pa.string()), pa.field("stamp", pa.string())]
+_READING = pa.struct([("kind", pa.int32()), ("value", pa.float64()), ("n", pa.float64()), ("spread", pa.float64())])
+
+
+class Kind(NamedTuple):
+    """What the readings of many records share: which quantity of which stage, its unit, instrument, typed reason."""
+
+    stage: str
+    quantity: str
+    unit: str
+    source: str | None
+    why_missing: str | None
+
+    @property
+    def name(self) -> str:
+        """Name of the quantity; ``stage.name`` for one of a stage."""
+        return f"{self.stage}.{self.quantity}" if self.stage else self.quantity
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Records as columns.
+
+    Attributes:
+        rows: columns of :data:`ROWS`, one row a record.
+        starts: shape (records + 1,): readings of record i are those from ``starts[i]`` to ``starts[i + 1]``.
+        kinds: what the codes in ``kind`` stand for.
+        kind: shape (readings,), as are ``value``, ``n`` and ``spread``, which are NaN where there is none.
+    """
+
+    rows: pa.Table
+    starts: NDArray[np.int64]
+    kinds: tuple[Kind, ...]
+    kind: NDArray[np.int32]
+    value: NDArray[np.float64]
+    n: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+    def take(self, which: NDArray[np.int64]) -> Flat:
+        """These records only, in this order."""
+        lengths = np.diff(self.starts)[which]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.repeat(self.starts[which] - starts[:-1], lengths) + np.arange(starts[-1])
+        columns = (self.kind[at], self.value[at], self.n[at], self.spread[at])
+        return Flat(self.rows.take(pa.array(which)), starts, self.kinds, *columns)
+
+    def owners(self) -> NDArray[np.int64]:
+        """Shape (readings,): the number of the record each reading belongs to."""
+        return np.repeat(np.arange(self.rows.num_rows), np.diff(self.starts))
+
+
+# --- records to columns --------------------------------------------------------------------------
+def flatten(records: Iterable[Record]) -> Flat:
+    """The columns of these records, in their order."""
+    rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
+    codes: dict[Kind, int] = {}
+    starts, kind, value, n, spread = [0], [], [], [], []
+    for record in records:
+        for name, item in _row(record).items():
+            rows[name].append(item)
+        for what, number, count, sd in _readings(record):
+            kind.append(codes.setdefault(what, len(codes)))
+            value.append(number)
+            n.append(count)
+            spread.append(sd)
+        starts.append(len(kind))
+    return Flat(
+        pa.table(rows, schema=ROWS),
+        np.array(starts, np.int64),
+        tuple(codes),
+        np.array(kind, np.int32),
+        np.array(value, np.float64),
+        np.array(n, np.float64),
+        np.array(spread, np.float64),
+    )
+
+
+def _row(record: Record) -> dict[str, Any]:
+    cell, outcome = record.cell, record.outcome
+    task = part(cell, "task")
+    return {
+        **{name: getattr(record, name) for name in ("id", "key", "label", "sweep", "started", "finished", "attempt")},
+        **{name: getattr(outcome, name) for name in ("status", "stage", "reason", "check")},
+        "role": role(record),
+        "supersedes": record.supersedes,
+        "fingerprint": record.fingerprint,
+        **{axis: str(part(cell, axis).get("label", "")) for axis in AXES},
+        "seed": _whole(cell.get("seed")),
+        "config": configuration(record),
+        "condition": digest(comparable(record)),
+        "machine": place(record),
+        "task_name": str(task.get("name", "")),
+        "task_version": _whole(task.get("version")),
+        "protocol": _whole(cell.get("protocol")),
+        "marks": list(marks(record)),
+        "remarks": list(remarks(record)),
+        "samples": record.samples.digest if record.samples is not None else None,
+        "packages": json.dumps(record.environment.get("packages") or {}, sort_keys=True),
+    }
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _readings(record: Record) -> Iterator[tuple[Kind, float | None, int | None, float | None]]:
+    for name, r in record.metrics.items():
+        yield Kind("", name, r.unit, r.source, r.why_missing), r.value, r.n, r.spread
+    for span in record.spans:
+        if span.seconds is not None:  # else its readings hold the reason
+            yield Kind(span.stage, "stage_s", "s", "monotonic clock", None), span.seconds, None, None
+        for r in span.readings:
+            yield Kind(span.stage, r.quantity, r.unit, r.source, r.why_missing), r.value, r.n, r.spread
+
+
+def join(parts: Sequence[Flat]) -> Flat:
+    """Several sets of columns as one, one below the other."""
+    codes: dict[Kind, int] = {}
+    kinds = []
+    for one in parts:
+        new = np.array([codes.setdefault(what, len(codes)) for what in one.kinds], np.int32)
+        kinds.append(new[one.kind] if len(one.kind) else one.kind)
+    lengths = np.concatenate([[0], *(np.diff(one.starts) for one in parts)])
+    return Flat(
+        pa.concat_tables([one.rows for one in parts]).combine_chunks(),
+        np.cumsum(lengths).astype(np.int64),
+        tuple(codes),
+        np.concatenate(kinds),
+        *(np.concatenate([getattr(one, name) for one in parts]) for name in ("value", "n", "spread")),
+    )
+
+
+# --- the file ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Index:
+    """All readable records of a store, flat.
+
+    Attributes:
+        flat: in the order of their file names; ``paths`` are those names.
+        damaged: files that could not be read (:class:`harness.store.store.Damage`).
+        read: how many records were read from their own files, because the index held no row of theirs.
+        unwritten: why the index was not written, "" if it was or did not need to be.
+    """
+
+    flat: Flat
+    paths: tuple[str, ...]
+    damaged: tuple[Damage, ...]
+    read: int
+    unwritten: str
+
+
+def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST) -> Index:
+    """The records of a store, from its index where that is right, and from their files elsewhere.
+
+    Args:
+        rebuild: read every record, whatever the index says.
+        fewest: records below which no index is written where there is none.
+
+    Raises:
+        UserError: a folder may not be listed.
+    """
+    there = {entry.path: (entry, stamp) for entry, stamp in store.stamped()}
+    old = None if rebuild else _read(store)
+    if old is None:
+        kept, rows = [], None
+    else:
+        rows = old[0]
+        kept = [(p, i) for i, (p, s) in enumerate(zip(*old[1:], strict=True)) if p in there and there[p][1] == s]
+    known = {path for path, _ in kept}
+    new = [path for path in sorted(there) if path not in known]
+    parts, paths, damaged = [], [path for path, _ in kept], []
+    if rows is not None:
+        parts.append(rows.take(np.array([i for _, i in kept], np.int64)) if len(kept) < rows.rows.num_rows else rows)
+    for start in range(0, len(new), _CHUNK):
+        found, bad = _read_records(store, [there[path][0] for path in new[start : start + _CHUNK]])
+        damaged += bad
+        paths += [entry.path for entry, _ in found]
+        parts.append(flatten(record for _, record in found))
+    flat = join(parts) if len(parts) > 1 else parts[0] if parts else flatten(())
+    if new and kept:
+        order = np.argsort(np.array(paths), kind="stable")
+        flat, paths = flat.take(order.astype(np.int64)), [paths[i] for i in order]
+    stale = rows is None or bool(new) or len(kept) < rows.rows.num_rows
+    why = ""
+    if stale and (rows is not None or rebuild or len(paths) >= fewest):
+        why = _write(store, flat, paths, [there[path][1] for path in paths])
+    return Index(flat, tuple(paths), tuple(damaged), len(new) - len(damaged), why)
+
+
+def _read_records(store: Store, entries: Iterable[Entry]) -> tuple[list[tuple[Entry, Record]], list[Damage]]:
+    read = [(entry, store.read(entry)) for entry in entries]
+    return [(e, r) for e, r in read if isinstance(r, Record)], [d for _, d in read if isinstance(d, Damage)]
+
+
+def _read(store: Store) -> tuple[Flat, list[str], list[str]] | None:
+    """Columns, paths and stamps of the index file; None where there is none of this version that can be read."""
+    data = store.files.read(FILE)
+    if data is None:
+        return None
+    try:
+        table = parquet.read_table(pa.BufferReader(data))
+        about = table.schema.metadata or {}
+        if about.get(b"peft_matrix_index") != VERSION.encode():
+            return None
+        kinds = tuple(Kind(*one) for one in json.loads(about[b"kinds"]))
+    except (pa.ArrowException, KeyError, ValueError, TypeError):
+        return None  # cut off, or no index: it is made again from the records, which alone count
+    table = table.combine_chunks()
+    lists = table.column("readings").chunk(0) if table.num_rows else pa.array([], pa.list_(_READING))
+    inner = lists.flatten()
+    columns = [inner.field(i).to_numpy(zero_copy_only=False) for i in range(4)]
+    flat = Flat(
+        table.select(ROWS.names).cast(ROWS),
+        np.asarray(lists.offsets, np.int64) - lists.offsets[0].as_py(),
+        kinds,
+        *columns,
+    )
+    return flat, table.column("path").to_pylist(), table.column("stamp").to_pylist()
+
+
+def _write(store: Store, flat: Flat, paths: list[str], stamps: list[str]) -> str:
+    """Put a whole index in the place of the one before; why that was not possible, or ""."""
+    inner = pa.StructArray.from_arrays(
+        [pa.array(flat.kind), pa.array(flat.value), pa.array(flat.n), pa.array(flat.spread)], fields=list(_READING)
+    )
+    table = flat.rows.append_column("readings", pa.ListArray.from_arrays(pa.array(flat.starts.astype(np.int32)), inner))
+    for field, values in zip(_FILE_COLUMNS, (paths, stamps), strict=True):
+        table = table.append_column(field, pa.array(values, pa.string()))
+    about = {"peft_matrix_index": VERSION, "kinds": json.dumps(flat.kinds)}
+    stream = pa.BufferOutputStream()
+    parquet.write_table(table.replace_schema_metadata(about), stream, compression="zstd", row_group_size=20_000)
+    temporary = f"index/.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        store.files.write(FILE, bytes(stream.getvalue()), temporary=temporary)
+    except UserError as error:  # a store one may only read, or a full disk: the records are at hand all the same
+        return str(error)
+    return ""

@@ -1,0 +1,27 @@
+"""The verbs, grouped by what they act on. Each is a few lines; what it needs is imported when it runs.
+
+:data:`VERBS` and :data:`GROUPS` are the whole list, in the order in which ``--help`` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from peft_matrix.commands import boards, claims, compare, listing, nightly, quantization, results, site, sweeps
+
+VERBS: tuple[Callable[..., Any], ...] = (
+    *sweeps.VERBS,
+    *boards.VERBS,
+    *site.VERBS,
+    *compare.VERBS,
+    *claims.VERBS,
+    *nightly.VERBS,
+    *quantization.VERBS,
+    *listing.VERBS,
+)
+
+GROUPS: tuple[typer.Typer, ...] = (results.app,)
+"""Verbs with verbs of their own."""

@@ -1,0 +1,52 @@
+"""What the verbs share: options, the workspace, and the two ways to print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runners.workspace import Workspace
+
+SweepName = Annotated[str, typer.Argument(help="Name of a sweep (see 'peft-matrix plan --list') or path to its YAML.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Results = Annotated[str | None, typer.Option(help="Folder or URL of the records. Default: ./results")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of local data sets that override the Hub.")]
+Only = Annotated[str | None, typer.Option(help="Only cells whose label matches this pattern ('*lora*') or key.")]
+Rerun = Annotated[
+    list[str] | None, typer.Option(help="Run these again: stale, all, or a status such as error. Repeatable.")
+]
+
+
+def open_workspace(results: str | None, data_root: Path | None) -> Workspace:
+    """The workspace of the current folder, with these overrides."""
+    from runners.workspace import Workspace
+
+    return Workspace.discover(results=results, data_root=data_root)
+
+
+def console() -> Console:
+    """Where people read."""
+    from rich.console import Console
+
+    return Console()
+
+
+def print_json(value: Any) -> None:
+    """Where programs read."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Rows for people, or as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    from peft_matrix.console import print_rows
+
+    print_rows(rows, console())

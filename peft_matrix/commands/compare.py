@@ -1,0 +1,42 @@
+"""Verbs about scores: one configuration against another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from peft_matrix.commands.common import AsJson, Results, console, open_workspace, print_json
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A configuration: the beginning of its cells' label, or a pattern.")],
+    b: Annotated[str, typer.Argument(help="The one it is compared with.")],
+    metric: Annotated[str, typer.Option(help="Any quantity of docs/metrics.md.")] = "accuracy",
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two configurations: effect, interval, p, smallest detectable effect, and a plain sentence."""
+    from harness.store.store import Store
+    from reports.apps import compare as comparing
+
+    store = Store(open_workspace(results, None).results)
+    records, _ = store.records()
+    named = {record.id: record for record in records}
+    first, second = (comparing.select(records, text) for text in (a, b))
+    found = comparing.compare(
+        first, second, metric, lambda i: store.samples(named[i]) if named[i].samples is not None else None
+    )
+    if as_json:
+        print_json(found.as_json())
+        return
+    out = console()
+    out.print(found.sentence, highlight=False, markup=False)
+    if found.mde is not None:
+        out.print(f"Smallest effect this comparison finds 8 times in 10: {found.mde:.3g}.", highlight=False)
+    out.print(f"{found.method}; {found.n}.", highlight=False)
+    for warning in found.warnings:
+        out.print(f"Note: {warning}.", highlight=False, markup=False)
+
+
+VERBS = (compare,)

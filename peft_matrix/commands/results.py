@@ -1,0 +1,159 @@
+"""Verbs that act on a store of records as a whole: ask it, index it, tidy it, take from it, join several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import EXIT_FAILED_CELLS
+from peft_matrix.commands.common import AsJson, Results, console, open_workspace, print_json
+
+if TYPE_CHECKING:
+    from harness.store.store import Store
+
+app = typer.Typer(
+    name="results",
+    help="Act on the records as a whole: query, index, gc, export, merge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT over the tables records, readings and samples.")],
+    results: Results = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the records in SQL. Reads only: no file, no network, no change (extra: query)."""
+    import sys
+
+    from reports.apps.sql import query as ask
+
+    names, rows = ask(open_workspace(results, None).open_store(), sql)
+    if as_json:
+        print_json([dict(zip(names, map(_plain, row), strict=True)) for row in rows])
+    elif csv:
+        from csv import writer
+
+        writer(sys.stdout, lineterminator="\n").writerows([names, *rows])
+    else:
+        from rich.table import Table
+
+        table = Table(*names, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*("–" if value is None else str(value) for value in row))
+        console().print(table, highlight=False, markup=False)
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, (bool, int, float, str, list)) else str(value)
+
+
+@app.command("index")
+def index_(
+    results: Results = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every record, whatever the index says.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the index up to date now. It is never needed: whoever reads through it does so by itself."""
+    from harness.store import index
+
+    loaded = index.load(open_workspace(results, None).open_store(), rebuild=rebuild, fewest=1)
+    if as_json:
+        damaged = [{"path": d.path, "why": d.reason} for d in loaded.damaged]
+        print_json({"records": len(loaded.paths), "read": loaded.read, "damaged": damaged, "why": loaded.unwritten})
+        return
+    for damage in loaded.damaged:
+        typer.echo(f"Left out: {damage.path}: {damage.reason}", err=True)
+    typer.echo(f"{len(loaded.paths):,} records in the index, {loaded.read:,} of them read now.")
+    if loaded.unwritten:
+        typer.echo(f"The index was not written: {loaded.unwritten}", err=True)
+
+
+@app.command()
+def gc(
+    results: Results = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without it, only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name files that nothing needs: samples without a record, leftovers, corrected and abandoned attempts."""
+    from harness.store import gc as upkeep
+
+    store = open_workspace(results, None).open_store()
+    found = upkeep.waste(store)
+    if delete:
+        upkeep.remove(store, found)
+    if as_json:
+        files = [one._asdict() for one in found.waste]
+        print_json({"files": files, "kept_back": list(found.kept_back), "deleted": delete})
+        return
+    for one in found.waste:
+        typer.echo(f"  {one.path} ({one.size:,} bytes): {one.why}")
+    for why in found.kept_back:
+        typer.echo(f"Kept back: {why}")
+    size = sum(one.size for one in found.waste)
+    what = f"{len(found.waste)} files, {size:,} bytes"
+    typer.echo(
+        f"Removed {what}." if delete else f"{what} could go. Dry run: nothing was removed; --delete removes them."
+    )
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="NAME.zip (a store), NAME.parquet or NAME.csv (tables).")],
+    sweep: Annotated[str | None, typer.Argument(help="Only records of this sweep.")] = None,
+    results: Results = None,
+) -> None:
+    """Write the records of a sweep, with their samples, as one archive or as tables."""
+    from reports.apps.export import export as write
+
+    files, records = write(open_workspace(results, None).open_store(), to, sweep=sweep)
+    typer.echo(f"{records:,} records: {', '.join(str(path) for path in files)}")
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="Stores: folders or URLs.")],
+    into: Annotated[str, typer.Option(help="The store that takes their records; it may hold some already.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy several stores into one. Nothing is overwritten; where they disagree, both records stay and are named."""
+    from dataclasses import asdict
+
+    from harness.store.merge import merge as join
+    from harness.store.store import Store
+    from reports.apps.regressions import decisions
+
+    target, stores = Store(into), [_existing(source) for source in sources]
+    done = join(stores, target)
+    moved = decisions.merge(stores, target)
+    if as_json:
+        print_json({**asdict(done), "decisions": moved})
+    else:
+        typer.echo(
+            f"{done.records:,} records and {done.samples:,} sample files copied to {into}, {done.known:,} were there, "
+            f"{len(done.conflicts)} conflicts, {len(done.left_out)} left out, {moved} decisions."
+        )
+        for one in done.conflicts:
+            sides = "; ".join(f"{s.store}: {s.id} {s.status} {s.finished}" for s in one.sides)
+            typer.echo(
+                f"Conflict, both kept: {one.label} ({one.key}) attempt {one.attempt}, other {one.differs}: {sides}"
+            )
+        for damage in done.left_out:
+            typer.echo(f"Left out: {damage.path}: {damage.reason}")
+    if done.left_out:
+        raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _existing(source: str) -> Store:
+    from harness.errors import UserError
+    from harness.store.store import Store
+
+    store = Store(source)
+    if not store.entries():
+        raise UserError("no records", where=source, fix="Name the folder or URL that --results named.")
+    return store

@@ -1,0 +1,140 @@
+"""Tables and lists of the command line, as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.record import Reading, Record
+from runners.planning.cost_model import Prediction, total
+from runners.planning.plan import Plan
+from runners.running.progress import clock
+
+Rows = list[dict[str, Any]]
+
+
+def print_rows(rows: Rows, console: Console) -> None:
+    """Rows as a table: the first column stands out; lists are joined, dictionaries shortened."""
+    columns = [c for c in (rows[0] if rows else {}) if c not in ("defaults", "file", "unverified")]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), style="cyan" if column == columns[0] else "", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell_text(row.get(c, ""))) for c in columns))
+    console.print(table)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """A plan in words: the counts, then everything that will not run and why, grouped by reason."""
+    counts = {
+        "run": len(plan.run),
+        "done": len(plan.done),
+        "stale": len(plan.stale),
+        "elsewhere": len(plan.elsewhere),
+        "unsupported": len(plan.unsupported),
+    }
+    console.print(
+        f"{plan.sweep.spec.name}: {len(plan.cells)} cells: "
+        + ", ".join(f"{n} {name}" for name, n in counts.items() if n),
+        highlight=False,
+    )
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+    for cell in plan.run[:200]:
+        console.print(f"  run          {cell.label}  {cell.key}{_expected(plan.predict(cell))}", **plain)
+    if len(plan.run) > 200:
+        console.print(f"  ... and {len(plan.run) - 200} more to run (all of them: --json)")
+    for name, reasons in (("elsewhere", plan.elsewhere), ("unsupported", plan.unsupported)):
+        by_reason: dict[str, list[str]] = {}
+        for cell, why in reasons:
+            by_reason.setdefault(why, []).append(cell.label)
+        for why, labels in by_reason.items():
+            shown = labels[0] if len(labels) == 1 else f"{len(labels)} cells, for example {labels[0]}"
+            console.print(f"  {name:<12} {shown}: {why}", highlight=False, soft_wrap=True, markup=False)
+    expected = total(plan.predict(cell) for cell in plan.run)
+    if plan.run:
+        console.print(f"  predicted: {predicted_words(expected)}", highlight=False)
+    for damage in plan.predict.damaged:
+        console.print(f"  damaged      {damage}", **plain, markup=False)
+    by_why = Counter(one.reason for one in plan.not_run)
+    for why, n in by_why.items():
+        console.print(f"  not run      {n} cells: {why}", highlight=False)
+    if plan.waiting:
+        console.print(
+            f"  waiting      {plan.waiting}: final cells until their tuning trials have run, and cells that combine "
+            "others until those have",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for task, hubs in plan.unpinned.items():
+        for hub, why in hubs.items():
+            line = f"  unpinned     {task}: the rows of {hub} may change under this name: {why}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for model, why in plan.unpinned_models.items():
+        line = f"  unpinned     the weights of {model} may change under this name: {why}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if plan.stale:
+        console.print("  Stale cells were run in another environment; run them again with --rerun stale.")
+
+
+def predicted_words(expected: dict[str, Any]) -> str:
+    """The total of a plan's predictions: seconds one after the other, the highest peak, and what is not known."""
+    peak = f", at most {expected['peak_bytes'] / 2**30:.2f} GiB" if expected["peak_bytes"] is not None else ""
+    unknown = f"; nothing is known of {expected['cells_without']} cells" if expected["cells_without"] else ""
+    return f"{clock(expected['seconds'])} one after the other{peak}{unknown}"
+
+
+def _expected(prediction: Prediction) -> str:
+    if prediction.seconds is None or prediction.peak_bytes is None:
+        return ""
+    return f"  ~{prediction.seconds:.0f} s, {prediction.peak_bytes / 2**30:.2f} GiB"
+
+
+def print_status(stands: dict[str, Any], console: Console) -> None:
+    """Counts, then failures by reason."""
+    counts = ", ".join(f"{n} {name}" for name, n in stands["counts"].items())
+    console.print(f"{stands['sweep']}: {stands['cells']} cells: {counts}", highlight=False)
+    for failure in stands["failures"]:
+        line = f"  {failure['status']:<12} {failure['cell']}  [{failure['stage']}] {failure['why']}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for (kind, why), n in Counter((one["kind"], one["why"]) for one in stands["not_run"]).items():
+        console.print(f"  not_run      {n} cells  [{kind}] {why}", highlight=False, soft_wrap=True, markup=False)
+    for damage in stands["damaged"]:
+        console.print(f"  damaged      {damage['path']}: {damage['why']}", soft_wrap=True, markup=False)
+
+
+def print_record(record: Record, console: Console) -> None:
+    """One record for people."""
+    outcome = record.outcome
+    console.print(f"{record.label}  {record.key}", style="bold", highlight=False)
+    why = f": {outcome.reason}" if outcome.reason else ""
+    console.print(f"{outcome.status} at stage {outcome.stage}{why}", highlight=False, markup=False)
+    stages = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "seconds", "peak RSS, MB"):
+        stages.add_column(column, justify="left" if column == "stage" else "right")
+    for span in record.spans:
+        peak = span.get("peak_rss_bytes")
+        shown = f"{peak.value / 1e6:.0f}" if peak is not None and peak.value is not None else "—"
+        stages.add_row(span.stage, "—" if span.seconds is None else f"{span.seconds:.2f}", shown)
+    console.print(stages)
+    for name, reading in sorted(record.metrics.items()):
+        console.print(f"  {name:<28} {_reading_text(reading)}", highlight=False, markup=False)
+    if outcome.status not in ("ok", "unsupported") and outcome.log_tail:
+        console.print("End of the log:", style="bold")
+        console.print(outcome.log_tail, highlight=False, markup=False)
+
+
+def _reading_text(reading: Reading) -> str:
+    if reading.value is None:
+        note = reading.details.get("note") or reading.details.get("why") or ""
+        return f"— {reading.why_missing}{f' ({note})' if note else ''}"
+    count = f"  n={reading.n}" if reading.n is not None else ""
+    spread = f"  sd={reading.spread:.3g}" if reading.spread is not None else ""
+    return f"{reading.value:.6g} {reading.unit}{count}{spread}  [{reading.source}]"
+
+
+def _cell_text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

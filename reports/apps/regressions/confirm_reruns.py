@@ -1,0 +1,64 @@
+"""A provisional alarm stands only if runs again agree with it (protocol 8.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness import stats
+from harness.metrics import METRICS
+from reports.apps.regressions.detect import ALPHA, CellFinding
+from reports.apps.regressions.series import History
+
+RERUNS = 5
+"""Runs again of a suspected cell. Five against five earlier nights can reach p = 0.008."""
+
+
+def provisional(findings: Sequence[CellFinding]) -> list[CellFinding]:
+    """The findings that runs again can confirm or dismiss."""
+    return [f for f in findings if f.kind == "level"]
+
+
+def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RERUNS) -> list[CellFinding]:
+    """What is left of provisional findings after ``reruns`` further records of their cells.
+
+    The alarming value and those run again stand against the earlier values of the same environment: Mann-Whitney,
+    adjusted over the findings (Benjamini and Hochberg), and the medians must differ by more than the floor.
+
+    Returns:
+        Every finding, with its p value and whether it was ``confirmed`` or is ``noise`` in its reason.
+    """
+    by_name = {(s.key, s.metric): s for s in found.series}
+    tested: list[tuple[CellFinding, float, float]] = []
+    for finding in findings:
+        series = by_name.get((finding.key, finding.metric))
+        segment = series.segment() if series is not None else ()
+        if len(segment) < reruns + 2:
+            continue
+        cut = len(segment) - reruns - 1
+        earlier, again = [p.value for p in segment[:cut]], [p.value for p in segment[cut:]]
+        middle, now = _median(earlier), _median(again)
+        tested.append((finding, stats.mann_whitney(again, earlier).p, (now - middle) / abs(middle) if middle else 0.0))
+    if not tested:
+        return list(findings)
+    adjusted = stats.benjamini_hochberg([p for _, p, _ in tested])
+    judged = {}
+    for (finding, _, effect), p in zip(tested, adjusted, strict=True):
+        quantity = METRICS[finding.metric.rpartition(".")[2]]
+        floor = stats.RELATIVE_FLOORS.get(quantity.name, stats.RELATIVE_FLOORS.get(quantity.family, 0.0))
+        stands = p < ALPHA and abs(effect) > floor
+        word = "confirmed" if stands else "noise"
+        judged[finding] = replace(
+            finding,
+            kind=word,
+            effect=effect,
+            p=float(p),
+            reason=f"{word} by {reruns} runs again ({effect:+.1%} against the median before)",
+        )
+    return [judged.get(finding, finding) for finding in findings]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -1,0 +1,184 @@
+"""Records over time: one series for every cell, machine and metric, cut where the environment changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.digests import digest
+from harness.metrics import METRICS
+from harness.record import FINAL_STATUSES
+from harness.store.index import Flat
+
+FAMILIES = frozenset({"accuracy", "retention", "time", "energy", "memory"})
+"""Families of quantities that are watched; sizes follow from shapes and belong to claims."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One record's value in a series.
+
+    Attributes:
+        n: items behind a rate, where the record says so.
+    """
+
+    finished: str
+    record: str
+    value: float
+    fingerprint: str
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric of one cell on one machine, oldest first.
+
+    Attributes:
+        metric: name of the quantity; ``stage.name`` for one of a stage.
+        model: label of the model, by which cells move together.
+    """
+
+    key: str
+    label: str
+    metric: str
+    model: str
+    points: tuple[Point, ...]
+
+    @property
+    def quantity(self) -> str:
+        """Name of the metric without its stage."""
+        return self.metric.rpartition(".")[2]
+
+    @property
+    def latest(self) -> Point:
+        """The newest point."""
+        return self.points[-1]
+
+    def segment(self) -> tuple[Point, ...]:
+        """The newest points that share one environment."""
+        end = len(self.points)
+        while end > 0 and self.points[end - 1].fingerprint == self.latest.fingerprint:
+            end -= 1
+        return self.points[end:]
+
+    def before_segment(self) -> tuple[Point, ...]:
+        """The points of the environment just before the newest one; empty if there was no other."""
+        rest = self.points[: len(self.points) - len(self.segment())]
+        if not rest:
+            return ()
+        last = rest[-1].fingerprint
+        start = len(rest)
+        while start > 0 and rest[start - 1].fingerprint == last:
+            start -= 1
+        return rest[start:]
+
+
+class Attempt(NamedTuple):
+    """One record of a cell: how it ended. ``at`` is its row."""
+
+    id: str
+    key: str
+    label: str
+    sweep: str
+    model: str
+    status: str
+    stage: str
+    reason: str
+    finished: str
+    fingerprint: str
+    marks: tuple[str, ...]
+    at: int
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that detection looks at.
+
+    Attributes:
+        series: all watched series, in a fixed order.
+        attempts: key and machine to its records, oldest first, disturbed ones and those that came to nothing included.
+        environments: fingerprint to the environment of its first record.
+        samples: record id to the digest of its samples, for records that have any.
+    """
+
+    series: tuple[Series, ...]
+    attempts: Mapping[tuple[str, str], Sequence[Attempt]]
+    environments: Mapping[str, Mapping[str, Any]]
+    samples: Mapping[str, str]
+
+
+def history(flat: Flat, environment: Callable[[int], Mapping[str, Any]], *, sweep: str | None = None) -> History:
+    """Line records up. Superseded ones are left out; throttled and shared ones give no times and no energies.
+
+    Args:
+        flat: the records of a store (:mod:`harness.store.index`).
+        environment: number of a row to the environment its record holds; asked once for each fingerprint.
+        sweep: only records of this sweep.
+    """
+    rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
+    wanted = [i for i in range(flat.rows.num_rows) if sweep is None or rows["sweep"][i] == sweep]
+    wanted.sort(key=lambda i: (rows["finished"][i], rows["id"][i]))
+    superseded = {rows["supersedes"][i] for i in wanted if rows["status"][i] in FINAL_STATUSES}
+    known: dict[str, set[str]] = {}
+    for i in wanted:
+        if rows["machine"][i]:
+            known.setdefault(rows["key"][i], set()).add(_place(rows, i))
+    attempts: dict[tuple[str, str], list[Attempt]] = {}
+    environments: dict[str, Mapping[str, Any]] = {}
+    for i in wanted:
+        if rows["id"][i] in superseded or rows["role"][i] != "result":
+            continue
+        told = (rows[name][i] for name in Attempt._fields[:-3])
+        fingerprint = rows["fingerprint"][i] or digest(json.loads(rows["packages"][i]))
+        found = Attempt._make((*told, fingerprint, tuple(rows["marks"][i]), i))
+        attempts.setdefault((found.key, _home(rows, i, known)), []).append(found)
+        if found.fingerprint not in environments:
+            environments[found.fingerprint] = environment(i)
+    watched = _watched(flat)
+    series = [one for members in (attempts[place] for place in sorted(attempts)) for one in _series(members, watched)]
+    samples = {rows["id"][i]: rows["samples"][i] for i in wanted if rows["samples"][i] is not None}
+    return History(tuple(series), attempts, environments, samples)
+
+
+def _place(rows: Mapping[str, Sequence[Any]], i: int) -> str:
+    """Digest of the machine and the hardware asked for: series of two machines never mix."""
+    return digest([rows["machine"][i], rows["hardware"][i]])[:12]
+
+
+def _home(rows: Mapping[str, Sequence[Any]], i: int, known: Mapping[str, set[str]]) -> str:
+    """A record of a worker that died says no machine: it belongs to the only one its cell ran on, if that is so."""
+    places = known.get(rows["key"][i], set())
+    return next(iter(places)) if not rows["machine"][i] and len(places) == 1 else _place(rows, i)
+
+
+def _watched(flat: Flat) -> dict[int, list[tuple[str, str, float, int | None]]]:
+    """Row to (name, family, value, items) of its readings that are watched and have a value."""
+    families = [METRICS[kind.quantity].family if kind.quantity in METRICS else "" for kind in flat.kinds]
+    wanted = np.array([family in FAMILIES for family in families], bool)
+    at = np.flatnonzero(wanted[flat.kind] & ~np.isnan(flat.value)) if len(flat.kind) else np.array([], np.int64)
+    owners, found = flat.owners()[at].tolist(), dict[int, list[tuple[str, str, float, int | None]]]()
+    columns = (flat.kind[at].tolist(), flat.value[at].tolist(), flat.n[at].tolist())
+    for owner, code, value, n in zip(owners, *columns, strict=True):
+        row = (flat.kinds[code].name, families[code], value, None if math.isnan(n) else int(n))
+        found.setdefault(owner, []).append(row)
+    return found
+
+
+def _series(
+    members: Sequence[Attempt], watched: Mapping[int, Sequence[tuple[str, str, float, int | None]]]
+) -> list[Series]:
+    points: dict[str, list[Point]] = {}
+    for one in members:
+        if one.status != "ok":
+            continue
+        disturbed = bool({"throttled", "shared"} & set(one.marks))
+        for name, family, value, n in watched.get(one.at, ()):
+            if not (disturbed and family in ("time", "energy", "memory")):
+                points.setdefault(name, []).append(Point(one.finished, one.id, value, one.fingerprint, n))
+    last = members[-1]
+    return [Series(last.key, last.label, name, last.model, tuple(found)) for name, found in sorted(points.items())]

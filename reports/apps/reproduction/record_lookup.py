@@ -1,0 +1,130 @@
+"""Which records a claim may rest on. What is refused is named, so that nothing slips in or out silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from harness.digests import digest
+from harness.record import PROTOCOL, Record
+from reports.apps.reproduction.claims import Arm, Count, Scope
+from reports.data.frame import current, marks
+from reports.data.samples import SampleSource
+
+TIMED = frozenset({"throttled", "shared"})
+"""Marks that make times and energies, but not accuracies, useless as evidence."""
+
+
+def count_key(count: Count) -> str:
+    """Key of the record that holds a count."""
+    return digest({"count": count.model_dump(mode="json"), "protocol": PROTOCOL})
+
+
+@dataclass
+class Found:
+    """Records of one arm, by seed, and the flags of what was refused."""
+
+    records: dict[Any, tuple[str, Record]] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the records, sorted."""
+        return tuple(sorted(identity for identity, _ in self.records.values()))
+
+
+class Library:
+    """The records at hand, by sweep and by key.
+
+    Args:
+        records: everything in the store.
+        samples: record id to its table of scored items.
+    """
+
+    def __init__(self, records: Iterable[Record], samples: SampleSource) -> None:
+        self.samples = samples
+        self._by_sweep: dict[str, list[tuple[str, Record]]] = {}
+        self._by_key: dict[str, tuple[str, Record]] = {}
+        for identity, record in current(records):
+            self._by_sweep.setdefault(record.sweep, []).append((identity, record))
+            self._by_key[record.key] = (identity, record)
+
+    def has(self, sweep: str) -> bool:
+        """Whether any record of the sweep is at hand."""
+        return sweep in self._by_sweep
+
+    def by_ids(self, sweep: str, ids: Iterable[str]) -> list[Record]:
+        """These records of a sweep."""
+        wanted = set(ids)
+        return [record for identity, record in self._by_sweep.get(sweep, ()) if identity in wanted]
+
+    def count(self, count: Count) -> tuple[str, Record] | None:
+        """The record of a count, if it was made under this protocol."""
+        return self._by_key.get(count_key(count))
+
+    def arm(self, sweep: str, arm: Arm, *, timed: bool) -> Found:
+        """Records of an arm, one a seed.
+
+        Args:
+            timed: whether the metric is a time, an energy or a memory, for which throttled and shared rows
+                are no evidence.
+        """
+        found = Found()
+        for identity, record in self._by_sweep.get(sweep, ()):
+            if not matches(record, arm):
+                continue
+            refused = _refusal(record, timed)
+            if refused:
+                found.flags.add(refused)
+            elif record.outcome.status != "ok":
+                found.failed.append(f"seed {record.cell.get('seed')}: {record.outcome.status}")
+            else:
+                found.records[record.cell.get("seed")] = (identity, record)
+        return found
+
+
+def matches(record: Record, arm: Arm) -> bool:
+    """Whether a record belongs to an arm: its labels match and it is a result, not a trial of tuning."""
+    if record.cell.get("role", "result") != "result":
+        return False
+    for axis in ("model", "method", "quantization", "task"):
+        if not fnmatchcase(str(_part(record.cell, axis).get("label", "")), getattr(arm, axis)):
+            return False
+    params = _part(record.cell, "method").get("params", {})
+    return all(params.get(name) == value for name, value in arm.params.items())
+
+
+def outside(scope: Scope, records: Iterable[Record]) -> str:
+    """In what the records lie outside a claim's scope; empty where they lie within."""
+    for record in records:
+        model, task = _part(record.cell, "model"), _part(record.cell, "task")
+        if scope.models and not {str(model.get("label")), str(model.get("id"))} & set(scope.models):
+            return f"another model ({model.get('label')}, the claim is on {', '.join(scope.models)})"
+        if scope.data and str(task.get("label")) not in scope.data:
+            return f"other data ({task.get('label')}, the claim is on {', '.join(scope.data)})"
+    return ""
+
+
+def tuned(record: Record) -> bool:
+    """Whether the cell's learning rate was chosen by the sweep's tuning budget (or nothing had to be chosen)."""
+    if _part(record.cell, "method").get("learning_rate") is None:
+        return True
+    return bool(record.cell.get("tuning"))
+
+
+def _refusal(record: Record, timed: bool) -> str:
+    if "imported" in marks(record):
+        return "imported-evidence-refused"
+    if record.cell.get("protocol") != PROTOCOL:
+        return "other-protocol-refused"
+    if timed and TIMED & set(marks(record)):
+        return "disturbed-evidence-refused"
+    return ""
+
+
+def _part(cell: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    part = cell.get(axis)
+    return part if isinstance(part, dict) else {}

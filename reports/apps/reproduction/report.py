@@ -1,0 +1,209 @@
+"""Verdicts as rows for programs, a table for people, and a Markdown report that is the same bytes each time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from harness.metrics import METRICS
+from reports.apps.reproduction.claims import Claim, Criterion, Needs, Proxy
+from reports.apps.reproduction.judging import Judgement, Result
+from reports.apps.reproduction.measuring import Measured
+
+UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "absolute": "", "count": "", "bytes": " B"}
+
+
+def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The shape printed by ``reproduce --json``; a claim with proxies is one row with the proxies inside."""
+    return [_row(result) for result in results]
+
+
+def _row(result: Result) -> dict[str, Any]:
+    claim = result.claim
+    row: dict[str, Any] = {
+        "claim": claim.id,
+        "paper": result.paper.paper,
+        "statement": claim.statement,
+        "printed": [p.model_dump(mode="json") for p in claim.printed],
+        "unit": claim.unit,
+        "form": claim.form,
+        "metric": claim.metric,
+        **_judgement(result.own),
+        "sentence": sentence(result),
+    }
+    row["proxies"] = [
+        {"setup": proxy.setup, **_judgement(judged), "differs": proxy.differs, "metric": proxy.metric}
+        for proxy, judged in _proxies(result)
+    ]
+    return row
+
+
+def _proxies(result: Result) -> list[tuple[Proxy, Judgement]]:
+    return list(zip(result.claim.proxies, result.proxies, strict=True))
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    m = judgement.measured
+    return {
+        "measured": None if m is None else m.value,
+        "interval": None if m is None or m.low is None else [m.low, m.high],
+        "n": "" if m is None else m.n,
+        "mde": None if m is None else m.mde,
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "flags": list(judgement.flags),
+        "records": [] if m is None else list(m.records),
+    }
+
+
+def sentence(result: Result) -> str:
+    """What a paper could quote."""
+    claim, own = result.claim, result.own
+    source = result.paper.paper + (f" (arXiv:{result.paper.arxiv})" if result.paper.arxiv else "")
+    if own.measured is None:
+        text = f"The claim of {source} that {_lower(claim.statement)} was not run: {own.reason}{_needs(claim.needs)}."
+    else:
+        text = (
+            f"Of the claim of {source} that {_lower(claim.statement)} the verdict is {own.verdict.replace('_', ' ')}: "
+            f"printed {printed_text(claim)}, measured {measured_text(own.measured, claim)}; {own.reason}."
+        )
+    for proxy, judged in _proxies(result):
+        text += f" A proxy ({proxy.differs}) {_proxy_text(judged, proxy)}."
+    return text
+
+
+def _proxy_text(judgement: Judgement, test: Criterion) -> str:
+    if judgement.measured is None:
+        return f"was not run: {judgement.reason}"
+    words = {
+        "agrees": "agrees",
+        "partially": "agrees in part",
+        "disagrees": "disagrees",
+        "inconclusive": "is inconclusive",
+    }
+    said = words[judgement.verdict.removeprefix("proxy_")]
+    return f"{said}: {measured_text(judgement.measured, test)}; {judgement.reason}"
+
+
+def printed_text(claim: Claim) -> str:
+    """What was printed, in its unit; an order in words."""
+    values = [p.value for p in claim.printed if p.value is not None]
+    if not values:
+        if claim.form == "equivalence":
+            return "equal to the baseline"
+        if claim.form == "interaction":
+            return "the effect grows"
+        return {"greater": "higher than the baseline", "less": "lower than the baseline"}[claim.expect]
+    return " / ".join(number(v) for v in dict.fromkeys(values)) + UNIT_TEXT[claim.unit]
+
+
+def measured_text(m: Measured, test: Criterion) -> str:
+    """The effect with its interval and what it rests on."""
+    unit = UNIT_TEXT[test.unit]
+    if test.unit == "absolute" and test.metric in METRICS and METRICS[test.metric].unit not in ("1", "fraction"):
+        unit = f" {METRICS[test.metric].unit}"
+    if m.low is None or m.high is None:
+        return f"{number(m.value)}{unit} ({m.n})"
+    return f"{number(m.value)}{unit} [{number(m.low)}, {number(m.high)}] ({m.n})"
+
+
+def number(value: float) -> str:
+    """Four significant digits; whole numbers in full."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """The report: a summary, one table a paper, and the sentences."""
+    counts = Counter(r.own.verdict for r in results)
+    proxies = Counter(judged.verdict for r in results for judged in r.proxies)
+    lines = [
+        "# Reproduction",
+        "",
+        "Claims of papers against records of this project. A proxy is a smaller experiment of the same shape: its "
+        "verdict stands beside the claim's own and never replaces it. Verdicts and flags are explained below.",
+        "",
+        f"{len(results)} claims: " + ", ".join(f"{n} {v.replace('_', ' ')}" for v, n in sorted(counts.items())) + ".",
+        f"{sum(proxies.values())} proxies: "
+        + (", ".join(f"{n} {v.removeprefix('proxy_').replace('_', ' ')}" for v, n in sorted(proxies.items())) or "none")
+        + ".",
+        "",
+    ]
+    by_paper: dict[str, list[Result]] = {}
+    for result in results:
+        by_paper.setdefault(result.paper.paper, []).append(result)
+    for name, members in by_paper.items():
+        lines += _paper_section(name, members)
+    return "\n".join([*lines, *LEGEND]) + "\n"
+
+
+def _paper_section(name: str, members: Sequence[Result]) -> list[str]:
+    paper = members[0].paper
+    where = f"arXiv:{paper.arxiv}, version read: {paper.version}" if paper.arxiv else f"version read: {paper.version}"
+    lines = [f"## {_text(name)}", "", where + (f". {_text(paper.note)}" if paper.note else ""), ""]
+    lines += ["| claim | printed | measured | verdict | flags | proxies |", "|---|---|---|---|---|---|"]
+    for result in members:
+        claim, own = result.claim, result.own
+        measured = measured_text(own.measured, claim) if own.measured is not None else f"– ({own.reason})"
+        proxies = [
+            f"{proxy.setup} **{judged.verdict.removeprefix('proxy_').replace('_', ' ')}**: {_proxy_cell(judged, proxy)}"
+            for proxy, judged in _proxies(result)
+        ]
+        cells = [
+            f"`{claim.id}`: {claim.statement}",
+            printed_text(claim),
+            measured,
+            f"**{own.verdict.replace('_', ' ')}**",
+            ", ".join(own.flags) or "–",
+            "; ".join(proxies) or "–",
+        ]
+        lines.append("| " + " | ".join(map(_text, cells)) + " |")
+    return [*lines, ""]
+
+
+def _proxy_cell(judgement: Judgement, test: Criterion) -> str:
+    flags = f" ({', '.join(judgement.flags)})" if judgement.flags else ""
+    if judgement.measured is None:
+        return judgement.reason + flags
+    return measured_text(judgement.measured, test) + flags
+
+
+LEGEND = [
+    "## How to read this",
+    "",
+    "- **reproduced**: the whole 95 % interval lies where the claim says. **partially**: the direction holds, the size "
+    "does not. **not reproduced**: the whole interval lies elsewhere.",
+    "- **inconclusive**: the interval straddles the limit, or the smallest effect that could have been found is above "
+    "the claimed or the measured one. **not comparable**: the evidence has another scope.",
+    "- **not run**: no evidence here; the claim file says what a run needs.",
+    "- An *up to* claim is judged by the largest effect over its stated set, never by a mean.",
+    "- `untuned-baseline`: the learning rates were not chosen by one tuning budget for both arms. "
+    "`reference-inconsistent`: the texts print values that disagree. `one-seed`: no spread can be given. "
+    "`leak`, `estimated-memory`, `one-seed-reference`: known doubts about the printed number. "
+    "`…-refused`: records that were offered and left out.",
+]
+
+
+def _needs(needs: Needs) -> str:
+    parts = []
+    if needs.gpu_hours is not None:
+        parts.append(f"about {number(needs.gpu_hours)} GPU-hours")
+    if needs.memory_gib is not None:
+        parts.append(f"{number(needs.memory_gib)} GiB of GPU memory")
+    return f" (it needs {' and '.join(parts)})" if parts else ""
+
+
+def _lower(statement: str) -> str:
+    text = statement.rstrip(".")
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _text(text: str) -> str:
+    """Text safe inside a Markdown table."""
+    clean = " ".join(text.split())
+    return clean.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,122 @@
+"""Questions to a store in SQL, answered by DuckDB from the index: read only, and shut off from files and network.
+
+``records``   one row per record: its key, labels of the axes, seed, outcome (``status``, ``stage_reached``,
+              ``reason``), digests, and whether it is ``current``, that is, speaks for its cell on its machine.
+``readings``  one row per reading of a record: ``id``, ``stage`` ("" for the whole cell), ``quantity``, ``value``,
+              ``unit``, ``n``, ``spread``, ``source``, ``why_missing``.
+``samples``   one row per scored item: ``id`` of the record and the columns of a sample file. Read only if asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from harness.errors import UserError
+from harness.store import index
+from harness.store.store import Store, samples_schema
+from reports.data.frame import speaking
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def query(store: Store, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Names of the columns and rows of one SELECT.
+
+    Raises:
+        UserError: DuckDB is not installed; not one SELECT; a mistake in it; samples that are damaged.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UserError(
+            "queries need DuckDB, which is not installed", fix="pip install 'peft-matrix[query]'"
+        ) from error
+    connection = duckdb.connect(":memory:")
+    try:
+        _check(connection, sql)
+        flat = index.load(store).flat
+        tables = {"records": _records(flat), "readings": _readings(flat)}
+        if re.search(r"\bsamples\b", sql, re.IGNORECASE):
+            tables["samples"] = _samples(store, flat)
+        for name, table in tables.items():
+            connection.register(name, table)
+        # from here on no file, no network, no extension, no Python variable, and none of this can be switched back
+        for setting, value in (
+            ("python_enable_replacements", "false"),
+            ("enable_external_access", "false"),
+            ("lock_configuration", "true"),
+        ):
+            connection.execute(f"SET {setting} = {value}")
+        answer = connection.execute(sql)
+        return [column[0] for column in answer.description or ()], answer.fetchall()
+    except duckdb.Error as error:
+        tables_there = "There are the tables records, readings and samples."
+        raise UserError(str(error).replace("\n", " "), where="the query", fix=tables_there) from error
+    finally:
+        connection.close()
+
+
+def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    import duckdb
+
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(str(s.type).rpartition(".")[2] for s in statements) or "nothing"
+        raise UserError(
+            f"a query is one SELECT, not {kinds}", where="the query", fix="Records are never changed by a query."
+        )
+
+
+def _records(flat: index.Flat) -> pa.Table:
+    current = np.zeros(flat.rows.num_rows, bool)
+    current[speaking(flat)] = True
+    # the stage a record ended in must not be mistaken for the stage of a reading where the two are joined
+    names = ["stage_reached" if name == "stage" else name for name in flat.rows.column_names]
+    return flat.rows.rename_columns(names).append_column("current", pa.array(current))
+
+
+def _readings(flat: index.Flat) -> pa.Table:
+    def of_kind(values: list[str | None]) -> pa.Array:
+        words = sorted({value for value in values if value is not None})
+        code = {word: i for i, word in enumerate(words)}
+        codes = np.array([-1 if value is None else code[value] for value in values], np.int32)[flat.kind]
+        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(words, pa.string()))
+
+    identities = flat.rows.column("id").combine_chunks()
+    return pa.table(
+        {
+            "id": pa.DictionaryArray.from_arrays(pa.array(flat.owners().astype(np.int32)), identities),
+            "stage": of_kind([kind.stage for kind in flat.kinds]),
+            "quantity": of_kind([kind.quantity for kind in flat.kinds]),
+            "value": pa.array(flat.value, from_pandas=True),
+            "unit": of_kind([kind.unit for kind in flat.kinds]),
+            "n": pa.array(flat.n, from_pandas=True),
+            "spread": pa.array(flat.spread, from_pandas=True),
+            "source": of_kind([kind.source for kind in flat.kinds]),
+            "why_missing": of_kind([kind.why_missing for kind in flat.kinds]),
+        }
+    )
+
+
+def _samples(store: Store, flat: index.Flat) -> pa.Table:
+    tables = list(samples_of(store, flat))
+    schema = pa.schema([pa.field("id", pa.string()), *samples_schema()])
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def samples_of(store: Store, flat: index.Flat) -> Iterator[pa.Table]:
+    """Scored items of each record that has any, with the record's id in front.
+
+    Raises:
+        UserError: samples that are missing or damaged.
+    """
+    for identity, digest in zip(*(flat.rows.column(name).to_pylist() for name in ("id", "samples")), strict=True):
+        if digest is not None:
+            table = store.sample_file(digest).select(samples_schema().names)
+            yield table.add_column(0, "id", pa.array([identity] * table.num_rows, pa.string()))

@@ -1,0 +1,1 @@
+"""Boards: their definitions, tables, figures and file formats."""

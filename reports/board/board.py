@@ -1,0 +1,421 @@
+"""Records to a board: rows, ranks, Pareto front and failures, as one value that every format is rendered from.
+
+Use: ``build(load_board("default", workspaces), records, store)`` gives a :class:`BoardTable`;
+``render_all(board, records, out_dir, store)`` writes every format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from harness import stats
+from harness.metrics import METRICS, MetricDef
+from harness.record import Record
+from harness.store.store import Store
+from reports.board.provenance_summary import About, conditions, describe, tell_apart
+from reports.board.spec import Board, Column, Quantity, find_boards, load_board
+from reports.data import lr_sensitivity
+from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
+from reports.data.ranking import Ranking, differences, front_caption, pareto_front, rank_rows
+from reports.data.samples import ARMS, SampleSource
+
+__all__ = ["Board", "BoardTable", "build", "find_boards", "load_board", "render_all"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What stands in one place of the board.
+
+    Attributes:
+        value: mean over seeds in the metric's unit, None if missing.
+        sd: standard deviation over seeds, None below two.
+        low: lower end of the 95 % interval, if there is one; ``high`` likewise.
+        seeds: number of seeds behind the value.
+        items: number of scored items behind the interval.
+        interval: how the interval came about.
+        why: typed reason of a missing value.
+        delta: the value minus the column's ``minus`` metric.
+        text: content of a field that is no number.
+    """
+
+    value: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    items: int | None = None
+    interval: str = ""
+    why: str = ""
+    delta: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One column: its file entry and the definition behind it (None for a field)."""
+
+    column: Column
+    definition: MetricDef | None
+
+    @property
+    def key(self) -> str:
+        """Unique name in machine-readable output."""
+        return self.column.key
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration.
+
+    Attributes:
+        labels: model, method, quantization, task, hardware, as shown.
+        rank: first and last rank the data allow; None: unranked, and ``notes`` say why.
+        front: on the Pareto front.
+        failed: seeds that did not end ``ok``: (seed, status, stage, reason).
+        records: ids of the records behind the row.
+    """
+
+    config: str
+    labels: Mapping[str, str]
+    cells: Mapping[str, Shown]
+    axes: tuple[Shown, ...]
+    status: str
+    stage: str
+    reason: str
+    rank: tuple[int, int] | None
+    front: bool
+    baseline: bool
+    seeds: tuple[Any, ...]
+    failed: tuple[tuple[Any, str, str, str], ...]
+    marks: tuple[str, ...]
+    notes: tuple[str, ...]
+    records: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Seeds of one configuration that ended alike, and not ``ok``."""
+
+    row: Row
+    seeds: tuple[Any, ...]
+    status: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that may be compared with each other.
+
+    Attributes:
+        labels: the ``group_by`` labels they share.
+        group: digest of the conditions they share.
+        conditions: those conditions for people, in order.
+        axes: the Pareto axes in use here.
+        caption: how rows were ranked and what the front means.
+    """
+
+    labels: Mapping[str, str]
+    group: str
+    conditions: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    axes: tuple[Quantity, ...]
+    caption: str
+
+    @property
+    def title(self) -> str:
+        """The shared labels, for people."""
+        return " · ".join(self.labels.values())
+
+
+@dataclass(frozen=True)
+class BoardTable:
+    """A finished board. Holds no time stamp: equal records give an equal value.
+
+    Attributes:
+        heads: the columns.
+        not_run: planned cells without any record.
+        planned: keys of all cells that should be there; None: not known.
+        records: id to record, of all rows.
+        trials: tuning trials of the same sweeps; they are no rows, since their test split was not read.
+        silent: tables in which nothing could run. They are not shown; their cells stand among the failures.
+    """
+
+    board: Board
+    heads: tuple[Head, ...]
+    sections: tuple[Section, ...]
+    about: About = field(default_factory=About)
+    not_run: int = 0
+    planned: tuple[str, ...] | None = None
+    records: Mapping[str, Record] = field(default_factory=dict, repr=False)
+    trials: tuple[Record, ...] = field(default=(), repr=False)
+    silent: tuple[Section, ...] = ()
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Everything that did not end ``ok``; seeds that ended alike are told together."""
+        found: dict[tuple[int, str, str, str, str], Failure] = {}
+        for number, section in enumerate((*self.sections, *self.silent)):
+            for row in section.rows:
+                for seed, status, stage, reason in row.failed:
+                    place = (number, row.config, status, stage, reason)
+                    known = found[place].seeds if place in found else ()
+                    found[place] = Failure(row, (*known, seed), status, stage, reason)
+        return list(found.values())
+
+
+def build(
+    board: Board, records: Iterable[Record], store: Store | None = None, *, planned: Iterable[str] | None = None
+) -> BoardTable:
+    """The board of these records.
+
+    Args:
+        board: what to show.
+        records: all records of a store; corrected and repeated ones are sorted out here.
+        store: where their samples lie; None: no samples, so nothing is ranked and intervals are Wilson's.
+        planned: keys of all cells that should be there; those without a record are counted on the board.
+
+    Returns:
+        The same value for the same records, in whatever order they come.
+    """
+    wanted = [
+        (identity, record)
+        for identity, record in current(records)
+        if board.rows.keeps(sweep=record.sweep, **{axis: _label(record, axis) for axis in AXES})
+    ]
+    kept = [(identity, record) for identity, record in wanted if not is_trial(record)]
+    trials = tuple(record for _, record in wanted if is_trial(record))
+    by_id = dict(kept)
+    samples = _samples_of(by_id, store) if store is not None else None
+    rows = aggregate(frame(record for _, record in kept), samples)
+    shared = lr_sensitivity.at_shared_rate(trials)
+    parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
+    for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
+        row |= lr_sensitivity.columns(by_id[row["records"][0]], shared)
+        parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
+    ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
+    made = {part: _section(board, *part, parts[part], by_id, samples) for part in sorted(parts)}
+    sections = tuple(section for part, section in made.items() if part in ran)
+    silent = tuple(section for part, section in made.items() if part not in ran)
+    keys = None if planned is None else tuple(sorted(set(planned)))
+    not_run = len(set(keys) - {record.key for _, record in wanted}) if keys is not None else 0
+    return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials, silent)
+
+
+def render_all(board: Board, records: Iterable[Record], out_dir: Path, store: Store | None = None) -> list[Path]:
+    """Write every format of a board into ``out_dir`` (created if absent).
+
+    Returns:
+        The files written: ``board.md .csv .json .tex .html`` and the figures (svg, png, pdf).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from reports.board.formats.files import write_all  # which renders what this module builds
+
+    return write_all(build(board, records, store), out_dir)
+
+
+def _label(record: Record, axis: str) -> str:
+    part = record.cell.get(axis)
+    return str(part.get("label", "")) if isinstance(part, dict) else ""
+
+
+def _samples_of(by_id: Mapping[str, Record], store: Store) -> SampleSource:
+    """Samples by record id, each file read once."""
+    tables: dict[str, Any] = {}
+
+    def read(identity: str) -> Any:
+        if identity not in tables:
+            record = by_id[identity]
+            tables[identity] = store.samples(record) if record.samples is not None else None
+        return tables[identity]
+
+    return read
+
+
+# --- sections ------------------------------------------------------------------------------------
+def _section(
+    board: Board,
+    labels: tuple[str, ...],
+    group: str,
+    members: list[dict[str, Any]],
+    by_id: Mapping[str, Record],
+    samples: SampleSource | None,
+) -> Section:
+    ranking = rank_rows(members, board.rank, samples)
+    axes = _axes(board, members)
+    front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking) if len(axes) > 1 else set()
+    names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
+    base = _baseline(board, members)
+    versus = _differences(board, members, base, samples)
+    rows = [
+        Row(
+            config=row["config"],
+            labels={axis: row[axis] for axis in AXES} | names[row["config"]],
+            cells={c.key: _shown(row, c, versus.get(row["config"], {})) for c in board.columns if c.quantity},
+            axes=tuple(_value(row, axis.column) for axis in axes),
+            status=row["status"],
+            stage=row["stage"],
+            reason=row["reason"],
+            rank=ranking.ranks.get(row["config"]),
+            front=row["config"] in front,
+            baseline=base is not None and row["config"] == base["config"],
+            seeds=row["seeds"],
+            failed=row["failed"],
+            marks=row["marks"],
+            notes=_notes(row, ranking, len(members)),
+            records=row["records"],
+        )
+        for row in members
+    ]
+    captions = [
+        ranking.caption,
+        front_caption([_words(a) for a in axes], board.rank) if front else "",
+        lr_sensitivity.caption(members),
+    ]
+    alike = comparable(by_id[members[0]["records"][0]])
+    return Section(
+        labels=dict(zip(board.group_by, labels, strict=True)),
+        group=group,
+        conditions=conditions(alike, [by_id[i] for row in members for i in row["records"]]),
+        rows=tuple(sorted(rows, key=lambda row: _order(board, row))),
+        axes=axes,
+        caption=" ".join(text for text in captions if text),
+    )
+
+
+def _words(axis: Quantity) -> str:
+    return axis.definition.label + (f" of {axis.stage}" if axis.stage else "")
+
+
+def _order(board: Board, row: Row) -> tuple[Any, ...]:
+    """Ranked rows first, best first; then unranked ones with a value; then those without."""
+    sort_by = row.cells.get(board.sort) or Shown()
+    sign = -1.0 if METRICS[board.sort].better == "higher" else 1.0
+    value = math.inf if sort_by.value is None else sign * sort_by.value
+    place = 2 if row.status != "ok" else (1 if row.marks else 0)
+    return (place, value, row.status, row.labels["method"], row.labels["quantization"], row.config)
+
+
+def _axes(board: Board, members: Sequence[Mapping[str, Any]]) -> tuple[Quantity, ...]:
+    """Of every Pareto axis the first kind that any row of the section has."""
+    chosen = []
+    for axis in board.pareto:
+        having = [q for q in axis.quantities if any(has(row, q.column) for row in members)]
+        chosen += having[:1]
+    return tuple(chosen) if len(chosen) == len(board.pareto) else ()
+
+
+def _baseline(board: Board, members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    if board.baseline is None:
+        return None
+    wanted = (board.baseline.method, board.baseline.quantization)
+    found = [row for row in members if (row["method"], row["quantization"]) == wanted and row["status"] == "ok"]
+    return found[0] if len(found) == 1 else None  # two that answer to the name: neither is *the* baseline
+
+
+def _differences(
+    board: Board, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, samples: SampleSource | None
+) -> dict[str, dict[str, Shown]]:
+    """Config to column key to the difference from the baseline."""
+    out: dict[str, dict[str, Shown]] = {}
+    for column in board.columns:
+        if column.difference is None or column.quantity is None:
+            continue
+        name = column.quantity.column
+        compared = differences(members, name, base["config"], samples) if base is not None and name in ARMS else {}
+        for row in members:
+            out.setdefault(row["config"], {})[column.key] = _difference(row, base, name, compared)
+    return out
+
+
+def _difference(
+    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, stats.Comparison]
+) -> Shown:
+    if base is None or not has(base, name):
+        return Shown(why="no_baseline")
+    if row["config"] == base["config"]:
+        return Shown(text="baseline")
+    if not has(row, name):
+        return Shown(why=_value(row, name).why)
+    seeds = int(row[f"{name}:n"])
+    tested = compared.get(row["config"])
+    if tested is None:
+        return Shown(value=row[name] - base[name], seeds=seeds)
+    return Shown(tested.effect, None, tested.low, tested.high, seeds, tested.n_pairs, tested.method)
+
+
+def _value(row: Mapping[str, Any], name: str) -> Shown:
+    """The aggregated quantity ``name`` of a row."""
+
+    def number(key: str) -> float | None:
+        return float(row[key]) if has(row, key) else None
+
+    if not has(row, name):
+        why = row.get(f"{name}:why")
+        return Shown(why=why if isinstance(why, str) and why else "not_measured")
+    items = number(f"{name}:items")
+    return Shown(
+        value=number(name),
+        sd=number(f"{name}:sd"),
+        low=number(f"{name}:low"),
+        high=number(f"{name}:high"),
+        seeds=int(row[f"{name}:n"]),
+        items=None if items is None else int(items),
+        interval=str(row.get(f"{name}:interval") or "") if has(row, f"{name}:low") else "",
+    )
+
+
+def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, Shown]) -> Shown:
+    assert column.quantity is not None
+    if column.difference:
+        return versus[column.key]
+    shown = _value(row, column.quantity.column)
+    if column.minus and shown.value is not None and has(row, column.minus):
+        return Shown(**{**shown.__dict__, "delta": shown.value - row[column.minus]})
+    return shown
+
+
+def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ...]:
+    notes = []
+    if len(row["seeds"]) == 1:
+        notes.append("one seed: the interval holds sampling error only")
+    notes += [
+        f"seed {seed}: {status} at {stage or 'start'}" for seed, status, stage, _ in row["failed"] if row["seeds"]
+    ]
+    if row["stacks"] > 1:
+        notes.append(f"seeds ran on {row['stacks']} different software stacks")
+    notes += [MARK_WORDS.get(mark, mark) for mark in row["marks"]]
+    notes += row["remarks"]
+    if has(row, "cut_items") and row["cut_items"] > 0:
+        notes.append(f"{row['cut_items']:g} inputs a seed were longer than the context and were cut")
+    why = ranking.unranked.get(row["config"])
+    if why and row["status"] == "ok" and rows > 1:
+        notes.append(f"unranked: {why}")
+    return tuple(notes)
+
+
+MARK_WORDS = {
+    "imported": "not run here",
+    "throttled": "the device was throttled",
+    "shared": "somebody else used the device",
+    "simulated": "energy and device state come from a simulated device",
+    "halved": "trained in smaller batches than asked for, with more accumulation, because memory ran out",
+    "outdated": "a newer version of its task or of the protocol has been run",
+}
+"""Why a row is shown and not ranked, in words."""
+
+
+def _heads(board: Board, sections: Sequence[Section]) -> tuple[Head, ...]:
+    """The columns, without optional ones that no row has a value for."""
+    rows = [row for section in sections for row in section.rows]
+    return tuple(
+        Head(column, column.quantity.definition if column.quantity else None)
+        for column in board.columns
+        if not column.optional or any(row.cells[column.key].value is not None for row in rows)
+    )

@@ -1,0 +1,59 @@
+"""The eight smells of leaderboards (LBOps, arXiv:2407.04065) as checks on a board's files against its records.
+
+missing, unresponsive, confusing, inaccessible, mismatched, misdisplayed, redundant, deprecated. What a smell means
+is inferred from its name and the threads it was found in; each check says what it looks at.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.store.store import Store
+from reports.board.checks import rules
+from reports.board.checks.reading import Built, Smell, read_folder
+
+__all__ = ["CHECKS", "Smell", "check_folder", "print_found"]
+
+CHECKS = {
+    "missing": rules.missing,
+    "unresponsive": rules.unresponsive,
+    "confusing": rules.confusing,
+    "inaccessible": rules.inaccessible,
+    "mismatched": rules.mismatched,
+    "misdisplayed": rules.misdisplayed,
+    "redundant": rules.redundant,
+    "deprecated": rules.deprecated,
+}
+"""Smell to its check."""
+
+MOST_PRINTED = 50
+
+
+def check_folder(
+    folder: Path,
+    store: Store,
+    *,
+    built: Built | None = None,
+) -> list[Smell]:
+    """Everything that smells in a board's folder.
+
+    Args:
+        folder: where ``board.json`` lies.
+        store: the records it was made from.
+        built: the board and its figures, if they were just made; None: they are made again from the records.
+
+    Raises:
+        UserError: there is no ``board.json``, or it is none of ours.
+    """
+    files = read_folder(folder, store, built)
+    return [Smell(name, where, what) for name, check in CHECKS.items() for where, what in check(files)]
+
+
+def print_found(found: Sequence[Smell]) -> None:
+    """The list, one line each, to standard error."""
+    for smell in found[:MOST_PRINTED]:
+        print(f"{smell.smell}: {smell.where}: {smell.what}", file=sys.stderr)
+    if len(found) > MOST_PRINTED:
+        print(f"... and {len(found) - MOST_PRINTED} more", file=sys.stderr)

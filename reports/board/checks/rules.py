@@ -1,0 +1,312 @@
+"""One function a smell; each yields (where, what) for everything it finds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.digests import digest
+from harness.errors import UserError
+from harness.metrics import METRICS
+from harness.record import SCHEMA_VERSION
+from reports.board import lbom
+from reports.board.board import MARK_WORDS, Row
+from reports.board.checks.reading import FORMATS, Files
+from reports.board.formats.files import texts
+from reports.board.formats.text import MISSING, ColumnText, columns, place
+from reports.data.frame import comparable, current, outdated
+
+Found = Iterator[tuple[str, str]]
+
+LARGEST_PAGE_BYTES = 64 * 2**20
+NEEDED_FACTS = ("protocol", "records")
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    labels = row["labels"]
+    return f"row {labels['method']} / {labels['quantization']} / {labels['task']}"[:120]
+
+
+# --- missing -------------------------------------------------------------------------------------
+def missing(files: Files) -> Found:
+    """Every planned cell is a row or counted as not run; every gap has a reason; provenance is there."""
+    on_board = {record["key"] for record in (files.bill.get("records") or {}).values()}
+    planned = set((files.bill.get("cells") or {}).get("planned") or ())
+    ran = {record.key for record in (*files.table.records.values(), *files.table.trials)}
+    lost = sorted((planned & ran) - on_board - {trial.key for trial in files.table.trials})
+    for key in lost:
+        yield "lbom.json", f"the cell {key} has a record and is not on the board"
+    not_run = len(planned - ran)
+    if planned and files.content["not_run"] != not_run:
+        yield "board.json", f"{not_run} planned cells have no record; the board says {files.content['not_run']}"
+    there = {(files.content["sections"][number]["group"], row["config"]) for number, row in files.rows}
+    for section in files.table.sections:
+        for wanted in section.rows:
+            if (section.group, wanted.config) not in there:
+                yield "board.json", f"{_name({'labels': wanted.labels})} is not on the board"
+    rows = sum(len(section.rows) for section in files.table.sections)
+    for name, count in (
+        ("board.md", sum(len(table) - 1 for table in files.markdown_tables)),
+        ("board.csv", len(files.csv_rows)),
+        ("board.html", sum(len(table) for table in files.page.tables)),
+    ):
+        if count < rows:
+            yield name, f"{rows - count} of {rows} rows are not there"
+    for _, row in files.rows:
+        yield from _gaps(row)
+    for number, line in enumerate(files.csv_rows, start=2):
+        for head, text in line.items():
+            if text and head.endswith("]") and text.lower() in ("nan", "inf", "-inf", "none", "null"):
+                yield f"board.csv:{number}", f"{head} is {text!r}: neither a value nor a reason"
+    facts = files.content["about"]["facts"]
+    for fact in NEEDED_FACTS:
+        if files.rows and not facts.get(fact):
+            yield "board.json", f"the board does not state its {fact}"
+
+
+def _gaps(row: Mapping[str, Any]) -> Found:
+    for key, cell in row["cells"].items():
+        if cell["value"] is None and not cell["text"] and not cell["why"]:
+            yield _name(row), f"{key} is missing without a reason"
+    for end in row["failed"]:
+        if not end["reason"]:
+            yield _name(row), f"seed {end['seed']} ended {end['status']} without a reason"
+
+
+# --- unresponsive --------------------------------------------------------------------------------
+def unresponsive(files: Files) -> Found:
+    """The page is whole, not too large, asks for nothing, and every link and anchor leads somewhere."""
+    page = files.page
+    size = len(files.text("board.html").encode())
+    if not page.complete:
+        yield "board.html", "the page is cut off or empty"
+    if size > LARGEST_PAGE_BYTES:
+        yield "board.html", f"{size / 2**20:.0f} MiB; more than {LARGEST_PAGE_BYTES // 2**20} MiB load too slowly"
+    ids = Counter(page.ids)
+    for identity in sorted(i for i, n in ids.items() if n > 1):
+        yield "board.html", f"the id {identity!r} stands {ids[identity]} times"
+    for address in sorted(set(page.addresses)):
+        if not address.startswith("#"):
+            yield "board.html", f"asks for {address[:120]!r}, which is not in the page"
+        elif address[1:] not in ids:
+            yield "board.html", f"the anchor {address[:120]!r} leads nowhere"
+    for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", files.text("board.md")):
+        if not target.startswith("#") and not (files.folder / target).is_file():
+            yield "board.md", f"the link {target[:120]!r} leads nowhere"
+
+
+# --- confusing -----------------------------------------------------------------------------------
+def confusing(files: Files) -> Found:
+    """Every column has unit, direction and definition, explains itself, and shares its name with no other."""
+    for column in files.content["columns"]:
+        definition = column["definition"]
+        for name in ("unit", "better", "definition", "source", "version") if definition else ():
+            if not definition.get(name):
+                yield f"column {column['key']}", f"has no {name}"
+    glossary = set(re.findall(r"^- \*\*(.+?)\*\*: \S", files.text("board.md"), re.MULTILINE))
+    for number, table in enumerate(files.markdown_tables):
+        for label, count in Counter(table[0]).items():
+            if label and count > 1:
+                yield f"board.md, table {number + 1}", f"{count} columns are called {label!r}"
+    shown = files.markdown_tables[0][0] if files.markdown_tables else []
+    explained = {re.sub(r"\\(.)", r"\1", term) for term in glossary}
+    for label in shown:
+        if label and label not in explained:
+            yield "board.md", f"the column {label!r} is not explained"
+    for number, tip in enumerate(files.page.tips, start=1):
+        if not tip:
+            yield "board.html", f"the header of column {number} does not explain itself"
+
+
+# --- inaccessible --------------------------------------------------------------------------------
+def inaccessible(files: Files) -> Found:
+    """Every format, figure, record and table of samples can be reached, and is what its digest says."""
+    wanted = [*FORMATS, *(f"{f['name']}.{k}" for f in files.content["figures"] for k in ("svg", "png", "pdf"))]
+    for name in wanted:
+        path = files.folder / name
+        if not path.is_file() or not path.stat().st_size:
+            yield name, "is not there or empty"
+    for damage in files.damaged:
+        yield damage.path, damage.reason
+    for _, row in files.rows:
+        for identity in row["records"]:
+            record = files.records.get(identity)
+            if record is None:
+                yield _name(row), f"its record {identity[:12]} is not in the store"
+                continue
+            if record.samples is not None:
+                try:
+                    files.store.samples(record)
+                except UserError as error:
+                    yield _name(row), f"the samples of record {identity[:12]}: {error.what}"
+
+
+# --- mismatched ----------------------------------------------------------------------------------
+def mismatched(files: Files) -> Found:
+    """The files are what the records give, agree with the bill, and rows ranked together were measured alike."""
+    again = texts(files.table, files.drawn, files.left_out)
+    for name, data in again.items():
+        path = files.folder / name
+        if path.is_file() and path.read_bytes() != data:
+            yield name, f"differs from what the records give{_first_difference(path.read_bytes(), data)}"
+    names = {f"{one.name}.{kind}": b"" for one in files.drawn for kind in one.files}
+    if files.bill and files.text("lbom.json") != lbom.render(files.table, {**again, **names}):
+        yield "lbom.json", "differs from what the records give"
+    for name, entry in (files.bill.get("files") or {}).items():
+        path = files.folder / name
+        wanted = entry.get("sha256")
+        if wanted and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            yield name, "is not the file that lbom.json lists"
+    for column in files.content["columns"]:
+        definition = column["definition"]
+        known = METRICS.get(definition["name"]) if definition else None
+        if definition and (known is None or known.version != definition["version"]):
+            yield f"column {column['key']}", "its definition is not the one in use now"
+    for number, part in enumerate(files.content["sections"]):
+        yield from _unlike(files, number, part)
+
+
+def _first_difference(there: bytes, wanted: bytes) -> str:
+    pairs = zip(there.splitlines(), wanted.splitlines(), strict=False)
+    line = next((n for n, (a, b) in enumerate(pairs, start=1) if a != b), None)
+    return f" (first in line {line})" if line else " (in length)"
+
+
+def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
+    """Rows ranked together that were not measured under the same conditions."""
+    metric = files.content["board"]["rank"]
+    conditions: set[str] = set()
+    items: set[Any] = set()
+    for row in part["rows"]:
+        records = [files.records[i] for i in row["records"] if i in files.records]
+        if row["rank"] is not None:
+            conditions |= {digest(comparable(record)) for record in records}
+            items |= {row["cells"][metric]["items"]} if metric in row["cells"] else set()
+            if any(record.environment.get("imported") for record in records):
+                yield _name(row), "was not run here and is ranked"
+            if row["marks"]:
+                yield _name(row), f"is marked {', '.join(row['marks'])} and ranked"
+    if len(conditions) > 1:
+        yield f"section {number + 1}", "rows measured under different conditions are ranked together"
+    if len(items) > 1:
+        yield f"section {number + 1}", "rows scored on different numbers of items are ranked together"
+
+
+# --- misdisplayed --------------------------------------------------------------------------------
+def misdisplayed(files: Files) -> Found:
+    """Order and bold follow the ranks, and every number shown parses back to its value."""
+    shown = columns(files.table)
+    for number, part in enumerate(files.content["sections"]):
+        yield from _order(files, number, part["rows"])
+    for number, section in enumerate(files.table.sections):
+        if number < len(files.markdown_tables):
+            yield from _markdown(f"board.md, table {number + 1}", files.markdown_tables[number], section.rows, shown)
+        if number < len(files.page.tables):
+            yield from _html(f"board.html, table {number + 1}", files, number, section.rows, shown)
+
+
+def _order(files: Files, number: int, rows: list[Mapping[str, Any]]) -> Found:
+    metric = files.content["board"]["sort"]
+    sign = -1.0 if METRICS[metric].better == "higher" else 1.0
+    ranked = [row for row in rows if row["rank"] is not None]
+    for above, below in itertools.pairwise(ranked):
+        values = [row["cells"].get(metric, {}).get("value") for row in (above, below)]
+        if None not in values and sign * values[0] > sign * values[1]:
+            yield f"section {number + 1}", f"{_name(above)} stands above {_name(below)}, which is better"
+        if above["rank"][0] > below["rank"][1]:
+            yield f"section {number + 1}", f"{_name(above)} stands above {_name(below)}, which ranks before it"
+
+
+def _markdown(where: str, table: list[list[str]], rows: tuple[Row, ...], shown: list[ColumnText]) -> Found:
+    for line, row in zip(table[1:], rows, strict=False):
+        for column, text in zip(shown, line[1:], strict=False):
+            bold = text.startswith("**")
+            if column.key == "rank" and bold != (row.rank is not None and row.rank[0] == 1):
+                yield where, f"{_name({'labels': row.labels})}: bold does not follow the rank"
+            if column.scale is not None and not _tells(text, column, row):
+                yield where, f"{_name({'labels': row.labels})}: {column.header} shows {text[:40]!r}"
+
+
+def _html(where: str, files: Files, number: int, rows: tuple[Row, ...], shown: list[ColumnText]) -> Found:
+    for line, row in zip(files.page.tables[number], rows, strict=False):
+        name = _name({"labels": row.labels})
+        if ("leading" in line.classes) != (row.rank is not None and row.rank[0] == 1):
+            yield where, f"{name}: bold does not follow the rank"
+        for column, there in zip(shown, line.places, strict=False):
+            if column.scale is None:
+                continue
+            value = row.cells[column.key].value
+            if not _tells(there.text, column, row):
+                yield where, f"{name}: {column.header} shows {there.text[:40]!r}"
+            if there.sort != ("" if value is None else repr(value)):
+                yield where, f"{name}: {column.header} is sorted by {there.sort[:40]!r}"
+
+
+def _tells(text: str, column: ColumnText, row: Row) -> bool:
+    """Whether the number shown is the value at the column's scale, to the last digit shown."""
+    shown = row.cells[column.key]
+    main = text.replace("**", "").split(" ")[0] if text else ""
+    if shown.text:
+        return main == shown.text.split(" ")[0]
+    if shown.value is None or column.scale is None:
+        return main == MISSING
+    try:
+        number = float(main.replace("−", "-").replace(",", ""))
+    except ValueError:
+        return False
+    decimals = len(main.partition(".")[2])
+    exact = shown.value * column.scale.factor
+    return math.isclose(number, exact, abs_tol=0.5001 * 10**-decimals) and main == place(column, row).main
+
+
+# --- redundant -----------------------------------------------------------------------------------
+def redundant(files: Files) -> Found:
+    """One row a configuration, one row a record, and no measurement told twice under two names."""
+    rows = Counter((number, row["config"]) for number, row in files.rows)
+    labels = Counter((number, *sorted(row["labels"].items())) for number, row in files.rows)
+    owners = Counter(identity for _, row in files.rows for identity in row["records"])
+    for number, row in files.rows:
+        if rows[number, row["config"]] > 1:
+            yield _name(row), "stands twice"
+        elif labels[(number, *sorted(row["labels"].items()))] > 1:
+            yield _name(row), "another row has the same labels"
+    for identity in sorted(i for i, n in owners.items() if n > 1):
+        yield f"record {identity[:12]}", f"stands under {owners[identity]} rows"
+    for lines, count in Counter(line["records"] for line in files.csv_rows).items():
+        if lines and count > 1:
+            yield "board.csv", f"the row of record {lines[:12]} stands {count} times"
+    told: dict[str, str] = {}
+    for identity, record in sorted(files.table.records.items()):
+        if record.outcome.status == "ok" and record.metrics:
+            content = record.content()
+            same = digest({name: content[name] for name in ("metrics", "spans", "series", "samples")})
+            first = told.setdefault(same, identity)
+            if first != identity:
+                yield f"record {identity[:12]}", f"holds the very same measurements as {first[:12]}"
+
+
+# --- deprecated ----------------------------------------------------------------------------------
+def deprecated(files: Files) -> Found:
+    """No row rests on a replaced record, an old layout, or an old task or protocol without its badge."""
+    newest = {identity for identity, _ in current(files.records.values())}
+    old = outdated(list(files.records.items()))
+    for _, row in files.rows:
+        for identity in row["records"]:
+            record = files.records.get(identity)
+            if record is None:
+                continue
+            if identity not in newest:
+                yield _name(row), f"its record {identity[:12]} has been replaced by a later one: draw the board again"
+            if record.schema_version != SCHEMA_VERSION:
+                yield _name(row), f"its record {identity[:12]} has the old layout {record.schema_version}"
+            if identity in old and "outdated" not in row["marks"]:
+                yield _name(row), "a newer version of its task or protocol has been run, and no badge says so"
+        for mark in row["marks"]:
+            words = MARK_WORDS.get(mark, mark)
+            if words not in files.text("board.md"):
+                yield "board.md", f"{_name(row)} is marked {mark!r}, which is not shown"

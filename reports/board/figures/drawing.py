@@ -1,0 +1,116 @@
+"""What all figures share: style, bytes that are the same every time, and the way into a page.
+
+Time stamps, random ids and the fonts of the machine stay out: metadata dates are removed, the SVG's ids are
+salted with a constant, and DejaVu Sans, which matplotlib carries, draws the letters.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from reports.board.board import Row
+from reports.board.formats.text import plain
+
+INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
+"""Text and frame; grid and error bars; the Pareto front. The page maps them to its own light and dark colours."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+COLOURS = ("#1b6ca8", "#c8553d", "#6a4c93", "#8a6d00", "#0f8b8d", "#b23a7f", "#4f6d2f", "#5f5f5f", "#2f4b7c", "#a05195")
+LABEL_CHARACTERS = 18
+MOST_NAMES = 20
+MOST_ROWS = 60
+"""Lines of one figure; more cannot be read."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "peft-matrix",
+    "pdf.fonttype": 3,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "figure.dpi": 100,
+}
+METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+}
+
+
+def save(paint: Callable[[Any], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
+    """A figure as svg, png and pdf.
+
+    Args:
+        paint: draws on the axes it is given.
+        width: inches; ``height`` likewise.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    files = {}
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        paint(figure.add_subplot())
+        for kind, metadata in METADATA.items():
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, metadata=metadata, dpi=160)
+            files[kind] = out.getvalue()
+    return files
+
+
+def row_name(row: Row) -> str:
+    """A row as an axis names it: method, and quantization where the base is quantized."""
+    method, quantization = row.labels["method"], row.labels["quantization"]
+    text = method if quantization == "none" else f"{method} / {quantization}"
+    return plain(text, 2 * LABEL_CHARACTERS)
+
+
+def name_rows(axes: Any, names: list[str]) -> None:
+    """One tick a row, the first on top; no name is taken for a formula."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.grid(visible=True, axis="x", color=FAINT, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def rows_height(rows: int) -> float:
+    """Height in inches of a figure with one line a row."""
+    return 1.1 + 0.2 * max(4, rows)
+
+
+_COLOUR_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", ACCENT: "var(--accent)"}
+
+
+def for_page(svg: bytes, *, prefix: str) -> str:
+    """The figure as an element of a page: no XML head, no background, ink in the page's colours.
+
+    Args:
+        prefix: put before every id, so that several figures share a page.
+    """
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for patch in ("patch_1", "patch_2"):  # matplotlib's names of the two white backgrounds
+        text = re.sub(rf'(<g id="{patch}">\s*<path [^>]*?style="fill: )#ffffff', r"\1none", text, count=1)
+    for colour, variable in _COLOUR_VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}", text)
+    # a size in points would not shrink on a phone; the viewBox keeps the shape
+    return re.sub(r"<svg [^>]*>", lambda head: re.sub(r' (width|height)="[^"]*"', "", head[0]), text, count=1)

@@ -1,0 +1,157 @@
+"""What a board says about itself: conditions of a section, provenance of the records, names for like rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.digests import canonical_json, digest
+from harness.record import Record
+from reports.data.frame import machine
+
+SHOWN_DIFFERENCES = 3
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a board's numbers come from.
+
+    Attributes:
+        facts: (what, value) for people, in order.
+        records: ids of all records behind the board, sorted.
+        digest: one digest of those ids.
+    """
+
+    facts: tuple[tuple[str, str], ...] = ()
+    records: tuple[str, ...] = ()
+    digest: str = ""
+
+
+def describe(kept: Sequence[tuple[str, Record]]) -> About:
+    """Provenance of the records: versions, machines, commits, protocol; each distinct value once."""
+    records = [record for _, record in kept]
+    environments = [record.environment for record in records if record.environment]
+    packages = {
+        f"{name} {version}"
+        for environment in environments
+        for name, version in _mapping(environment.get("packages")).items()
+        if version
+    }
+    facts = [
+        ("protocol", _distinct(str(record.cell.get("protocol", "")) for record in records)),
+        ("sweeps", _distinct(record.sweep for record in records)),
+        ("machines", _distinct("; ".join(_machine_words(record)) for record in records if machine(record))),
+        ("Python", _distinct(str(environment.get("python", "")) for environment in environments)),
+        ("packages", ", ".join(sorted(packages))),
+        ("peft-matrix commit", _distinct(_commit(environment) for environment in environments)),
+        ("software stacks", _distinct(record.fingerprint[:12] for record in records)),
+        ("tasks", _distinct(_task_words(record) for record in records)),
+        ("unpinned data", _distinct(text for environment in environments for text in _unpinned(environment))),
+        ("records", str(len(records))),
+    ]
+    ids = tuple(sorted(identity for identity, _ in kept))
+    return About(tuple((name, text) for name, text in facts if text), ids, digest(list(ids)))
+
+
+def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    """What the rows of a section have in common, for people.
+
+    Args:
+        shared: what :func:`reports.data.frame.comparable` gives for any of them.
+        records: the records of the section.
+    """
+    training = _mapping(shared.get("training"))
+    task = _mapping(shared.get("task"))
+    where = [_machine_words(record) for record in records if machine(record)]
+    budget = [
+        f"{training[name]:,} {words}" if isinstance(training[name], int) else f"{words} {training[name]}"
+        for name, words in (("steps", "steps"), ("batch_size", "examples a batch"), ("schedule", "schedule"))
+        if name in training
+    ]
+    facts = [
+        ("protocol", str(shared.get("protocol") or "")),
+        ("machine", "; ".join(min(where)) if where else "not recorded"),
+        ("threads", str(shared.get("threads") or "")),
+        ("budget", ", ".join(budget)),
+        ("test items also in train", _contamination(records)),
+        ("test items", f"{task['test_items']:,}" if isinstance(task.get("test_items"), int) else ""),
+        ("task version", f"{task.get('version', '')} ({str(task.get('digest', ''))[:8]})" if task else ""),
+    ]
+    return tuple((name, text) for name, text in facts if text)
+
+
+def _contamination(records: Sequence[Record]) -> str:
+    """How many test items the training data hold, where any record found one; "" where none did."""
+    counts = set()
+    for record in records:
+        found = _mapping(_mapping(record.environment.get("facts")).get("contamination")).get("test_items_in_train")
+        if isinstance(found, int):
+            counts.add(found)
+    return " or ".join(f"{count:,}" for count in sorted(counts)) if any(counts) else ""
+
+
+def tell_apart(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
+    """For rows that carry the same labels: the labels extended by what differs.
+
+    Args:
+        rows: configuration digest and cell.
+
+    Returns:
+        Configuration to the labels to replace (``{}`` for most).
+    """
+    alike: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
+    for config, cell in rows:
+        axes = ("model", "method", "quantization", "task")
+        labels = tuple(str(_mapping(cell.get(axis)).get("label", "")) for axis in axes)
+        alike.setdefault(labels, []).append((config, dict(_flat(cell))))
+    out: dict[str, dict[str, str]] = {config: {} for config, _ in rows}
+    for labels, members in alike.items():
+        if len(members) == 1:
+            continue
+        names = sorted({name for _, flat in members for name in flat})
+        differing = [name for name in names if len({flat.get(name, "–") for _, flat in members}) > 1]
+        for config, flat in members:
+            words = [f"{name.rpartition('.')[2]}={flat.get(name, '–')}" for name in differing[:SHOWN_DIFFERENCES]]
+            out[config] = {"method": f"{labels[1]} ({', '.join(words) or config[:6]})"}
+    return out
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    out = []
+    for name, item in value.items():
+        if name in ("label", "seed"):
+            continue
+        out += _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else [(prefix + name, canonical_json(item))]
+    return out
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _distinct(values: Any) -> str:
+    return "; ".join(sorted({value for value in values if value}))
+
+
+def _unpinned(environment: Mapping[str, Any]) -> list[str]:
+    loose = _mapping(_mapping(environment.get("facts")).get("unpinned"))
+    return [f"{hub}: its rows may change under this name ({why})" for hub, why in loose.items()]
+
+
+def _machine_words(record: Record) -> list[str]:
+    found = machine(record)
+    return [found["cpu"] or "unknown processor", *found.get("gpus", [])]
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    harness = _mapping(environment.get("harness"))
+    commit = str(harness.get("commit") or "")[:12]
+    return f"{commit} with local changes" if commit and harness.get("dirty") else commit
+
+
+def _task_words(record: Record) -> str:
+    task = _mapping(record.cell.get("task"))
+    return (
+        f"{task.get('name', '')} version {task.get('version', '')} ({str(task.get('digest', ''))[:8]})" if task else ""
+    )

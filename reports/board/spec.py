@@ -1,0 +1,211 @@
+"""A board file (YAML) as a frozen value: which rows, which columns, what is compared with what."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.errors import UserError, did_you_mean
+from harness.metrics import METRICS, MetricDef
+from harness.yamlfile import load_model
+
+BUILT_IN = Path(__file__).parents[1] / "boards"
+
+Show = Literal["mean", "mean_sd", "mean_interval"]
+FieldName = Literal["rank", "method", "quantization", "model", "task", "hardware", "seeds", "status"]
+GroupField = Literal["model", "task", "quantization", "hardware"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}. {did_you_mean(name, METRICS)}")
+    return name
+
+
+class RowFilter(_Frozen):
+    """Shell-style patterns; a row stays if all match. Each may be one pattern or a list of them."""
+
+    model: tuple[str, ...] = ("*",)
+    method: tuple[str, ...] = ("*",)
+    quantization: tuple[str, ...] = ("*",)
+    task: tuple[str, ...] = ("*",)
+    hardware: tuple[str, ...] = ("*",)
+    sweep: tuple[str, ...] = ("*",)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    def keeps(self, **labels: str) -> bool:
+        """Whether a row with these labels stays."""
+        return all(any(fnmatchcase(text, pattern) for pattern in getattr(self, axis)) for axis, text in labels.items())
+
+
+class Quantity(_Frozen):
+    """A metric of the whole cell, or of one stage."""
+
+    metric: str
+    stage: str | None = None
+
+    _metric = field_validator("metric")(_known_metric)
+
+    @property
+    def definition(self) -> MetricDef:
+        """What is measured."""
+        return METRICS[self.metric]
+
+    @property
+    def column(self) -> str:
+        """Its name in the frame: ``metric`` or ``stage.metric``."""
+        return f"{self.stage}.{self.metric}" if self.stage else self.metric
+
+
+class Column(_Frozen):
+    """One column: a quantity, a difference to the baseline, or a field of the row.
+
+    Attributes:
+        metric: a quantity, shown as ``show`` says.
+        minus: shown beside the value: value minus this other metric of the same row.
+        difference: a quantity minus the baseline row's, with its paired interval where samples allow.
+        field: rank, label or status of the row.
+        optional: left out of the board while no row has a value (another memory kind, no energy meter).
+    """
+
+    metric: str | None = None
+    stage: str | None = None
+    show: Show = "mean"
+    minus: str | None = None
+    difference: str | None = None
+    field: FieldName | None = None
+    label: str | None = None
+    optional: bool = False
+
+    @field_validator("metric", "minus", "difference")
+    @classmethod
+    def _metrics(cls, value: str | None) -> str | None:
+        return value if value is None else _known_metric(value)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Column:
+        if sum(x is not None for x in (self.metric, self.difference, self.field)) != 1:
+            raise ValueError("a column is one of 'metric', 'difference', 'field'")
+        return self
+
+    @property
+    def quantity(self) -> Quantity | None:
+        """The quantity behind the column, None for a field."""
+        name = self.metric or self.difference
+        return Quantity(metric=name, stage=self.stage) if name else None
+
+    @property
+    def key(self) -> str:
+        """Unique name of the column in machine-readable output."""
+        if self.field:
+            return self.field
+        assert self.quantity is not None
+        return f"{self.quantity.column}.vs_baseline" if self.difference else self.quantity.column
+
+
+class Axis(_Frozen):
+    """One axis of the Pareto front. Of several kinds a group uses the first of which it has values."""
+
+    metric: tuple[str, ...] = Field(min_length=1)
+    stage: str | None = None
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("metric")
+    @classmethod
+    def _directed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if METRICS[_known_metric(name)].better == "neither":
+                raise ValueError(f"{name!r} has no better direction and cannot be a Pareto axis")
+        return value
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """The kinds, in order of preference."""
+        return tuple(Quantity(metric=name, stage=self.stage) for name in self.metric)
+
+
+class Baseline(_Frozen):
+    """The row that others are compared with, inside each section."""
+
+    method: str
+    quantization: str = "none"
+
+
+class Board(_Frozen):
+    """A board file.
+
+    Attributes:
+        rows: which configurations are shown.
+        group_by: labels that each get a table of their own.
+        rank: the metric ranked by paired tests on stored samples.
+        pareto: two or more axes; rows on their front are marked.
+        sort: metric that orders the rows, best first.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    title: str
+    summary: str = ""
+    rows: RowFilter = RowFilter()
+    group_by: tuple[GroupField, ...] = ("model", "task")
+    columns: tuple[Column, ...] = Field(min_length=1)
+    rank: Literal["accuracy", "merged_accuracy", "retained_accuracy"] = "accuracy"
+    baseline: Baseline | None = None
+    pareto: tuple[Axis, ...] = ()
+    sort: str = "accuracy"
+
+    _sort = field_validator("sort")(_known_metric)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Board:
+        keys = [column.key for column in self.columns]
+        double = sorted({key for key in keys if keys.count(key) > 1})
+        if double:
+            raise ValueError(f"the column {', '.join(double)} stands twice")
+        if len(self.pareto) == 1:
+            raise ValueError("a Pareto front needs two axes or more")
+        if self.baseline is None and any(column.difference for column in self.columns):
+            raise ValueError("a 'difference' column needs a 'baseline'")
+        return self
+
+
+def find_boards(workspaces: list[Path]) -> dict[str, Path]:
+    """Board name to file; a workspace's ``reports/boards/`` comes before the built-in folder."""
+    found: dict[str, Path] = {}
+    for folder in [*(w / "reports" / "boards" for w in workspaces), BUILT_IN]:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load_board(name: str, workspaces: list[Path], *, where: str = "") -> Board:
+    """The board called ``name``; its file is ``<name>.yaml``.
+
+    Raises:
+        UserError: no such board (did-you-mean), or a mistake in its file (file, line, key).
+    """
+    known = find_boards(workspaces)
+    if name not in known:
+        raise UserError(f"unknown board {name!r}", where=where, fix=did_you_mean(name, known))
+    board, _ = load_model(known[name], Board)
+    if board.name != name:
+        raise UserError(
+            f"the board calls itself {board.name!r}",
+            where=str(known[name]),
+            fix=f"Name the file {board.name}.yaml or the board {name!r}.",
+        )
+    return board

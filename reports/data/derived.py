@@ -1,0 +1,82 @@
+"""Quantities that follow from stored samples: true of every record that kept them, whenever it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from harness import stats
+from reports.data.samples import gather
+
+BINS = 15
+"""Of the calibration error, as Guo et al. 2017 take them."""
+
+
+def negative_flips(table: pa.Table) -> float | None:
+    """Share of the skill items that the base answers right and the adapted model wrong; None without both arms."""
+    after, before = gather([(0, table)], "retained"), gather([(0, table)], "base")
+    if after is None or before is None or after.items != before.items:
+        return None
+    found = stats.flips(after.right[0], before.right[0])
+    return found.lost / found.n
+
+
+def calibration_error(table: pa.Table) -> float | None:
+    """Expected calibration error of the test items; None where they carry no log-probability of every option."""
+    columns = table.select(["arm", "correct", "logp_choices"]).to_pydict()
+    kept = [
+        (right, logps)
+        for arm, right, logps in zip(columns["arm"], columns["correct"], columns["logp_choices"], strict=True)
+        if arm == "adapted" and right is not None and logps is not None and len(logps) > 1
+    ]
+    if not kept:
+        return None
+    confidence = np.array([_largest_share(np.asarray(logps, dtype=np.float64)) for _, logps in kept])
+    return expected_calibration_error(confidence, np.array([float(right) for right, _ in kept]))
+
+
+def _largest_share(logps: NDArray[np.float64]) -> float:
+    weights = np.exp(logps - logps.max())
+    return float(1.0 / weights.sum())
+
+
+def expected_calibration_error(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int = BINS) -> float:
+    """Mean distance of accuracy from confidence over ``bins`` bins of equal width, each weighing its items.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 3; bins are open below and closed above.
+
+    Args:
+        confidence: probability of each prediction, (items,).
+        right: 0 or 1, (items,).
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def cut_items(table: pa.Table) -> float | None:
+    """How many test inputs were longer than the context and were cut; None where nothing was scored."""
+    columns = table.select(["arm", "cut"]).to_pydict()
+    cut = [bool(c) for arm, c in zip(columns["arm"], columns["cut"], strict=True) if arm == "adapted"]
+    return float(sum(cut)) if cut else None
+
+
+DERIVED: Mapping[str, Callable[[pa.Table], float | None]] = {
+    "negative_flips": negative_flips,
+    "calibration_error": calibration_error,
+    "cut_items": cut_items,
+}
+"""Metric to how it follows from the samples of one record."""
+
+
+def derive(tables: Sequence[pa.Table | None]) -> dict[str, list[float]]:
+    """Each derived metric of a configuration, one value a seed; seeds without a value are left out."""
+    found: dict[str, Any] = {}
+    for name, of in DERIVED.items():
+        values = [of(table) for table in tables if table is not None]
+        found[name] = [value for value in values if value is not None]
+    return found

@@ -1,0 +1,331 @@
+"""Records to frames: one row per cell and seed, then one row per configuration.
+
+A *configuration* is everything of a cell but its seed. A *group* is a set of rows that may be compared at all:
+same protocol, same machine, same budget, same data. Rows of two groups never share a ranked column.
+
+Column names of both frames: an axis or outcome field is a plain name; a quantity of the whole cell is the name
+of its metric; a quantity of one stage is ``stage.metric``; what is known about a number follows a colon, as in
+``train.peak_rss_bytes:why``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness import stats
+from harness.comparability import AXES, comparable, configuration, machine, marks, part, place, role
+from harness.digests import digest
+from harness.record import Record
+from harness.store import index, store
+from reports.data.derived import derive
+from reports.data.samples import ARMS, SampleSource, Scores, gather, interval
+
+__all__ = [
+    "AXES",
+    "aggregate",
+    "comparable",
+    "configuration",
+    "current",
+    "frame",
+    "framed",
+    "groups",
+    "has",
+    "is_trial",
+    "machine",
+    "marks",
+    "outdated",
+    "quantities",
+    "speaking",
+    "summary",
+    "wide",
+]
+
+META = ("why", "n", "sd", "source")
+PLAIN = ("id", "key", "label", "sweep", "config", *AXES, "seed", "status", "stage", "reason", "check", "fingerprint")
+"""Columns of a frame that the index holds as they are."""
+
+
+def current(records: Iterable[Record]) -> list[tuple[str, Record]]:
+    """The record that speaks for each cell on each machine, with its id (see :func:`harness.store.store.current`).
+
+    A record that does not say where it ran (an impossible cell, a worker that died early) counts for the one
+    machine that its cell ran on; where that is not known, it stands only if no machine is.
+
+    Returns:
+        ``(id, record)`` in an order that depends on the records alone.
+    """
+    records = list(records)
+    kept = [(record.id, record) for record in _speaking(records, [place(record) for record in records])]
+    return sorted(kept, key=lambda pair: (pair[1].label, pair[1].key, pair[0]))
+
+
+def _speaking(attempts: Sequence[store.A], places: Sequence[str]) -> list[store.A]:
+    """One attempt for each cell on each machine; a place is the digest of a machine, "" where it is not known."""
+    known: dict[str, set[str]] = {}
+    for attempt, where in zip(attempts, places, strict=True):
+        known.setdefault(attempt.key, set()).update({where} - {""})
+    by_place: dict[str, list[store.A]] = {}
+    for attempt, where in zip(attempts, places, strict=True):
+        there = known[attempt.key]
+        if where or len(there) <= 1:
+            by_place.setdefault(where or next(iter(there), ""), []).append(attempt)
+    return [best for members in by_place.values() for best in store.current(members).values()]
+
+
+def is_trial(record: Record) -> bool:
+    """Whether the record is no result of its own, but part of tuning: a trial, or a run at the shared rate.
+
+    A trial chose a learning rate on validation and never saw the test split; a run at the shared rate shows how much
+    tuning mattered. Neither is a row of a board.
+    """
+    return role(record) != "result"
+
+
+def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
+    """Ids of records whose task or protocol has a newer version among these records.
+
+    Versions are whole numbers that only grow. What carries no such number (a revision of a model, a digest) has no
+    order, so nothing is called outdated for it.
+    """
+    versions = []
+    for identity, record in records:
+        task = part(record.cell, "task")
+        versions.append((identity, str(task.get("name", "")), task.get("version"), record.cell.get("protocol")))
+    return _outdated(versions)
+
+
+def _outdated(versions: Iterable[tuple[str, str, Any, Any]]) -> set[str]:
+    """Of (id, task, its version, protocol): the ids whose task or protocol has a newer whole number."""
+    newest: dict[tuple[str, str], int] = {}
+    told = []
+    for identity, task, version, protocol in versions:
+        for where, number in ((("task", task), version), (("protocol", task), protocol)):
+            if isinstance(number, int):
+                newest[where] = max(number, newest.get(where, number))
+                told.append((identity, where, number))
+    return {identity for identity, where, number in told if number < newest[where]}
+
+
+def groups(records: Iterable[tuple[str, Record]]) -> dict[str, str]:
+    """Record id to its group, a digest of 12 characters.
+
+    A record that does not say where it ran (an impossible cell, a worker that died early) joins the one machine
+    on which cells like it ran, if there is exactly one.
+    """
+    return _groups((identity, digest(comparable(record)), place(record)) for identity, record in records)
+
+
+def _groups(conditions: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Of (id, digest of the conditions, digest of the machine): id to group."""
+    conditions = list(conditions)
+    known: dict[str, set[str]] = {}
+    for _, condition, where in conditions:
+        known.setdefault(condition, set()).add(where)
+    out, made = {}, dict[tuple[str, str], str]()
+    for identity, condition, where in conditions:
+        named = sorted(known[condition] - {""})
+        pair = (condition, where or (named[0] if len(named) == 1 else ""))
+        if pair not in made:
+            made[pair] = digest(list(pair))[:12]
+        out[identity] = made[pair]
+    return out
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per cell (that is: configuration and seed) and machine; see the module for the column names.
+
+    Non-``ok`` cells are rows too, with ``status``, ``stage`` and ``reason``. Values are floats in the metric's
+    unit, NaN where missing, with the typed reason in ``NAME:why``.
+    """
+    return framed(index.flatten(records))
+
+
+class _Attempt(NamedTuple):
+    """A row of the index, as far as it decides which row speaks for its cell; ``at`` is its number."""
+
+    id: str
+    key: str
+    status: str
+    finished: str
+    attempt: int
+    supersedes: str | None
+    label: str
+    at: int
+
+
+def framed(flat: index.Flat) -> pd.DataFrame:
+    """:func:`frame` of flat records: those of a store through its index, ``framed(index.load(store).flat)``."""
+    kept = speaking(flat)
+    flat = flat.take(kept)
+    rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
+    group_of = _groups(zip(rows["id"], rows["condition"], rows["machine"], strict=True))
+    old = _outdated(zip(rows["id"], rows["task_name"], rows["task_version"], rows["protocol"], strict=True))
+    plain = (
+        "id",
+        "key",
+        "label",
+        "sweep",
+        "config",
+        *AXES,
+        "seed",
+        "status",
+        "stage",
+        "reason",
+        "check",
+        "fingerprint",
+    )
+    out: dict[str, Any] = {name: rows[name] for name in plain}
+    out["group"] = [group_of[identity] for identity in rows["id"]]
+    out["marks"] = [
+        (*found, *(("outdated",) if identity in old else ()))
+        for identity, found in zip(rows["id"], rows["marks"], strict=True)
+    ]
+    out["remarks"] = rows["remarks"]
+    out["samples"] = [digest is not None for digest in rows["samples"]]
+    return pd.concat([pd.DataFrame(out), wide(flat)], axis=1) if len(kept) else pd.DataFrame()
+
+
+def speaking(flat: index.Flat) -> NDArray[np.int64]:
+    """Numbers of the rows that speak for their cell and machine (:func:`current`), in the order of a frame."""
+    columns = [flat.rows.column(name).to_pylist() for name in _Attempt._fields[:-1]]
+    attempts = [_Attempt._make((*row, at)) for at, row in enumerate(zip(*columns, strict=True))]
+    kept = _speaking(attempts, flat.rows.column("machine").to_pylist())
+    return np.array([a.at for a in sorted(kept, key=lambda a: (a.label, a.key, a.id))], np.int64)
+
+
+def wide(flat: index.Flat) -> pd.DataFrame:
+    """Readings spread over columns: of every quantity its value and its :data:`META`, a row per record."""
+    names = sorted({kind.name for kind in flat.kinds})
+    column_of = {name: i for i, name in enumerate(names)}
+    shape = (len(names), flat.rows.num_rows)
+    column = np.array([column_of[kind.name] for kind in flat.kinds], np.int64)[flat.kind]
+    at = column * shape[1] + flat.owners()  # position in a table with a row per quantity
+    columns: dict[str, Any] = {}
+    for suffix, values in (("", flat.value), (":n", flat.n), (":sd", flat.spread)):
+        table = np.full(shape, math.nan)
+        table.reshape(-1)[at] = values
+        columns.update({f"{name}{suffix}": table[i] for i, name in enumerate(names)})
+    for suffix, of in (
+        (":why", [kind.why_missing for kind in flat.kinds]),
+        (":source", [k.source for k in flat.kinds]),
+    ):
+        words = sorted({word for word in of if word is not None})
+        code = {word: i for i, word in enumerate(words)}
+        codes = np.full(shape, -1, np.int32)
+        codes.reshape(-1)[at] = np.array([-1 if word is None else code[word] for word in of], np.int32)[flat.kind]
+        texts = pd.Index(words, dtype=object)
+        columns.update({f"{name}{suffix}": pd.Categorical.from_codes(codes[i], texts) for i, name in enumerate(names)})
+    return pd.DataFrame(columns, copy=False)
+
+
+def has(row: Mapping[str, Any], name: str) -> bool:
+    """Whether an aggregated row has a value of this quantity."""
+    value = row.get(name)
+    return isinstance(value, float) and not math.isnan(value)
+
+
+def quantities(rows: pd.DataFrame) -> list[str]:
+    """Names of the measured columns of a frame (those that carry a reason column), sorted."""
+    return sorted(str(c).removesuffix(":why") for c in rows.columns if str(c).endswith(":why"))
+
+
+def aggregate(rows: pd.DataFrame, samples: SampleSource | None = None) -> pd.DataFrame:
+    """One row per configuration and group.
+
+    For every quantity ``Q``: ``Q`` is the mean over the seeds that ended ``ok``; ``Q:n`` how many seeds;
+    ``Q:sd`` their standard deviation (n - 1; NaN below two); for accuracies also ``Q:low``, ``Q:high`` (95 %),
+    ``Q:items`` and ``Q:interval``, which says how the interval came about: from stored samples with items and
+    seeds resampled together, or Wilson's where there are none. ``Q:why`` holds the reason where no seed has a
+    value.
+
+    Args:
+        rows: what :func:`frame` gives.
+        samples: record id to its table of scored items; None: no samples at hand.
+    """
+    if rows.empty:
+        return pd.DataFrame()
+    names = quantities(rows)
+    # a plain dictionary per row: 10,000 rows group in well under a second, and each step can be read
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
+        found.setdefault((row["group"], row["config"]), []).append(row)
+    return pd.DataFrame([_configuration_row(members, names, samples) for members in found.values()])
+
+
+def _configuration_row(
+    members: Sequence[Mapping[str, Any]], names: Sequence[str], samples: SampleSource | None
+) -> dict[str, Any]:
+    members = sorted(members, key=lambda row: (str(row["seed"]), row["id"]))
+    ok = [row for row in members if row["status"] == "ok"]
+    failed = [row for row in members if row["status"] != "ok"]
+    first = (ok or failed)[0]
+    out: dict[str, Any] = {
+        **{name: first[name] for name in ("config", "group", *AXES, "sweep")},
+        "status": first["status"],
+        "stage": first["stage"],
+        "reason": first["reason"],
+        "check": first["check"],
+        "seeds": tuple(row["seed"] for row in ok),
+        "failed": tuple((row["seed"], row["status"], row["stage"], row["reason"]) for row in failed),
+        "marks": tuple(sorted({mark for row in members for mark in row["marks"]})),
+        "records": tuple(row["id"] for row in members),
+        "ok_records": tuple(row["id"] for row in ok),
+        "stacks": len({row["fingerprint"] for row in ok}),
+        "remarks": tuple(sorted({remark for row in ok for remark in row["remarks"]})),
+    }
+    for name in names:
+        out.update(_mean(name, ok))
+    for name, arm in ARMS.items():
+        if name in names and out[f"{name}:n"]:
+            out.update(_with_interval(name, arm, out, ok, samples))
+    if samples is not None:
+        derived = derive([samples(row["id"]) for row in ok if row["samples"]])
+        for name, values in derived.items():
+            if values:
+                out.update(summary(name, values))
+    return out
+
+
+def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values = [row[name] for row in ok if not math.isnan(row[name])]
+    if values:
+        return summary(name, values)
+    reasons = [row[f"{name}:why"] for row in ok if isinstance(row[f"{name}:why"], str)]
+    why = min(reasons) if reasons else ("not_measured" if ok else "stage_not_reached")
+    return {name: math.nan, f"{name}:n": 0, f"{name}:sd": math.nan, f"{name}:why": why}
+
+
+def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """The columns of a quantity with one value or more: mean, how many, standard deviation (n - 1; NaN below two)."""
+    mean = math.fsum(values) / len(values)
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
+    return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": ""}
+
+
+def _with_interval(
+    name: str, arm: str, out: Mapping[str, Any], ok: Sequence[Mapping[str, Any]], samples: SampleSource | None
+) -> dict[str, Any]:
+    having = [row for row in ok if not math.isnan(row[name])]
+    scores: Scores | None = None
+    if samples is not None and all(row["samples"] for row in having):
+        scores = gather([(row["seed"], samples(row["id"])) for row in having], arm)
+    if scores is not None:
+        found = interval(scores)
+    else:
+        counts = [row[f"{name}:n"] for row in having]
+        items = 0 if any(count is None or math.isnan(count) for count in counts) else int(min(counts))
+        if not items:
+            return {f"{name}:interval": ""}
+        found = stats.wilson(round(out[name] * items), items)  # the seeds of an item are not counted twice
+    return {
+        f"{name}:low": found.low,
+        f"{name}:high": found.high,
+        f"{name}:items": found.n,
+        f"{name}:interval": found.method + ("" if scores is not None else ", no samples at hand"),
+    }

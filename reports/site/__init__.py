@@ -1,5 +1,0 @@
-"""The site: static pages that open from ``file://``, built from records alone (:mod:`reports.site.builder`)."""
-
-from reports.site.builder import Part, Site, build_site
-
-__all__ = ["Part", "Site", "build_site"]

@@ -1,0 +1,148 @@
+"""Where a run takes place: what the plan is made for, and the executor that runs it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness import hardware, provenance
+from harness.errors import UserError, did_you_mean
+from runners.executors.base import Executor
+from runners.executors.local import LocalExecutor, leases
+from runners.planning.plan import Plan
+from runners.workspace import Workspace
+
+NAMES = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which executor the user wants.
+
+    Attributes:
+        address: of a Ray cluster; None starts one of this machine.
+        slurm: ``sbatch`` options by name.
+        workers: cells at once, over the sweep's ``limits.workers``.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    slurm: dict[str, str] = field(default_factory=dict)
+    workers: int | None = None
+
+
+class Place(Protocol):
+    """A machine or a cluster.
+
+    Attributes:
+        machine: what cells may run on.
+        fingerprint: of the environment there.
+    """
+
+    machine: hardware.Machine
+    fingerprint: str
+
+    def executor(self, plan: Plan, device: str) -> Executor:
+        """What runs this plan's cells."""
+        ...
+
+
+def place(choice: Choice, workspace: Workspace) -> Place:
+    """The place a user asked for.
+
+    Raises:
+        UserError: no such executor, its package is missing, or its cluster cannot be reached.
+    """
+    if choice.name == "local":
+        return Local(choice, workspace)
+    if choice.name == "ray":
+        return Ray(choice, workspace)
+    if choice.name == "slurm":
+        return Slurm(choice, workspace)
+    raise UserError(f"unknown executor {choice.name!r}", where="--executor", fix=did_you_mean(choice.name, NAMES))
+
+
+class Local:
+    """This machine."""
+
+    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+        self.machine = hardware.probe()
+        self.fingerprint = provenance.fingerprint(provenance.environment())
+        self._workers = choice.workers
+        self._workspace = workspace
+
+    def executor(self, plan: Plan, device: str) -> Executor:
+        """Processes on this machine's cores or GPUs."""
+        limits = plan.sweep.spec.limits
+        shares = leases(
+            device=device,
+            threads=limits.threads,
+            workers=self._workers or limits.workers,
+            uuids=self._gpus(plan) if device == "cuda" else (),
+        )
+        return LocalExecutor(shares)
+
+    def _gpus(self, plan: Plan) -> tuple[str, ...]:
+        """The GPUs that every cell of the plan may run on: those that all its hardware profiles accept."""
+        profiles = hardware.load_profiles(self._workspace.roots)
+        names = {cell.hardware.name for cell in plan.run}
+        accepted = [{gpu.uuid for gpu in hardware.gpus_for(profiles[name], self.machine)} for name in names]
+        uuids = tuple(gpu.uuid for gpu in self.machine.gpus if all(gpu.uuid in some for some in accepted))
+        if not uuids:
+            raise UserError(
+                "no GPU of this machine satisfies all hardware profiles of the cells to run",
+                where=str(plan.sweep.path),
+                fix="Run them one profile after the other: --only '*.PROFILE.*'.",
+            )
+        return uuids
+
+
+class Ray:
+    """A Ray cluster."""
+
+    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+        from runners.executors import ray
+
+        self._ray = ray
+        self._nodes = ray.connect(choice.address)
+        self.machine = ray.whole(self._nodes)
+        with_gpu = [node for node in self._nodes if node.machine.gpus]
+        self.fingerprint = (with_gpu or self._nodes)[0].fingerprint
+        self._workers = choice.workers
+        self._workspace = workspace
+
+    def executor(self, plan: Plan, device: str) -> Executor:
+        """Ray tasks."""
+        limits = plan.sweep.spec.limits
+        return self._ray.RayExecutor(
+            self._nodes,
+            device=device,
+            threads=limits.threads,
+            workers=self._workers or limits.workers,
+            roots=self._workspace.roots,
+        )
+
+
+class Slurm:
+    """The nodes behind some ``sbatch`` options."""
+
+    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+        from runners.executors import slurm
+
+        self._slurm = slurm
+        self._options = choice.slurm
+        self.machine, self.fingerprint = slurm.node_behind(workspace.cache, choice.slurm)
+        self._workers = choice.workers
+        self._workspace = workspace
+
+    def executor(self, plan: Plan, device: str) -> Executor:
+        """Slurm jobs: all cells are handed over at once unless the user wants fewer."""
+        limits = plan.sweep.spec.limits
+        return self._slurm.SlurmExecutor(
+            self._workspace.cache,
+            self._options,
+            places=self._workers or limits.workers or max(1, min(len(plan.run), 1000)),
+            threads=limits.threads,
+            timeout_s=limits.timeout_s,
+            results=self._workspace.results,
+        )

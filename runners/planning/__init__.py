@@ -1,0 +1,1 @@
+"""From a sweep to the cells to run, in order."""

@@ -1,0 +1,367 @@
+"""What will happen to each cell of a sweep, and why: run, done, stale, elsewhere or unsupported.
+
+Planning reads declarations, task files and the store's file names. It imports no model library and runs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import hardware as hw
+from harness.errors import UserError
+from harness.matrix import Cell, Matrix
+from harness.methods.catalog import METHODS
+from harness.models import sources
+from harness.quantizers.catalog import QUANTIZERS
+from harness.record import FINAL_STATUSES, Record
+from harness.spec import LoadedSweep
+from harness.store.store import Entry, Store, short_fingerprint
+from runners import environments
+from runners.planning.cell_dependencies import Combined, Told, combined, kept
+from runners.planning.cost_model import Predictor, total
+from runners.planning.ordering import fitting, in_order
+from runners.planning.resolver import Resolver
+from runners.planning.tuning import CURVE, FAILED, Tuned, tuned
+from runners.running.preflight import NotRun
+from runners.workspace import Workspace
+
+
+@dataclass
+class Plan:
+    """The sorted cells of a sweep.
+
+    Attributes:
+        run: cells to run now, in order.
+        done: cells with a final record made in this environment.
+        stale: cells whose only final record was made in another environment (left alone unless asked).
+        elsewhere: cells for hardware that this machine is not, with the reason.
+        unsupported: cells that cannot run, with the true reason.
+        known: ids of the final records that a cell to run had when the plan was made; cells without any are left out.
+        ingredients: key of a cell to run that combines others to the cells it combines.
+        keep: keys of the cells whose result is kept for such a cell.
+        tuning: key of a tuned cell to how its learning rate was chosen.
+        later: cells that combine others which have to run first.
+        waiting: configurations whose final cells are planned once their tuning trials have run, and cells that
+            combine others which have to run first.
+        unpinned: task to the Hub data sets it would read here without a commit, and why.
+        unpinned_models: Hub model to why its weights may change under its name.
+        predict: what is expected of a cell.
+        not_run: cells that a time budget is not expected to hold; a run decides by the clock.
+    """
+
+    sweep: LoadedSweep
+    cells: list[Cell]
+    predict: Predictor
+    run: list[Cell] = field(default_factory=list)
+    done: list[Cell] = field(default_factory=list)
+    stale: list[Cell] = field(default_factory=list)
+    elsewhere: list[tuple[Cell, str]] = field(default_factory=list)
+    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
+    known: dict[str, frozenset[str]] = field(default_factory=dict)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ingredients: Told = field(default_factory=dict)
+    keep: set[str] = field(default_factory=set)
+    later: list[Cell] = field(default_factory=list)
+    waiting: int = 0
+    unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
+    unpinned_models: dict[str, str] = field(default_factory=dict)
+    not_run: list[NotRun] = field(default_factory=list)
+
+    def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
+        """Sort a cell among those to run, with the final records that it has by now."""
+        self.run.append(cell)
+        if held := entries.get(cell.key):
+            self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape printed by ``plan --json``."""
+
+        def named(cells: list[Cell]) -> list[dict[str, str]]:
+            return [{"key": c.key, "label": c.label} for c in cells]
+
+        def why(cells: list[tuple[Cell, str]]) -> list[dict[str, Any]]:
+            return [{"cell": {"key": c.key, "label": c.label}, "why": reason} for c, reason in cells]
+
+        return {
+            "cells": len(self.cells),
+            "run": [{**one, **self.predict(c).as_json()} for one, c in zip(named(self.run), self.run, strict=True)],
+            "not_run": [
+                {"cell": {"key": n.cell.key, "label": n.cell.label}, "kind": n.kind, "why": n.reason}
+                for n in self.not_run
+            ],
+            "done": named(self.done),
+            "stale": named(self.stale),
+            "elsewhere": why(self.elsewhere),
+            "unsupported": why(self.unsupported),
+            "later": named(self.later),
+            "waiting_for_tuning": self.waiting,
+            "unpinned": self.unpinned,
+            "unpinned_models": self.unpinned_models,
+            "predicted": total(self.predict(cell) for cell in self.run),
+        }
+
+
+MODEL_KIND = {
+    "generation": "causal-lm",
+    "multiple-choice": "causal-lm",
+    "language-modelling": "causal-lm",
+    "sequence-classification": "sequence-classification",
+}
+"""What a model must be for a task of each kind."""
+
+
+def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
+    """Why the cell cannot run on such a device, by the declarations of its parts; None if it can.
+
+    Args:
+        cache: where side environments stand.
+    """
+    kind = MODEL_KIND[cell.task.identity["kind"]]
+    quantization = cell.quantization.identity
+    quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
+    params = cell.method.identity["params"]
+    declared = method.declared(params)
+    before = quantization["moment"] == "before_training"
+    reason = (
+        sources.check(cell.model.name, kind)
+        or environments.why_not(quantizer, device, quantization["moment"], cache)
+        or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
+    )
+    if reason is None and device not in declared.devices:
+        reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
+    if reason is None and cell.task.identity.get("test_only") and declared.trains:
+        reason = f"{declared.name} trains, and the sweep uses the task's test split only"
+    if reason is None and declared.demonstrates:
+        reason = _nothing_to_show(cell, declared.name)
+    if reason is None and before and declared.trains:
+        reason = quantizer.check_method(declared)
+    if reason is None:
+        reason = method.check(kind, quantization["base"] if before else "fp", params)
+    if reason is None and not before and declared.trains and not declared.in_place:
+        refusal = method.check_merge("fp", params)
+        reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
+    return reason
+
+
+def _nothing_to_show(cell: Cell, name: str) -> str | None:
+    """Why there are no worked examples for a method that shows some, or None."""
+    task = cell.task.identity
+    if task.get("test_only"):
+        return f"{name} shows examples of the training split, and the sweep uses the task's test split only"
+    if task["kind"] == "language-modelling":
+        return f"{name} shows questions with their answers, and the task has texts without a question"
+    return None
+
+
+def make(
+    sweep: LoadedSweep,
+    workspace: Workspace,
+    *,
+    store: Store | None,
+    machine: hw.Machine,
+    fingerprint: str,
+    outside: Mapping[str, str] | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    hours: float | None = None,
+    slots: int = 1,
+) -> Plan:
+    """Sort the cells of ``sweep``.
+
+    Args:
+        store: where finished cells are looked up; None plans as if nothing had run.
+        fingerprint: digest of the present environment (:func:`harness.provenance.fingerprint`).
+        outside: the same of each side environment, by name (:func:`runners.environments.fingerprints`).
+        only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
+        rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
+        hours: time budget; what it is not expected to hold stands in ``not_run``.
+        slots: cells at once, for that expectation.
+
+    Raises:
+        UserError: a name in the sweep that is not known; ``only`` matches nothing.
+    """
+    profiles = hw.load_profiles(workspace.roots)
+    resolver = Resolver(sweep, workspace, machine)
+    matrix = resolver.matrix(profiles)
+    entries = store.entries() if store is not None else {}
+    here = short_fingerprint(fingerprint)
+    there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
+    predict = Predictor(profiles, machine)
+    reasons = _memoised(profiles, machine, workspace.cache, predict)
+    wanted = _tuned(sweep, matrix, reasons, store, entries)
+    parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
+    cells = select(parts.cells, only)
+    plan = Plan(
+        sweep=sweep,
+        cells=cells,
+        predict=predict,
+        tuning=wanted.tuning,
+        waiting=wanted.waiting,
+        unpinned=resolver.unpinned(),
+        unpinned_models=resolver.unpinned_models(),
+    )
+    for cell in cells:
+        held = entries.get(cell.key, ())
+        known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"] if held else []
+        if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:
+            plan.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
+            continue
+        if cell.key in wanted.hopeless:
+            plan.unsupported.append((cell, wanted.hopeless[cell.key]))
+            continue
+        elsewhere, why = reasons(cell)
+        present = there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, here)
+        if known and not _asked_again(known, present, rerun):
+            (plan.done if any(e.fingerprint == present for e in known) else plan.stale).append(cell)
+        elif elsewhere is not None:
+            plan.elsewhere.append((cell, elsewhere))
+        elif why is not None:
+            plan.unsupported.append((cell, why))
+        elif store is not None and held and _refused_by_worker(store, held, present, rerun):
+            plan.done.append(cell)
+        else:
+            plan.to_run(cell, entries)
+    _combining(plan, parts, entries, workspace.cache)
+    if store is not None:
+        predict.learn(store, cells, entries)
+    _order(plan, hours, slots)
+    return plan
+
+
+def _order(plan: Plan, hours: float | None, slots: int) -> None:
+    """Put the cells to run in order; under a time budget, those it is not expected to hold are set apart."""
+    rules, seeds = plan.sweep.spec.priority, plan.sweep.spec.seeds
+    if hours is None:
+        plan.run = in_order(plan.run, rules, seeds=seeds)
+        return
+    ranked = in_order(plan.run, rules, seeds=seeds, predicted=plan.predict)
+    plan.run, over = fitting(ranked, plan.predict, seconds=hours * 3600, slots=slots)
+    why = f"not expected within {hours:g} h on {slots} at once"
+    plan.not_run = [NotRun(cell, "budget", why) for cell in over]
+
+
+def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
+    """Of the cells to run that combine others, leave those whose ingredients are there; see to it that they come."""
+    refused = {c.key: why for c, why in (*plan.unsupported, *plan.elsewhere)}
+    for cell in [c for c in plan.run if c.key in parts.told]:
+        ingredients = parts.told[cell.key]
+        open_ = False
+        why = parts.pointless.get(cell.key)
+        for part in ingredients:
+            ended = {e.status for e in entries.get(part.key, ()) if e.status in FINAL_STATUSES}
+            to_run = any(part.key == c.key for c in plan.run)
+            if part.key in refused:
+                why = why or f"its ingredient {part.label} cannot run: {refused[part.key]}"
+            elif not to_run and ended and "ok" not in ended:
+                why = why or f"its ingredient {part.label} ended as {', '.join(sorted(ended))}"
+            elif to_run or "ok" not in ended or not kept(cache, part):
+                open_ = True
+        if why is not None or open_:
+            plan.run.remove(cell)
+        if why is not None:
+            plan.unsupported.append((cell, why))
+            continue
+        plan.ingredients[cell.key] = ingredients
+        plan.keep |= {part.key for part in ingredients}
+        if open_:
+            plan.waiting += 1
+            plan.later.append(cell)
+            for part in ingredients:
+                if not kept(cache, part) and part.key not in {c.key for c in plan.run}:
+                    plan.to_run(part, entries)
+                    for sorted_ in (plan.done, plan.stale):
+                        sorted_[:] = [c for c in sorted_ if c.key != part.key]
+
+
+def _tuned(
+    sweep: LoadedSweep,
+    matrix: Matrix,
+    reasons: Callable[[Cell], tuple[str | None, str | None]],
+    store: Store | None,
+    entries: Mapping[str, Sequence[Entry]],
+) -> Tuned:
+    """The cells that are wanted now: those of the matrix, or where the sweep tunes, trials and chosen finals."""
+    if sweep.spec.tune is None:
+        return Tuned(cells=matrix.cells)
+
+    def tunable(cell: Cell) -> bool:
+        trains = cell.method.identity["learning_rate"] is not None
+        return trains and cell.key not in matrix.excluded and reasons(cell) == (None, None)
+
+    def record(cell: Cell) -> Record | None:
+        final = [entry for entry in entries.get(cell.key, ()) if entry.status in FINAL_STATUSES]
+        latest = store.latest(final) if store is not None and final else None
+        return store.load(latest) if store is not None and latest is not None else None
+
+    def result(cell: Cell) -> float | None:
+        if (found := record(cell)) is None:
+            return None
+        reading = found.metrics.get("validation_nll")
+        return FAILED if reading is None or reading.value is None else reading.value
+
+    def curve(cell: Cell) -> Sequence[float]:
+        found = record(cell)
+        return found.series.get(CURVE, ()) if found is not None else ()
+
+    return tuned(matrix.cells, sweep.spec.tune, tunable=tunable, result=result, curve=curve)
+
+
+def select(cells: list[Cell], only: str | None) -> list[Cell]:
+    """Cells whose label or key matches the shell-style pattern ``only``.
+
+    Raises:
+        UserError: the pattern matches nothing.
+    """
+    from fnmatch import fnmatchcase
+
+    if only is None:
+        return cells
+    chosen = [c for c in cells if fnmatchcase(c.label, only) or c.key.startswith(only)]
+    if not chosen:
+        raise UserError(
+            f"no cell matches {only!r}", where="--only", fix=f"Cells are called, for example, {cells[0].label!r}."
+        )
+    return chosen
+
+
+def _asked_again(known: list[Entry], present: str, rerun: Sequence[str]) -> bool:
+    if "all" in rerun or any(e.status in rerun for e in known):
+        return True
+    return "stale" in rerun and not any(e.fingerprint == present for e in known)
+
+
+def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rerun: Sequence[str]) -> bool:
+    """Whether a worker of this environment found out that the cell cannot run, although nothing declares it.
+
+    An ``unsupported`` record written by the plan itself does not count: the sweep or the machine may have changed.
+    """
+    if {"all", "unsupported"} & set(rerun):
+        return False
+    found = [e for e in entries if e.status == "unsupported" and e.fingerprint == present]
+    return any(store.load(e).outcome.stage != "plan" for e in found)
+
+
+def _memoised(
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path, predict: Predictor
+) -> Callable[[Cell], tuple[str | None, str | None]]:
+    """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
+    seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
+
+    @functools.cache
+    def place(name: str) -> tuple[str | None, str]:
+        profile = profiles[name]
+        return hw.match(profile, machine), hw.device_for(profile, machine)
+
+    def reasons(cell: Cell) -> tuple[str | None, str | None]:
+        key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
+        if key not in seen:
+            elsewhere, device = place(cell.hardware.name)
+            why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
+            seen[key] = (elsewhere, why)
+        return seen[key]
+
+    return reasons

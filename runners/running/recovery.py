@@ -1,0 +1,80 @@
+"""What a run that was killed left in the cache: records that were written and not yet stored, and scratch folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+from harness import provenance
+from harness.errors import UserError
+from harness.record import FINAL_STATUSES, Record
+from harness.store.store import Store
+from runners.worker.job import JOB_FILE, QUEUED_FILE, RECORD_FILE, SAMPLES_FILE, Job
+
+Owner = tuple[str, int, float]
+"""Host (as a digest), process id and the process's start time: enough to tell whether a run still lives."""
+
+
+def owner() -> Owner:
+    """This process."""
+    process = psutil.Process()
+    return provenance.host(), process.pid, process.create_time()
+
+
+def collect(jobs: Path, store: Store) -> int:
+    """Store the finished records of dead runs on this store and remove their scratch folders.
+
+    A run is dead only if it ran on this machine and its process is gone. Folders of other stores are left alone.
+
+    Args:
+        jobs: folder of the job folders.
+
+    Returns:
+        How many records were stored.
+    """
+    stored = 0
+    for file in sorted(jobs.glob(f"*/{JOB_FILE}")):
+        try:
+            job = Job.read(file)
+        except (OSError, ValueError, TypeError, KeyError):  # another run removes or writes it, or an older layout
+            continue
+        if job.results != store.root or not job.owner or not _dead(job.owner):
+            continue
+        if file.with_name(QUEUED_FILE).exists() and not file.with_name(RECORD_FILE).is_file():
+            continue  # it may still wait or run; a run on that queueing system takes it up
+        claim = store.claim(job.key)
+        if claim is None:
+            continue
+        with claim:
+            stored += _store_record(file.parent, job, store)
+            shutil.rmtree(file.parent, ignore_errors=True)
+    return stored
+
+
+def _store_record(folder: Path, job: Job, store: Store) -> int:
+    """Append the folder's record, unless it is damaged or the cell was finished meanwhile; 1 if it was stored."""
+    written = folder / RECORD_FILE
+    if not written.is_file() or any(e.status in FINAL_STATUSES for e in store.entries_of(job.key)):
+        return 0
+    try:
+        record = Record.from_json(written.read_text(encoding="utf-8"), where=str(written))
+        if record.outcome.status == "oom" and job.cell["training"].get("on_oom") == "halve_batch":
+            return 0  # this attempt was to be followed by another
+        store.append(record, (folder / SAMPLES_FILE).read_bytes() if record.samples is not None else None)
+    except (UserError, OSError, ValueError):  # cut off with its writer: the cell runs again
+        return 0
+    return 1
+
+
+def _dead(owner: Owner) -> bool:
+    host, pid, started = owner
+    if host != provenance.host():
+        return False
+    try:
+        return abs(psutil.Process(pid).create_time() - started) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False

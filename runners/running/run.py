@@ -1,0 +1,211 @@
+"""One run of a sweep, from file to records: what the verbs ``run`` and ``plan`` do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from harness import hardware, provenance, spec
+from harness.errors import UserError
+from harness.spec import LoadedSweep
+from runners import environments
+from runners.executors.backends import Choice, Place, place
+from runners.planning import plan as planning
+from runners.planning.cost_model import device_of
+from runners.planning.ordering import Budget
+from runners.planning.plan import Plan
+from runners.running import preflight, recovery
+from runners.running.job_results import EXPECTED
+from runners.running.preflight import NotRun
+from runners.running.progress import Progress
+from runners.running.scheduler import Scheduler
+from runners.tools.fetch import go_offline
+from runners.workspace import Workspace
+from tasks.data import in_file, load_split
+from tasks.task import load_task
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: the plan it followed and how many cells ended with which status."""
+
+    plan: Plan
+    outcomes: Counter[str]
+    not_run: list[NotRun] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Cells that ended as none should, and those the machine had no room for."""
+        ended = sum(n for status, n in self.outcomes.items() if status not in EXPECTED)
+        return ended + sum(one.kind != "budget" for one in self.not_run)
+
+
+def load_sweep(name: str, workspace: Workspace) -> LoadedSweep:
+    """The sweep called ``name`` (or at that path)."""
+    return spec.load(workspace.sweep(name))
+
+
+def make_plan(
+    sweep: LoadedSweep,
+    workspace: Workspace,
+    *,
+    machine: hardware.Machine,
+    fingerprint: str | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    hours: float | None = None,
+    slots: int = 1,
+) -> Plan:
+    """What would happen to each cell now; the arguments are those of :func:`runners.planning.plan.make`.
+
+    Args:
+        fingerprint: None: that of this process.
+    """
+    environment = provenance.environment()
+    return planning.make(
+        sweep,
+        workspace,
+        store=workspace.open_store(),
+        machine=machine,
+        fingerprint=fingerprint or provenance.fingerprint(environment),
+        outside=environments.fingerprints(environment, workspace.cache),
+        only=only,
+        rerun=rerun,
+        hours=hours,
+        slots=slots,
+    )
+
+
+def run_sweep(
+    sweep: LoadedSweep,
+    workspace: Workspace,
+    console: Console,
+    *,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    choice: Choice | None = None,
+    hours: float | None = None,
+) -> Summary:
+    """Run what is to be run of ``sweep``.
+
+    Args:
+        choice: where it runs; None: on this machine.
+        hours: no cell starts that is predicted to end later than this many hours from now.
+
+    Raises:
+        KeyboardInterrupt: after running cells were stopped and recorded.
+        UserError: the sweep is wrong, or the store cannot be written.
+    """
+    if workspace.fetched is not None:
+        go_offline(workspace.fetched)
+    if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store()):
+        console.print(f"{recovered} finished cells of a run that was killed are kept.")
+    where = place(choice or Choice(), workspace)
+    run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
+    plan = run.plan(only=only, rerun=rerun)
+    check_data(plan, sweep, workspace)
+    summary = Summary(plan, Counter())
+    attempted: set[str] = set()
+    # a sweep that tunes is planned again after its trials, one that combines rows after their cells; others are not
+    while new := [cell for cell in plan.run if cell.key not in attempted]:
+        attempted.update(cell.key for cell in new)
+        plan.run = new
+        run.through(plan, summary)
+        if sweep.spec.tune is None and not plan.waiting:
+            break
+        told = {cell.key for cell, _ in plan.unsupported}
+        plan = run.plan(only=only)
+        plan.unsupported = [(cell, why) for cell, why in plan.unsupported if cell.key not in told]
+    else:
+        # nothing is left to launch, but what cannot run is still to be written down
+        if not attempted or plan.unsupported:
+            plan.run = []
+            run.through(plan, summary)
+    preflight.keep(workspace.results, sweep.spec.name, summary.not_run)
+    return summary
+
+
+@dataclass
+class _Run:
+    """What the plans of one run share."""
+
+    sweep: LoadedSweep
+    workspace: Workspace
+    console: Console
+    place: Place
+    budget: Budget | None
+
+    def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
+        """What is to be run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
+        hours = self.budget.seconds / 3600 if self.budget else None
+        plan = make_plan(
+            self.sweep,
+            self.workspace,
+            machine=self.place.machine,
+            fingerprint=self.place.fingerprint,
+            only=only,
+            rerun=rerun,
+            hours=hours,
+        )
+        plan.run += [one.cell for one in plan.not_run]
+        plan.not_run = []
+        return plan
+
+    def through(self, plan: Plan, summary: Summary) -> None:
+        """Run one plan's cells and add to the summary what came of them."""
+        sweep = plan.sweep
+        store = self.workspace.open_store()
+        devices = {device_of(cell) for cell in plan.run}
+        if len(devices) > 1:
+            raise UserError(
+                "this sweep holds cells for the CPU and for the GPU of this machine at once",
+                where=str(sweep.path),
+                fix="Run them one after the other: --only '*.cpu.*', then the rest.",
+            )
+        device = devices.pop() if devices else "cpu"
+        executor = self.place.executor(plan, device)
+        if executor.remote and (plan.ingredients or plan.keep):
+            raise UserError(
+                "cells that combine others read what those kept on this machine, and a cluster's nodes do not see it",
+                where=str(sweep.path),
+                fix="Run this sweep with the local executor.",
+            )
+        with Progress(self.console, total=len(plan.run), slots=len(executor.leases)) as view:
+            scheduler = Scheduler(
+                plan,
+                store=store,
+                workspace=self.workspace,
+                executor=executor,
+                device=device,
+                view=view,
+                budget=self.budget,
+            )
+            summary.outcomes.update(scheduler.run())
+            summary.not_run.extend(scheduler.not_run)
+
+
+def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
+    """Read the splits of every task that is to run and lies on this machine, so that a mistake in a data file
+    is one sentence now and not the same failure in every cell.
+
+    Raises:
+        UserError: a missing file or column, an empty split, a label outside the set.
+    """
+    for name in sweep.spec.evaluation.held_out if plan.run else ():
+        task = load_task(name, list(workspace.roots))
+        if in_file(task, "test", data_root=workspace.data_root):
+            load_split(task, "test", data_root=workspace.data_root, max_items=None, seed=0)
+    wanted = {cell.task.name for cell in plan.run}
+    for use in sweep.spec.tasks:
+        if use.name not in wanted:
+            continue
+        task = load_task(use.name, list(workspace.roots))
+        for split in task.definition.splits:
+            if use.test_only and split != "test":
+                continue
+            if in_file(task, split, data_root=workspace.data_root):
+                items: int | None = getattr(use, f"{split}_items")
+                load_split(task, split, data_root=workspace.data_root, max_items=items, seed=0)

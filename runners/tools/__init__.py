@@ -1,0 +1,1 @@
+"""Tools beside plan and run: bisect, fetch, environments, init, listings."""
