@@ -302,6 +302,7 @@ class Limits(Spec):
             it, the cell is not run.
         trials_per_device: tuning trials, whose time and energy nobody reads, that may share a device. A measured
             cell never shares one.
+        cells_per_device: cells of a sweep with ``measure_cost: false`` that may share a device.
     """
 
     timeout_s: float = Field(default=3600.0, gt=0)
@@ -311,6 +312,7 @@ class Limits(Spec):
     lost_after_s: float = Field(default=120.0, gt=0)
     min_free_disk_gib: float = Field(default=1.0, ge=0)
     trials_per_device: int = Field(default=1, gt=0)
+    cells_per_device: int = Field(default=1, gt=0)
 
 
 class Accounting(Spec):
@@ -433,7 +435,12 @@ class Inclusion(Spec):
 
 
 class SweepSpec(Spec):
-    """A whole sweep: axes, budget, probes, exceptions and limits."""
+    """A whole sweep: axes, budget, probes, exceptions and limits.
+
+    Attributes:
+        measure_cost: whether memory, time, energy and FLOPs are recorded. Without them several cells may share a
+            device (``limits.cells_per_device``), which does not change what they learn or answer.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str = ""
@@ -448,6 +455,7 @@ class SweepSpec(Spec):
     probes: Probes = Probes()
     limits: Limits = Limits()
     accounting: Accounting = Accounting()
+    measure_cost: bool = True
     tune: Tune | None = None
     priority: tuple[Priority, ...] = ()
     exclude: tuple[Exclusion, ...] = ()
@@ -480,6 +488,15 @@ class SweepSpec(Spec):
         unknown = sorted(set(self.tune.knob) - {m.label or m.name for m in self.methods})
         if unknown:
             raise ValueError(f"tune: knob names no method of this sweep: {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _measured_cells_do_not_share(self) -> SweepSpec:
+        if self.measure_cost and self.limits.cells_per_device > 1:
+            raise ValueError(
+                "limits: cells_per_device above 1 needs 'measure_cost: false': cells that share a device disturb each "
+                "other's time, memory and energy"
+            )
         return self
 
     @model_validator(mode="after")

@@ -141,6 +141,7 @@ class Resolver:
                 "probes": spec.probes.identity(),
                 "threads": spec.limits.threads,
                 "protocol": PROTOCOL,
+                **({} if spec.measure_cost else {"measure_cost": False}),
                 **self._held_out(spec.evaluation.held_out),
             },
         )

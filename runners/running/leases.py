@@ -1,4 +1,4 @@
-"""Who has which device. A measured cell is alone on its device, also when several runs share the machine.
+"""Who has which device. A cell whose cost is measured is alone on its device, also when several runs share the machine.
 
 GPUs are leased by UUID and held by a kernel lock in a folder that all runs of the machine share, so that a second
 sweep waits for a free one instead of measuring beside the first. CPU cores are handed out without overlap within one
@@ -29,7 +29,7 @@ def device_locks() -> Path:
 class _Place:
     lease: Lease
     measured: bool = False
-    trials: int = 0
+    unmeasured: int = 0
     locks: tuple[FileLock, ...] = ()
 
 
@@ -38,37 +38,37 @@ class Pool:
 
     Args:
         leases: the devices, none of which overlap.
-        trials_per_device: how many tuning trials may share one.
+        cells_per_device: how many cells whose cost is not measured may share one.
         locks: folder of the locks that keep other runs off the GPUs.
     """
 
-    def __init__(self, leases: list[Lease], *, trials_per_device: int = 1, locks: Path | None = None) -> None:
+    def __init__(self, leases: list[Lease], *, cells_per_device: int = 1, locks: Path | None = None) -> None:
         self._places = [_Place(lease) for lease in leases]
-        self._trials_per_device = trials_per_device
+        self._cells_per_device = cells_per_device
         self._folder = locks or device_locks()
 
-    def take(self, *, trial: bool) -> Lease | None:
+    def take(self, *, shares: bool) -> Lease | None:
         """A device for one cell, or None while there is none: all are taken, here or by another run.
 
         Args:
-            trial: whether neither time, memory nor energy of the cell are read, so that it may share a device with
-                its like.
+            shares: whether neither time, memory nor energy of the cell are read (a tuning trial, or a sweep that
+                measures no cost), so that it may share a device with its like.
         """
-        if trial:
-            shared = [p for p in self._places if 0 < p.trials < self._trials_per_device]
+        if shares:
+            shared = [p for p in self._places if 0 < p.unmeasured < self._cells_per_device]
             if shared:
-                shared[0].trials += 1
+                shared[0].unmeasured += 1
                 return shared[0].lease
         for place in self._places:
-            if not place.measured and not place.trials and self._lock(place):
-                place.measured, place.trials = not trial, int(trial)
+            if not place.measured and not place.unmeasured and self._lock(place):
+                place.measured, place.unmeasured = not shares, int(shares)
                 return place.lease
         return None
 
     @property
     def free(self) -> bool:
         """Whether this run has a device that none of its own cells uses."""
-        return any(not place.measured and not place.trials for place in self._places)
+        return any(not place.measured and not place.unmeasured for place in self._places)
 
     def give(self, lease: Lease) -> None:
         """The cell on this device is over."""
@@ -76,8 +76,8 @@ class Pool:
         if place.measured:
             place.measured = False
         else:
-            place.trials -= 1
-        if not place.trials:
+            place.unmeasured -= 1
+        if not place.unmeasured:
             for lock in place.locks:
                 lock.release()
             place.locks = ()
@@ -87,7 +87,7 @@ class Pool:
         for place in self._places:
             for lock in place.locks:
                 lock.release()
-            place.measured, place.trials, place.locks = False, 0, ()
+            place.measured, place.unmeasured, place.locks = False, 0, ()
 
     def _lock(self, place: _Place) -> bool:
         """Keep other runs off the GPUs of a place; False if one of them is taken."""

@@ -110,7 +110,9 @@ class Scheduler:
         self._limits = plan.sweep.spec.limits
         self._profiles = hardware.load_profiles(workspace.roots)
         self._endings = Endings(plan.sweep.spec.name, provenance.environment())
-        self._pool = Pool(executor.leases, trials_per_device=self._limits.trials_per_device)
+        self._measures_cost = plan.sweep.spec.measure_cost
+        self._per_device = self._limits.trials_per_device if self._measures_cost else self._limits.cells_per_device
+        self._pool = Pool(executor.leases, cells_per_device=self._per_device)
         self._owner = recovery.owner()
         self._running: dict[str, Running] = {}
         self._queue: deque[tuple[Cell, Attempt]] = deque((cell, Attempt()) for cell in plan.run)
@@ -166,7 +168,8 @@ class Scheduler:
         if (refusal := self.budget.refuses(self.plan.predict(cell).seconds) if self.budget else None) is not None:
             self.not_run.append(NotRun(cell, "budget", refusal))
             return True
-        lease = self._pool.take(trial=cell.common.identity.get("role") == "trial")
+        shares = not self._measures_cost or cell.common.identity.get("role") == "trial"
+        lease = self._pool.take(shares=shares)
         if lease is None:
             self._waits_for_device = True
             return False
@@ -263,7 +266,7 @@ class Scheduler:
             data_root=str(self.workspace.data_root) if self.workspace.data_root else None,
             cache=str(self.workspace.cache),
             attempt=attempt.number,
-            neighbours=(self.executor.neighbours + 1) * self._limits.trials_per_device - 1,
+            neighbours=(self.executor.neighbours + 1) * self._per_device - 1,
             accounting=self.plan.sweep.spec.accounting.model_dump(mode="json", exclude_none=True),
             side_environment={"name": outside, "digest": environments.digest(outside)} if outside else {},
             python=str(python or ""),

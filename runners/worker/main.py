@@ -23,6 +23,7 @@ from harness.meters.panel import Panel
 from harness.meters.thermal import cool_down, thermometer
 from harness.methods.base import Method, Setting
 from harness.methods.catalog import METHODS
+from harness.metrics import metric, missing
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
@@ -39,6 +40,7 @@ from tasks.formats import in_format
 from tasks.task import load_task
 
 LOG_TAIL_CHARACTERS = 4000
+COST_FAMILIES = ("memory", "time", "energy", "compute")
 
 
 class Interrupted(BaseException):
@@ -69,9 +71,9 @@ def run_job(job: Job, say: Say) -> Record:
         sweep=job.sweep,
         cell=job.cell,
         outcome=outcome,
-        metrics=run.ctx.metrics if run.ctx is not None else {},
+        metrics=recorded_metrics(run, job),
         spans=tuple(run.spans),
-        series=run.ctx.series if run.ctx is not None else {},
+        series=run.ctx.series if run.ctx is not None and measures_cost(job) else {},
         samples=samples_ref(samples) if samples is not None else None,
         environment={
             **environment,
@@ -176,9 +178,30 @@ def batch_facts(job: Job) -> dict[str, Any] | None:
     return {"asked": asked, "used": used_batch(job), "out_of_memory": list(job.out_of_memory)}
 
 
+def measures_cost(job: Job) -> bool:
+    """Whether the sweep records memory, time, energy and FLOPs; without, the cell may have shared its device."""
+    return bool(job.cell.get("measure_cost", True))
+
+
+def recorded_metrics(run: Run, job: Job) -> dict[str, Reading]:
+    """The run's metrics; those of cost without a value where the sweep measures none."""
+    found = run.ctx.metrics if run.ctx is not None else {}
+    if measures_cost(job):
+        return found
+    why = {"why": "the sweep measures no cost (measure_cost: false)"}
+    return {
+        name: missing(name, "not_measured", source="sweep", details=why)
+        if metric(name).family in COST_FAMILIES
+        else value
+        for name, value in found.items()
+    }
+
+
 def make_panel(job: Job) -> Panel:
     """The meters of the cell, on the devices it uses and with the options of its hardware profile."""
-    return Panel(meters.build(job.device, uuids=job.metered, options=job.cell["hardware"].get("meters")))
+    names = None if measures_cost(job) else ["time"]
+    options = job.cell["hardware"].get("meters") if names is None else None
+    return Panel(meters.build(job.device, uuids=job.metered, names=names, options=options))
 
 
 def cool_down_first(job: Job) -> dict[str, Any] | None:

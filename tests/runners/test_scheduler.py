@@ -110,27 +110,27 @@ def test_a_second_attempt_is_not_made_where_another_run_has_finished_the_cell(tm
 # --- devices -------------------------------------------------------------------------------------
 def test_a_measured_cell_is_alone_on_its_device_and_trials_may_share_one(tmp_path: Path) -> None:
     leases = [Lease(gpus=("GPU-a",)), Lease(gpus=("GPU-b",))]
-    pool = Pool(leases, trials_per_device=2, locks=tmp_path)
-    measured = pool.take(trial=False)
-    trials = [pool.take(trial=True) for _ in range(2)]
+    pool = Pool(leases, cells_per_device=2, locks=tmp_path)
+    measured = pool.take(shares=False)
+    trials = [pool.take(shares=True) for _ in range(2)]
     assert measured is leases[0]
     assert trials == [leases[1], leases[1]]
-    assert pool.take(trial=True) is None
-    assert pool.take(trial=False) is None
+    assert pool.take(shares=True) is None
+    assert pool.take(shares=False) is None
     pool.give(leases[1])
-    assert pool.take(trial=False) is None, "a trial is still there"
+    assert pool.take(shares=False) is None, "a trial is still there"
     pool.give(leases[1])
-    assert pool.take(trial=False) is leases[1]
+    assert pool.take(shares=False) is leases[1]
 
 
 def test_another_run_on_the_machine_cannot_lease_the_same_gpu(tmp_path: Path) -> None:
     pool = Pool([Lease(gpus=("GPU-a",))], locks=tmp_path)
-    lease = pool.take(trial=False)
+    lease = pool.take(shares=False)
     assert lease is not None
     other = (
         "import sys; from pathlib import Path\n"
         "from runners.executors.base import Lease; from runners.running.leases import Pool\n"
-        "print(Pool([Lease(gpus=('GPU-a',))], locks=Path(sys.argv[1])).take(trial=False))"
+        "print(Pool([Lease(gpus=('GPU-a',))], locks=Path(sys.argv[1])).take(shares=False))"
     )
 
     def asks() -> str:
