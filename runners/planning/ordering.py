@@ -1,7 +1,7 @@
 """Which cells first, and which at all when the time is short.
 
-Rule: the sweep's ``priority`` comes first. Without a time budget the plan's own order stands behind it: seeds
-outermost, methods innermost, so that a slow drift of the machine falls on all methods alike. Under a budget the first
+Rule: the sweep's ``priority`` comes first. Without a time budget cells run in randomised blocks
+(:mod:`runners.planning.blocks`), so that the machine's load falls on all methods alike. Under a budget the first
 seed of every cell comes before the second seed of any, and among equals the cell that is predicted to be cheaper: as
 many cells as possible are complete at every moment. A cell starts only if its predicted end lies within the budget;
 what has started is finished.
@@ -36,16 +36,13 @@ def _matches(rule: Priority, cell: Cell) -> bool:
 
 
 def in_order(
-    cells: Sequence[Cell], rules: Sequence[Priority], *, seeds: Sequence[int], predicted: Predicted | None = None
+    cells: Sequence[Cell], rules: Sequence[Priority], *, seeds: Sequence[int], predicted: Predicted
 ) -> list[Cell]:
-    """Cells in the order of the rule above.
+    """Cells in the order of the rule above for a time budget.
 
     Args:
         seeds: of the sweep, in its order.
-        predicted: given under a time budget.
     """
-    if predicted is None:
-        return sorted(cells, key=lambda cell: -rank(cell, rules)) if rules else list(cells)
     place = {seed: i for i, seed in enumerate(seeds)}
 
     def key(cell: Cell) -> tuple[int, int, float]:

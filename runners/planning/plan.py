@@ -21,9 +21,10 @@ from harness.record import FINAL_STATUSES, Record
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
 from runners import environments
+from runners.planning.blocks import Slot, in_blocks
 from runners.planning.cell_dependencies import Combined, Told, combined, kept
 from runners.planning.cost_model import Predictor, total
-from runners.planning.ordering import fitting, in_order
+from runners.planning.ordering import fitting, in_order, rank
 from runners.planning.resolver import Resolver
 from runners.planning.tuning import CURVE, FAILED, Tuned, tuned
 from runners.running.preflight import NotRun
@@ -51,6 +52,7 @@ class Plan:
         unpinned_models: Hub model to why its weights may change under its name.
         predict: what is expected of a cell.
         not_run: cells that a time budget is not expected to hold; a run decides by the clock.
+        slots: key of a cell to its place in a randomised block; empty under a time budget, which orders by cost.
     """
 
     sweep: LoadedSweep
@@ -70,6 +72,7 @@ class Plan:
     unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
     unpinned_models: dict[str, str] = field(default_factory=dict)
     not_run: list[NotRun] = field(default_factory=list)
+    slots: dict[str, Slot] = field(default_factory=dict)
 
     def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
         """Sort a cell among those to run, with the final records that it has by now."""
@@ -236,7 +239,8 @@ def _order(plan: Plan, hours: float | None, slots: int) -> None:
     """Put the cells to run in order; under a time budget, those it is not expected to hold are set apart."""
     rules, seeds = plan.sweep.spec.priority, plan.sweep.spec.seeds
     if hours is None:
-        plan.run = in_order(plan.run, rules, seeds=seeds)
+        ranks = {cell.key: rank(cell, rules) for cell in plan.run} if rules else None
+        plan.run, plan.slots = in_blocks(plan.run, name=plan.sweep.spec.name, seeds=seeds, rank=ranks)
         return
     ranked = in_order(plan.run, rules, seeds=seeds, predicted=plan.predict)
     plan.run, over = fitting(ranked, plan.predict, seconds=hours * 3600, slots=slots)

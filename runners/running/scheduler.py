@@ -114,6 +114,7 @@ class Scheduler:
         self._per_device = self._limits.trials_per_device if self._measures_cost else self._limits.cells_per_device
         self._pool = Pool(executor.leases, cells_per_device=self._per_device)
         self._owner = recovery.owner()
+        self._run_id = uuid.uuid4().hex[:12]  # blocks of two runs are different blocks
         self._running: dict[str, Running] = {}
         self._queue: deque[tuple[Cell, Attempt]] = deque((cell, Attempt()) for cell in plan.run)
         self._held: deque[tuple[Cell, Attempt]] = deque()
@@ -285,8 +286,14 @@ class Scheduler:
             out_of_memory=attempt.out_of_memory,
             owner=self._owner,
             results=self.store.root,
+            order=self._order_of(cell, attempt),
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
         )
+
+    def _order_of(self, cell: Cell, attempt: Attempt) -> dict[str, object]:
+        """The run and the block of a cell; {} for a later attempt, which runs when its block is over."""
+        slot = self.plan.slots.get(cell.key)
+        return {"run": self._run_id, **slot.as_json()} if slot is not None and attempt.number == 1 else {}
 
     # --- what happens --------------------------------------------------------------------------
     def _sleep_s(self) -> float:

@@ -53,6 +53,8 @@ class Job:
         beat_s: seconds between two signs of life.
         owner: which process scheduled it (:func:`runners.running.recovery.owner`).
         results: the store its record is for.
+        order: the run and the place in its randomised blocks (:mod:`runners.planning.blocks`), for the record; {} where
+            the cell does not run in a block.
         only_build: make the cell's built-in model and end, without running the cell.
     """
 
@@ -81,6 +83,7 @@ class Job:
     beat_s: float = 5.0
     owner: tuple[str, int, float] | None = None
     results: str = ""
+    order: dict[str, Any] = field(default_factory=dict)
     only_build: bool = False
 
     @property

@@ -82,6 +82,7 @@ def run_job(job: Job, say: Say) -> Record:
             "cores": list(job.cores),
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
+            **({"order": job.order} if job.order else {}),
             **({"side_environment": job.side_environment} if job.side_environment else {}),
             **({"transient": run.passing} if run.passing else {}),
         },

@@ -100,6 +100,7 @@ def work(job: Job, say: Say) -> None:
             "run": uuid.uuid4().hex,  # no two runs of a cell leave the same record
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
+            "order": job.order,
             "facts": {"batch": {"used": used, "out_of_memory": list(job.out_of_memory)}},
             **more,
         },

@@ -13,6 +13,7 @@ from harness.matrix import Cell
 from harness.record import Record
 from harness.spec import LoadedSweep, Priority
 from runners.executors.base import Lease
+from runners.planning.blocks import Slot, in_blocks
 from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
 from runners.running.leases import Pool
@@ -147,9 +148,37 @@ def cells_of(tmp_path: Path, labels: list[str], **changes: object) -> list[Cell]
     return cheap.scheduler(cheap.sweep_of(tmp_path / "sweep.yaml", labels, **changes), tmp_path).plan.run
 
 
-def test_methods_take_turns_within_a_seed_so_that_drift_falls_on_all(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path, ["a", "b", "c"], seeds=3)
-    assert [(c.seed, c.method.label) for c in cells] == [(s, m) for s in range(3) for m in "abc"]
+def test_comparable_cells_run_in_randomised_blocks(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, list("abcdef"), seeds=4)
+    by_method = sorted(cells, key=lambda cell: cell.method.label)  # as tuning hands them over: seeds innermost
+    ordered, slots = in_blocks(by_method, name="cheap", seeds=range(4))
+    assert [c.seed for c in ordered] == [seed for seed in range(4) for _ in range(6)]
+    blocks = ["".join(c.method.label for c in ordered[at : at + 6]) for at in range(0, 24, 6)]
+    assert all(sorted(block) == list("abcdef") for block in blocks)
+    assert len(set(blocks)) == 4, "each block has an order of its own"
+    assert [slots[c.key] for c in ordered[6:9]] == [Slot(1, 0, 6), Slot(1, 1, 6), Slot(1, 2, 6)]
+    again, _ = in_blocks(by_method, name="cheap", seeds=range(4))
+    other, _ = in_blocks(by_method, name="another", seeds=range(4))
+    assert again == ordered, "the order follows from the sweep"
+    assert other != ordered
+
+
+def test_cells_of_higher_priority_have_earlier_blocks(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, list("abcd"), seeds=2)
+    first = {c.key: 1 for c in cells if c.method.label == "c"}
+    ordered, slots = in_blocks(cells, name="cheap", seeds=range(2), rank=first)
+    assert [c.method.label for c in ordered[:2]] == ["c", "c"]
+    assert [slots[c.key].size for c in ordered] == [1, 1, 3, 3, 3, 3, 3, 3]
+
+
+def test_a_record_says_its_place_in_the_order(tmp_path: Path) -> None:
+    scheduler, found = run(cheap.sweep_of(tmp_path / "sweep.yaml", ["ok", "slow"], seeds=2), tmp_path)
+    orders = {r.key: r.environment["order"] for records in found.values() for r in records}
+    assert len({order["run"] for order in orders.values()}) == 1
+    told = [(orders[c.key]["block"], orders[c.key]["position"], orders[c.key]["size"]) for c in scheduler.plan.run]
+    assert told == [(0, 0, 2), (0, 1, 2), (1, 0, 2), (1, 1, 2)]
+    started = [job.key for job in scheduler.view.order]
+    assert started == [c.key for c in scheduler.plan.run]
 
 
 def test_under_a_budget_first_seeds_come_first_then_the_cheaper_and_priority_before_all(tmp_path: Path) -> None:
