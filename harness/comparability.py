@@ -1,4 +1,4 @@
-"""What decides with what a record may be compared: its machine, its conditions, its configuration, its marks.
+"""Keys that decide which records are comparable: machine, conditions, configuration, exclusion marks.
 
 A *configuration* is everything of a cell but its seed and its labels. *Conditions* are what must be equal before two
 rows may be ranked against each other.
@@ -49,10 +49,10 @@ def place(record: Record) -> str:
 
 
 def marks(record: Record) -> tuple[str, ...]:
-    """Why a row may be shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``, ``halved``.
+    """Reasons why a row is shown but not ranked: ``imported``, ``simulated``, ``throttled``, ``shared``, ``halved``.
 
-    ``imported`` and ``simulated`` stand in the environment of a record; ``throttled`` and ``shared`` come from what the
-    meters saw in any stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
+    ``imported`` and ``simulated`` come from a record's environment; ``throttled`` and ``shared`` from the meters of any
+    stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
     """
     found = {name for name in ("imported", "simulated") if record.environment.get(name)}
     if part(record.environment, "facts").get("batch", {}).get("out_of_memory"):
@@ -66,10 +66,10 @@ def marks(record: Record) -> tuple[str, ...]:
 
 
 def remarks(record: Record) -> tuple[str, ...]:
-    """What a reader of a result has to know of how it came about, in words; ``()`` for most."""
+    """Notes that a reader of a result needs, in words; ``()`` for most."""
     tuning = part(record.environment, "facts").get("tuning")
     if isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True:
-        return ("the best learning rate lies at the edge of the rates tried",)
+        return ("the best learning rate is at the edge of the rates tried",)
     return ()
 
 

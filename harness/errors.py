@@ -1,4 +1,4 @@
-"""What can go wrong, and how the harness says it.
+"""Errors, and how the harness reports them.
 
 PeftMatrixError
 ├── UserError      the input is wrong: what, where, what to do        (exit code 2)
@@ -76,7 +76,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One helpful sentence for a name that is not known: close matches, then all that is allowed."""
     allowed = sorted(known)
     if not allowed:
-        return "Nothing is allowed here."
+        return "This mapping takes no keys."
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}Allowed: {', '.join(allowed)}."

@@ -1,4 +1,4 @@
-"""What this machine is, what a hardware profile asks for, and whether the two match.
+"""Properties of this machine, requirements of a hardware profile, and whether they match.
 
 Nothing here imports torch or creates a CUDA context: GPUs are read through NVML, which leaves the devices alone.
 """
@@ -21,13 +21,14 @@ from harness.yamlfile import load_model
 
 GIB = 2**30
 BUILT_IN = Path(__file__).parents[1]
-"""The folder the packages lie in: the last workspace that profiles are looked for in."""
+"""The folder with the packages: the last workspace that is searched for profiles."""
 
 _NO_LIMIT = 2**60  # cgroup v1 writes a number close to 2**63 where there is no limit
 
 
 class Thermal(BaseModel):
-    """How hot the assigned GPUs may be when a measurement begins. Both stages end at a cap, and the record says so.
+    """Maximum temperature of the assigned GPUs when a measurement begins. Both stages end at a cap, and the record says
+    so.
 
     Attributes:
         cool_below_c: before a cell, wait until the hottest GPU is no warmer than this, degrees Celsius.
@@ -43,7 +44,7 @@ class Thermal(BaseModel):
 
 
 class HardwareProfile(BaseModel):
-    """What a cell asks of a machine; one YAML file each, in ``runners/hardware`` or a workspace.
+    """Requirements of a cell on a machine; one YAML file each, in ``runners/hardware`` or a workspace.
 
     Attributes:
         device: ``any`` takes a CUDA device if there is one, else the CPU.
@@ -115,7 +116,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is here.
+    """Hardware of this machine.
 
     Attributes:
         gpus: CUDA devices this process may use.
@@ -143,7 +144,7 @@ class Machine:
         return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus], "device_types": list(self.device_types)}
 
 
-# --- looking at the machine ----------------------------------------------------------------------
+# --- probing the machine -----------------------------------------------------------------------
 def probe() -> Machine:
     """This machine, as far as this process may use it.
 
@@ -162,7 +163,7 @@ def probe() -> Machine:
 def find_gpus() -> tuple[list[Gpu], WhyMissing | None, str]:
     """All GPUs NVML shows in PCI order; if there are none, a typed reason and its wording.
 
-    A partitioned GPU stands for its instances. No error of NVML gets out of here.
+    A partitioned GPU is listed as its instances. No error of NVML gets out of here.
     """
     try:
         import pynvml
@@ -214,7 +215,7 @@ def _devices(nvml: Any, handle: Any) -> list[Gpu]:
         "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
     }
     if not instances:
-        common["power_limit_w"] = _power_limit_w(nvml, handle)  # an instance has no limit of its own
+        common["power_limit_w"] = _power_limit_w(nvml, handle)  # an instance has no power limit
     return [
         Gpu(
             uuid=_text(nvml.nvmlDeviceGetUUID(device)),
@@ -294,12 +295,12 @@ def visible(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
 
 
 def core_count() -> int:
-    """CPU cores this process may use; all of them where the system does not tell."""
+    """CPU cores this process may use; all of them if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:
-    """The processor's name, "unknown" where the system does not tell."""
+    """The processor's name, "unknown" if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -338,7 +339,7 @@ def _limit(path: Path) -> int | None:
 
 # --- matching ------------------------------------------------------------------------------------
 def match(profile: HardwareProfile, machine: Machine) -> str | None:
-    """Why cells of this profile cannot run on this machine, or None if they can."""
+    """Reason why cells of this profile cannot run on this machine, or None if they can."""
     if profile.cores is not None and machine.cores < profile.cores:
         return f"{profile.name} asks for {profile.cores} CPU cores, here are {machine.cores}"
     if profile.host_memory_gib is not None and machine.memory_bytes < profile.host_memory_gib * GIB:
@@ -371,14 +372,14 @@ def gpus_for(profile: HardwareProfile, machine: Machine) -> list[Gpu]:
 
 
 def device_for(profile: HardwareProfile, machine: Machine) -> Literal["cpu", "cuda"]:
-    """Where a cell of this profile runs: ``any`` takes a GPU that satisfies the profile, else the CPU."""
+    """Device for a cell of this profile: ``any`` takes a GPU that satisfies the profile, else the CPU."""
     if profile.device != "any":
         return profile.device
     return "cuda" if gpus_for(profile, machine) else "cpu"
 
 
 def identity(profile: HardwareProfile, machine: Machine) -> dict[str, Any]:
-    """What of a profile can change a number, as plain JSON for the cell; ``any`` is resolved to a device."""
+    """The parts of a profile that can change a number, as plain JSON for the cell; ``any`` is resolved to a device."""
     return {
         **profile.model_dump(mode="json", exclude={"name", "summary", "peak_tflops"}, exclude_none=True),
         "device": device_for(profile, machine),

@@ -89,7 +89,7 @@ class Axes:
     """The resolved axes of a sweep.
 
     Attributes:
-        methods_by_task: the methods again, by label of the task, for tasks with a number of steps of their own.
+        methods_by_task: the methods again, by label of the task, for tasks that set their number of steps.
     """
 
     models: Sequence[Point]
@@ -115,7 +115,7 @@ class Pattern:
     why: str = ""
 
     def matches(self, cell: Cell) -> bool:
-        """Whether every given pattern matches the cell."""
+        """True if every given pattern matches the cell."""
         return (self.seed is None or self.seed == cell.seed) and all(
             pattern == "*" or fnmatchcase(point.label, pattern) or fnmatchcase(point.name, pattern)
             for pattern, point in (
@@ -137,7 +137,7 @@ class Matrix:
 
 
 def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cell] = ()) -> Matrix:
-    """The product of the axes, seeds outermost so that methods are interleaved in time, then the further cells.
+    """The product of the axes, seeds outermost so that methods are interleaved in time, then the extra cells.
 
     Slow drift of a machine then falls on all methods alike. A cell met twice is kept once.
     """

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, commit, processor, GPU. Everything is read, nothing is imported or set."""
+"""Origin of a number: versions, commit, processor, GPU. Everything is read, nothing is imported or set."""
 
 from __future__ import annotations
 
@@ -76,18 +76,18 @@ _GIT_TIMEOUT_S = 5.0
 
 
 def packages(further: Sequence[str] = ()) -> dict[str, str | None]:
-    """Versions of :data:`PACKAGES` and ``further`` ones as installed here; None for what is not."""
+    """Installed versions of :data:`PACKAGES` and of ``further`` ones; None for packages that are not installed."""
     return {name: _version(name) for name in (*PACKAGES, *further)}
 
 
 def environment(further: Sequence[str] = ()) -> dict[str, Any]:
     """The environment of this process as plain JSON, stored in every record.
 
-    The host stands as a digest, so that records of one machine can be told from those of another without
-    publishing its name. ``gpus_missing`` is the typed reason where there is no GPU.
+    The host is recorded as a digest, so that records of different machines can be distinguished without publishing its
+    name. ``gpus_missing`` is the typed reason where there is no GPU.
 
     Args:
-        further: packages whose versions are recorded beside those of :data:`PACKAGES`.
+        further: packages whose versions are recorded in addition to those of :data:`PACKAGES`.
     """
     import psutil
 
@@ -169,7 +169,7 @@ def checkout(root: Path) -> dict[str, Any]:
     Returns:
         ``commit`` and ``dirty``; both None, with ``why`` in words, where ``root`` is no checkout or git fails.
     """
-    if not (root / ".git").exists():  # an installed package may lie inside somebody else's checkout
+    if not (root / ".git").exists():  # an installed package may be inside another checkout
         return {"commit": None, "dirty": None, "why": "not a git checkout"}
     git = shutil.which("git")
     if git is None:

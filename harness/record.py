@@ -1,7 +1,7 @@
 """The record: what one cell left behind. Written once, never edited, and enough to rebuild every board.
 
 A record explains itself: every number is a :class:`Reading` with unit, instrument and, where there is no
-value, a typed reason. Its ``id`` is the digest of its own content, so a damaged record is recognised.
+value, a typed reason. Its ``id`` is the digest of its content, so a damaged record is recognised.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PROTOCOL = 1
 
 Status = Literal["ok", "oom", "timeout", "diverged", "unsupported", "error", "interrupted", "lost"]
 FINAL_STATUSES: frozenset[str] = frozenset({"ok", "oom", "timeout", "diverged", "unsupported", "error"})
-"""Statuses that a further ``run`` leaves alone; ``interrupted`` and ``lost`` are run again."""
+"""Statuses that the next ``run`` leaves alone; ``interrupted`` and ``lost`` are run again."""
 
 WhyMissing = Literal[
     "not_supported",  # the instrument or the library cannot give it
     "no_device",  # there is no such device
     "no_permission",  # the system refuses
-    "mig",  # a partitioned GPU has no sensor of its own
+    "mig",  # a partitioned GPU has no separate sensor
     "device_lost",  # the device or its driver went away during the window
     "window_too_short",  # shorter than the sensor needs
-    "shared",  # somebody else used the device
+    "shared",  # a foreign process used the device
     "too_few",  # not enough samples for this statistic
     "not_applicable",  # the quantity has no meaning for this cell
     "not_measured",  # this sweep did not ask for it
@@ -88,7 +88,7 @@ class Span(Frozen):
 
 
 class Outcome(Frozen):
-    """How a cell ended: its status, the stage it reached, why, and the end of its log."""
+    """End of a cell: its status, the stage it reached, the reason, and the end of its log."""
 
     status: Status
     stage: str = ""
@@ -98,7 +98,7 @@ class Outcome(Frozen):
 
 
 class SamplesRef(Frozen):
-    """Where the scored items of a cell lie (Parquet beside the record) and what their bytes must hash to."""
+    """Path and digest of the scored items of a cell (Parquet, stored with the record)."""
 
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")  # it becomes a file name
     rows: int = Field(ge=0)
@@ -115,8 +115,8 @@ class Record(Frozen):
         cell: the resolved cell, as the worker saw it.
         metrics: quantity to reading, for the whole cell.
         spans: the stages in order.
-        series: values over training steps (``loss``, ``grad_norm``, ``step_ms``), and power over the cell
-            (``power_s``, ``power_w``) where a board tells it.
+        series: values over training steps (``loss``, ``grad_norm``, ``step_ms``), and power over the cell (``power_s``,
+            ``power_w``) if a GPU reports it.
         environment: versions, machine, device state.
         fingerprint: digest of the parts of the environment that can change a number.
         supersedes: id of the record this one corrects, if any.
@@ -150,7 +150,7 @@ class Record(Frozen):
 
     @property
     def status(self) -> Status:
-        """How the cell ended."""
+        """The cell's outcome."""
         return self.outcome.status
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -163,7 +163,7 @@ class Record(Frozen):
         """The text stored on disk: content and id, keys sorted, one field a line.
 
         Raises:
-            ValueError: the record was read in an older layout; its file is copied as it lies, never written anew.
+            ValueError: the record was read in an older schema; its file is copied byte for byte, never rewritten.
         """
         content = self.content()
         identity = digest(content)
@@ -210,5 +210,5 @@ class Record(Frozen):
             record = cls.model_validate(migrations.upgrade(data, to=SCHEMA_VERSION))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a record: {error}", where=where) from error
-        record.__dict__["id"] = actual_id  # cached_property: the dearest step need not be done twice
+        record.__dict__["id"] = actual_id  # cached_property: computing the digest is expensive, so fill it now
         return record

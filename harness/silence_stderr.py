@@ -1,4 +1,4 @@
-"""Keeps libraries' import-time chatter off the terminal."""
+"""Suppresses libraries' output at import."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Spec(BaseModel):
 
 
 def _named(value: Any) -> Any:
-    """Let ``- lora`` stand for ``- {name: lora}``."""
+    """Accept ``- lora`` as short for ``- {name: lora}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -62,7 +62,7 @@ Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class ModelSpec(Spec):
-    """Where a model comes from.
+    """Source of a model.
 
     ``id`` is one of: ``builtin:nano`` (built and pre-trained by the program), ``package:NAME/FOLDER`` (files
     inside an installed Python package; a folder, or one GGUF file), ``gguf:PATH/FILE.gguf`` or
@@ -113,7 +113,7 @@ class QuantizationSpec(Spec):
 
 
 class Decoding(Spec):
-    """How answers are generated. Temperature 0 is greedy.
+    """Generation settings. Temperature 0 is greedy.
 
     Attributes:
         samples: completions per item, for tasks judged by a program (pass@k).
@@ -135,12 +135,11 @@ class Decoding(Spec):
 
 
 class TaskUse(Spec):
-    """A task of the library, optionally on fewer items (``None``: all of the split) and decoded in a way of its own.
+    """A task of the library, optionally with fewer items (``None``: all of the split) and its own decoding.
 
     Attributes:
         steps: training steps on this task in the place of the sweep's; a method's own steps win over both.
-        test_only: read the test split alone, for data sets of which nothing else is at hand; for methods that do not
-            train.
+        test_only: read only the test split, for data sets without any other; for methods that do not train.
         format: of a multiple-choice task: what it is trained and scored in. ``finetune`` is the task's own prompt (as
             without ``format``), ``cloze`` scores the options' texts after the question, ``letter`` their letters. With
             it, a model that is not trained is scored in every format, so that no gain is measured from a base that
@@ -172,19 +171,19 @@ class Target(Spec):
     every: int = Field(gt=0, description="steps between two evaluations")
 
     def met(self, score: float) -> bool:
-        """Whether ``score`` is good enough."""
+        """True if ``score`` reaches the target."""
         return score >= self.value if self.metric == "accuracy" else score <= self.value
 
 
 class Training(Spec):
     """The training budget, the same for every method of the sweep.
 
-    ``learning_rate`` is that of *full* fine-tuning; a method trains at this times its declared factor unless
-    the sweep gives the method a learning rate of its own.
+    ``learning_rate`` is that of *full* fine-tuning; a method trains at this times its declared factor unless the sweep
+    sets a learning rate for the method.
 
-    ``on_oom: halve_batch`` lets a cell that runs out of memory in training start anew with half the batch and twice
-    the accumulation, so that a step sees the same items; its record says what was asked and what was used, and its
-    row is marked. Without it the cell ends as ``oom``.
+    ``on_oom: halve_batch`` lets a cell that runs out of memory in training restart with half the batch and twice the
+    accumulation, so that a step sees the same items; its record has the batch asked for and the batch used, and its row
+    is marked. Without it the cell ends as ``oom``.
     """
 
     steps: int = Field(gt=0)
@@ -202,7 +201,7 @@ class Training(Spec):
     on_oom: Literal["record", "halve_batch"] = "record"
 
     def identity(self) -> dict[str, Any]:
-        """What of the budget all methods share is part of a cell; what came later only if it is used."""
+        """Training fields that are part of the cell key. Fields added later are included only when non-default."""
         content = self.model_dump(mode="json", exclude={"learning_rate", "steps"})  # those are of the method
         later = {"target", "on_oom"}
         return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
@@ -226,14 +225,15 @@ class LmEvalUse(Spec):
 
 
 class Evaluation(Spec):
-    """How the adapted model is scored.
+    """Scoring of the adapted model.
 
     Attributes:
-        lm_eval: tasks of lm-eval scored beside the sweep's own, before and after adaptation (``retention: false``:
+        lm_eval: tasks of lm-eval scored in addition to the sweep's own, before and after adaptation (``retention:
+            false``:
             after it only).
         held_out: language-modelling tasks of the library whose test texts are scored before adaptation and after it, in
             bits per byte.
-        option_orders: score multiple-choice items again under so many further orders of their options.
+        option_orders: score multiple-choice items again under this many additional orders of their options.
         prompt_variants: score the test items again under each of the task's alternative ``prompts``.
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
@@ -260,7 +260,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Probes(Spec):
-    """What is measured after scoring: one forward pass of the probe batch, and a grid of requests.
+    """Measurements after scoring: one forward pass of the probe batch, and a grid of requests.
 
     The grid is the product ``latency_batch_sizes`` x ``prompt_tokens`` x ``output_tokens``; without ``prompt_tokens``
     there is none. Its *headline* shape, whose numbers become metrics, is the first batch size, the first prompt
@@ -285,22 +285,23 @@ class Probes(Spec):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What of the probes is part of a cell: everything, but for later fields that have their default."""
+        """Probe fields that are part of the cell key: all, except later fields at their default."""
         later = {"energy"}
         content = self.model_dump(mode="json")
         return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 
 
 class Limits(Spec):
-    """What keeps a sweep in bounds. Nothing in here but ``threads`` can change a number.
+    """Limits of a sweep. Nothing in here but ``threads`` can change a number.
 
     Attributes:
-        retries: further attempts at a cell that was lost or met an error of a passing kind
+        retries: additional attempts at a cell that was lost or met an error that may pass
             (:mod:`runners.worker.transient`); never after running out of memory, diverging or a failed guard.
         lost_after_s: a worker that gave no sign of life for so long is killed, and its cell is ``lost``.
         min_free_disk_gib: a cell waits while the cache or the results have less; with nothing running that could free
             it, the cell is not run.
-        trials_per_device: tuning trials, whose time and energy nobody reads, that may share a device. A measured
+        trials_per_device: tuning trials that may share a device, because their time and energy are not reported. A
+            measured
             cell never shares one.
         cells_per_device: cells of a sweep with ``measure_cost: false`` that may share a device.
     """
@@ -318,7 +319,7 @@ class Limits(Spec):
 class Accounting(Spec):
     """Constants that turn measured energy and time into CO2 and money. What is not stated is not derived.
 
-    No part of a cell: the constants stand in the record beside each value made from them.
+    Not part of a cell: the constants are recorded with each value made from them.
     """
 
     grid_gco2_per_kwh: float | None = Field(default=None, ge=0, description="g CO2 equivalent per kWh of the grid")
@@ -343,10 +344,10 @@ class Tune(Spec):
     Attributes:
         learning_rates: points of the grid, around the method's own centre.
         factor: ratio of two neighbouring rates.
-        knob: method label to one of its parameters and the values tried at the best rate. Methods without one try
-            as many further rates around the best instead, so that the budget stays equal.
-        seed: of the trials; no seed of the sweep, so that no final run was looked at before.
-        shared_learning_rate: further cells at this one rate for every method, for the sensitivity to tuning.
+        knob: method label to one of its parameters and the values tried at the best rate. Methods without one try as
+            many additional rates around the best instead, so that the budget stays equal.
+        seed: of the trials; not a seed of the sweep, so that no final run was seen before.
+        shared_learning_rate: extra cells at this one rate for every method, for the sensitivity to tuning.
         sampler: ``grid``, or one of optuna's samplers over the rate and the knob together, with ``trials`` trials.
         pruner: one of optuna's pruners: a trial is scored on validation every ``prune_every`` steps and stopped where
             it is worse than the median (``optuna-median``) or the best quarter (``optuna-quarter``) of the trials
@@ -409,13 +410,13 @@ class Exclusion(Rule):
 
 
 class Priority(Rule):
-    """How early the matching cells run: the highest value first, 0 where no rule matches."""
+    """Priority of the matching cells: the highest value runs first, 0 where no rule matches."""
 
     value: int
 
 
 class Inclusion(Spec):
-    """One further cell outside the product of the axes."""
+    """One extra cell outside the product of the axes."""
 
     model: ModelSpec
     method: MethodSpec
@@ -476,7 +477,7 @@ class SweepSpec(Spec):
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("the same value stands twice in this axis")
+            raise ValueError("the same value is listed twice in this axis")
         return value
 
     @model_validator(mode="after")
@@ -484,7 +485,7 @@ class SweepSpec(Spec):
         if self.tune is None:
             return self
         if self.tune.seed in self.seeds:
-            raise ValueError(f"tune: the seed {self.tune.seed} is one of the sweep's; trials need one of their own")
+            raise ValueError(f"tune: the seed {self.tune.seed} is one of the sweep's; trials need a different one")
         unknown = sorted(set(self.tune.knob) - {m.label or m.name for m in self.methods})
         if unknown:
             raise ValueError(f"tune: knob names no method of this sweep: {', '.join(unknown)}")
@@ -505,7 +506,9 @@ class SweepSpec(Spec):
             labels = [item.label or item.name for item in getattr(self, axis)]
             double = sorted({label for label in labels if labels.count(label) > 1})
             if double:
-                raise ValueError(f"{axis}: {', '.join(map(repr, double))} stands twice; give each use its own 'label'")
+                raise ValueError(
+                    f"{axis}: {', '.join(map(repr, double))} is listed twice; give each use its own 'label'"
+                )
         return self
 
 

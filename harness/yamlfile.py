@@ -135,7 +135,7 @@ def _in_file(raw: Loc, lines: dict[Loc, int]) -> Loc:
 
 
 def allowed_keys(model: type[BaseModel], loc: Loc) -> list[str]:
-    """Keys that may stand at ``loc`` inside a document of type ``model``."""
+    """Keys that are allowed at ``loc`` inside a document of type ``model``."""
     current: Any = model
     for part in loc:
         current = _inside(current, part)
@@ -144,7 +144,7 @@ def allowed_keys(model: type[BaseModel], loc: Loc) -> list[str]:
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Annotations by the key that stands in the file (the alias, where a field has one)."""
+    """Annotations by the key in the file (the alias, where a field has one)."""
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 

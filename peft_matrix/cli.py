@@ -1,6 +1,6 @@
-"""The front door. The verbs stand in :mod:`peft_matrix.commands`; here they become a program.
+"""Entry point of the command line. The commands are in :mod:`peft_matrix.commands`.
 
-Every heavy import stands inside a verb, so that ``--help`` answers at once.
+Heavy imports are inside the commands, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

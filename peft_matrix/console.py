@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 
 def print_rows(rows: Rows, console: Console) -> None:
-    """Rows as a table: the first column stands out; lists are joined, dictionaries shortened."""
+    """Rows as a table: the first column is highlighted; lists are joined, dictionaries shortened."""
     columns = [c for c in (rows[0] if rows else {}) if c not in ("defaults", "file", "unverified")]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -64,8 +64,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  not run      {n} cells: {why}", highlight=False)
     if plan.waiting:
         console.print(
-            f"  waiting      {plan.waiting}: final cells until their tuning trials have run, and cells that combine "
-            "others until those have",
+            f"  waiting {plan.waiting}: final cells wait for their tuning trials, combining cells for their source "
+            "cells",
             highlight=False,
             soft_wrap=True,
         )
@@ -82,9 +82,9 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def predicted_words(expected: dict[str, Any]) -> str:
     """The total of a plan's predictions: seconds one after the other, the highest peak, and what is not known."""
-    peak = f", at most {expected['peak_bytes'] / 2**30:.2f} GiB" if expected["peak_bytes"] is not None else ""
-    unknown = f"; nothing is known of {expected['cells_without']} cells" if expected["cells_without"] else ""
-    return f"{clock(expected['seconds'])} one after the other{peak}{unknown}"
+    peak = f", peak {expected['peak_bytes'] / 2**30:.2f} GiB" if expected["peak_bytes"] is not None else ""
+    unknown = f"; {expected['cells_without']} cells without an estimate" if expected["cells_without"] else ""
+    return f"{clock(expected['seconds'])} in sequence{peak}{unknown}"
 
 
 def _expected(prediction: Prediction) -> str:

@@ -1,4 +1,4 @@
-"""Side environments: virtual environments of their own for back ends whose pins clash with ours.
+"""Side environments: separate virtual environments for back ends whose pins conflict with ours.
 
 Each is described by committed files in ``envs/``: ``NAME.txt`` (what it needs, a worker's own needs among it),
 ``NAME.constraints.txt`` (the exact version of everything in it) and, where a package's declared pins are narrower than
@@ -41,7 +41,7 @@ def digest(name: str) -> str:
 
 
 def folder(name: str, cache: Path) -> Path:
-    """Where an environment is built; another folder as soon as one of its files changes."""
+    """Folder in which an environment is built; another folder as soon as one of its files changes."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return cache / "environments" / f"{name}-py{python}-{digest(name)[:8]}"
 
@@ -53,7 +53,7 @@ def interpreter(name: str, cache: Path) -> Path | None:
 
 
 def fingerprints(environment: Mapping[str, Any], cache: Path) -> dict[str, str]:
-    """Fingerprint of a record made in each environment that stands, on the machine that ``environment`` describes.
+    """Fingerprint of a record made in each existing environment, on the machine that ``environment`` describes.
 
     Args:
         environment: our own, as :func:`harness.provenance.environment` gives it.
@@ -77,10 +77,10 @@ def why_not(quantizer: type[Quantizer], device: str, moment: str, cache: Path) -
 
 
 def create(name: str, cache: Path, say: Callable[[str], None]) -> Path:
-    """Build an environment (nothing to do if it stands) and return its interpreter.
+    """Build an environment (nothing to do if it exists) and return its interpreter.
 
     Args:
-        say: is told what happens, a line at a time.
+        say: receives progress messages, a line at a time.
 
     Raises:
         UserError: no such environment, or a package could not be installed.
@@ -161,7 +161,7 @@ def _installer(python: Path) -> list[str]:
 
 
 def _uv() -> str | None:
-    """uv where it stands beside our own interpreter or on the path."""
+    """uv next to our interpreter or on the path."""
     beside = Path(sys.executable).parent / "uv"
     return str(beside) if beside.is_file() else shutil.which("uv")
 
@@ -178,7 +178,7 @@ def _call(command: list[str], name: str) -> str:
         raise UserError(
             f"the environment {name!r} could not be built: {tail}",
             where=" ".join(command[:4]),
-            fix=f"Is a package index within reach? The files are envs/{name}*.txt.",
+            fix=f"Is a package index reachable? The files are envs/{name}*.txt.",
         )
     return done.stdout
 

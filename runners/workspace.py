@@ -1,4 +1,4 @@
-"""Where things lie: the user's workspace, the data root, the cache, the results. Flags come before variables.
+"""Locations: the user's workspace, the data root, the cache, the results. Flags come before variables.
 
 A workspace is a folder with ``tasks/ runners/ reports/ results/`` (``peft-matrix init DIR`` lays one out). It is
 found by walking up from the current folder, and its files come before the built-in ones of the same name.
@@ -73,7 +73,7 @@ class Workspace:
     def open_store(self) -> Store:
         """The store of the records.
 
-        Claims on cells are locks of this machine's kernel. For records at a URL they lie in the cache: two runs on one
+        Claims on cells are locks of this machine's kernel. For records at a URL they are in the cache: two runs on one
         machine never run a cell twice; runs on several machines do not see each other's claims.
         """
         store = Store(self.results)
@@ -82,7 +82,7 @@ class Workspace:
         return Store(self.results, claims_dir=self.cache / "claims" / digest_text(self.results)[:16])
 
     def beside(self, name: str) -> Path:
-        """Folder for what is made from the records: beside them; for records at a URL, in ./results."""
+        """Folder for files made from the records: next to them; for records at a URL, ./results."""
         return (Store(self.results).folder or Path("results")) / name
 
     def sweeps(self) -> dict[str, Path]:

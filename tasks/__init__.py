@@ -1,1 +1,1 @@
-"""What is learned and what is scored; one YAML file a task."""
+"""Training data, test data and scoring; one YAML file per task."""

@@ -7,13 +7,13 @@ from tasks.task import SPLITS, SplitRule, TaskDefinition, find_tasks, load_task
 HEAD = """# Tasks
 
 What is in [tasks/definitions](../tasks/definitions), one YAML file each. Rows come from a data root
-(`--data-root`, `<data root>/<folder>/<split>.jsonl`) where it has them, else from the Hub. A task of your own is the
-same kind of file in a workspace (`peft-matrix init`). Any task of lm-eval can be scored beside these:
+(`--data-root`, `<data root>/<folder>/<split>.jsonl`) where it has them, else from the Hub. A workspace's tasks are
+files of the same kind (`peft-matrix init`). Any task of lm-eval can be scored in addition to these:
 [accuracy](accuracy.md).
 
 **Unpinned** means that no commit of the data set is named, so that its rows may change under the same name. `plan`
 says so before such a task runs from the Hub, the record keeps it, and the board that shows it says it too. Rows of a
-data root are held by the digest of their file whatever is said here.
+data root are pinned by the digest of their file, independent of the entry here.
 """
 
 

@@ -56,7 +56,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Row: ...
 
     def where(self, index: int) -> str:
-        """What people call row ``index``: the file and line, or the data set and row."""
+        """Readable position of row ``index``: the file and line, or the data set and row."""
         ...
 
     def values(self, column: str) -> list[Any]:
@@ -119,7 +119,7 @@ class HubOrigin:
 
     Attributes:
         split: the Hub's name of it.
-        instead: where below a data root the same rows would be looked for.
+        instead: path below a data root where the same rows would be searched.
     """
 
     hub: HubSource
@@ -127,7 +127,7 @@ class HubOrigin:
     instead: str
 
     def identity(self) -> dict[str, Any]:
-        """What pins the rows: id, configuration, revision, split and the columns made from them."""
+        """Properties that pin the rows: id, configuration, revision, split and the columns made from them."""
         return {"hub": self.hub.model_dump(mode="json", exclude={"splits", "unpinned"}), "split": self.split}
 
     def read(self) -> HubRows:
@@ -265,7 +265,7 @@ def _code(definition: TaskDefinition) -> dict[str, str]:
 
 
 def in_file(task: Task, split: SplitName, *, data_root: Path | None) -> bool:
-    """Whether the rows of a split come from a file on this machine (and not from a generator or the Hub).
+    """True if the rows of a split come from a file on this machine (and not from a generator or the Hub).
 
     Raises:
         UserError: a file that the task names is missing.
@@ -292,7 +292,7 @@ def unpinned(task: Task, *, data_root: Path | None, splits: Sequence[SplitName] 
 
 
 def contamination(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
-    """Ids of the test items whose prompt stands in ``train`` too, white space and case aside."""
+    """Ids of the test items whose prompt is also in ``train``, ignoring white space and case."""
     seen = {_normal(item.prompt) for item in train}
     return [item.id for item in test if _normal(item.prompt) in seen]
 
@@ -310,7 +310,7 @@ def _rule(task: Task, split: SplitName) -> SplitRule:
 
 
 def _locate(task: Task, source: Source, rule: SplitRule, data_root: Path | None) -> FileOrigin | HubOrigin:
-    """Where the rows of a rule lie: a file of the task's own, a data root, the Hub; the first that there is."""
+    """Source of a rule's rows: a file of the task, a data root, the Hub; the first that exists."""
     split, name = rule.from_, task.definition.name
     if split in source.files:
         path = task.path.parent / source.files[split]

@@ -116,7 +116,7 @@ def _read(raw: RawQuestion, row: Mapping[str, Any], n: int) -> tuple[str, tuple[
 
 
 def _listed(text: str, marker: str, n: int) -> tuple[str, tuple[str, ...]]:
-    """What precedes the first option, and the options, which stand behind ``marker`` with their numbers."""
+    """The text before the first option, and the options, which follow ``marker`` with their numbers."""
     options: list[str] = []
     upto = len(text)
     for number in range(n, 0, -1):

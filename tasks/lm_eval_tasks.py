@@ -1,4 +1,4 @@
-"""Tasks of lm-eval as a workspace has them: where a local YAML lies, and what pins a task. lm-eval is not imported."""
+"""Tasks of lm-eval in a workspace: the path of a local YAML, and what pins a task. lm-eval is not imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def local_file(name: str, workspaces: list[Path]) -> Path | None:
 
 
 def pin(name: str, workspaces: list[Path], *, where: str = "") -> str:
-    """What can change a score of the task: lm-eval's version, and for a local task its files.
+    """The parts that can change a score of the task: lm-eval's version, and for a local task its files.
 
     Raises:
         UserError: lm-eval is not installed, or is not the release that is tested; a local file is missing or damaged.

@@ -23,7 +23,7 @@ PARSERS: Registry[Parser] = Registry(
     },
 )
 
-# a sign counts only where it cannot be a minus between two operands; it may stand before or after the currency
+# a sign counts only where it cannot be a minus between two operands; it may precede or follow the currency
 _NUMBER = re.compile(
     r"(?:(?<![0-9A-Za-z)\]])(?P<sign>[-−+]))?(?:[$€£¥]\s?(?P<inner>[-−])?)?"
     r"(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?P<fraction>\.[0-9]+)?"
@@ -43,8 +43,8 @@ def first_line(text: str) -> str | None:
 def gsm8k(text: str) -> str | None:
     """The number of a worked answer, as in GSM8K (Cobbe et al. 2021, arXiv:2110.14168).
 
-    The last number on the line of the first ``####``; without that mark, the last number of the text. What a model
-    writes after its marked answer (a further question, say) does not count.
+    The last number on the line of the first ``####``; without that mark, the last number of the text. Text after the
+    marked answer (for example another question) does not count.
     """
     _, mark, after = text.partition("####")
     if mark:
@@ -79,8 +79,8 @@ _BRACKETED = re.compile(r"(?<!\w)\(?([A-H])\)")
 def choice_letter(text: str) -> str | None:
     """The letter A to H of a multiple-choice answer.
 
-    In this order: the last letter after "answer is" or "answer:"; a letter that opens the text and stands alone;
-    the last letter before a closing bracket. The article in "A dog" is not an answer.
+    In this order: the last letter after "answer is" or "answer:"; a separate letter that opens the text; the last
+        letter before a closing bracket. The article in "A dog" is not an answer.
     """
     stated = list(_STATED.finditer(text))
     if stated:
@@ -92,7 +92,7 @@ def choice_letter(text: str) -> str | None:
     return str(bracketed[-1]) if bracketed else None
 
 
-# the content stands in braces, or is one word, as in "boxed 7"
+# the content is in braces, or is one word, as in "boxed 7"
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:boxed|fbox)\s+([^\s${}]+)")
 
 
@@ -110,7 +110,7 @@ def boxed(text: str) -> str | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at ``start`` and its partner; None if that is cut off."""
+    """The text between the brace at ``start`` and its partner; None if that is cut off."""
     depth = 0
     for at in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)

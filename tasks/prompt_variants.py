@@ -13,7 +13,7 @@ from tasks.scoring import mean_of
 from tasks.task import Item, Task
 
 Order = tuple[int, ...]
-"""Which of the item's options stands at each place."""
+"""Option of the item at each position."""
 
 
 def orders(item: Item, n: int) -> list[Order]:
@@ -38,7 +38,7 @@ def relisted(task: Task, item: Item, order: Order) -> Item:
     Args:
         task: one whose ``options`` say how its prompt lists them.
         item: as the task gives it.
-        order: which option stands at each place.
+        order: the option at each position.
 
     Raises:
         UserError: the prompt does not list the options as the task says.
@@ -71,7 +71,7 @@ def relisted(task: Task, item: Item, order: Order) -> Item:
 
 
 def as_given(item: Item, order: Order, scored: Scored) -> Scored:
-    """A score of the relisted item, told in the options of the item as it was given."""
+    """A score of the relisted item, mapped back to the options of the item as it was given."""
     logps = scored.logp_choices or []
     back = [logps[order.index(option)] for option in range(len(logps))]
     chosen = order[item.choices.index(scored.prediction)]
@@ -83,7 +83,7 @@ def over_orders(given: Sequence[Scored], shuffled: Sequence[Sequence[Scored]]) -
 
     Args:
         given: every item in the order of its prompt.
-        shuffled: the k-th orders of the items that have as many, told as :func:`as_given`.
+        shuffled: the k-th orders of the items that have as many, mapped as by :func:`as_given`.
     """
     again: dict[str, list[Scored]] = {s.item: [s] for s in given}
     for scored in (s for arm in shuffled for s in arm):

@@ -34,7 +34,7 @@ def score_generation(
 
     Args:
         task: names the parser; without ``accuracy`` among its metrics it judges nothing.
-        items: what was asked; an item that was asked n times stands here n times, one after the other.
+        items: the scored items; an item that was generated n times occurs n times, one after the other.
         generations: completions, in the order of ``items``; None where only likelihoods were computed.
         logp_answers: log-probability of each right answer, in nat.
         lengths: tokens of each completion (or answer).
@@ -144,7 +144,7 @@ def score_choices(
     delimiter before the option is not counted.
 
     Args:
-        task: its delimiter stands before every option.
+        task: its delimiter precedes every option.
         items: what was asked, with their options.
         choice_logps: log-probability of each option of each item, summed over its tokens, in nat.
         lengths: tokens of each option of each item.
@@ -308,7 +308,7 @@ def _same_length(items: Sequence[Item], **lists: Sequence[Any] | None) -> None:
 
 
 def _finite(values: np.ndarray[Any, Any], items: Sequence[Item]) -> None:
-    """A model whose scores are NaN would otherwise be scored by whatever argmax makes of them."""
+    """Without this check, a model whose scores are NaN would be scored by an arbitrary argmax."""
     finite = np.isfinite(values).reshape(len(items), -1).all(axis=1) if len(items) else np.ones(0, dtype=bool)
     if not finite.all():
         bad = [items[int(i)].id for i in np.flatnonzero(~finite)]

@@ -41,13 +41,13 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "multiple-choice": ("accuracy", "accuracy_norm", "answer_nll"),
     "language-modelling": ("bits_per_byte", "perplexity"),
 }
-"""What :func:`tasks.scoring.summarise` can say about a task of each kind."""
+"""Metrics that :func:`tasks.scoring.summarise` computes for each kind of task."""
 
 OVERLAP = frozenset({"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"})
 """Metrics that compare a completion with the reference, word by word or letter by letter."""
 
 COMPLETION = "\0"
-"""Where in :attr:`Item.program` the completion goes."""
+"""Position of the completion in :attr:`Item.program`."""
 
 
 class _Frozen(BaseModel):
@@ -61,7 +61,7 @@ class Column(_Frozen):
         from_: template over the row, or with ``each`` the path of a list.
         values: what the text is replaced by; a text without a replacement is an error.
         each: template over ``{n}`` (from 1) and ``{value}``, applied to every element of the list.
-        join: what stands between the elements.
+        join: separator between the elements.
     """
 
     from_: str = Field(alias="from")
@@ -97,12 +97,12 @@ class HubSource(_Frozen):
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit, and not a branch or a tag that may move."""
+        """True if the revision is a commit, and not a branch or a tag that may move."""
         return bool(re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))
 
 
 class Source(_Frozen):
-    """Where rows come from: files of one's own, a data root, the Hub (in this order), or a generator.
+    """Source of rows: local files, a data root, the Hub (in this order), or a generator.
 
     Attributes:
         files: source split to JSONL path, relative to the YAML.
@@ -129,7 +129,7 @@ class Source(_Frozen):
 
 
 class SplitRule(_Frozen):
-    """Which rows of which source split make up a split of the task.
+    """Selection of rows of a source split for one split of the task.
 
     Attributes:
         from_: the source split.
@@ -145,7 +145,7 @@ class SplitRule(_Frozen):
     seed: int = 0
 
     def shares_rows(self, other: SplitRule) -> bool:
-        """Whether both are drawn from the same source split."""
+        """True if both are drawn from the same source split."""
         return self.from_ == other.from_ and self.source == other.source
 
 
@@ -158,10 +158,10 @@ class ChoicesInText(_Frozen):
 
 
 class ListedOptions(_Frozen):
-    """How a prompt lists the options that are answered with a letter or a number, so that they can be reordered.
+    """Format of the options in a prompt that are answered with a letter or a number, so that they can be reordered.
 
     Attributes:
-        marker: stands before every option, with ``{n}`` (from 1) or ``{option}``, what is answered with.
+        marker: precedes every option, with ``{n}`` (from 1) or ``{option}``, which is the answer.
         before: what follows the last option; empty: nothing does.
     """
 
@@ -170,17 +170,17 @@ class ListedOptions(_Frozen):
 
 
 class RawQuestion(_Frozen):
-    """Where a multiple-choice row holds its question and the texts of its options, for the formats that a model can
-    read without training (:mod:`tasks.formats`).
+    """Position of the question and the option texts in a multiple-choice row, for the formats that a model can read
+    without training (:mod:`tasks.formats`).
 
     Attributes:
         question: template of the text with the question in it.
-        after: what stands before the question in that text.
-        before: what stands behind the question and its options.
-        marker: stands before every option in that text, with ``{n}`` (from 1).
+        after: the text before the question.
+        before: the text after the question and its options.
+        marker: precedes every option in that text, with ``{n}`` (from 1).
         options: without a marker: a field with a list of texts, or a template for each.
         cloze: template of the prompt that the option texts are scored after; ``{question}`` is the question read.
-        blank: where in the question an option belongs; the text behind it is then what is scored.
+        blank: position of an option in the question; the text after it is then scored.
     """
 
     question: str
@@ -207,15 +207,15 @@ class TaskDefinition(_Frozen):
         prompt: template over the row's fields (``"{question}\\n"``); for classification, the text. A generator
             writes prompts and answers itself.
         answer: template of the right answer (generation), or of the right option's text (multiple choice).
-        delimiter: stands between the prompt and the answer, and so before every option.
+        delimiter: separates the prompt and the answer, and so precedes every option.
         label: field with the class or the right option: its index or its name.
         labels: the classes' names (classification).
-        skip: column to the value that marks rows to leave out (nobody labelled them, say).
-        choices: the options (multiple choice): a field holding a list, the options themselves, or where in a
-            text they stand.
+        skip: column to the value that marks rows to leave out (for example unlabelled ones).
+        choices: the options (multiple choice): a field that is a list, the options themselves, or their position in a
+            text.
         options: how the prompt lists the options; None: it does not, and their order cannot matter.
         raw: where the bare question and the options' texts are; with it the task can be asked in every format.
-        prompts: alternatives to ``prompt``, for sweeps that ask how much hangs on it.
+        prompts: alternatives to ``prompt``, for sweeps that measure the effect of the prompt.
         parser: named answer parser applied to generations (:mod:`tasks.parsers`).
         stop: texts that end a completion; none of them is part of it.
         program: template of the program that judges a completion, with ``{completion}`` where it goes: the
@@ -322,12 +322,12 @@ class TaskDefinition(_Frozen):
 
     @property
     def judges_completions(self) -> bool:
-        """Whether an answer is right or wrong by the parser, and not only more or less likely."""
+        """True if an answer is right or wrong by the parser, and not only more or less likely."""
         return "accuracy" in self.metrics
 
     @property
     def wants_completions(self) -> bool:
-        """Whether the model has to write something before it can be scored."""
+        """True if the model has to generate text before it can be scored."""
         return self.judges_completions or bool(self.program) or bool(OVERLAP & set(self.metrics))
 
     @property
@@ -360,7 +360,7 @@ class Item:
     contexts: tuple[str, ...] = ()
 
     def before(self, option: int) -> str:
-        """What the model reads before an option."""
+        """The text that the model reads before an option."""
         return self.contexts[option] if self.contexts else self.prompt
 
 
@@ -374,7 +374,7 @@ class Task:
 
     @property
     def delimiter(self) -> str:
-        """What stands between a prompt and every option."""
+        """The text between a prompt and every option."""
         return self.definition.delimiter if self.format == "finetune" else " "
 
     @property

@@ -1,9 +1,9 @@
-"""Kills drivers and workers of real sweeps at random moments and looks at what the store holds afterwards.
+"""Kills drivers and workers of real sweeps at random moments and checks the store afterwards.
 
-python -m tests.chaos [ROUNDS] [CELLS] [SEED]      20 rounds of 200 cells unless told otherwise
+python -m tests.chaos [ROUNDS] [CELLS] [SEED] 20 rounds of 200 cells by default
 
-Each round has a store of its own and two drivers at once on it, of two workers each. Every few finished cells somebody
-is ended with ``kill -9``: a driver, which is started anew, or one of the workers. A cell is cheap
+Each round has a separate store and two drivers at once on it, of two workers each. Every few finished cells a process
+is ended with ``kill -9``: a driver, which is restarted, or one of the workers. A cell is cheap
 (tests/runners/cheap.py); scheduler, processes, claims and store are the real ones.
 """
 
@@ -32,7 +32,7 @@ PATIENCE_S = 600.0
 
 @dataclass
 class Round:
-    """What was done in one round, and what the store held afterwards."""
+    """Actions of one round, and the content of the store afterwards."""
 
     cells: int
     drivers_killed: int = 0
@@ -46,7 +46,7 @@ class Round:
 
     @property
     def clean(self) -> bool:
-        """Every cell is finished once, nothing that was finished is gone, and a further run has nothing to do."""
+        """Every cell is finished once, no finished cell is lost, and another run has nothing to do."""
         wrong = self.run_twice, self.vanished, self.damaged, self.run_afterwards
         return self.finished == self.cells and not any(wrong)
 
@@ -78,7 +78,7 @@ def chaos(folder: Path, cells: int, chance: random.Random, *, most_kills: int | 
         most_kills: then they are left in peace.
 
     Raises:
-        AssertionError: a driver ended in a way nobody made it end, or nothing moved for too long.
+        AssertionError: a driver ended without being killed, or nothing moved for too long.
     """
     folder.mkdir()
     sweep = cheap.sweep_of(folder / "sweep.yaml", [f"cell-{i}" for i in range(cells)], training={"steps": 20})
@@ -111,7 +111,7 @@ def chaos(folder: Path, cells: int, chance: random.Random, *, most_kills: int | 
 
 
 def strike(drivers: list[subprocess.Popen[str]], done: Round, chance: random.Random) -> None:
-    """Kill somebody, at a moment that nobody chose."""
+    """Kill a process at a random moment."""
     time.sleep(chance.random() * 0.05)
     driver = chance.choice(drivers)
     if driver.poll() is not None:
@@ -137,7 +137,7 @@ def wait_for_progress(store: Store, wanted: int, cells: int, drivers: list[subpr
 
 
 def inspect(store: Store, sweep: Path, folder: Path, seen: set[str], done: Round) -> None:
-    """Load everything, and let one more driver look for something to do."""
+    """Load everything, and let one more driver search for something to do."""
     now = finished(store)
     records, damaged = store.records()
     done.finished = len(now)

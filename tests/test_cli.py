@@ -1,4 +1,4 @@
-"""The front door: verbs answer in tables and in JSON, at once and without heavy imports."""
+"""The command line: commands answer in tables and in JSON, at once and without heavy imports."""
 
 from __future__ import annotations
 

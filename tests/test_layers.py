@@ -58,7 +58,7 @@ CIRCLES_LEFT = (
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module; ``late`` if it stands inside a function, ``typing`` if under TYPE_CHECKING."""
+    """One imported module; ``late`` if it is inside a function, ``typing`` if under TYPE_CHECKING."""
 
     name: str
     line: int
@@ -90,7 +90,7 @@ def within(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def violations(source: str, module: str) -> list[str]:
-    """What a module's imports break, in words."""
+    """Violations of a module's imports, in words."""
     package = module.split(".")[0]
     found = []
     for item in imports(ast.parse(source), module):
@@ -106,7 +106,7 @@ def violations(source: str, module: str) -> list[str]:
 
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    # a package's own module counts as lying inside it, so that relative imports resolve
+    # a package's own module counts as inside it, so that relative imports resolve
     return ".".join(parts)
 
 
@@ -207,7 +207,7 @@ def test_imports_that_run_up_are_seen() -> None:
         ("from harness.recorder import Record", "tasks.data", True),
         ("import reports", "runners.planning.plan", True),
         ("from runners.planning.plan import Plan", "reports.board.board", True),
-        ("from ..tasks import task", "harness.methods.lora", False),  # harness.tasks: its own floor
+        ("from ..tasks import task", "harness.methods.lora", False),  # harness.tasks: its own package
         ("from ...tasks import task", "harness.methods.lora", True),
         ("import torch", "harness.spec", True),
         ("if True:\n    import torch.nn", "runners.planning.plan", True),

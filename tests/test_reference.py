@@ -16,7 +16,7 @@ from runners.tools.queries import recorded_keys
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
-# sweep: where its records lie, the board that is drawn of them. Sweeps that share cells have stores of their own.
+# sweep: the store with its records, the board that is drawn from them. Sweeps that share cells have separate stores.
 SWEEPS = {
     "quickstart": ("cpu-2core", "default"),
     "real-encoder": ("cpu-2core", "classification"),
@@ -46,7 +46,7 @@ def test_every_committed_record_and_its_samples_load(place: str) -> None:
             assert store.samples(record).num_rows == record.samples.rows
 
 
-def test_no_committed_record_names_a_place_of_the_machine_it_ran_on() -> None:
+def test_committed_records_have_no_local_paths() -> None:
     """Logs and reasons go into records, and records are published."""
     places = re.compile(r"(?<![\w.>~:/-])/(?!sys/|proc/|dev/)[\w.-]+/[\w.-]+/[\w.-]+")
     named = {
@@ -70,7 +70,7 @@ def test_a_committed_board_is_what_its_records_render_to(sweep: str, tmp_path: P
         )
 
 
-def test_the_committed_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
+def test_committed_verdicts_match_the_committed_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peft_matrix.cli", "reproduce", "--check", "--json"]
     where = ["--results", str(REFERENCE / "cpu-2core-claims"), "--out", str(tmp_path)]
     done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Whose bytes are they: weights, gradients, optimizer state and, by difference, activations.
+"""Attribute memory to weights, gradients, optimizer state and, by difference, activations.
 
 Counted from the tensors themselves. A library's own footprint call is not used: some add up logical sizes of
 packed weights, some leave out scales and zero points.
@@ -21,16 +21,16 @@ SOURCE = "tensor storages"
 
 
 def tensor_bytes(*tensors: torch.Tensor) -> int:
-    """Bytes held by tensors: each storage once, however many tensors share it; meta tensors hold none.
+    """Bytes of tensors: each storage once, however many tensors share it; meta tensors count zero.
 
-    A tensor subclass is counted by its inner tensors (``__tensor_flatten__``), and by the quantization state
-    that hangs on it (bitsandbytes' ``quant_state``, ``CB``, ``SCB``).
+    A tensor subclass is counted by its inner tensors (``__tensor_flatten__``), and by its quantization state
+    (bitsandbytes' ``quant_state``, ``CB``, ``SCB``).
     """
     return _storage_bytes(tensors)
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes held by a model: parameters, buffers, and quantization state kept beside them. Tied weights count once.
+    """Bytes of a model: parameters, buffers, and quantization state stored next to them. Tied weights count once.
 
     Gradients are not part of it (:func:`gradient_bytes`).
     """
@@ -38,12 +38,12 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    """Bytes held by the gradients that exist now; meaningful between ``backward`` and ``zero_grad``."""
+    """Bytes of the existing gradients; meaningful between ``backward`` and ``zero_grad``."""
     return _storage_bytes(p.grad for p in model.parameters() if p.grad is not None)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes held by an optimizer's state, projectors and quantized moments included.
+    """Bytes of an optimizer's state, projectors and quantized moments included.
 
     Zero before the first step of most optimizers, which make their state lazily.
     """
@@ -89,7 +89,7 @@ class Attribution:
         rest = peak_allocated_bytes - self.weights - self.gradients - self.optimizer_state
         if rest < 0:
             # weights shared with the host, or offloaded: the difference says nothing about activations
-            why = {"why": "the attributed parts exceed the device's peak: some of them lie elsewhere"}
+            why = {"why": "the attributed parts exceed the device's peak: some of them are elsewhere"}
             return [*readings, missing("activation_peak_bytes", "not_applicable", source=SOURCE, details=why)]
         source = "cuda_allocated_peak_bytes less " + SOURCE
         return [*readings, reading("activation_peak_bytes", rest, source=source)]
@@ -100,7 +100,7 @@ def _model_parts(model: nn.Module) -> Iterator[Any]:
         registered = {"_parameters", "_buffers", "_modules"}
         yield module._parameters
         yield module._buffers
-        # what quantized layers keep beside their parameters (bitsandbytes' MatmulLtState, HQQ's meta, ...)
+        # stored by quantized layers next to their parameters (bitsandbytes' MatmulLtState, HQQ's meta, ...)
         yield from (value for name, value in vars(module).items() if name not in registered)
 
 
@@ -132,7 +132,7 @@ def _plain_tensors(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
             children = [getattr(part, name) for name in names]
         else:
             yield part
-            # state that hangs on a parameter; .grad is not in vars()
+            # state attached to a parameter; .grad is not in vars()
             children = list(getattr(part, "__dict__", {}).values())
     elif isinstance(part, dict):
         children = list(part.values())

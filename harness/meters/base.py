@@ -1,4 +1,4 @@
-"""What a meter is. Meters stand around every stage; one that raises never harms the cell or its other readings."""
+"""Interface of a meter. Meters enclose every stage; one that raises never harms the cell or its other readings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Meter(Protocol):
     name: str
 
     def available(self) -> str | None:
-        """Why the meter cannot work here, or None."""
+        """Reason why the meter cannot work here, or None."""
         ...
 
     def begin(self, stage: str) -> None:
@@ -31,5 +31,5 @@ class Meter(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the instrument is and how it was set."""
+        """Description of the instrument and its settings."""
         ...

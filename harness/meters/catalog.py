@@ -22,8 +22,9 @@ METERS: Registry[Callable[..., Meter]] = Registry(
         "time": "harness.meters.timer:Timer",
     },
 )
-"""Registered from the outermost to the innermost: the energy window lies inside all others but the timer, whose
-work is two readings of a clock. Meters of other packages stand outermost."""
+"""Registered from the outermost to the innermost: the energy window is inside all others but the timer, whose work is
+two readings of a clock. Meters of other packages are outermost.
+"""
 
 _BUILT_IN = ("host-memory", "torch-memory", "device-state", "rapl", "energy", "time")
 
@@ -37,7 +38,7 @@ def build(
 ) -> list[Meter]:
     """Meters for a cell, ready for a :class:`~harness.meters.panel.Panel`.
 
-    Nothing is opened here: a meter looks for its device when it is asked whether it is available.
+    Nothing is opened here: a meter searches for its device in ``available``.
 
     Args:
         device: torch device string of the cell.

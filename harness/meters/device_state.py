@@ -1,4 +1,4 @@
-"""What state the assigned GPUs were in during a stage: heat, clocks, limits, throttling, strangers, memory in use."""
+"""State of the assigned GPUs during a stage: temperature, clocks, limits, throttling, foreign processes, memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCE = "NVML"
 
 @dataclass(frozen=True)
 class State:
-    """The assigned boards at one moment; None for what a board does not tell.
+    """The assigned GPUs at one moment; None for values that a GPU does not report.
 
     Attributes:
         temperature_c: of the hottest board.
@@ -200,7 +200,7 @@ def _known(values: Any) -> list[Any]:
 
 def _reading(name: str, value: float | None, *, n: int, details: dict[str, Any] | None = None) -> Reading:
     if value is None:
-        return missing(name, "not_supported", source=SOURCE, details={"why": "the board does not tell"})
+        return missing(name, "not_supported", source=SOURCE, details={"why": "the GPU does not report it"})
     return reading(name, value, source=SOURCE, n=n, details=details)
 
 

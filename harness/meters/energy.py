@@ -28,7 +28,7 @@ from harness.record import Reading, WhyMissing
 SOURCE = "NVML"
 GUARD_PERIOD_S = 1.0
 PROTOCOL_FLOOR_S = 5.0
-"""Shortest window the protocol accepts, whatever a profile sets."""
+"""Shortest window the protocol accepts; a profile cannot lower it."""
 COARSEST = 0.05
 """A window whose quantization bound exceeds the sensor's gain bound is too short to report."""
 
@@ -108,7 +108,7 @@ class Energy:
 
     @property
     def minimum_window_s(self) -> float:
-        """How long a probe must repeat its work so that the value meets the protocol, seconds."""
+        """Minimum duration of a probe so that the value meets the protocol, seconds."""
         return max(self.floor_s, *(gauge.minimum_s(self.epsilon) for gauge in self._gauges))
 
     @property
@@ -198,7 +198,7 @@ class Energy:
             raise BoardError("window_too_short", text)
         if window.foreign:
             board_j = sum(part.joules for part in parts)
-            # the board's joules are kept for the reader of the record, but nobody can say whose they are
+            # the GPU's joules stay in the record, but cannot be attributed to this cell
             text = f"processes {sorted(window.foreign)} used the device too; the boards took {board_j:.3f} J"
             raise BoardError("shared", text)
         return parts
@@ -231,7 +231,7 @@ class Energy:
 
 
 class _Window:
-    """One measurement over all assigned boards at once, with a guard that looks for others and for resets."""
+    """One measurement over all assigned GPUs at once; detects foreign processes and counter resets."""
 
     def __init__(self, gauges: Sequence[Gauge], clock: Callable[[], float]) -> None:
         self.gauges = gauges

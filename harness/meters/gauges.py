@@ -38,7 +38,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class BoardEnergy:
-    """What one board used in one window.
+    """Energy of one GPU in one window.
 
     Attributes:
         quantization_j: bound of the error from the sensor's update period at both ends, 2 * P * T_update.
@@ -86,12 +86,12 @@ class Gauge(ABC):
         """
 
     def stop(self) -> None:
-        """End sampling, whatever happened before."""
+        """End sampling in every case."""
         if self.sampler is not None:
             self.sampler.stop()
 
     def facts(self) -> dict[str, Any]:
-        """How the board is read, and why not in a better way."""
+        """The back end in use, and why a better one is not."""
         return {"backend": self.backend, "update_s": self.update_s, "rejected": self.rejected}
 
     def _energy(self, edge: Edge, joules: float, details: dict[str, Any]) -> BoardEnergy:
@@ -101,7 +101,7 @@ class Gauge(ABC):
 
     def _check_clock(self, edge: Edge) -> None:
         if edge.time_s <= self._begun.time_s:
-            raise BoardError("failed", "the clock went back or stood still during the window")
+            raise BoardError("failed", "the clock went back or did not move during the window")
 
 
 class CounterGauge(Gauge):
@@ -122,7 +122,7 @@ class CounterGauge(Gauge):
         self.checked: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Start the gauge to compare with, until a comparison stands."""
+        """Start the gauge to compare with, until a comparison exists."""
         if self.check is not None:
             self.check.start()
 
@@ -185,7 +185,7 @@ class InstantGauge(Gauge):
     def __init__(self, board: Board, sample_period_s: float, clock: Clock) -> None:
         self.update_s = board.timing.update_s
         period_s = min(sample_period_s, self.update_s / 2)
-        # never slower, whatever a call costs: the integral is only as good as the times of the changes
+        # never slower, however expensive a call is: the integral is only as good as the times of the changes
         self.power = Sampler(board.instant_w, period_s, name="power", longest_s=period_s, clock=clock)
         super().__init__(board, self.power)
 
@@ -206,7 +206,7 @@ class InstantGauge(Gauge):
         except ValueError as error:
             raise BoardError("failed", f"power samples cannot be integrated: {error}") from error
         if integral.blind_fraction > MOST_BLIND:
-            text = f"{integral.blind_fraction:.1%} of the window lies in gaps longer than the sensor's update period"
+            text = f"{integral.blind_fraction:.1%} of the window is in gaps longer than the sensor's update period"
             raise BoardError("too_few", text)
         timing = self.board.timing
         wall_s = edge.time_s - self._begun.time_s + time.monotonic() - begun_s
@@ -236,7 +236,7 @@ class AverageGauge(Gauge):
         super().__init__(board, self.power)
 
     def minimum_s(self, epsilon: float) -> float:
-        """The length of a steady load, whatever the bound."""
+        """The length of a steady load, independent of the bound."""
         return self.steady_s
 
     def finish(self, edge: Edge) -> BoardEnergy:
@@ -304,7 +304,7 @@ def take_edges(gauges: Sequence[Gauge], clock: Callable[[], float]) -> dict[Gaug
     """Close or open a window on all boards: each counter at its next step, all other gauges now.
 
     Raises:
-        BoardError: a board fails, or its counter stands still.
+        BoardError: a GPU fails, or its counter does not move.
     """
     counters = [gauge for gauge in gauges if isinstance(gauge, CounterGauge)]
     edges = {gauge: Edge(clock()) for gauge in gauges if gauge not in counters}
@@ -323,7 +323,7 @@ def take_edges(gauges: Sequence[Gauge], clock: Callable[[], float]) -> dict[Gaug
                 edges[gauge] = Edge((last_s + clock()) / 2, now_j)
         last_s = clock()
         if time.monotonic() > deadline_s and len(edges) < len(gauges):
-            raise BoardError("failed", f"an energy counter stood still for {limit_s:.1f} s")
+            raise BoardError("failed", f"an energy counter did not move for {limit_s:.1f} s")
     return {gauge: edges[gauge] for gauge in gauges}
 
 
@@ -331,7 +331,7 @@ def counter_update_s(board: Board) -> float:
     """Time between two steps of the counter, observed: the median of a few.
 
     Raises:
-        BoardError: no counter, or one that stands still.
+        BoardError: no counter, or one that does not move.
     """
     steps: list[float] = []
     last_j = board.energy_j()
@@ -343,7 +343,7 @@ def counter_update_s(board: Board) -> float:
             steps.append(time.monotonic())
             last_j = now_j
     if len(steps) < 3:
-        raise BoardError("not_supported", "the energy counter stands still")
+        raise BoardError("not_supported", "the energy counter does not move")
     return statistics.median(b - a for a, b in pairwise(steps))
 
 

@@ -1,4 +1,4 @@
-"""What the meters share: the setting they are built from, typed absence, the periodic sampler, and the sync."""
+"""Shared by the meters: construction settings, typed absence, the periodic sampler, synchronization."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU_SHARE = 0.0015
 
 @dataclass(frozen=True)
 class Setting:
-    """What a meter is built from.
+    """Settings that a meter is built from.
 
     Attributes:
         device: torch device string of the cell (``cpu``, ``cuda``, ``cuda:0``).
@@ -37,7 +37,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Absence:
-    """Why there is no value: the typed reason, and a sentence."""
+    """Reason why there is no value: the typed reason, and a sentence."""
 
     why: WhyMissing
     text: str
@@ -48,10 +48,10 @@ class Absence:
 
 
 class Sampler(Generic[T]):
-    """Calls ``read`` about every ``period_s`` seconds on a thread of its own, between :meth:`start` and :meth:`stop`.
+    """Calls ``read`` about every ``period_s`` seconds on a separate thread, between :meth:`start` and :meth:`stop`.
 
-    Samples are ``(time, value)``, the time being the middle of the call. The period grows where a call is so
-    dear that it would use more than :data:`CPU_SHARE` of a core, but not beyond ``longest_s``. The first error
+    Samples are ``(time, value)``, the time being the middle of the call. The period grows if a call is so expensive
+    that it would use more than :data:`CPU_SHARE` of a core, but not beyond ``longest_s``. The first error
     ends the sampling and is kept in :attr:`error`; it is the meter's business what that means.
     """
 
@@ -99,7 +99,7 @@ class Sampler(Generic[T]):
             self._take()
             used = time.thread_time()
             now = time.monotonic()
-            # absolute due times keep the rate; a dear call pushes its successor back
+            # absolute due times keep the rate; an expensive call delays the next one
             pause_s = min((used - cpu) / CPU_SHARE, self.longest_s)
             due = max(due + self.period_s, now + pause_s) if pause_s > self.period_s else max(due + self.period_s, now)
             cpu = used

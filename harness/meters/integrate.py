@@ -48,7 +48,7 @@ def integrate_held(samples: Sequence[Sample], start_s: float, end_s: float, *, u
     if len(samples) < 2 or samples[0][0] > start_s or samples[-1][0] < end_s:
         raise ValueError("the samples do not cover the window")
     if start_s >= end_s or any(b[0] <= a[0] for a, b in pairwise(samples)):
-        raise ValueError("the clock went back or stood still")
+        raise ValueError("the clock went back or did not move")
     joules = blind_s = max_gap_s = 0.0
     for (t0, p0), (t1, p1) in pairwise(samples):
         middle = (t0 + t1) / 2

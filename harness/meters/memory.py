@@ -106,7 +106,7 @@ class HostMemory:
 
 
 class CgroupPeak:
-    """Peak memory of this process's control group since it was opened, where the kernel can tell.
+    """Peak memory of this process's control group since it was opened, if the kernel reports it.
 
     Version 2 from Linux 6.12 resets the peak for one open file. Elsewhere the peak is the group's whole
     history, and it belongs to this stage only if it grew during it.
@@ -138,7 +138,7 @@ class CgroupPeak:
         return peak
 
     def current_bytes(self) -> int:
-        """What the file says now."""
+        """Current content of the file."""
         self.stream.seek(0)
         return int(self.stream.read(64))
 

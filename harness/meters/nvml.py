@@ -34,7 +34,7 @@ THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 
 @dataclass(frozen=True)
 class SensorTiming:
-    """How a power sensor works: a new value each ``update_s``, averaged over the ``window_s`` before it."""
+    """Behaviour of a power sensor: a new value each ``update_s``, averaged over the ``window_s`` before it."""
 
     update_s: float
     window_s: float
@@ -42,7 +42,7 @@ class SensorTiming:
 
     @property
     def lag_s(self) -> float:
-        """By how much a held value lies behind the power it stands for, middle to middle, seconds."""
+        """Delay of a sensor value behind the power it reports, middle to middle, seconds."""
         return (self.update_s + self.window_s) / 2
 
 
@@ -124,7 +124,7 @@ class Board:
         return float(self.query("nvmlDeviceGetPowerUsage")) / 1e3
 
     def mig_enabled(self) -> bool:
-        """Whether the board is partitioned."""
+        """True if the GPU is partitioned."""
         mode = self.optional("nvmlDeviceGetMigMode")
         return bool(mode and mode[0])
 
@@ -158,7 +158,7 @@ class Board:
         return None if limit is None else limit / 1e3
 
     def throttle_bits(self) -> int | None:
-        """Why clocks are lowered right now: a mask, see :data:`THROTTLE_REASONS`."""
+        """Reasons for lowered clocks right now: a mask, see :data:`THROTTLE_REASONS`."""
         bits: int | None = self.optional("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:  # drivers before the functions were renamed
             bits = self.optional("nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -170,7 +170,7 @@ class Board:
         return None if processes is None else [process.pid for process in processes]
 
     def facts(self) -> dict[str, Any]:
-        """What the board is and how it is set, for the record."""
+        """Name and settings of the GPU, for the record."""
         import pynvml
 
         memory = self.optional("nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2)
@@ -237,7 +237,7 @@ def visible_uuids() -> tuple[str, ...]:
 
 
 def foreign_pids(pids: Iterable[int], own: set[int], *, own_context: bool) -> set[int]:
-    """Which compute processes on a board belong to somebody else.
+    """Foreign compute processes on a GPU.
 
     Args:
         pids: processes NVML lists.
@@ -268,7 +268,7 @@ def own_pids(proc: Path = Path("/proc")) -> set[int]:
 
 
 def holds_context() -> bool:
-    """Whether this process has started CUDA through torch."""
+    """True if this process has started CUDA through torch."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
 

@@ -14,8 +14,8 @@ from harness.record import Reading, WhyMissing
 class Panel:
     """Meters in order from the outermost to the innermost.
 
-    A stage begins with the first meter and ends with the last one, so that an outer meter's own work lies
-    outside the windows of the inner ones. Meters that are not available are left out of the stages; they say so
+    A stage begins with the first meter and ends with the last one, so that an outer meter's work is outside the windows
+    of the inner ones. Meters that are not available are left out of the stages; they say so
     once, in :meth:`absent` and :meth:`facts`.
 
     A meter that raises in ``begin`` or ``end`` gives, for this stage, a reading with ``why_missing='failed'``
@@ -35,7 +35,7 @@ class Panel:
             try:
                 reason = meter.available()
             except Exception as error:  # a plug-in's mistake, kept inside it
-                reason = f"failed while looking for its device: {_text(error)}"
+                reason = f"failed while searching for its device: {_text(error)}"
             if reason is None:
                 self.meters.append(meter)
             else:
@@ -84,7 +84,7 @@ class Panel:
 
     @property
     def minimum_window_s(self) -> float:
-        """How long a probe must repeat its work so that every meter's value meets the protocol, seconds."""
+        """Minimum duration of a probe so that every meter's value meets the protocol, seconds."""
         return max((float(getattr(meter, "minimum_window_s", 0.0)) for meter in self.meters), default=0.0)
 
     def baseline(self, when: str) -> None:
@@ -122,7 +122,7 @@ class Panel:
         return tuple(readings)
 
     def series(self) -> dict[str, tuple[float, ...]]:
-        """What meters saw over the whole cell, by the name of the series; one that fails says so in its facts."""
+        """Time series of the meters over the whole cell, by name; a meter that fails says so in its facts."""
         found: dict[str, tuple[float, ...]] = {}
         for meter in self.meters:
             take = getattr(meter, "series", None)

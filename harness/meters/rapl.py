@@ -1,7 +1,7 @@
 """Energy of CPU packages and DRAM from RAPL, through Linux' powercap tree.
 
-Domains overlap: ``core`` and ``uncore`` lie inside their package, ``psys`` contains the packages. Only packages
-are added to packages, and DRAM zones to DRAM zones, each in a column of its own. Counters wrap at
+Domains overlap: ``core`` and ``uncore`` are inside their package, ``psys`` contains the packages. Only packages are
+added to packages, and DRAM zones to DRAM zones, each in a separate column. Counters wrap at
 ``max_energy_range_uj``; they are polled well inside the time a wrap takes.
 """
 

@@ -21,12 +21,12 @@ SLOPE = 0.01
 
 @dataclass(frozen=True)
 class Settled:
-    """How a device was brought to a state.
+    """How a device was brought to a thermal state.
 
     Attributes:
         reached: False if the cap ended it first; the record then carries the flag.
         seconds: how long it took.
-        start_c: temperature before, None where the device does not tell.
+        start_c: temperature before, None if the device does not report it.
         end_c: temperature after.
         steps: steps run meanwhile.
     """
@@ -43,7 +43,7 @@ class Settled:
 
 
 def thermometer(uuids: Sequence[str]) -> Callable[[], float | None]:
-    """Reads the temperature of the hottest of these GPUs; None where none of them tells, or one fails."""
+    """Reads the temperature of the hottest of these GPUs; None if none of them reports it, or one fails."""
 
     def read_c() -> float | None:
         try:
@@ -66,7 +66,7 @@ def cool_down(
 ) -> Settled:
     """Sleep until the device is no warmer than ``below_c``, at most ``cap_s`` seconds.
 
-    A device that does not tell its temperature is not waited for, and is reported as not reached.
+    A device that does not report its temperature is not waited for, and is reported as not reached.
     """
     begun = clock()
     start_c = now_c = read_c()
@@ -87,8 +87,8 @@ def warm_up(
     """Repeat ``step`` (synchronised, of the shape to be measured) until its time and the heat are steady.
 
     Steady: over the last ``window_s`` seconds the mean step time of the second half differs by at most 1 % from
-    the first half's, and the temperature moved by less than 1 degC. A device that tells no temperature is judged
-    by its step time alone.
+    the first half's, and the temperature moved by less than 1 degC. For a device without a temperature sensor only the
+    step time is used.
     """
     begun = clock()
     start_c = read_c()

@@ -1,4 +1,4 @@
-"""What a fine-tuning method is: a declaration that lists nothing heavy, and hooks the worker calls.
+"""Interface of a fine-tuning method: a declaration without heavy imports, and hooks that the worker calls.
 
 The worker holds no per-method ``if``: everything a method needs is one of these hooks. The docstring of a
 hook says when it is called. Nothing here imports torch at module level.
@@ -25,7 +25,7 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a method promises; shown by ``peft-matrix methods`` and checked by the worker and the tests.
+    """Declared properties of a method; shown by ``peft-matrix methods`` and checked by the worker and the tests.
 
     Attributes:
         name: registered name.
@@ -48,7 +48,8 @@ class Declaration:
         trained_fraction: share of the model's parameters whose gradients and Adam states exist at once, where the
             method alone settles it (1: all of them); None elsewhere. Cells that cannot fit are refused by it.
         in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
-        combines: it needs what other cells of the sweep trained (their labels stand in its parameters); they run first.
+        combines: it needs the adapters of other cells of the sweep (their labels are in its parameters); they run
+            first.
         demonstrates: it shows worked examples of the training split in front of every prompt (:meth:`Method.shows`).
         unverified: the declaration rests on recollection, not on the paper's text.
         later: parameters that were added later, with the value that means what was before them: at this value they
@@ -87,7 +88,7 @@ class Declaration:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """What another cell of the sweep has trained.
+    """The trained model of another cell of the sweep.
 
     Attributes:
         label: the cell's readable name.
@@ -104,7 +105,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What :meth:`Method.finalize` works with.
+    """Input of :meth:`Method.finalize`.
 
     Attributes:
         validation_nll: mean negative log-likelihood of the right answers on the validation split, of a model in
@@ -120,7 +121,7 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Shown:
-    """Worked examples that stand in front of every prompt.
+    """Worked examples that precede every prompt.
 
     Attributes:
         positions: of the examples in the training split, in the order in which they are shown.
@@ -133,7 +134,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may know of its cell when it is built.
+    """The cell's properties that a method may use when it is built.
 
     Attributes:
         kind: what the model is used for.
@@ -175,12 +176,12 @@ class Method:
     # --- before any model is there -------------------------------------------------------------
     @classmethod
     def declared(cls, params: Mapping[str, Any]) -> Declaration:
-        """What the method promises with these resolved parameters; ``declaration`` is its promise with the defaults."""
+        """Declared properties with these resolved parameters; ``declaration`` has them for the defaults."""
         return cls.declaration
 
     @property
     def promise(self) -> Declaration:
-        """What the method promises with this cell's parameters."""
+        """Declared properties with this cell's parameters."""
         return self.declared(self.params)
 
     @classmethod
@@ -203,7 +204,7 @@ class Method:
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Why this method cannot run on such a model and base, or None. Imports nothing heavy."""
+        """Reason why this method cannot run on such a model and base, or None. Imports nothing heavy."""
         d = cls.declared(params)
         if kind not in d.kinds:
             return d.refuses_kind.get(kind, f"{d.name} does not adapt {kind} models")
@@ -215,7 +216,7 @@ class Method:
 
     @classmethod
     def check_merge(cls, base: str, params: Mapping[str, Any] | None = None) -> str | None:
-        """Why merging is not possible on such a base, or None; without ``params``, with the defaults."""
+        """Reason why merging is not possible on such a base, or None; without ``params``, with the defaults."""
         d = cls.declared(params or {})
         if d.mergeable == "no":
             return f"{d.name} cannot be merged"
@@ -223,11 +224,11 @@ class Method:
 
     @classmethod
     def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
-        """What a reader of the plan should know of a run of so many steps, such as a part that never acts in it."""
+        """Note for the plan about a run of so many steps, such as a part of the method that never acts in it."""
         return None
 
     def shows(self, available: int) -> Shown | None:
-        """Which of the ``available`` training items stand as examples in front of every prompt of the cell's task.
+        """Choose which of the ``available`` training items precede every prompt of the cell's task as examples.
 
         Raises:
             UserError: there are fewer than wanted.
@@ -327,11 +328,12 @@ class Method:
         """After each optimizer step (from 1), before the gradients are cleared."""
 
     def expects_gradient(self, name: str) -> bool:
-        """Whether the gradient probe may demand a gradient of the trainable parameter ``name``."""
+        """True if the gradient probe may require a gradient of the trainable parameter ``name``."""
         return True
 
     def expects_change(self, name: str) -> bool:
-        """Whether the trainable parameter ``name``, of which no gradient is expected, must have moved after training.
+        """True if the trainable parameter ``name``, for which no gradient is expected, must have changed after
+        training.
 
         Asked after the last step; a method that opts out of the gradient probe says here what it moved instead.
         """
@@ -347,11 +349,11 @@ class Method:
         return model
 
     def facts(self) -> dict[str, Any]:
-        """What :meth:`finish` or :meth:`finalize` chose, for the record."""
+        """Choices of :meth:`finish` or :meth:`finalize`, for the record."""
         return {}
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """After the last step, before saving (compress, average, rewind, ...); what it chose, :meth:`facts` tells."""
+        """After the last step, before saving (compress, average, rewind, ...); :meth:`facts` returns its choices."""
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -36,7 +36,7 @@ class InPlace(Method):
     """A method that trains some of the base's own tensors: those that :meth:`chosen` yields, and the classifier."""
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
-        """The parameters to train, besides a sequence classifier's head."""
+        """The parameters to train, in addition to a sequence classifier's head."""
         raise NotImplementedError
 
     def _trained(self, model: nn.Module) -> list[nn.Parameter]:
@@ -74,7 +74,7 @@ class NoTraining(Method):
 
     declaration: ClassVar[Declaration] = Declaration(
         name="none",
-        summary="The model as it comes, without any training: the zero-shot floor every other row is read against.",
+        summary="The model without any training: the zero-shot reference for every other row.",
         family="baseline",
         trainable="None.",
         kinds=CAUSAL_LM,
@@ -110,7 +110,7 @@ class NoTraining(Method):
 
 
 class FewShot(NoTraining):
-    """In-context learning: k worked examples stand in front of every prompt.
+    """In-context learning: k worked examples precede every prompt.
 
     The same examples for all items, drawn by the seed from the training split: two items then differ in what is asked
     and in nothing else, and how much the choice of examples matters shows between the seeds.
@@ -185,7 +185,7 @@ class Head(InPlace):
     )
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
-        """Nothing besides the head."""
+        """Nothing but the head."""
         yield from ()
 
 
@@ -293,7 +293,7 @@ class FreezeLow(InPlace):
 
     declaration: ClassVar[Declaration] = Declaration(
         name="freeze-low",
-        summary="The embeddings and the lowest share of the blocks stay frozen; all that lies above is trained.",
+        summary="The embeddings and the lowest share of the blocks stay frozen; everything above is trained.",
         family="baseline",
         trainable="All parameters above the frozen blocks.",
         paper="1911.03090",

@@ -50,13 +50,13 @@ NOT_IN_PLACE = {
     **because(INTEGER_WEIGHTS, QUANTIZED | DYNAMIC),
     **because(DENSE_AGAIN, "sparse"),
 }
-"""Why methods that train the base's own weights refuse all but a plain floating-point base."""
+"""Reason why methods that train the base's own weights accept only a plain floating-point base."""
 
 FLOAT_ONLY = because(NO_FLOAT_WEIGHT, QUANTIZED)
 """Refusals of initialisations that take the weight apart."""
 
 MERGES_QUANTIZED = {**because(QUANTO_MERGE, QUANTO), **because(SPARSE_MERGE, "sparse")}
-"""Where a method does not merge that peft folds into bitsandbytes, torchao and packed weights."""
+"""Bases that a method does not merge into if peft folds it into bitsandbytes, torchao and packed weights."""
 
 MERGES_FLOAT = {
     **MERGES_QUANTIZED,
@@ -65,7 +65,7 @@ MERGES_FLOAT = {
     **because(HQQ_MERGE, HQQ),
     **because(PACKED_MERGE, PACKED),
 }
-"""Where a method does not merge that peft folds into floating-point weights only."""
+"""Bases that a method does not merge into if peft folds it into floating-point weights only."""
 
 
 def merges_but(*kinds: str | frozenset[str]) -> dict[str, str]:

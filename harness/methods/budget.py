@@ -1,4 +1,4 @@
-"""How often and how long, where the sweep does not say: parts of a method that follow the length of the run."""
+"""Default lengths and intervals for parts of a method that depend on the length of the run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 RENEWALS = 4
-"""How often a subspace is taken in a run that is too short for its paper's gap."""
+"""Number of subspace updates in a run that is too short for its paper's gap."""
 SHARE = 0.25
-"""Of the cell's steps. The papers search for a run of their own; here all rows have the same number of steps."""
+"""Of the cell's steps. The papers spend a separate run on the search; here all rows have the same number of steps."""
 
 
 def search_length(params: Mapping[str, Any], name: str, steps: int, share: float = SHARE) -> int:

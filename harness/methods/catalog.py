@@ -112,13 +112,13 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
   inputs to m outputs; r is the rank; Σ runs over the targets. A sequence classifier's fresh head comes on top.
 - **Learning rate** is the centre of the search, as a multiple of the sweep's `learning_rate`, which is full
   fine-tuning's.
-- **Bases** are what a quantizer leaves (`fp`: floating point). A base that is refused stands here with its reason, and
-  the same sentence is what the plan and the board show.
+- **Bases** are what a quantizer leaves (`fp`: floating point). A refused base is listed with its reason; the plan and
+  the board show the same sentence.
 - **Merges** says whether the adapter folds into a floating-point base without changing the function. A merge into a
   quantized base rounds again; the harness scores every merged model once more.
 - A paper without a version is the one that peft's implementation names; the formula, not the paper's text, is tested.
-- Parameters besides the defaults: for a method of peft, every field of its configuration class, under peft's own name
-  or as `alpha`, `dropout` and `init`."""
+- Parameters in addition to the defaults: for a method of peft, every field of its configuration class, under peft's own
+  name or as `alpha`, `dropout` and `init`."""
 
 
 def _section(d: Declaration) -> list[str]:

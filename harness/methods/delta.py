@@ -1,6 +1,6 @@
-"""Adapters of our own: something trained is added to the output of frozen linear layers, on any kind of base.
+"""Our own adapters: a trained term is added to the output of frozen linear layers, on any kind of base.
 
-Parameters and a forward hook hang on the layer itself, which stays the layer it was: quantized back ends need no
+Parameters and a forward hook are attached to the layer, whose class does not change: quantized back ends need no
 wrapper. What is trained is float32 on every base, and the sum has the layer's dtype.
 """
 
@@ -39,10 +39,10 @@ MERGE_REFUSES = {
 
 
 class WeightDelta(Method):
-    """``y += x dW^T`` beside the linear layers of the blocks; what dW is made of, a subclass says."""
+    """``y += x dW^T`` in parallel to the linear layers of the blocks; a subclass defines dW."""
 
     tensors: ClassVar[tuple[str, ...]]
-    """Attributes that :meth:`place` hangs on a layer and :meth:`take_off` takes off again."""
+    """Attributes that :meth:`place` adds to a layer and :meth:`take_off` removes."""
 
     def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
         super().__init__(params, setting)
@@ -62,7 +62,7 @@ class WeightDelta(Method):
         raise NotImplementedError
 
     def added(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What is added to the layer's output for the input ``x``, in any dtype."""
+        """The term added to the layer's output for the input ``x``, in any dtype."""
         raise NotImplementedError
 
     def delta(self, module: Any) -> torch.Tensor:
@@ -117,7 +117,7 @@ class WeightDelta(Method):
         return model
 
     def take_off(self, model: nn.Module) -> None:
-        """Remove what :meth:`attach` hung on the layers; they are the base's own again."""
+        """Remove what :meth:`attach` added to the layers and restore the base."""
         for name, hook in self._hooks.items():
             hook.remove()
             for attribute in self.tensors:
@@ -126,7 +126,7 @@ class WeightDelta(Method):
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a layer lies, quantized or not."""
+    """Device of a layer, quantized or not."""
     held: torch.Tensor = next(iter(module.state_dict().values()))
     return held.device
 

@@ -1,4 +1,4 @@
-"""Finding the parts of a transformers model that methods speak of, and storing single tensors.
+"""Find the parts of a transformers model that methods refer to, and store single tensors.
 
 Sizes are read from a layer's ``in_features`` and ``out_features``, never from its weight: 4-bit weights are packed.
 """
@@ -61,7 +61,7 @@ def targeted(layers: Sequence[Linear], target_modules: str | Iterable[str]) -> l
 
 
 def named_by(name: str, names: str | Iterable[str]) -> bool:
-    """Whether ``names``, a regular expression or a list of full or last parts, mean the module called ``name``."""
+    """True if ``names``, a regular expression or a list of full or last parts, match the module called ``name``."""
     if isinstance(names, str):
         return re.fullmatch(names, name) is not None
     return any(name == n or name.endswith(f".{n}") for n in names)

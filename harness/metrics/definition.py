@@ -1,4 +1,4 @@
-"""What a quantity is."""
+"""``MetricDef``: metadata of one recorded metric."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What other tools measure otherwise than we do, under names of their own; only imported records hold them."""
+"""Quantities that other tools define differently, under separate names; only imported records have them."""
 
 from __future__ import annotations
 
 from harness.metrics.definition import MetricDef
 
 QUANTITIES: tuple[MetricDef, ...] = (
-    # what other tools measure otherwise than we do, under names of their own; only imported records hold them
+    # quantities that other tools define differently, under separate names; only imported records have them
     MetricDef(
         "forgetting_nll",
         "forgetting",
@@ -20,7 +20,8 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "peak reserved, process",
         "B",
         "lower",
-        "Peak bytes held by the CUDA caching allocator over a whole process: loading, training and scoring together.",
+        "Peak bytes allocated by the CUDA caching allocator over a whole process: loading, training and scoring "
+        "together.",
         "memory",
         source="torch.cuda.max_memory_reserved, never reset",
     ),

@@ -183,8 +183,8 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "calibration error",
         "fraction",
         "lower",
-        "Expected calibration error of the test items over 15 bins of equal width: how far the share of right answers "
-        "lies from the probability the model gave them. Follows from the stored samples.",
+        "Expected calibration error of the test items over 15 bins of equal width: the mean difference between the "
+        "share of right answers and the probability the model gave them. Follows from the stored samples.",
         "accuracy",
         source="Guo et al. 2017, arXiv:1706.04599, equation 3",
     ),
@@ -193,8 +193,8 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "accuracy over orders",
         "fraction",
         "higher",
-        "Share of right answers, mean over the order in which the prompt lists the options and further ones drawn per "
-        "item, then over the test items.",
+        "Share of right answers, mean over the prompt's order of the options and the additional ones drawn per item, "
+        "then over the test items.",
         "accuracy",
     ),
     MetricDef(
@@ -234,7 +234,8 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "accuracy at the shared rate",
         "fraction",
         "higher",
-        "Test accuracy at the one learning rate that the sweep also gives to every method, beside the tuned one.",
+        "Test accuracy at the one learning rate that the sweep also gives to every method, in addition to the tuned "
+        "one.",
         "accuracy",
     ),
     # retention

@@ -1,1 +1,1 @@
-"""Where a model comes from: built in, packaged, skeleton, folder or Hub."""
+"""Model sources: built in, packaged, skeleton, folder or Hub."""

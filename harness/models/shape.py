@@ -1,4 +1,4 @@
-"""How large a model is, from its configuration alone: what predictions of memory and time start from."""
+"""Model sizes from the configuration alone; predictions of memory and time start from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shape:
 
 @functools.cache
 def shape_of(model_id: str, revision: str | None = None) -> Shape | None:
-    """The shape of a model whose configuration is at hand, None if that would need a download or cannot be read."""
+    """The shape of a model with a local configuration, None if that would need a download or cannot be read."""
     config = _config(model_id, revision)
     shape = from_config(config) if config is not None else None
     if shape is None:

@@ -31,7 +31,7 @@ VERSION = 1
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 TOKENS = len(SPECIAL_TOKENS) + 256
 MARK = "skeleton.json"
-"""File in a skeleton's folder; where it stands without safetensors, the weights are drawn in memory."""
+"""File in a skeleton's folder; if it is there without safetensors, the weights are drawn in memory."""
 
 Head = Literal["causal-lm", "sequence-classification", "none"]
 
@@ -64,12 +64,12 @@ class Skeleton:
 
     @property
     def label(self) -> str:
-        """What people read: never the name of the real model alone, and another one where a value was changed."""
+        """The readable name: never the name of the real model alone, and a different one if a value was changed."""
         return f"{self.name}-random" + (f"-{self.revision[:6]}" if self.overrides else "")
 
     @property
     def encoder(self) -> bool:
-        """Whether the architecture has no causal language-model head."""
+        """True if the architecture has no causal language-model head."""
         return self.model_type == "roberta"
 
 
@@ -150,7 +150,7 @@ def with_weights(folder: Path, *, dtype: str) -> Path:
 
 
 def is_bare(path: str) -> bool:
-    """Whether ``path`` is a skeleton's folder without weights, whose weights are to be drawn in memory."""
+    """True if ``path`` is a skeleton's folder without weights, whose weights are to be drawn in memory."""
     folder = Path(path)
     return (folder / MARK).is_file() and not any(folder.glob("*.safetensors"))
 
@@ -163,7 +163,7 @@ def build(folder: str | Path, head: Head, *, dtype: Any, device: Any, attention:
     Args:
         folder: what :func:`ensure` gave.
         head: which transformers class to build.
-        settings: further configuration values, such as ``num_labels``.
+        settings: additional configuration values, such as ``num_labels``.
 
     Raises:
         Unsupported: the architecture does not have that attention.

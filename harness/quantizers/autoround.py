@@ -66,6 +66,6 @@ class AutoRound(CheckpointQuantizer):
             device_map=self.device,
         )
         work.quantize_and_save(str(target / "written"), format="auto_round")
-        (inner,) = [found.parent for found in (target / "written").rglob("config.json")]  # it adds a folder of its own
+        (inner,) = [found.parent for found in (target / "written").rglob("config.json")]  # it adds its own folder
         for file in inner.iterdir():
             file.rename(target / file.name)

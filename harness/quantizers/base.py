@@ -1,4 +1,4 @@
-"""What a quantizer is: a declaration that imports nothing heavy, and hooks the worker calls."""
+"""Interface of a quantizer: a declaration without heavy imports, and hooks that the worker calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 @dataclass(frozen=True)
 class QuantizerDeclaration:
-    """What a quantizer promises.
+    """Declared properties of a quantizer.
 
     Attributes:
         name: registered name.
@@ -32,8 +32,8 @@ class QuantizerDeclaration:
         source: paper or library call behind it, and where the defaults come from.
         no_gradient: why nothing can be trained on this base, "" where adapters do train.
         refuses: method name, or ``in-place`` for all methods that train the base's own tensors, to the reason why it
-            does not train on this back end although its kind of base would allow it. A method of its own entry is not
-            asked under ``in-place``; the entry "" exempts it.
+            does not train on this back end although its kind of base would allow it. A method with its own entry is not
+            checked under ``in-place``; the entry "" exempts it.
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
         environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
@@ -106,9 +106,9 @@ class Quantizer:
 
     @classmethod
     def check(cls, device: str, moment: str) -> str | None:
-        """Why it cannot run on such a device at such a moment, or None; names the package to install.
+        """Reason why it cannot run on such a device at such a moment, or None; names the package to install.
 
-        A back end of a side environment needs no package here; whether that environment stands, the plan finds out.
+        A back end of a side environment needs no package here; the plan checks whether that environment exists.
         """
         d = cls.declaration
         if device not in d.devices:
@@ -121,7 +121,8 @@ class Quantizer:
 
     @classmethod
     def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
-        """Why it cannot quantize such a model at these resolved parameters, or None; asked before any cell starts.
+        """Reason why it cannot quantize such a model at these resolved parameters, or None; checked before any cell
+        starts.
 
         Args:
             kind: ``causal-lm`` or ``sequence-classification``.
@@ -131,7 +132,8 @@ class Quantizer:
 
     @classmethod
     def check_method(cls, method: Declaration) -> str | None:
-        """Why a trained method does not train on this back end, or None; its own view of the base comes on top.
+        """Reason why a trained method does not train on this back end, or None; the method's own view of the base is
+        checked too.
 
         A method that names this very base kind among its own needs no gradient through these layers.
         """
@@ -148,7 +150,7 @@ class Quantizer:
         return model
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
-        """Before :meth:`apply`, on the same unquantized model: look at activations.
+        """Before :meth:`apply`, on the same unquantized model: collect activations.
 
         Args:
             model: the loaded model on its device.
@@ -156,7 +158,7 @@ class Quantizer:
         """
 
     def facts(self) -> dict[str, Any]:
-        """What happened, for the record (calibration digest and tokens, ...); plain JSON. Asked after :meth:`apply`."""
+        """Results for the record (calibration digest and tokens, ...); plain JSON. Asked after :meth:`apply`."""
         return {}
 
 

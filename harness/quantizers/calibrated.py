@@ -1,4 +1,4 @@
-"""GPTQ and AWQ from their equations, packed as ``rtn`` packs: they run anywhere, without a kernel of their own."""
+"""GPTQ and AWQ from their equations, packed like ``rtn``: they run anywhere, without a special kernel."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid, damping: float) -> tuple[Tens
     Args:
         weight: [rows, columns].
         gram: sum of ``x x^T`` over calibration tokens, [columns, columns].
-        grid: its groups get their scales from the weights as they stand when the group's turn comes.
+        grid: its groups get their scales from the current weights when the group is reached.
         damping: share of the Hessian's mean diagonal that is added to it.
     """
     import torch

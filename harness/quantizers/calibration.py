@@ -1,4 +1,4 @@
-"""What the layers' inputs look like on a few batches: the data behind GPTQ, AWQ, Wanda and SparseGPT.
+"""Statistics of the layers' inputs on a few batches: the data for GPTQ, AWQ, Wanda and SparseGPT.
 
 All layers are watched in one pass over the unquantized model. (The papers' own code quantizes block by block and
 feeds each block the outputs of the quantized ones before it; that costs a pass per block.)

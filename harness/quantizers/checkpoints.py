@@ -41,7 +41,7 @@ class CheckpointQuantizer(Quantizer):
 
     @classmethod
     def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
-        """Also: what the layers' shapes must be, as far as the configuration tells."""
+        """Also: requirements on the layers' shapes, as far as the configuration states them."""
         if kind != "causal-lm":
             return f"{cls.declaration.name}: {CAUSAL_ONLY}"
         shapes = decoder_shapes(config) if config is not None else []
@@ -49,7 +49,7 @@ class CheckpointQuantizer(Quantizer):
 
     @classmethod
     def unfit(cls, rows: int, columns: int, params: Mapping[str, Any]) -> str | None:
-        """Why a weight of [rows, columns] cannot be quantized at these parameters, or None."""
+        """Reason why a weight of [rows, columns] cannot be quantized at these parameters, or None."""
         size = params["group_size"]
         if columns % size:
             return f"{cls.declaration.name}: groups of {size} do not divide rows of {columns} weights; set group_size"
@@ -69,7 +69,7 @@ class CheckpointQuantizer(Quantizer):
         """Write, quantize, read again.
 
         Raises:
-            Unsupported: a layer's shape does not fit, which no configuration told before.
+            Unsupported: a layer's shape does not fit, which the configuration did not show.
         """
         import torch
 
@@ -82,7 +82,7 @@ class CheckpointQuantizer(Quantizer):
         with tempfile.TemporaryDirectory(prefix="peft-matrix-quantize-") as scratch:
             source = Path(scratch) / "source"
             whole.save_pretrained(source)
-            self.tokenizer.save_pretrained(source)  # the libraries look for one, although the rows are tokens already
+            self.tokenizer.save_pretrained(source)  # the libraries require one, although the rows are tokens already
             folder = (self.cache or Path(scratch)) / "quantized" / f"{self.declaration.name}-{self._key(source)[:16]}"
             made_once(folder, lambda target: self._make(source, target))
             self._made = json.loads((folder / MADE).read_text(encoding="utf-8"))
@@ -95,7 +95,9 @@ class CheckpointQuantizer(Quantizer):
                 **self.reading(),
             )
         torch.set_num_threads(threads)  # the libraries set their own
-        for parameter in loaded.parameters():  # what is not quantized stays in the model's dtype, whatever they prefer
+        for (
+            parameter
+        ) in loaded.parameters():  # unquantized parts stay in the model's dtype, although the libraries prefer another
             parameter.data = parameter.data.to(whole.dtype)
         return cast("nn.Module", loaded.requires_grad_(False))
 

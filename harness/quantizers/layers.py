@@ -1,8 +1,8 @@
-"""Which layers a quantizer touches: one policy for every back end.
+"""Layers that a quantizer changes: one policy for every back end.
 
-Quantized: the weights of the linear layers of the transformer's body. Left in full precision: embeddings,
-norms, biases, the language-model head (tied to the embeddings in many models), and everything that stands
-after a classifier's encoder, because fresh, randomly initialised heads must be trained, not rounded.
+Quantized: the weights of the linear layers of the transformer's body. Left in full precision: embeddings, norms,
+biases, the language-model head (tied to the embeddings in many models), and everything after a classifier's encoder,
+because fresh, randomly initialised heads must be trained, not rounded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
 HEADS: tuple[str, ...] = ("pooler", "pre_classifier", "classifier", "classification_head", "score", "lm_head")
-"""Names of modules that stay in full precision, wherever they stand in the module path."""
+"""Names of modules that stay in full precision, anywhere in the module path."""
 
 
 def in_head(name: str) -> bool:
-    """Whether the module path ``name`` runs through one of :data:`HEADS`."""
+    """True if the module path ``name`` runs through one of :data:`HEADS`."""
     return not set(HEADS).isdisjoint(name.split("."))
 
 
@@ -41,7 +41,7 @@ def plain_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether this is an ``nn.Linear`` proper with an ordinary tensor as its weight.
+    """True if this is an ``nn.Linear`` proper with an ordinary tensor as its weight.
 
     Back ends either subclass ``nn.Linear`` or put a tensor subclass in the place of the weight.
     """
@@ -66,7 +66,7 @@ def head_patterns(kind: str) -> list[str] | None:
 
 
 def loaded_quantized(model: nn.Module) -> bool:
-    """Whether ``from_pretrained`` quantized this model, so that nothing is left for ``apply`` to do."""
+    """True if ``from_pretrained`` quantized this model, so that ``apply`` has nothing to do."""
     return bool(getattr(model, "is_quantized", False))
 
 

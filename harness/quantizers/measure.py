@@ -1,4 +1,4 @@
-"""What quantization did to a model: real bytes, which layers it touched, and how far their weights moved."""
+"""Effects of quantization on a model: real bytes, which layers it changed, and how far their weights moved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LinearKinds:
 
 
 def linear_kinds(model: nn.Module) -> LinearKinds:
-    """Which linear layers are in fact quantized. Adapters' own matrices are left out."""
+    """The linear layers that are in fact quantized. Adapters' own matrices are left out."""
     kinds: Counter[str] = Counter()
     plain = []
     parameters = 0
@@ -181,7 +181,7 @@ def logical_parameters(model: nn.Module) -> int:
 
 
 def _kind(module: nn.Module) -> str | None:
-    """What holds this layer's weight; None if the module is not a linear layer."""
+    """The object that stores this layer's weight; None if the module is not a linear layer."""
     if is_plain(module):
         return "plain"
     name = type(module).__name__
@@ -218,7 +218,7 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _by_product(module: Any) -> Tensor:
-    """What the layer makes of the unit matrix: works for every kernel, in the precision it computes in."""
+    """The layer's output for the unit matrix: works for every kernel, in the precision it computes in."""
     device = module.qweight.device
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     product = module(torch.eye(_shape(module)[1], device=device, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Packed integer weights of our own: b-bit codes in bytes, one scale and zero point per group, any device.
+"""Our packed integer weights: b-bit codes in bytes, one scale and zero point per group, any device.
 
 A weight w of a group with scale s and zero point z is stored as the code ``q = clamp(round(w / s) + z, 0, 2^b - 1)``
 and read back as ``s (q - z)``. What chooses the codes is up to the quantizer (rounding, GPTQ, AWQ).
@@ -49,7 +49,7 @@ def _shifts(n: int, step: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that codes of one layer can stand for.
+    """The values that codes of one layer can represent.
 
     Attributes:
         bits: bits of a code.
@@ -64,7 +64,7 @@ class Grid:
     def fit(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scales ([rows, groups], weight's dtype) and zero points (uint8, None if symmetric) that span each group.
 
-        Zero always lies in the range and is represented exactly. Asymmetric: ``s = (max - min) / (2^b - 1)``,
+        Zero is always in the range and is represented exactly. Asymmetric: ``s = (max - min) / (2^b - 1)``,
         ``z = round(-min / s)``. Symmetric: ``s = 2 max|w| / (2^b - 1)``, ``z = 2^(b-1)``.
         """
         groups = self._grouped(weight.float())
@@ -83,7 +83,7 @@ class Grid:
         return codes.clamp(0, 2**self.bits - 1).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
 
     def decode(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """The weights that codes stand for ([rows, columns], the scale's dtype)."""
+        """The weights that codes represent ([rows, columns], the scale's dtype)."""
         values = self._grouped(codes.to(scale.dtype)) - self._zero(zero)
         return (values * scale.unsqueeze(-1)).flatten(1)[:, : codes.shape[1]]
 

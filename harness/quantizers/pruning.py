@@ -35,7 +35,7 @@ class _Pruner(Quantizer):
         one_of("pattern", resolved["pattern"], PATTERNS, where)
         sparsity = resolved["sparsity"]
         if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
-            raise UserError(f"sparsity must lie between 0 and 1, not {sparsity!r}", where=where)
+            raise UserError(f"sparsity must be between 0 and 1, not {sparsity!r}", where=where)
         if resolved["pattern"] != "unstructured" and sparsity != 0.5:
             raise UserError(f"pattern {resolved['pattern']} is a sparsity of 0.5, not {sparsity}", where=where)
         return resolved
@@ -69,7 +69,7 @@ class _Pruner(Quantizer):
         return {"sparsity": self.zeros / self.weights, **(self.calibration.facts() if self.calibration else {})}
 
     def statistics(self, name: str) -> InputStatistics:
-        """What the layer's calibration inputs look like."""
+        """Statistics of the layer's calibration inputs."""
         if self.calibration is None:
             raise RuntimeError(f"{self.declaration.name} was applied before it was calibrated")
         return self.calibration.layers[name]

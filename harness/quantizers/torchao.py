@@ -36,7 +36,7 @@ class _TorchAo(Quantizer):
         quantize_(model, self.config(), filter_fn=lambda module, _: id(module) in chosen)
         for linear in linears:
             linear.requires_grad_(False)
-        # where peft looks for the way to quantize a merged weight again, and save_pretrained for the file layout
+        # read by peft to quantize a merged weight again, and by save_pretrained for the file layout
         settings = TorchAoConfig(self.config())
         model.hf_quantizer = TorchAoHfQuantizer(settings, pre_quantized=False)
         cast(Any, model).config.quantization_config = settings

@@ -1,4 +1,4 @@
-"""What every statistic refuses: nothing to count, lengths that differ, values that are not numbers."""
+"""Checks that every statistic makes: empty input, lengths that differ, values that are not numbers."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def cluster_codes(clusters: ArrayLike | None, n: int) -> NDArray[np.int64] | Non
 
 
 def fraction(value: float, name: str) -> float:
-    """``value``, if it lies strictly between 0 and 1.
+    """``value``, if it is strictly between 0 and 1.
 
     Raises:
         ValueError: it does not.
     """
     if not 0.0 < value < 1.0:
-        raise ValueError(f"{name} must lie between 0 and 1, not {value}")
+        raise ValueError(f"{name} must be between 0 and 1, not {value}")
     return float(value)
 
 

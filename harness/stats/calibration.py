@@ -44,7 +44,7 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15)
     stated, right = vector(confidence, "confidence"), vector(correct, "correct")
     same_length(stated, right, "confidence and correct")
     if stated.min() < 0 or stated.max() > 1 or not is_binary(right) or bins < 1:
-        raise ValueError("calibration_error: confidence must lie in [0, 1], correct must be 0 or 1, bins at least 1")
+        raise ValueError("calibration_error: confidence must be in [0, 1], correct must be 0 or 1, bins at least 1")
     edges = np.linspace(0, 1, bins + 1)
     which = np.clip(np.searchsorted(edges, stated, side="left") - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)

@@ -1,4 +1,4 @@
-"""Has a number moved? Noise floors, alarms, confirmation by re-runs, change points (protocol 1, section 8)."""
+"""Has a number moved? Noise floors, alarms, confirmation by reruns, change points (protocol 1, section 8)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Noise:
     n: int
 
     def band(self, relative_floor: float) -> float:
-        """Half width of what counts as unchanged: three sigma, or the floor where that is wider."""
+        """Half width of the range that counts as unchanged: three sigma, or the floor if that is wider."""
         return max(3 * self.sigma, relative_floor * abs(self.median))
 
 
@@ -63,11 +63,11 @@ class Alarm:
     """The latest value against its history.
 
     Attributes:
-        latest: the value looked at.
+        latest: the value to test.
         low: lower end of what counts as unchanged.
         high: upper end.
         relative: (latest - median) / abs(median); None where the median is zero.
-        raised: True where the latest value lies outside.
+        raised: True if the latest value is outside.
     """
 
     latest: float
@@ -78,7 +78,8 @@ class Alarm:
 
 
 def provisional_alarm(history: ArrayLike, latest: float, relative_floor: float) -> Alarm | TooFew:
-    """Is ``latest`` outside the median of the last 20 values +- max(3 * 1.4826 * MAD, floor)? Either way counts.
+    """Test if ``latest`` is outside the median of the last 20 values +- max(3 * 1.4826 * MAD, floor). Either way
+    counts.
 
     Args:
         history: earlier values of the same series and environment, oldest first.
@@ -158,9 +159,9 @@ def change_points(
 ) -> list[ChangePoint]:
     """Change points of a series, oldest value first: E-divisive with a t test for the permutations.
 
-    The split is the one of largest energy distance (Matteson & James 2014, arXiv:1306.4933);
-    whether it stands is asked of Student's t test, which makes it deterministic (Fleming et al. 2023,
-    arXiv:2301.03034). Weak splits are kept at first and dropped, weakest first, once their neighbours are known.
+    The split is the one of largest energy distance (Matteson & James 2014, arXiv:1306.4933); Student's t test decides
+    whether it is a change, which makes the procedure deterministic (Fleming et al. 2023, arXiv:2301.03034). Weak splits
+    are kept at first and dropped, weakest first, once their neighbours are known.
     A change needs ``min_segment`` values after it to be seen. As the best split is tested, false alarms are more
     frequent than ``alpha``: measure them with :func:`harness.stats.false_alarm_rate`.
 

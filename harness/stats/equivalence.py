@@ -24,7 +24,7 @@ class Equivalence:
         margin_low: lower bound of what counts as equivalent.
         margin_high: upper bound.
         p: the larger of the two one-sided p values.
-        equivalent: True where p < alpha, which is the same as the interval lying inside the margins.
+        equivalent: True if p < alpha, which is the same as the interval being inside the margins.
         n: pairs behind it; None where only an estimate and its standard error were given.
         sentence: the same for a reader.
     """

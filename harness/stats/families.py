@@ -40,7 +40,7 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
 def _p_values(p: ArrayLike) -> Floats:
     values = vector(p, "p")
     if values.min() < 0 or values.max() > 1:
-        raise ValueError("p values must lie in [0, 1]")
+        raise ValueError("p values must be in [0, 1]")
     return values
 
 
@@ -56,7 +56,7 @@ class RankInterval:
 
 
 def significantly_better(effects: ArrayLike, p: ArrayLike, alpha: float = 0.05) -> NDArray[np.bool_]:
-    """Which row beats which: shape (rows, rows), True at [i, j] where i is better than j.
+    """Pairwise wins: shape (rows, rows), True at [i, j] if i is better than j.
 
     Args:
         effects: shape (rows, rows), score of row i less that of row j, in the direction that is good.

@@ -164,7 +164,7 @@ def paired_bootstrap(
 
 
 def _orientation(difference: Floats) -> float:
-    """+1 or -1, the other for mirrored differences, whatever their order; 0 where they mirror themselves.
+    """+1 or -1, the other for mirrored differences, in any order; 0 if they mirror themselves.
 
     A against B and B against A are resampled the same way round, so that their intervals mirror each other.
     """
@@ -182,7 +182,7 @@ def _arms(a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None) -> tuple[Float
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known about A against B.
+    """Result of the comparison of A with B.
 
     Attributes:
         effect: A less B, in the unit of the scores (a fraction for right or wrong).
@@ -272,7 +272,7 @@ def compare(
         found = _Found(found.effect, interval.low, interval.high, drawn.p, found.mde, interval.method)
     elif flipped is not None and codes is None:
         found = _by_flips(flipped, found, level)
-    elif binary and found.low == found.high:  # right or wrong, and not one item tells the arms apart
+    elif binary and found.low == found.high:  # right or wrong, and the arms agree on every item
         found = _by_flips(_uniform_flips(found.effect, first.shape[1]), found, level)
     if binary:  # a difference of two shares; few seeds can make t's interval wider than that
         found = replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
@@ -386,7 +386,7 @@ def _seed_text(seeds: tuple[int, int]) -> str:
 
 
 def _sentence(found: _Found, names: tuple[str, str], unit: str, level: float, facts: list[str]) -> str:
-    """The comparison in words; scores that are fractions are told in points."""
+    """The comparison in words; scores that are fractions are given in points."""
     scale = 100.0 if unit == "points" else 1.0
 
     def told(value: float, spec: str = ".1f") -> str:
@@ -402,7 +402,7 @@ def _sentence(found: _Found, names: tuple[str, str], unit: str, level: float, fa
         word = "above" if found.effect > 0 else "below"
         more = f" The smallest effect this comparison could have seen is {seen}." if seen else ""
         return f"{names[0]} is {told(abs(found.effect))}{tail} {word} {names[1]} ({evidence}).{more}"
-    apart = f"{names[0]} and {names[1]} cannot be told apart"
+    apart = f"{names[0]} and {names[1]} are not significantly different"
     if not seen:
         return f"{apart}: they score the same on every item ({evidence})."
     return (

@@ -77,13 +77,13 @@ def percentile(values: ArrayLike, q: float, level: float = 0.95) -> Percentile |
 def order_statistic_ranks(n: int, q: float, level: float = 0.95) -> tuple[int, int]:
     """Ranks (from 1) of the two order statistics that bracket percentile ``q`` with probability >= ``level``.
 
-    Tails are equal where the sample allows; where the outer end would lie beyond the sample it is the extreme
-    value, and the inner end gives up what coverage is then missing.
+    Tails are equal if the sample allows; if the outer end would be beyond the sample it is the extreme value, and the
+    inner end moves by the missing coverage.
 
     Raises:
         ValueError: so few values that not even the whole sample covers.
     """
-    below = stats.binom(n, fraction(q, "q"))  # how many values lie below the true percentile
+    below = stats.binom(n, fraction(q, "q"))  # number of values below the true percentile
     miss = 1 - fraction(level, "level")
     low, high = int(below.ppf(miss / 2)), int(below.isf(miss / 2)) + 1
     if high > n:

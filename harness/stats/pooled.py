@@ -150,7 +150,7 @@ def false_alarm_rate(
     rounds: int = 1_000,
     seed: int = 0,
 ) -> Interval:
-    """How often a detector alarms where nothing changed (A/A simulation), with its Wilson interval.
+    """False-alarm rate of a detector where nothing changed (A/A simulation), with its Wilson interval.
 
     Args:
         raises_alarm: the detector under test.

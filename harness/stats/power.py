@@ -1,4 +1,4 @@
-"""What a comparison could have seen: minimum detectable effects, and the items a wanted effect needs.
+"""Power of a comparison: minimum detectable effects, and the items that a wanted effect needs.
 
 Everything rests on one relation, Miller 2024 (arXiv:2411.00640):
 n = (z_{alpha/2} + z_beta)^2 * variance / effect^2, where ``variance`` is that of the per-item difference.
@@ -30,7 +30,7 @@ def difference_variance(rate_a: float, rate_b: float | None = None, *, correlati
     """
     rate_b = rate_a if rate_b is None else rate_b
     if not (0 <= rate_a <= 1 and 0 <= rate_b <= 1 and -1 <= correlation <= 1):
-        raise ValueError(f"rates must lie in [0, 1] and the correlation in [-1, 1]: {rate_a}, {rate_b}, {correlation}")
+        raise ValueError(f"rates must be in [0, 1] and the correlation in [-1, 1]: {rate_a}, {rate_b}, {correlation}")
     var_a, var_b = rate_a * (1 - rate_a), rate_b * (1 - rate_b)
     return var_a + var_b - 2 * correlation * math.sqrt(var_a * var_b)
 

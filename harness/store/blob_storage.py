@@ -17,7 +17,7 @@ from harness.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TELLING = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modified", "created")
-"""What file systems call the things that change when a file is written again."""
+"""Names that file systems use for properties that change when a file is written again."""
 
 
 class LocalFiles:
@@ -73,7 +73,7 @@ class LocalFiles:
             yield folder, name, f"{found.st_size} {found.st_mtime_ns}"
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """True if the file exists."""
         return (self.root / path).is_file()
 
     def read(self, path: str) -> bytes | None:
@@ -116,7 +116,7 @@ class LocalFiles:
             return None
 
     def modified(self, path: str) -> float | None:
-        """When a file was last written, seconds since 1970; None if that is not known."""
+        """Time when a file was last written, seconds since 1970; None if unknown."""
         try:
             return (self.root / path).stat().st_mtime
         except FileNotFoundError:
@@ -161,7 +161,9 @@ class RemoteFiles:
             yield folder, name
 
     def stamps(self, top: str) -> Iterator[tuple[str, str, str]]:
-        """Folder, name and stamp of every file below ``top``: size, and whichever of entity tag and times it tells."""
+        """Folder, name and stamp of every file below ``top``: size, and entity tag or times, whichever the file system
+        reports.
+        """
         self.filesystem.invalidate_cache()  # other writers are at work
         start = f"{self.root}/{top}"
         if not self.filesystem.exists(start):
@@ -172,7 +174,7 @@ class RemoteFiles:
             yield top + folder[folder.rindex(f"/{top}") + 1 + len(top) :], name, " ".join(map(str, told))
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """True if the file exists."""
         return bool(self.filesystem.exists(f"{self.root}/{path}"))
 
     def read(self, path: str) -> bytes | None:
@@ -209,7 +211,7 @@ class RemoteFiles:
             return None
 
     def modified(self, path: str) -> float | None:
-        """When a file was last written, seconds since 1970; None if that is not known."""
+        """Time when a file was last written, seconds since 1970; None if unknown."""
         try:
             return float(self.filesystem.modified(f"{self.root}/{path}").timestamp())
         except (FileNotFoundError, NotImplementedError):
@@ -254,7 +256,7 @@ def open_files(root: str | Path) -> LocalFiles | RemoteFiles:
 
 def _local(root: Path) -> LocalFiles:
     if root.is_file():
-        raise UserError("a file stands where the results folder should be", where=str(root), fix="Name a folder.")
+        raise UserError("a file is in the place of the results folder", where=str(root), fix="Name a folder.")
     return LocalFiles(root)
 
 

@@ -26,7 +26,7 @@ class Waste(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """What :func:`waste` found, and in ``kept_back`` why it did not judge the rest."""
+    """Result of :func:`waste`; ``kept_back`` has the reason why it did not judge the rest."""
 
     waste: tuple[Waste, ...]
     kept_back: tuple[str, ...] = ()

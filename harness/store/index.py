@@ -1,8 +1,8 @@
 """The index: what all records of a store say, flat, in one Parquet file, so that many of them load at once.
 
 ``index/records.parquet`` under the store's root holds one row per record with its readings as a list. It is a copy and
-never trusted over the records: a row counts only while a file of its name, size and time of modification (on a remote
-file system: entity tag or times) lies in the store. Files without such a row are read, rows without such a file are
+never trusted over the records: a row counts only while the store has a file of its name, size and time of modification
+(on a remote file system: entity tag or times). Files without such a row are read, rows without such a file are
 dropped, and an index that cannot be read, or of another version, counts as none. It is replaced in one piece, so that
 several processes may bring it up to date at once: each writes a whole one, and the last one stays.
 
@@ -61,7 +61,7 @@ _READING = pa.struct([("kind", pa.int32()), ("value", pa.float64()), ("n", pa.fl
 
 
 class Kind(NamedTuple):
-    """What the readings of many records share: which quantity of which stage, its unit, instrument, typed reason."""
+    """Shared by the readings of many records: quantity, stage, unit, instrument, typed reason."""
 
     stage: str
     quantity: str
@@ -82,7 +82,7 @@ class Flat:
     Attributes:
         rows: columns of :data:`ROWS`, one row a record.
         starts: shape (records + 1,): readings of record i are those from ``starts[i]`` to ``starts[i + 1]``.
-        kinds: what the codes in ``kind`` stand for.
+        kinds: meaning of the codes in ``kind``.
         kind: shape (readings,), as are ``value``, ``n`` and ``spread``, which are NaN where there is none.
     """
 
@@ -211,7 +211,7 @@ def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST) -> Index:
     """The records of a store, from its index where that is right, and from their files elsewhere.
 
     Args:
-        rebuild: read every record, whatever the index says.
+        rebuild: read every record, without using the index.
         fewest: records below which no index is written where there is none.
 
     Raises:
@@ -290,6 +290,6 @@ def _write(store: Store, flat: Flat, paths: list[str], stamps: list[str]) -> str
     temporary = f"index/.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         store.files.write(FILE, bytes(stream.getvalue()), temporary=temporary)
-    except UserError as error:  # a store one may only read, or a full disk: the records are at hand all the same
+    except UserError as error:  # a read-only store, or a full disk: the records can still be read
         return str(error)
     return ""

@@ -26,7 +26,7 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two stores that tell different things about the same attempt at a cell. Both records are kept.
+    """Two stores that disagree about the same attempt at a cell. Both records are kept.
 
     Attributes:
         differs: ``machine``, ``environment`` or, where both are equal, ``result``.
@@ -41,7 +41,7 @@ class Conflict:
 
 @dataclass
 class Merged:
-    """What a merge did.
+    """Result of a merge.
 
     Attributes:
         records: copied into the target.

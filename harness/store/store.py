@@ -8,9 +8,9 @@ Layout under the root::
     quarantine/                                                  damaged files, each with a <name>.why.txt
     claims/<key>.lock                                            who runs which cell now
 
-A file name alone tells a plan the key, the environment and the status, so planning lists folders and reads
-nothing. A record appears under its name complete or not at all: it is written to a temporary file in the same
-folder, flushed to the disk and renamed. Nothing is ever edited; a correction is a further record.
+A file name alone gives a plan the key, the environment and the status, so planning lists folders and reads nothing. A
+record appears under its name complete or not at all: it is written to a temporary file in the same
+folder, flushed to the disk and renamed. Records are never edited; a correction is a new record.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TEMPORARY = re.compile(r"^\.(\d+)\.[0-9a-f]+\.tmp$")
 
 
 class Entry(NamedTuple):
-    """What the name of a record file tells.
+    """Fields in the name of a record file.
 
     Attributes:
         key: the cell's key.
@@ -65,7 +65,7 @@ class Damage:
     """A record file that could not be read.
 
     Attributes:
-        path: where it lies now (in ``quarantine/`` if it was moved there).
+        path: its current location (in ``quarantine/`` if it was moved there).
         reason: what is wrong with it.
     """
 
@@ -210,7 +210,7 @@ class Store:
         return [r for r in read if isinstance(r, Record)], [d for d in read if isinstance(d, Damage)]
 
     def latest(self, entries: Sequence[Entry]) -> Entry | None:
-        """The entry that speaks for its cell now (see :func:`current`); files are read only if there are several.
+        """The current entry of its cell (see :func:`current`); files are read only if there are several.
 
         Args:
             entries: entries of one key, as :meth:`entries` gives them.
@@ -277,7 +277,7 @@ class Store:
         return record
 
     def _quarantine(self, path: str, reason: str) -> Damage:
-        """Move a damaged file out of the way and write beside it why."""
+        """Move a damaged file away and write the reason next to it."""
         name = path.rpartition("/")[2]
         kept = f"quarantine/{name}"
         try:
@@ -293,8 +293,8 @@ class Store:
     def claim(self, key: str) -> Claim | None:
         """Claim a cell for this process, or None if another one holds it. Never waits.
 
-        The claim is a kernel lock, so it ends with the process even under ``kill -9``. After a successful
-        claim look at :meth:`entries` again: the cell may have been finished a moment before. Lock files stay
+        The claim is a kernel lock, so it ends with the process even under ``kill -9``. After a successful claim read
+        :meth:`entries` again: the cell may have been finished a moment before. Lock files stay
         where they are, because removing one while another process opens it would let two processes hold it.
 
         Raises:
@@ -302,7 +302,7 @@ class Store:
         """
         if self._claims_dir is None:
             raise UserError(
-                "concurrent runs need a local folder for claims",
+                "concurrent runs need a local folder for locks",
                 where=self.root,
                 fix="Give one that all runs on this store share (claims_dir).",
             )
@@ -319,7 +319,7 @@ class Store:
             return None
         except (OSError, NotImplementedError) as error:
             raise UserError(
-                f"claims cannot be held here: {error}", where=str(self._claims_dir), fix="Use another local folder."
+                f"cells cannot be locked here: {error}", where=str(self._claims_dir), fix="Use another local folder."
             ) from error
         return Claim(key, lock)
 
@@ -339,7 +339,7 @@ class Store:
 
 # --- choosing ------------------------------------------------------------------------------------
 class Attempt(Protocol):
-    """What decides which of several records speaks for a cell: a :class:`Record`, or a row of the index."""
+    """Fields that decide which of several records of a cell is current: a :class:`Record`, or a row of the index."""
 
     @property
     def id(self) -> str: ...  # noqa: D102
@@ -359,7 +359,7 @@ A = TypeVar("A", bound=Attempt)
 
 
 def current(records: Iterable[A]) -> dict[str, A]:
-    """The record that speaks for each key now, by key.
+    """The current record of each key.
 
     A superseded record drops out; a finished cell goes before an interrupted or lost attempt, which says
     nothing about it; of the rest the one that finished last is taken.
@@ -379,7 +379,7 @@ def _best(group: Sequence[A]) -> A:
 
 
 def short_fingerprint(fingerprint: str) -> str:
-    """The part of a fingerprint that stands in file names and in :class:`Entry`."""
+    """The part of a fingerprint in file names and in :class:`Entry`."""
     return fingerprint[:SHORT_FINGERPRINT]
 
 
@@ -400,7 +400,7 @@ def _entry(record: Record) -> Entry:
     short_id = record.id[:SHORT_ID]
     name = _name(record, short_id)
     if not _NAME.match(name):
-        raise ValueError(f"key {record.key!r} or fingerprint {record.fingerprint!r} cannot stand in a file name")
+        raise ValueError(f"key {record.key!r} or fingerprint {record.fingerprint!r} cannot be used in a file name")
     path = f"records/{record.key[:2]}/{name}"
     return Entry(record.key, short_fingerprint(record.fingerprint), record.outcome.status, short_id, path)
 
@@ -456,7 +456,7 @@ def samples_to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def samples_ref(data: bytes) -> SamplesRef:
-    """How a record refers to a sample file with these bytes."""
+    """Reference of a record to a sample file with these bytes."""
     import pyarrow as pa
     from pyarrow import parquet
 

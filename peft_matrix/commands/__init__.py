@@ -1,4 +1,4 @@
-"""The verbs, grouped by what they act on. Each is a few lines; what it needs is imported when it runs.
+"""The commands, grouped by subject. Each is a few lines; imports happen when a command runs.
 
 :data:`VERBS` and :data:`GROUPS` are the whole list, in the order in which ``--help`` shows them.
 """
@@ -24,4 +24,4 @@ VERBS: tuple[Callable[..., Any], ...] = (
 )
 
 GROUPS: tuple[typer.Typer, ...] = (results.app,)
-"""Verbs with verbs of their own."""
+"""Command groups (``peft-matrix results ...``)."""

@@ -1,4 +1,4 @@
-"""Verbs that read records and draw: leaderboards, their checks, imports and publishing."""
+"""Commands for boards: draw, check, import, publish."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def board(
     results: Results = None,
     data_root: DataRoot = None,
     board_name: Annotated[
-        str | None, typer.Option("--board", help="Board to draw; default: what the sweep says.")
+        str | None, typer.Option("--board", help="Board to draw. Default: the sweep's board.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files. Default: RESULTS/boards/SWEEP")] = None,
     from_records: Annotated[
-        bool, typer.Option("--from-records", help="What the store holds under this sweep's name; needs no data.")
+        bool, typer.Option("--from-records", help="Use all records with this sweep's name; needs no data.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +60,7 @@ def board(
 
 
 def _what(sweep: str, workspace: Workspace, from_records: bool) -> tuple[str, str, list[str]]:
-    """Name, board and cells of what is to be drawn: a sweep, or results of another tool."""
+    """Name, board and cells to draw: of a sweep, or of another tool's results."""
     from reports.board.spec import find_boards
     from runners.running.run import load_sweep
     from runners.tools.queries import recorded_keys, sweep_keys
@@ -80,7 +80,7 @@ def check(
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for the eight leaderboard smells in a board: its files against the records. Exit code 1 if any is found."""
+    """Check a board's files against the records for the eight leaderboard smells. Exit code 1 if any is found."""
     from harness.store.store import Store
     from reports.board.checks import check_folder, print_found
 
@@ -98,7 +98,7 @@ def check(
 
 
 def board_folder(workspace: Workspace, sweep: str) -> Path:
-    """Boards lie beside the records; for records at a URL, in ./results."""
+    """Boards are written next to the records; for records at a URL, to ./results."""
     return workspace.beside("boards") / sweep.replace(":", "-")
 
 
@@ -108,7 +108,7 @@ def import_(
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn results of another tool into records marked as imported, and name what could not be mapped."""
+    """Import results of another tool as records marked as imported; list the fields that were not mapped."""
     from harness.store.store import Store
     from reports.apps.importers import import_results
 
@@ -132,13 +132,13 @@ def publish(
     repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub: OWNER/NAME.")],
     to: Annotated[str, typer.Option(help="hf-dataset (the records) or hf-space (pages, static).")],
     folder: Annotated[
-        Path | None, typer.Option(help="What to send. Default: the records, or their boards for hf-space.")
+        Path | None, typer.Option(help="Folder to upload. Default: the records, or their boards for hf-space.")
     ] = None,
-    push: Annotated[bool, typer.Option("--push", help="Send. Without it, only say what would be sent.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Upload. Without it, only list the files.")] = False,
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send records or pages to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
+    """Upload records or pages to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
     from reports.apps.upload import upload
 
     store = open_workspace(results, None).open_store()

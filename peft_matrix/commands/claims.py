@@ -1,4 +1,4 @@
-"""The verb that judges papers' claims."""
+"""The command that judges papers' claims."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ REPORT = "reproduction.md"
 
 def reproduce(
     claims: Annotated[list[Path] | None, typer.Argument(help="Claim files or folders. Default: the built-in.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only judge the records at hand; run nothing.")] = False,
-    run: Annotated[bool, typer.Option("--run", help="First run what this machine can of what is missing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only judge the stored records; run nothing.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="First run the missing sweeps, as far as this machine can.")
+    ] = False,
     results: Results = None,
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Write the report (Markdown and JSON) into this folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge claims of papers by the records at hand. Without --check or --run: say what would have to run."""
+    """Judge claims of papers from the stored records. Without --check or --run: list what would have to run."""
     from reports.apps.reproduction import run as answering
     from reports.apps.reproduction.claims import BUILT_IN, load_claims
     from reports.apps.reproduction.report import as_rows, to_markdown
@@ -59,7 +61,7 @@ def _stores(workspace: Workspace) -> list[str]:
 
 
 def _run(asked: Any, workspace: Workspace) -> int:
-    """Count what has to be counted and run the sweeps; how many cells failed."""
+    """Count parameters and bytes, run the sweeps, and return the number of failed cells."""
     from harness.store.store import Store
     from reports.apps.reproduction import run as answering
     from runners.running.counts import count_missing

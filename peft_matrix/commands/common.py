@@ -1,4 +1,4 @@
-"""What the verbs share: options, the workspace, and the two ways to print."""
+"""Shared by the commands: options, the workspace, and the two ways to print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Results = Annotated[str | None, typer.Option(help="Folder or URL of the records.
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of local data sets that override the Hub.")]
 Only = Annotated[str | None, typer.Option(help="Only cells whose label matches this pattern ('*lora*') or key.")]
 Rerun = Annotated[
-    list[str] | None, typer.Option(help="Run these again: stale, all, or a status such as error. Repeatable.")
+    list[str] | None,
+    typer.Option(help="Rerun cells with this status: stale, all, or a status such as error. Repeatable."),
 ]
 
 
@@ -31,19 +32,19 @@ def open_workspace(results: str | None, data_root: Path | None) -> Workspace:
 
 
 def console() -> Console:
-    """Where people read."""
+    """Console for human-readable output."""
     from rich.console import Console
 
     return Console()
 
 
 def print_json(value: Any) -> None:
-    """Where programs read."""
+    """Print JSON to standard output."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Rows for people, or as JSON."""
+    """Print rows as a table or as JSON."""
     if as_json:
         print_json(rows)
         return

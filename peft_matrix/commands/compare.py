@@ -1,4 +1,4 @@
-"""Verbs about scores: one configuration against another."""
+"""The command that compares two configurations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from peft_matrix.commands.common import AsJson, Results, console, open_workspace
 def compare(
     a: Annotated[str, typer.Argument(help="A configuration: the beginning of its cells' label, or a pattern.")],
     b: Annotated[str, typer.Argument(help="The one it is compared with.")],
-    metric: Annotated[str, typer.Option(help="Any quantity of docs/metrics.md.")] = "accuracy",
+    metric: Annotated[str, typer.Option(help="Any metric of docs/metrics.md.")] = "accuracy",
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two configurations: effect, interval, p, smallest detectable effect, and a plain sentence."""
+    """Compare two configurations: effect, interval, p, smallest detectable effect, and a summary sentence."""
     from harness.store.store import Store
     from reports.apps import compare as comparing
 

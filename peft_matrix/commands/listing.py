@@ -1,4 +1,4 @@
-"""Verbs that list what there is: methods, quantizers, tasks, models, this machine."""
+"""Commands that list methods, quantizers, tasks, models, and this machine's capabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def quantizers(as_json: AsJson = False) -> None:
 
 def tasks(
     data_root: DataRoot = None,
-    out: Annotated[Path | None, typer.Option(help="Write the page of the built-in tasks here (docs/tasks.md).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the page of the built-in tasks to this file (docs/tasks.md).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the tasks, the built-in ones and those of the workspace."""
@@ -48,7 +50,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do, and what to install for the rest."""
+    """Show what this machine supports, and what to install for the rest."""
     from runners.tools.queries import doctor as rows
 
     print_table(rows(), as_json)

@@ -1,4 +1,4 @@
-"""Verbs that look at records over time: regressions, and the night that makes and judges them."""
+"""Commands for records over time: regressions and nightly runs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def regressions(
     sweep: Annotated[str | None, typer.Option(help="Only records of this sweep.")] = None,
     results: Results = None,
     accept: Annotated[
-        str | None, typer.Option(help="Record a decision: for cells matching this pattern a new baseline begins.")
+        str | None, typer.Option(help="Accept a change: cells matching this pattern get a new baseline.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="With --accept: the metric it is for.")] = "*",
-    why: Annotated[str, typer.Option(help="With --accept: the reason, kept with the decision.")] = "",
+    metric: Annotated[str, typer.Option(help="With --accept: the metric.")] = "*",
+    why: Annotated[str, typer.Option(help="With --accept: the reason, stored with the decision.")] = "",
     false_alarms: Annotated[
-        bool, typer.Option("--false-alarms", help="Also measure how often identical nights would alarm.")
+        bool, typer.Option("--false-alarms", help="Also estimate the false-alarm rate by shuffling the nights.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What got worse, or better, over the records of a store; exit code 1 if anything got worse."""
+    """List what got significantly worse or better over the records of a store. Exit code 1 if anything got worse."""
     from reports.apps.regressions import analyze
     from reports.apps.regressions.report import to_markdown
 
@@ -66,7 +66,7 @@ def _accept(store: Store, cells: str, metric: str, why: str) -> None:
     from reports.apps.regressions import decisions
 
     if len(why.strip()) < 3:
-        raise UserError("a baseline moves only with a reason", where="--accept", fix="Say it: --why '...'.")
+        raise UserError("--accept needs a reason", where="--accept", fix="Add --why '...' (at least 3 characters).")
     since = datetime.now(UTC).isoformat(timespec="seconds")
     decision = decisions.Decision(cells=cells, metric=metric, since=since, why=why)
     typer.echo(f"Recorded in {decisions.record(store, decision)}")
@@ -76,13 +76,13 @@ def nightly(
     sweep: SweepName,
     results: Results = None,
     data_root: DataRoot = None,
-    again: Annotated[bool, typer.Option("--again", help="Run every cell again, not only what is stale.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Rerun every cell, not only stale ones.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for summary, board and site. Default: RESULTS/nightly")
     ] = None,
-    no_confirm: Annotated[bool, typer.Option("--no-confirm", help="Do not run suspected cells again.")] = False,
+    no_confirm: Annotated[bool, typer.Option("--no-confirm", help="Do not confirm suspected cells by reruns.")] = False,
 ) -> None:
-    """Run what is stale, find what moved, confirm it by runs again, rebuild board and site, and say it in a summary.
+    """Run stale cells, find regressions, confirm them by reruns, and write board, site and summary.
 
     Exit code 0: a quiet night; 1: a cell failed or got worse; 2: the input is wrong; 130: stopped.
     """
@@ -130,14 +130,16 @@ def _final(workspace: Workspace) -> dict[str, set[str]]:
 def bisect(
     sweep: SweepName,
     cell: Annotated[str, typer.Option(help="Key or label of the cell that got worse.")],
-    good: Annotated[Path, typer.Option(help="Lock file of an environment in which it was well: NAME==VERSION lines.")],
-    bad: Annotated[Path, typer.Option(help="Lock file of the environment in which it is not.")],
-    metric: Annotated[str, typer.Option(help="What got worse, e.g. step_ms or train.peak_rss_bytes.")] = "accuracy",
-    runs: Annotated[int, typer.Option(min=5, help="Runs of each side for every environment that is judged.")] = 5,
+    good: Annotated[Path, typer.Option(help="Lock file of the good environment: NAME==VERSION lines.")],
+    bad: Annotated[Path, typer.Option(help="Lock file of the bad environment.")],
+    metric: Annotated[
+        str, typer.Option(help="Metric that got worse, e.g. step_ms or train.peak_rss_bytes.")
+    ] = "accuracy",
+    runs: Annotated[int, typer.Option(min=5, help="Runs of each side per tested environment.")] = 5,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name the package whose new version made a cell worse, by runs in virtual environments between two locks."""
+    """Find the package version that made a cell worse, by runs in virtual environments between two lock files."""
     from harness import stats
     from harness.errors import UserError
     from harness.metrics import METRICS
@@ -146,7 +148,7 @@ def bisect(
     workspace = open_workspace(None, data_root)
     quantity = METRICS.get(metric.rpartition(".")[2])
     if quantity is None:
-        raise UserError(f"unknown quantity {metric!r}", where="--metric", fix="They stand in docs/metrics.md.")
+        raise UserError(f"unknown quantity {metric!r}", where="--metric", fix="docs/metrics.md lists them.")
     further = ("--data-root", str(workspace.data_root)) if workspace.data_root else ()
     found = bisecting.bisect(
         bisecting.read_lock(good),
@@ -163,7 +165,7 @@ def bisect(
 
 
 def _confirm(report: Report, sweep: str, workspace: Workspace, name: str) -> None:
-    """Run suspected cells again, in turns, so that a slow drift of the machine falls on all of them alike."""
+    """Rerun suspected cells alternately, so that a slow drift of the machine affects all of them alike."""
     from reports.apps.regressions import analyze
     from reports.apps.regressions.confirm_reruns import RERUNS, confirm, provisional
     from runners.running.run import load_sweep, run_sweep
@@ -181,7 +183,7 @@ def _confirm(report: Report, sweep: str, workspace: Workspace, name: str) -> Non
 
 
 def _publish(name: str, workspace: Workspace, board: str, out: Path) -> None:
-    """The sweep's board, and the site of all that the store holds."""
+    """The sweep's board, and the site of the whole store."""
     from peft_matrix.commands.site import build
     from reports.board.publish import publish_board
     from runners.tools.queries import recorded_keys

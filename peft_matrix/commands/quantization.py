@@ -1,4 +1,4 @@
-"""Verbs about quantization: what works together, and the environments that some back ends need."""
+"""Commands for quantization: compatibility, and side environments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compat(
     out: Annotated[Path | None, typer.Option(help="Write the table as Markdown into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which method trains, merges and scores on which quantizer and device, or why not."""
+    """Show which method trains, merges and scores on which quantizer and device, or why not."""
     from harness.errors import UserError
     from runners.tools import compat as table
 
@@ -41,10 +41,10 @@ def compat(
 
 def env(
     action: Annotated[str, typer.Argument(help="list, or create.")] = "list",
-    name: Annotated[str | None, typer.Argument(help="Which environment to create.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Environment to create.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List or build the side environments of back ends whose packages clash with ours."""
+    """List or build the side environments of back ends whose packages conflict with ours."""
     from harness.errors import UserError
     from runners import environments
 

@@ -1,4 +1,4 @@
-"""Verbs that act on a store of records as a whole: ask it, index it, tidy it, take from it, join several."""
+"""Commands for a whole store: query, index, gc, export, merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="results",
-    help="Act on the records as a whole: query, index, gc, export, merge.",
+    help="Query and maintain the record store: query, index, gc, export, merge.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -28,7 +28,7 @@ def query(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the records in SQL. Reads only: no file, no network, no change (extra: query)."""
+    """Query the records in SQL. Read-only: no other files, no network (extra: query)."""
     import sys
 
     from reports.apps.sql import query as ask
@@ -56,10 +56,10 @@ def _plain(value: object) -> object:
 @app.command("index")
 def index_(
     results: Results = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every record, whatever the index says.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every record, without using the index.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the index up to date now. It is never needed: whoever reads through it does so by itself."""
+    """Refresh the index now. Optional: readers refresh the index automatically."""
     from harness.store import index
 
     loaded = index.load(open_workspace(results, None).open_store(), rebuild=rebuild, fewest=1)
@@ -77,10 +77,10 @@ def index_(
 @app.command()
 def gc(
     results: Results = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without it, only say what would go.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the files. Without it, only list them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name files that nothing needs: samples without a record, leftovers, corrected and abandoned attempts."""
+    """List removable files: samples without a record, temporary files, superseded and abandoned attempts."""
     from harness.store import gc as upkeep
 
     store = open_workspace(results, None).open_store()
@@ -118,10 +118,10 @@ def export(
 @app.command()
 def merge(
     sources: Annotated[list[str], typer.Argument(help="Stores: folders or URLs.")],
-    into: Annotated[str, typer.Option(help="The store that takes their records; it may hold some already.")],
+    into: Annotated[str, typer.Option(help="The store to merge into; it may contain records already.")],
     as_json: AsJson = False,
 ) -> None:
-    """Copy several stores into one. Nothing is overwritten; where they disagree, both records stay and are named."""
+    """Copy several stores into one. Nothing is overwritten; conflicting records are both kept and listed."""
     from dataclasses import asdict
 
     from harness.store.merge import merge as join

@@ -1,4 +1,4 @@
-"""The verb that builds the site."""
+"""The command that builds the site."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def site(
     out: Annotated[Path, typer.Option(help="New folder, or that of an earlier site.")] = Path("site"),
     claims: Annotated[Path | None, typer.Option(help="What 'reproduce --json' printed, for the claims page.")] = None,
     planned: Annotated[
-        bool, typer.Option("--planned", help="Also count cells the sweep's file plans and no record tells of.")
+        bool, typer.Option("--planned", help="Also count planned cells of the sweep's file that have no record.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

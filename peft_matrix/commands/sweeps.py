@@ -1,4 +1,4 @@
-"""Verbs that act on a sweep: run it, plan it, see how it stands, look at one cell, start a workspace."""
+"""Commands for a sweep: run, plan, status, show, init."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from peft_matrix.commands.common import (
     print_table,
 )
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Cells at once; default: what the sweep says.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of cells at once. Default: the sweep's setting.")]
 Hours = Annotated[
     float | None,
-    typer.Option(min=0, help="Time budget: the best use of it first; what does not fit is not run, with its reason."),
+    typer.Option(
+        min=0, help="Time budget in hours: the most important cells first; cells that do not fit are not run."
+    ),
 ]
 
 
@@ -37,13 +39,13 @@ def run(
     rerun: Rerun = None,
     workers: Workers = None,
     hours: Hours = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: local, ray or slurm.")] = "local",
+    executor: Annotated[str, typer.Option(help="Executor: local, ray or slurm.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT.")] = None,
     slurm: Annotated[
         list[str] | None, typer.Option(help="Option of sbatch as NAME=VALUE (partition=gpu). Repeatable.")
     ] = None,
 ) -> None:
-    """Run what is missing of a sweep. A second run of a finished sweep does nothing."""
+    """Run the missing cells of a sweep. A finished sweep is not run again."""
     from runners.executors.backends import Choice
     from runners.running.run import load_sweep, run_sweep
 
@@ -90,9 +92,9 @@ def plan(
     hours: Hours = None,
     workers: Workers = None,
     as_json: AsJson = False,
-    list_sweeps: Annotated[bool, typer.Option("--list", help="List the sweeps there are.")] = False,
+    list_sweeps: Annotated[bool, typer.Option("--list", help="List the available sweeps.")] = False,
 ) -> None:
-    """Say what would happen to each cell of a sweep, and why. Runs nothing."""
+    """Dry run: show the status of every cell of a sweep, with the reason."""
     from harness import hardware
     from peft_matrix.console import print_plan
     from runners.running.run import load_sweep, make_plan
@@ -113,7 +115,7 @@ def plan(
 
 
 def status(sweep: SweepName, results: Results = None, data_root: DataRoot = None, as_json: AsJson = False) -> None:
-    """How the cells of a sweep stand: counts by status, and every failure with its reason."""
+    """Count the cells of a sweep by status, and list every failure with its reason."""
     from peft_matrix.console import print_status
     from runners.running.run import load_sweep
     from runners.tools.queries import status as status_of
@@ -131,7 +133,7 @@ def show(
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one record: what was run, every stage's time and memory, every metric, the end of the log."""
+    """Show one record: settings, time and memory of every stage, every metric, the end of the log."""
     from peft_matrix.console import print_record
     from runners.tools.queries import find_record
 
@@ -144,11 +146,11 @@ def show(
 
 def fetch(
     sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML.")] = "",
-    to: Annotated[Path | None, typer.Option(help="New or empty folder, or that of an earlier fetch.")] = None,
-    verify: Annotated[Path | None, typer.Option(help="Only compare a fetched folder with its manifest.")] = None,
+    to: Annotated[Path | None, typer.Option(help="New or empty folder, or the folder of an earlier fetch.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Only check a fetched folder against its manifest.")] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Gather a sweep's models and data, with digests, in a folder that runs on machines without a network."""
+    """Download a sweep's models and data, with digests, into a folder that works without a network."""
     from runners.running.run import load_sweep
     from runners.tools import fetch as fetching
 
@@ -167,7 +169,7 @@ def fetch(
 
 
 def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
-    """Lay out a workspace of your own, with a task and a sweep to start from."""
+    """Create a workspace with an example task and sweep."""
     from runners.tools.init_workspace import lay_out
 
     for path in lay_out(folder):

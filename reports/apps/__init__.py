@@ -1,1 +1,1 @@
-"""What is built from records and boards: comparisons, site, regressions, reproduction, imports and exports."""
+"""Applications of records and boards: comparisons, site, regressions, reproduction, imports and exports."""

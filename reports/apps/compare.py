@@ -30,7 +30,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """What is known about A against B on one metric.
+    """Result of the comparison of A with B on one metric.
 
     Attributes:
         effect: A less B; for seconds, bytes and joules A over B less 1.
@@ -148,7 +148,7 @@ def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
     mde = stats.mde_from_error(stats.standard_error(differences), len(shared) - 1) if np.ptp(differences) else None
     effect, low, high = (math.expm1(v) if ratio else v for v in (interval.estimate, interval.low, interval.high))
     shown = f"{_shown(effect, metric, ratio)} [{_shown(low, metric, ratio)}, {_shown(high, metric, ratio)}]"
-    verdict = "told apart" if test.p < 0.05 else "not told apart"
+    verdict = "significantly different" if test.p < 0.05 else "not significantly different"
     sentence = (
         f"{a.name} against {b.name} in {metric}: {shown}, p = {test.p:.2g}, {len(shared)} paired seeds: {verdict}."
     )

@@ -18,15 +18,15 @@ from reports.apps.sql import samples_of
 from reports.data.frame import PLAIN, speaking, wide
 
 KINDS = (".zip", ".parquet", ".csv")
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal records give equal bytes: an archive holds no time of its own
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal records give equal bytes: an archive has no time stamp
 
 
 def export(store: Store, to: Path, *, sweep: str | None = None) -> tuple[list[Path], int]:
     """Write the records of one sweep, or of all.
 
-    ``.zip`` holds the record and sample files as they lie; unpacked it is a store, which ``results merge`` reads.
-    ``.parquet`` and ``.csv`` hold a row per record (``current`` where it speaks for its cell), a column per quantity
-    and what is known about it; samples follow in ``NAME.samples.parquet`` or ``NAME.samples.csv``.
+    ``.zip`` has the record and sample files unchanged; unpacked it is a store, which ``results merge`` reads.
+    ``.parquet`` and ``.csv`` have a row per record (``current`` marks the current record of its cell) and columns per
+    quantity with value and details; samples follow in ``NAME.samples.parquet`` or ``NAME.samples.csv``.
 
     Returns:
         The files written, and the number of records.
@@ -60,7 +60,7 @@ def _of_sweep(store: Store, sweep: str | None) -> tuple[index.Flat, list[str]]:
 def _archive(store: Store, flat: index.Flat, paths: list[str], to: Path) -> None:
     digests = sorted({digest for digest in flat.rows.column("samples").to_pylist() if digest is not None})
     for digest in digests:
-        store.sample_file(digest)  # raises where they are damaged: nobody unpacks what cannot be trusted
+        store.sample_file(digest)  # raises if they are damaged: an archive must not contain damaged records
     with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in (*sorted(paths), *(f"samples/{digest}.parquet" for digest in digests)):
             data = store.files.read(path)

@@ -1,7 +1,7 @@
 """Questions to a store in SQL, answered by DuckDB from the index: read only, and shut off from files and network.
 
-``records``   one row per record: its key, labels of the axes, seed, outcome (``status``, ``stage_reached``,
-              ``reason``), digests, and whether it is ``current``, that is, speaks for its cell on its machine.
+``records`` one row per record: its key, labels of the axes, seed, outcome (``status``, ``stage_reached``, ``reason``),
+digests, and whether it is the ``current`` record of its cell on its machine.
 ``readings``  one row per reading of a record: ``id``, ``stage`` ("" for the whole cell), ``quantity``, ``value``,
               ``unit``, ``n``, ``spread``, ``source``, ``why_missing``.
 ``samples``   one row per scored item: ``id`` of the record and the columns of a sample file. Read only if asked for.

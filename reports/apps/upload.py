@@ -39,11 +39,11 @@ license: {licence}
 
 @dataclass(frozen=True)
 class Upload:
-    """What is, or would be, sent.
+    """Files that are, or would be, uploaded.
 
     Attributes:
         files: path in the repository to size in bytes.
-        sent: whether it was sent; ``address`` is where it lies then.
+        sent: True if it was uploaded; ``address`` is its URL then.
     """
 
     target: str

@@ -28,7 +28,7 @@ __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board", "render_
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in one place of the board.
+    """Content of one cell of the board's table.
 
     Attributes:
         value: mean over seeds in the metric's unit, None if missing.
@@ -142,7 +142,7 @@ class BoardTable:
         planned: keys of all cells that should be there; None: not known.
         records: id to record, of all rows.
         trials: tuning trials of the same sweeps; they are no rows, since their test split was not read.
-        silent: tables in which nothing could run. They are not shown; their cells stand among the failures.
+        silent: tables in which nothing could run. They are not shown; their cells are listed among the failures.
     """
 
     board: Board
@@ -157,7 +157,7 @@ class BoardTable:
 
     @property
     def failures(self) -> list[Failure]:
-        """Everything that did not end ``ok``; seeds that ended alike are told together."""
+        """Everything that did not end ``ok``; seeds that ended alike are listed together."""
         found: dict[tuple[int, str, str, str, str], Failure] = {}
         for number, section in enumerate((*self.sections, *self.silent)):
             for row in section.rows:
@@ -176,11 +176,11 @@ def build(
     Args:
         board: what to show.
         records: all records of a store; corrected and repeated ones are sorted out here.
-        store: where their samples lie; None: no samples, so nothing is ranked and intervals are Wilson's.
+        store: location of their samples; None: no samples, so nothing is ranked and intervals are Wilson's.
         planned: keys of all cells that should be there; those without a record are counted on the board.
 
     Returns:
-        The same value for the same records, in whatever order they come.
+        The same value for the same records, in any order.
     """
     wanted = [
         (identity, record)
@@ -403,12 +403,12 @@ def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ..
 MARK_WORDS = {
     "imported": "not run here",
     "throttled": "the device was throttled",
-    "shared": "somebody else used the device",
+    "shared": "a foreign process used the device",
     "simulated": "energy and device state come from a simulated device",
     "halved": "trained in smaller batches than asked for, with more accumulation, because memory ran out",
     "outdated": "a newer version of its task or of the protocol has been run",
 }
-"""Why a row is shown and not ranked, in words."""
+"""Reasons why a row is shown and not ranked, in words."""
 
 
 def _heads(board: Board, sections: Sequence[Section]) -> tuple[Head, ...]:

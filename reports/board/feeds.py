@@ -1,4 +1,4 @@
-"""What follows a board from outside: an Atom feed of its changes, and a badge.
+"""Ways to follow a board from outside: an Atom feed of its changes, and a badge.
 
 Both are made from records alone, so equal records give equal bytes. Dates are those of the records; there is no
 "now" in a file.

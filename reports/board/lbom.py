@@ -1,4 +1,4 @@
-"""The leaderboard's bill of materials: ``lbom.json`` beside each board, made from the board and its records alone.
+"""The leaderboard's bill of materials: ``lbom.json`` of each board, made from the board and its records alone.
 
 LBOps (arXiv:2407.04065) proposes such a bill; what it must hold was not to be had in its wording. The list here is
 inferred from that paper's domain model, and the file says so.
@@ -21,7 +21,7 @@ from reports.data.frame import machine
 LAYOUT = 1
 INFERRED = (
     "Contents inferred from the domain model of arXiv:2407.04065 (LBOps), which proposes a leaderboard bill of "
-    "materials; its own list of contents was not at hand."
+    "materials; its own list of contents was not available."
 )
 NOT_RECORDED = "not recorded"
 
@@ -82,7 +82,7 @@ def _metrics(table: BoardTable) -> list[dict[str, Any]]:
 
 
 def _protocol(table: BoardTable) -> list[dict[str, Any]]:
-    """What each section measured by: protocol version, budget, decoding, split and number of items."""
+    """Measuring conditions of each section: protocol version, budget, decoding, split and number of items."""
     found = []
     for section in table.sections:
         cell = table.records[section.rows[0].records[0]].cell
@@ -170,7 +170,7 @@ def _submission(table: BoardTable) -> dict[str, Any]:
 
 
 def _changelog(table: BoardTable) -> list[dict[str, str]]:
-    """Corrections: which record stands for which earlier one."""
+    """Corrections: which record supersedes which earlier one."""
     return [
         {"record": identity, "supersedes": record.supersedes}
         for identity, record in sorted(table.records.items())
@@ -179,7 +179,7 @@ def _changelog(table: BoardTable) -> list[dict[str, str]]:
 
 
 def _known_smells(table: BoardTable) -> list[str]:
-    """What a reader must know before using the board; the checks that can fail are ``peft-matrix check``."""
+    """Limits that a reader must know before using the board; the checks that can fail are ``peft-matrix check``."""
     rows = [row for section in table.sections for row in section.rows if row.status == "ok"]
     counts = {
         "rows rest on one seed": sum(len(row.seeds) == 1 for row in rows),

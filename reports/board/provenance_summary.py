@@ -1,4 +1,4 @@
-"""What a board says about itself: conditions of a section, provenance of the records, names for like rows."""
+"""Notes on a board: conditions of a section, provenance of the records, labels for similar rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN_DIFFERENCES = 3
 
 @dataclass(frozen=True)
 class About:
-    """Where a board's numbers come from.
+    """Provenance of a board's numbers.
 
     Attributes:
         facts: (what, value) for people, in order.
@@ -55,7 +55,7 @@ def describe(kept: Sequence[tuple[str, Record]]) -> About:
 
 
 def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
-    """What the rows of a section have in common, for people.
+    """Conditions that the rows of a section share, as readable text.
 
     Args:
         shared: what :func:`reports.data.frame.comparable` gives for any of them.
@@ -82,7 +82,7 @@ def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tu
 
 
 def _contamination(records: Sequence[Record]) -> str:
-    """How many test items the training data hold, where any record found one; "" where none did."""
+    """Number of test items that are also in the training data, if any record found one; otherwise ""."""
     counts = set()
     for record in records:
         found = _mapping(_mapping(record.environment.get("facts")).get("contamination")).get("test_items_in_train")

@@ -45,7 +45,7 @@ class RowFilter(_Frozen):
         return [value] if isinstance(value, str) else value
 
     def keeps(self, **labels: str) -> bool:
-        """Whether a row with these labels stays."""
+        """True if a row with these labels stays."""
         return all(any(fnmatchcase(text, pattern) for pattern in getattr(self, axis)) for axis, text in labels.items())
 
 
@@ -59,7 +59,7 @@ class Quantity(_Frozen):
 
     @property
     def definition(self) -> MetricDef:
-        """What is measured."""
+        """Metrics of the board."""
         return METRICS[self.metric]
 
     @property
@@ -73,7 +73,7 @@ class Column(_Frozen):
 
     Attributes:
         metric: a quantity, shown as ``show`` says.
-        minus: shown beside the value: value minus this other metric of the same row.
+        minus: also show the difference: value minus this other metric of the same row.
         difference: a quantity minus the baseline row's, with its paired interval where samples allow.
         field: rank, label or status of the row.
         optional: left out of the board while no row has a value (another memory kind, no energy meter).
@@ -151,7 +151,7 @@ class Board(_Frozen):
 
     Attributes:
         rows: which configurations are shown.
-        group_by: labels that each get a table of their own.
+        group_by: labels that each get a separate table.
         rank: the metric ranked by paired tests on stored samples.
         pareto: two or more axes; rows on their front are marked.
         sort: metric that orders the rows, best first.
@@ -175,7 +175,7 @@ class Board(_Frozen):
         keys = [column.key for column in self.columns]
         double = sorted({key for key in keys if keys.count(key) > 1})
         if double:
-            raise ValueError(f"the column {', '.join(double)} stands twice")
+            raise ValueError(f"the column {', '.join(double)} is listed twice")
         if len(self.pareto) == 1:
             raise ValueError("a Pareto front needs two axes or more")
         if self.baseline is None and any(column.difference for column in self.columns):

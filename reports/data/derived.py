@@ -59,7 +59,7 @@ def expected_calibration_error(confidence: NDArray[np.float64], right: NDArray[n
 
 
 def cut_items(table: pa.Table) -> float | None:
-    """How many test inputs were longer than the context and were cut; None where nothing was scored."""
+    """Number of test inputs that were longer than the context and were cut; None if nothing was scored."""
     columns = table.select(["arm", "cut"]).to_pydict()
     cut = [bool(c) for arm, c in zip(columns["arm"], columns["cut"], strict=True) if arm == "adapted"]
     return float(sum(cut)) if cut else None

@@ -52,10 +52,10 @@ PLAIN = ("id", "key", "label", "sweep", "config", *AXES, "seed", "status", "stag
 
 
 def current(records: Iterable[Record]) -> list[tuple[str, Record]]:
-    """The record that speaks for each cell on each machine, with its id (see :func:`harness.store.store.current`).
+    """The current record of each cell on each machine, with its id (see :func:`harness.store.store.current`).
 
-    A record that does not say where it ran (an impossible cell, a worker that died early) counts for the one
-    machine that its cell ran on; where that is not known, it stands only if no machine is.
+    A record without a machine (an impossible cell, a worker that died early) counts for the one machine that its cell
+    ran on; if that is unknown, it is used only if the store names no machine.
 
     Returns:
         ``(id, record)`` in an order that depends on the records alone.
@@ -79,7 +79,7 @@ def _speaking(attempts: Sequence[store.A], places: Sequence[str]) -> list[store.
 
 
 def is_trial(record: Record) -> bool:
-    """Whether the record is no result of its own, but part of tuning: a trial, or a run at the shared rate.
+    """True if the record is not a result, but part of tuning: a trial, or a run at the shared rate.
 
     A trial chose a learning rate on validation and never saw the test split; a run at the shared rate shows how much
     tuning mattered. Neither is a row of a board.
@@ -147,7 +147,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 class _Attempt(NamedTuple):
-    """A row of the index, as far as it decides which row speaks for its cell; ``at`` is its number."""
+    """A row of the index, as far as it decides which row is current for its cell; ``at`` is its number."""
 
     id: str
     key: str
@@ -192,7 +192,7 @@ def framed(flat: index.Flat) -> pd.DataFrame:
 
 
 def speaking(flat: index.Flat) -> NDArray[np.int64]:
-    """Numbers of the rows that speak for their cell and machine (:func:`current`), in the order of a frame."""
+    """Numbers of the rows that are current for their cell and machine (:func:`current`), in the order of a frame."""
     columns = [flat.rows.column(name).to_pylist() for name in _Attempt._fields[:-1]]
     attempts = [_Attempt._make((*row, at)) for at, row in enumerate(zip(*columns, strict=True))]
     kept = _speaking(attempts, flat.rows.column("machine").to_pylist())
@@ -225,7 +225,7 @@ def wide(flat: index.Flat) -> pd.DataFrame:
 
 
 def has(row: Mapping[str, Any], name: str) -> bool:
-    """Whether an aggregated row has a value of this quantity."""
+    """True if an aggregated row has a value of this quantity."""
     value = row.get(name)
     return isinstance(value, float) and not math.isnan(value)
 
@@ -246,7 +246,7 @@ def aggregate(rows: pd.DataFrame, samples: SampleSource | None = None) -> pd.Dat
 
     Args:
         rows: what :func:`frame` gives.
-        samples: record id to its table of scored items; None: no samples at hand.
+        samples: record id to its table of scored items; None: no samples.
     """
     if rows.empty:
         return pd.DataFrame()
@@ -327,5 +327,5 @@ def _with_interval(
         f"{name}:low": found.low,
         f"{name}:high": found.high,
         f"{name}:items": found.n,
-        f"{name}:interval": found.method + ("" if scores is not None else ", no samples at hand"),
+        f"{name}:interval": found.method + ("" if scores is not None else ", no samples available"),
     }

@@ -1,4 +1,4 @@
-"""What tuning was worth: every method at the one learning rate that they share, beside its tuned self."""
+"""Gain from tuning: every method at the shared learning rate, compared with its tuned rate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def at_shared_rate(records: Iterable[Record]) -> dict[str, list[tuple[float, flo
 
 
 def columns(record: Record, shared: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """What the row of ``record`` has at the shared rate, as columns of the aggregated frame; ``{}``: nothing."""
+    """Values of the row of ``record`` at the shared rate, as columns of the aggregated frame; ``{}``: nothing."""
     runs = shared.get(untuned_identity(record)) if shared else None
     if not runs:
         return {}
@@ -48,7 +48,7 @@ def columns(record: Record, shared: Mapping[str, Sequence[tuple[float, float]]])
 
 
 def caption(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How far the order of the rows at the shared rate is from the tuned order; "" where there is too little.
+    """Distance between the order of the rows at the shared rate and the tuned order; "" if there is too little.
 
     Kendall's tau-b (Kendall 1945, doi:10.1093/biomet/33.3.239): 1 for the same order, 0 for no relation, ties apart.
     """

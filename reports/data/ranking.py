@@ -86,7 +86,7 @@ def rank_rows(rows: Rows, name: str, samples: SampleSource | None) -> Ranking:
     found, unranked = scores_of(rows, name, samples)
     label = METRICS[name].label
     if len(found) > MOST_RANKED_ROWS:
-        why = f"more than {MOST_RANKED_ROWS} rows cannot be told apart pair by pair"
+        why = f"more than {MOST_RANKED_ROWS} rows: too many for pairwise tests"
         return Ranking(unranked=unranked | dict.fromkeys(found, why), caption=f"Unranked: {why}.")
     configs = sorted(found)
     if len(configs) < 2:
@@ -99,8 +99,8 @@ def rank_rows(rows: Rows, name: str, samples: SampleSource | None) -> Ranking:
     better = frozenset((configs[i], configs[j]) for i, j in zip(*verdicts.nonzero(), strict=True))
     pairs = len(configs) * (len(configs) - 1) // 2
     caption = (
-        f"Ranks by {label}: intervals from {pairs:,} paired tests on {len(found[configs[0]].items):,} items, "
-        f"Holm adjusted at {100 * ALPHA:g} %; rows that cannot be told apart share ranks."
+        f"Ranks by {label}: intervals from {pairs:,} paired tests on {len(found[configs[0]].items):,} items, Holm "
+        f"adjusted at {100 * ALPHA:g} %; rows that are not significantly different share ranks."
     )
     return Ranking(ranks, better, frozenset(configs), unranked, caption)
 
@@ -123,7 +123,7 @@ def differences(rows: Rows, name: str, base: str, samples: SampleSource | None) 
 
 
 def front_caption(axes: Sequence[str], metric: str) -> str:
-    """What the mark of the front means, for people."""
+    """Meaning of the front's mark, as readable text."""
     return _FRONT.format(axes=", ".join(axes), metric=METRICS[metric].label)
 
 
@@ -132,7 +132,7 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
 
     A row leaves the front only if another one is at least as good on every axis by its mean and *clearly*
     better on one: by the ranking's tests on the ranked metric, by more than the larger standard deviation over
-    seeds elsewhere. So noise alone drops nobody, and of two rows that cannot be told apart both may stay.
+    seeds elsewhere. So noise alone removes no row, and of two rows that are not significantly different both may stay.
 
     Marked rows take no part. Where every row was imported they have a front among themselves: it says what the
     other tool's numbers say, and no row of ours is measured against it.
@@ -163,7 +163,7 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
 
 
 def _noise(row: Mapping[str, Any], axis: str) -> float:
-    """What a mean may be off by: half its interval's width, or one standard deviation over seeds, if that is more."""
+    """Uncertainty of a mean: half its interval's width, or one standard deviation over seeds, if that is more."""
     half = (row.get(f"{axis}:high", math.nan) - row.get(f"{axis}:low", math.nan)) / 2
     return max([0.0, *(float(x) for x in (half, row.get(f"{axis}:sd", math.nan)) if not math.isnan(x))])
 

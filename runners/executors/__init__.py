@@ -1,1 +1,1 @@
-"""Where cells run: on this machine, on Ray, on Slurm."""
+"""Executors: this machine, Ray, Slurm."""

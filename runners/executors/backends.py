@@ -1,4 +1,4 @@
-"""Where a run takes place: what the plan is made for, and the executor that runs it there."""
+"""The backend of a run: the machine that the plan is made for, and the executor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which executor the user wants.
+    """The executor that the user chose.
 
     Attributes:
         address: of a Ray cluster; None starts one of this machine.
@@ -43,7 +43,7 @@ class Place(Protocol):
     fingerprint: str
 
     def executor(self, plan: Plan, device: str) -> Executor:
-        """What runs this plan's cells."""
+        """The executor for this plan's cells."""
         ...
 
 
@@ -92,7 +92,7 @@ class Local:
             raise UserError(
                 "no GPU of this machine satisfies all hardware profiles of the cells to run",
                 where=str(plan.sweep.path),
-                fix="Run them one profile after the other: --only '*.PROFILE.*'.",
+                fix="Run one profile at a time: --only '*.PROFILE.*'.",
             )
         return uuids
 
@@ -136,7 +136,7 @@ class Slurm:
         self._workspace = workspace
 
     def executor(self, plan: Plan, device: str) -> Executor:
-        """Slurm jobs: all cells are handed over at once unless the user wants fewer."""
+        """Slurm jobs: all cells are submitted at once unless the user wants fewer."""
         limits = plan.sweep.spec.limits
         return self._slurm.SlurmExecutor(
             self._workspace.cache,

@@ -1,4 +1,4 @@
-"""Where cells run. An executor starts jobs, sleeps until something happens, and stops what it is told to stop."""
+"""Interface of an executor. An executor starts jobs, sleeps until something happens, and stops jobs on request."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Executor(Protocol):
     """One small interface for this machine, Ray and Slurm.
 
     Attributes:
-        leases: what may be handed out; a remote executor's are places in its cluster, which chooses the device.
-        neighbours: cells that may run beside one on its machine.
+        leases: available leases; a remote executor's are slots in its cluster, which chooses the device.
+        neighbours: number of cells that may run at the same time on its machine.
         remote: a cluster runs the cells. A job may wait there as long as it wants to, a lost one is tried once more
             (nodes come and go), and this machine's disk and memory say nothing about it.
     """

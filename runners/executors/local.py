@@ -60,7 +60,7 @@ class LocalExecutor:
     """Runs jobs in processes of this machine.
 
     Args:
-        leases: what may be handed out; the scheduler gives each running job one of them.
+        leases: available leases; the scheduler gives each running job one of them.
         work: ``module:function`` that a worker runs.
         preload: modules that the template imports.
     """

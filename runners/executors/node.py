@@ -1,4 +1,4 @@
-"""What Ray and Slurm run on a node: one cell, in a process of its own, as on this machine.
+"""Code that Ray and Slurm run on a node: one cell, in a separate process, as on this machine.
 
 The node chooses nothing but the device: that is what the cluster gave it.
 """
@@ -22,7 +22,7 @@ WAIT_S = 5.0
 
 
 def probe() -> dict[str, Any]:
-    """What this node is and can do, as plain values."""
+    """Properties of this node, as plain values."""
     environment = provenance.environment()
     return {"machine": hardware.probe().as_dict(), "fingerprint": provenance.fingerprint(environment)}
 

@@ -1,7 +1,7 @@
 """Cells as Ray tasks. Records travel back through Ray, so driver and nodes need no common disk.
 
 On every node peft-matrix must be installed; the models and data a sweep reads must be there (or on the Hub), the
-workspace's own tasks travel with the cells. Ray chooses the device; the cell still runs in a process of its own.
+workspace's own tasks travel with the cells. Ray chooses the device; the cell still runs in a separate process.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def bundle_of(roots: Sequence[Path]) -> Bundle:
 
 
 def connect(address: str | None) -> list[RayNode]:
-    """Join a cluster and look at each of its nodes.
+    """Join a cluster and probe each of its nodes.
 
     Args:
         address: as of ``ray.init``: ``auto``, ``HOST:PORT``; None starts a cluster of this machine alone.
@@ -178,12 +178,12 @@ def accelerator_for(cell: dict[str, Any], nodes: Sequence[RayNode]) -> str | Non
     """The accelerator type a GPU cell must ask Ray for; None if every GPU of the cluster satisfies its profile.
 
     Raises:
-        UserError: no node satisfies it, or those that do have no accelerator type by which Ray could tell them apart.
+        UserError: no node satisfies it, or those that do have no accelerator type by which Ray could distinguish them.
     """
     asked = {k: v for k, v in cell["hardware"].items() if k != "label"}
     profile = hardware.HardwareProfile.model_validate({"name": "asked", **asked})
     with_gpu = [node for node in nodes if node.machine.gpus]
-    # Ray cannot tell the GPUs of one node apart, so all of them must do
+    # Ray cannot distinguish the GPUs of one node, so all of them must satisfy the profile
     fitting = [node for node in with_gpu if len(hardware.gpus_for(profile, node.machine)) == len(node.machine.gpus)]
     if with_gpu and len(fitting) == len(with_gpu):
         return None
@@ -191,7 +191,7 @@ def accelerator_for(cell: dict[str, Any], nodes: Sequence[RayNode]) -> str | Non
     names = sorted({name for node in fitting for name in node.accelerators} - other)
     if not names:
         raise UserError(
-            "no accelerator type of this Ray cluster stands for the hardware profile",
+            "no accelerator type of this Ray cluster corresponds to the hardware profile",
             where=f"hardware {cell['hardware']['label']}",
             fix="Start such nodes with: ray start --resources '{\"accelerator_type:NAME\": 1}'",
         )
@@ -254,7 +254,7 @@ class RayExecutor:
         return None
 
     def wait(self, timeout_s: float) -> list[Message | Ended]:
-        """What came back since the last call; sleeps in Ray until something does."""
+        """Results that came back since the last call; sleeps in Ray until there is one."""
         events: list[Message | Ended] = []
         while self._running:
             ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0 if events else timeout_s)

@@ -34,7 +34,7 @@ class OutsideProcess:
             self._process = subprocess.Popen(
                 [python, "-m", "runners.worker.side_environment_main", job_file, str(channel.fileno())],
                 env=environ,
-                stdin=subprocess.PIPE,  # its end tells the worker that we are gone
+                stdin=subprocess.PIPE,  # closing its end tells the worker that the parent is gone
                 stdout=log,
                 stderr=log,
                 pass_fds=[channel.fileno()],

@@ -1,7 +1,8 @@
 """Cells as Slurm jobs, through submitit: one array per resource class, in a folder that login and compute nodes share.
 
-The driver only watches files and ``squeue``. It may be gone for hours: jobs go on, and the next run of the sweep takes
-up those that wait, run or have ended. A job that Slurm pre-empts is queued again by submitit and begins anew.
+The driver only watches files and ``squeue``. The driver may be gone for hours: jobs continue, and the next run of the
+sweep collects those that wait, run or have ended. A job that Slurm pre-empts is queued again by submitit and starts
+from the beginning.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from runners.worker.process import WORK
 SAID_FILE = "said.jsonl"
 ENDED_FILE = "ended.json"
 LOOK_S = 1.0
-"""How often the shared folder is looked at."""
+"""Interval between checks of the shared folder."""
 ASK_S = 5.0
-"""How often ``squeue`` is asked."""
+"""Interval between calls of ``squeue``."""
 UNSEEN = 3
 """A job that left no end is gone when so many answers of ``squeue`` in a row do not know it: its files may be late."""
 SPARE_MIN = 15
@@ -40,7 +41,10 @@ SPARE_MIN = 15
 
 # --- on a node -----------------------------------------------------------------------------------
 class CellJob:
-    """What submitit runs: one cell, from its job file. Not resumed half-way: after a pre-emption it begins anew."""
+    """The function that submitit runs: one cell, from its job file.
+
+    Not resumed half-way: after a pre-emption it starts from the beginning.
+    """
 
     def __init__(self, work: str, preload: tuple[str, ...]) -> None:
         self.work = work
@@ -144,10 +148,10 @@ class SlurmExecutor:
     Args:
         cache: folder that login and compute nodes share.
         options: ``sbatch`` options by name.
-        places: jobs handed to Slurm at once; what has no node yet waits in its queue.
+        places: jobs submitted to Slurm at once; those without a node wait in its queue.
         threads: CPUs of a cell.
         timeout_s: of a cell.
-        results: the store the cells are for: jobs of an earlier run on it are taken up.
+        results: the store the cells are for: jobs of an earlier run on it are collected.
     """
 
     remote = True
@@ -178,7 +182,7 @@ class SlurmExecutor:
         self._earlier = _earlier(cache / "jobs", results)
 
     def adopt(self, key: str) -> Job | None:
-        """The job that an earlier run handed to Slurm for this cell, if it still waits, runs or has ended."""
+        """The job that an earlier run submitted to Slurm for this cell, if it still waits, runs or has ended."""
         found = self._earlier.pop(key, None)
         if found is None:
             return None
@@ -192,7 +196,7 @@ class SlurmExecutor:
         self._pending.append(job)
 
     def wait(self, timeout_s: float) -> list[Message | Ended]:
-        """What the shared folder says since the last call; looks once a second: nothing is measured on this machine."""
+        """News in the shared folder since the last call; checks once a second: nothing is measured on this machine."""
         self._submit()
         end = time.monotonic() + timeout_s
         while True:
@@ -288,7 +292,7 @@ def _cancel(numbers: list[str]) -> None:
 
 
 def _earlier(jobs: Path, results: str) -> dict[str, tuple[Job, str]]:
-    """Jobs that an earlier run handed to Slurm for this store and did not take back: cell key to job and number."""
+    """Jobs that an earlier run submitted to Slurm for this store and did not collect: cell key to job and number."""
     found: dict[str, tuple[Job, str]] = {}
     known: set[str] | None = None
     for file in sorted(jobs.glob(f"*/{QUEUED_FILE}")):

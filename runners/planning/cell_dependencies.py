@@ -1,7 +1,7 @@
 """Cells that combine what other cells of the sweep trained: which those are, and when they are there.
 
-A method that combines names a row of the sweep (``of``, a method's label). Its ingredients are that row's cells over
-the sweep's seeds or tasks, or on another model (``from``); their keys are part of its own identity. What they saved
+A method that combines names a row of the sweep (``of``, a method's label). Its source cells are that row's cells over
+the sweep's seeds or tasks, or on another model (``from``); their keys are part of its key. What they saved
 is kept in the cache; the combining cell waits until it is all there, and a kept folder that is gone is made again.
 """
 
@@ -28,7 +28,7 @@ class Combined:
 
     Attributes:
         cells: those that combine carry the keys of their ingredients in their identity.
-        told: their ingredients.
+        told: their source cells.
         pointless: key of a combining cell to why there is nothing to combine.
         was: key of a combining cell to its key before.
     """
@@ -56,7 +56,7 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
         raise UserError(
             f"{', '.join(sorted(combining))} combine the rows of a sweep, and this one tunes its rows",
             where=where,
-            fix="Combine in a sweep of its own, with the learning rates that tuning found.",
+            fix="Combine in a separate sweep, with the learning rates that tuning found.",
         )
     rows = _Rows(
         methods=_by_task(cells),
@@ -80,13 +80,13 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
             if len(parts) < 2 and over != "model":
                 found.pointless[made.key] = f"the sweep has one of its {over} only: there is nothing to combine"
             elif over == "model" and parts[0].model.canonical == cell.model.canonical:
-                found.pointless[made.key] = "this is the model that was trained: there is nowhere to move it"
+                found.pointless[made.key] = "this is the model that was trained: it cannot be moved to itself"
     return found
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a sweep has: its points by label; its methods also by the task's, which may have steps of its own."""
+    """The points of a sweep by label; methods also by the task's label, because tasks may set their number of steps."""
 
     methods: dict[str, dict[str, Point]]
     models: dict[str, Point]
@@ -135,10 +135,10 @@ def _named(known: dict[str, Named], name: Any, what: str, where: str) -> Named:
 
 
 def kept_at(cache: Path, cell: Cell) -> Path:
-    """Where what a cell saved is kept for those that combine it."""
+    """Path of a cell's saved adapter for the cells that combine it."""
     return cache / "ingredients" / cell.key
 
 
 def kept(cache: Path, cell: Cell) -> bool:
-    """Whether it is there."""
+    """True if the saved adapter is in the cache."""
     return kept_at(cache, cell).is_dir()

@@ -1,4 +1,4 @@
-"""How long a cell will take and how much memory: an estimate from sizes, corrected by what past records measured.
+"""Predicted time and memory of a cell: an estimate from sizes, corrected by past records.
 
 The estimate counts operations and bytes (training: 2 per parameter and token forward, 2 for the gradients of
 activations, 2 for those of trained weights; Kaplan et al., arXiv 2001.08361; activations: Korthikanti et al., arXiv
@@ -45,11 +45,11 @@ GROUPS = ("this cell", "its other seeds", "its method on this model", "this mode
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected of a cell.
+    """Prediction for a cell.
 
     Attributes:
         seconds: wall time of its stages; None where the model's size is not known and no record helps.
-        peak_bytes: memory at its peak: resident on a CPU, held by the allocator on a GPU.
+        peak_bytes: peak memory: resident on a CPU, allocated on a GPU.
         least_bytes: weights, and the gradients and Adam's two states of a method that trains them all; a lower bound.
         basis: where the numbers come from.
     """
@@ -124,7 +124,7 @@ class Predictor:
                 self._bytes[group].append(peak / estimate.peak_bytes)
 
     def __call__(self, cell: Cell) -> Prediction:
-        """What is expected of this cell."""
+        """Prediction for this cell."""
         self._read()
         own = (cell.key,) if cell.key in self._measured_keys else _configuration(cell)
         if own not in self._known:
@@ -187,7 +187,7 @@ class Predictor:
         return FLOPS_PER_S[device] * (cell.common.identity["threads"] if device == "cpu" else 1)
 
     def does_not_fit(self, cell: Cell) -> str | None:
-        """Why the cell cannot fit its device, by what must be there at once; None if it may fit."""
+        """Reason why the cell cannot fit its device, by the memory that is needed at once; None if it may fit."""
         least = self.analytic(cell).least_bytes
         if least is None:
             return None
@@ -220,7 +220,7 @@ def total(predictions: Iterable[Prediction]) -> dict[str, Any]:
 
 
 def measured_s(record: Record) -> float | None:
-    """What the stages of a record took together, seconds; None if a clock failed."""
+    """Total time of the stages of a record, seconds; None if a clock failed."""
     spans = [span.seconds for span in record.spans]
     known = [s for s in spans if s is not None]
     return sum(known) if known and len(known) == len(spans) else None

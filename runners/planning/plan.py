@@ -1,4 +1,4 @@
-"""What will happen to each cell of a sweep, and why: run, done, stale, elsewhere or unsupported.
+"""Status of each cell of a sweep, with the reason: run, done, stale, elsewhere or unsupported.
 
 Planning reads declarations, task files and the store's file names. It imports no model library and runs nothing.
 """
@@ -114,14 +114,14 @@ MODEL_KIND = {
     "language-modelling": "causal-lm",
     "sequence-classification": "sequence-classification",
 }
-"""What a model must be for a task of each kind."""
+"""Required model kind for each kind of task."""
 
 
 def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
-    """Why the cell cannot run on such a device, by the declarations of its parts; None if it can.
+    """Reason why the cell cannot run on such a device, by the declarations of its parts; None if it can.
 
     Args:
-        cache: where side environments stand.
+        cache: folder of the side environments.
     """
     kind = MODEL_KIND[cell.task.identity["kind"]]
     quantization = cell.quantization.identity
@@ -151,7 +151,7 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
 
 
 def _nothing_to_show(cell: Cell, name: str) -> str | None:
-    """Why there are no worked examples for a method that shows some, or None."""
+    """Reason why there are no worked examples for a few-shot method, or None."""
     task = cell.task.identity
     if task.get("test_only"):
         return f"{name} shows examples of the training split, and the sweep uses the task's test split only"
@@ -181,7 +181,7 @@ def make(
         outside: the same of each side environment, by name (:func:`runners.environments.fingerprints`).
         only: shell-style pattern over cell labels and keys; other cells are left out of the plan.
         rerun: statuses, or ``stale`` or ``all``, whose cells are run again.
-        hours: time budget; what it is not expected to hold stands in ``not_run``.
+        hours: time budget; cells that are not expected to fit are in ``not_run``.
         slots: cells at once, for that expectation.
 
     Raises:
@@ -259,9 +259,9 @@ def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry
             ended = {e.status for e in entries.get(part.key, ()) if e.status in FINAL_STATUSES}
             to_run = any(part.key == c.key for c in plan.run)
             if part.key in refused:
-                why = why or f"its ingredient {part.label} cannot run: {refused[part.key]}"
+                why = why or f"its source cell {part.label} cannot run: {refused[part.key]}"
             elif not to_run and ended and "ok" not in ended:
-                why = why or f"its ingredient {part.label} ended as {', '.join(sorted(ended))}"
+                why = why or f"its source cell {part.label} ended as {', '.join(sorted(ended))}"
             elif to_run or "ok" not in ended or not kept(cache, part):
                 open_ = True
         if why is not None or open_:
@@ -339,7 +339,7 @@ def _asked_again(known: list[Entry], present: str, rerun: Sequence[str]) -> bool
 
 
 def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rerun: Sequence[str]) -> bool:
-    """Whether a worker of this environment found out that the cell cannot run, although nothing declares it.
+    """True if a worker of this environment found that the cell cannot run, although no declaration says so.
 
     An ``unsupported`` record written by the plan itself does not count: the sweep or the machine may have changed.
     """

@@ -1,8 +1,8 @@
 """Equal tuning: the same number of trials for every configuration, chosen on validation, before any test is read.
 
 Trials are ordinary cells with ``role: trial``, so they resume, run in parallel and are billed like all others. This
-module is a function from what the store holds to the cells that are wanted next: run them, ask again, until the final
-cells stand there. Interrupted at any moment, it goes on where it was.
+module is a function from the store's records to the cells that are needed next: run them and call it again, until the
+final cells exist. Interrupted at any moment, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXTENSION = 2
 Result = Callable[[Cell], "float | None"]
 """Validation score of a trial; None while it has no final record."""
 Curve = Callable[[Cell], Sequence[float]]
-"""Validation scores of a trial during training, where a pruner looks at them."""
+"""Validation scores of a trial during training, at the steps of a pruner."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Choice:
-    """A learning rate and, where a knob is tuned, further parameters."""
+    """A learning rate and, if a knob is tuned, additional parameters."""
 
     learning_rate: float
     params: tuple[tuple[str, Any], ...] = ()
@@ -128,7 +128,7 @@ class Search:
         """The choice with the lowest score, the smaller rate among equals; None if every trial failed.
 
         Raises:
-            Pending: trials have to run first; they stand in :attr:`trials`.
+            Pending: trials have to run first; they are in :attr:`trials`.
         """
         if self.tune.sampler != "grid":
             from runners.planning.tuning_optuna import sampled
@@ -152,7 +152,7 @@ class Search:
     def _further(self, rate: float) -> list[Choice]:
         """The knob's values at the best rate; without a knob, as many rates around it.
 
-        A value that the grid was tried with already is replaced by a further rate: the budget stays equal.
+        A value that the grid was tried with already is replaced by an additional rate: the budget stays equal.
         """
         count = self.tune.knob_trials
         exponents = [(i + 1) / (count + 1) * 2 - 1 for i in range(count)]  # inside the neighbours
@@ -194,7 +194,7 @@ class Search:
         return min(finite, key=lambda c: (self.scores[c], c.learning_rate, str(c.params)), default=None)
 
     def told(self, best: Choice) -> dict[str, Any]:
-        """How the choice was made, for the record: the whole curve."""
+        """The choice in the record: the whole curve."""
         return {
             "select": self.tune.select,
             "trials": [

@@ -1,4 +1,4 @@
-"""How a job that is over becomes a record: the worker's own, or the one written because the worker could not."""
+"""Turn an ended job into a record: the worker's own, or one written by the parent if the worker could not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runners.worker.job import LM_EVAL_FILES, LOG_FILE, RECORD_FILE, SAMPLES_FIL
 
 LOG_TAIL_CHARACTERS = 4000
 STOPPED_TRIAL = "stopped trial"
-"""What a trial of tuning that diverged or was pruned is counted as: it had no chance, which is what it was to show."""
+"""Count a tuning trial that diverged or was pruned as a stopped trial: that is a result of tuning, not a failure."""
 EXPECTED = frozenset({"ok", "unsupported", STOPPED_TRIAL})
 """Ends of a cell that are no failure of the run."""
 

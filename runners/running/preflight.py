@@ -1,4 +1,4 @@
-"""What is looked at just before a cell starts: room on the disk and in memory. Every refusal has a typed reason."""
+"""Checks before a cell starts: free disk space and memory. Every refusal has a typed reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NotRun:
     """A planned cell that this run did not start.
 
     Attributes:
-        kind: ``disk`` or ``memory``: the machine had no room; ``budget``: the time given to the run.
+        kind: ``disk`` or ``memory``: not enough free; ``budget``: not enough time in the run.
         reason: the same in words, with the numbers.
     """
 
@@ -34,7 +34,7 @@ class NotRun:
 def no_room(
     folders: list[Path], *, min_free_disk_gib: float, needs_bytes: float | None, memory_free_bytes: int | None = None
 ) -> tuple[WhyNotRun, str] | None:
-    """Why a cell should not start now, or None.
+    """Reason why a cell should not start now, or None.
 
     Args:
         folders: where the cell and its record will be written; they need not exist yet.
@@ -59,7 +59,8 @@ def no_room(
 
 
 def keep(results: str, sweep: str, not_run: Sequence[NotRun]) -> None:
-    """Leave beside the records what the latest run of a sweep did not start; nothing where there was no such cell.
+    """Write the cells that the latest run of a sweep did not start next to the records; remove the file if there is
+    none.
 
     Raises:
         UserError: the folder cannot be written.
@@ -73,7 +74,7 @@ def keep(results: str, sweep: str, not_run: Sequence[NotRun]) -> None:
 
 
 def kept(results: str, sweep: str) -> dict[str, dict[str, Any]]:
-    """What :func:`keep` left: cell key to label, kind and reason."""
+    """Content written by :func:`keep`: cell key to label, kind and reason."""
     data = open_files(results).read(_path(sweep))
     return dict(json.loads(data)) if data is not None else {}
 

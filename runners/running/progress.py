@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live view on a terminal, plain lines when piped."""
+"""Progress display of a run: a live view on a terminal, plain lines when piped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STYLE = {"ok": "green", "unsupported": "yellow", "interrupted": "yellow"}
 class Progress:
     """The view of one run.
 
-    The live view is redrawn when something happens and at the scheduler's rare ticks, never by a timer of its
-    own: a parent that wakes often disturbs what it measures.
+    The live view is redrawn when something happens and at the scheduler's rare ticks, never by a separate timer: a
+    parent that wakes often disturbs what it measures.
 
     Args:
         total: cells to run.

@@ -1,4 +1,4 @@
-"""What a run that was killed left in the cache: records that were written and not yet stored, and scratch folders."""
+"""Recover what a killed run left in the cache: records that were written and not yet stored, and scratch folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.store.store import Store
 from runners.worker.job import JOB_FILE, QUEUED_FILE, RECORD_FILE, SAMPLES_FILE, Job
 
 Owner = tuple[str, int, float]
-"""Host (as a digest), process id and the process's start time: enough to tell whether a run still lives."""
+"""Host (as a digest), process id and the process's start time: enough to check if a run still lives."""
 
 
 def owner() -> Owner:

@@ -1,4 +1,6 @@
-"""What follows a bad ending: another attempt where it can end otherwise, half the batch where the sweep says so."""
+"""Retry policy: another attempt for errors that may pass, half the batch after running out of memory if the sweep
+allows it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def next_attempt(attempt: Attempt, record: Record, *, retries: int) -> Attempt |
     """The attempt after one that was lost or met an error of a passing kind; None if nothing would change.
 
     Args:
-        retries: further attempts allowed.
+        retries: allowed additional attempts.
     """
     outcome = record.outcome
     passing = outcome.status == "error" and record.environment.get("transient") in KINDS
@@ -56,7 +58,7 @@ def back_off(cell: Cell, attempt: Attempt, outcome: Outcome) -> Attempt | str | 
     if outcome.stage not in HALVED_IN:
         return f"the batch was not halved: stage {outcome.stage!r} does not depend on it"
     if METHODS.get(cell.method.name).training_step is not Method.training_step:
-        return f"the batch was not halved: {cell.method.name} takes whole steps of its own and accumulates no gradients"
+        return f"the batch was not halved: {cell.method.name} has a custom training step and accumulates no gradients"
     if batch % 2:
         return f"a batch of {batch} cannot be halved"
     met = {

@@ -30,7 +30,7 @@ from tasks.task import load_task
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: the plan it followed and how many cells ended with which status."""
+    """Result of a run: the plan it followed and how many cells ended with which status."""
 
     plan: Plan
     outcomes: Counter[str]
@@ -38,7 +38,7 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """Cells that ended as none should, and those the machine had no room for."""
+        """Number of failed cells, and of those that did not start for lack of disk space or memory."""
         ended = sum(n for status, n in self.outcomes.items() if status not in EXPECTED)
         return ended + sum(one.kind != "budget" for one in self.not_run)
 
@@ -59,7 +59,7 @@ def make_plan(
     hours: float | None = None,
     slots: int = 1,
 ) -> Plan:
-    """What would happen to each cell now; the arguments are those of :func:`runners.planning.plan.make`.
+    """Plan of a sweep without running it; the arguments are those of :func:`runners.planning.plan.make`.
 
     Args:
         fingerprint: None: that of this process.
@@ -102,7 +102,7 @@ def run_sweep(
     if workspace.fetched is not None:
         go_offline(workspace.fetched)
     if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store()):
-        console.print(f"{recovered} finished cells of a run that was killed are kept.")
+        console.print(f"{recovered} finished cells of a killed run were recovered.")
     where = place(choice or Choice(), workspace)
     run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
     plan = run.plan(only=only, rerun=rerun)
@@ -130,7 +130,7 @@ def run_sweep(
 
 @dataclass
 class _Run:
-    """What the plans of one run share."""
+    """State shared by the plans of one run."""
 
     sweep: LoadedSweep
     workspace: Workspace
@@ -139,7 +139,7 @@ class _Run:
     budget: Budget | None
 
     def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
-        """What is to be run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
+        """Cells to run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
         hours = self.budget.seconds / 3600 if self.budget else None
         plan = make_plan(
             self.sweep,
@@ -161,9 +161,9 @@ class _Run:
         devices = {device_of(cell) for cell in plan.run}
         if len(devices) > 1:
             raise UserError(
-                "this sweep holds cells for the CPU and for the GPU of this machine at once",
+                "this sweep has cells for the CPU and for the GPU of this machine",
                 where=str(sweep.path),
-                fix="Run them one after the other: --only '*.cpu.*', then the rest.",
+                fix="Run them in two runs: --only '*.cpu.*', then the rest.",
             )
         device = devices.pop() if devices else "cpu"
         executor = self.place.executor(plan, device)
@@ -188,8 +188,8 @@ class _Run:
 
 
 def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
-    """Read the splits of every task that is to run and lies on this machine, so that a mistake in a data file
-    is one sentence now and not the same failure in every cell.
+    """Read the splits of every task that is to run and is on this machine, so that a mistake in a data file is reported
+    once and not as the same failure in every cell.
 
     Raises:
         UserError: a missing file or column, an empty split, a label outside the set.

@@ -34,7 +34,7 @@ from runners.worker.process import BEAT_S
 from runners.workspace import Workspace
 
 HELD_POLL_S = 1.0
-"""How often cells and devices that another run holds are looked at again."""
+"""Interval between attempts at cells and devices that are locked by another run."""
 STOP_GRACE_S = 10.0
 START_LIMIT_S = 120.0
 """Until a worker's first word its time does not count: the first one waits for the template's imports."""
@@ -43,7 +43,7 @@ TICK_S = 5.0
 
 
 class View(Protocol):
-    """What shows a run to a person."""
+    """Progress display of a run."""
 
     def started(self, job: Job) -> None: ...  # noqa: D102
     def message(self, job: Job, content: dict[str, object]) -> None: ...  # noqa: D102
@@ -150,7 +150,7 @@ class Scheduler:
                 running.claim.release()
 
     def _launch(self) -> None:
-        """Start cells while a device is free; those that are held by another run come last."""
+        """Start cells while a device is free; those locked by another run come last."""
         self._waits_for_device = False
         while self._queue and self._start(*self._queue[0]):
             self._queue.popleft()
@@ -208,7 +208,7 @@ class Scheduler:
             return None
         claim = self.store.claim(cell.key)
         if claim is None:
-            self._hold(cell, attempt, f"{cell.label} is held by another run; it is looked at again later")
+            self._hold(cell, attempt, f"{cell.label} is locked by another run; it is retried later")
             return None
         if self._finished_meanwhile(cell):
             claim.release()
@@ -222,7 +222,7 @@ class Scheduler:
             self.view.note(why)
 
     def _no_room(self, cell: Cell) -> NotRun | None:
-        """Whether the machine lacks disk or memory for the cell; a cluster's nodes are not looked at from here."""
+        """True if the machine lacks disk or memory for the cell; a cluster's nodes are not checked from here."""
         if self.executor.remote:
             return None
         results = [] if "://" in self.workspace.results else [Path(self.workspace.results)]
@@ -244,7 +244,7 @@ class Scheduler:
         return START_LIMIT_S + (thermal.cool_cap_s if thermal and thermal.cool_below_c is not None else 0.0)
 
     def _finished_meanwhile(self, cell: Cell) -> bool:
-        """Whether a final record appeared that neither the plan knew nor this run wrote."""
+        """True if a final record appeared that neither the plan knew nor this run wrote."""
         before = self.plan.known.get(cell.key, frozenset())
         now = {e.id for e in self.store.entries_of(cell.key) if e.status in FINAL_STATUSES}
         return bool(now - before)
@@ -312,9 +312,9 @@ class Scheduler:
                 continue
             running.silent_at = time.monotonic() + self._limits.lost_after_s
             said = event.content.get("event")
-            if said == "requeued":  # it waits again, and begins anew
+            if said == "requeued":  # it waits again, and starts from the beginning
                 running.silent_at, running.deadline, running.stage = None, float("inf"), "start"
-                self.view.note(f"{running.cell.label} was pre-empted; it waits for its turn again")
+                self.view.note(f"{running.cell.label} was pre-empted; it is queued again")
             if said in ("beat", "begin", "requeued"):
                 continue
             if running.stage == "start":
@@ -359,14 +359,14 @@ class Scheduler:
         shutil.rmtree(running.job.folder, ignore_errors=True)
         if again is not None:
             self._queue.appendleft((cell, again))
-            self.view.note(f"{cell.label} ran out of memory; it starts anew with half the batch")
+            self.view.note(f"{cell.label} ran out of memory; it is retried with half the batch")
             return
         retries = max(self._limits.retries, int(self.executor.remote and record.outcome.status == "lost"))
         retry = next_attempt(attempt, record, retries=retries)
         if retry is not None:
             self._queue.append((cell, retry))
             what = "was lost" if record.outcome.status == "lost" else "met an error that may pass"
-            self.view.note(f"{cell.label} {what} ({record.outcome.reason}); it is tried again")
+            self.view.note(f"{cell.label} {what} ({record.outcome.reason}); it is retried")
             return
         self.outcomes[counted_as(record)] += 1
         self.view.ended(record)
@@ -378,7 +378,7 @@ class Scheduler:
         if running.why_stopped == "interrupted":
             return "interrupted", "the sweep was stopped"
         if running.why_stopped == "silent":
-            return "lost", f"the worker gave no sign of life for {self._limits.lost_after_s:g} s and was killed"
+            return "lost", f"the worker sent no heartbeat for {self._limits.lost_after_s:g} s and was killed"
         return "lost", how_it_died
 
     # --- before and after the cells ------------------------------------------------------------
@@ -399,7 +399,7 @@ class Scheduler:
         A cell that finds its model missing would build it as well; doing it before keeps the seconds out of
         that cell's timeout and its neighbours' measurements.
         """
-        if self.executor.remote:  # each node has a cache of its own
+        if self.executor.remote:  # each node has a separate cache
             return
         wanted = {c.model.name: c for c in self.plan.run if c.model.name.startswith("builtin:")}
         for name, cell in wanted.items():

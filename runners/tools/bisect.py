@@ -1,8 +1,9 @@
 """Which package made a cell worse? Given a good and a bad lock file, the package, or the packages together, are named.
 
 Between the two locks some packages differ. Every subset of these changes is an environment: the good lock with those
-packages at their bad versions. Delta debugging (Zeller & Hildebrandt 2002, IEEE TSE 28(2), algorithm ddmin) looks for a
-smallest set of changes that still makes the cell bad: first halves, then quarters. What it ends with is bad, and good
+packages at their bad versions. Delta debugging (Zeller & Hildebrandt 2002, IEEE TSE 28(2), algorithm ddmin) searches
+for a smallest set of changes that still makes the cell bad: first halves, then quarters. What it ends with is bad, and
+good
 again without any one of its members; so a single change is named as the cause, and several as an interaction.
 
 An environment is judged by running the cell in it and in the good one in turns (ABABAB), so that a drift of the
@@ -73,7 +74,7 @@ class Step:
 
 @dataclass
 class Bisection:
-    """What was found.
+    """Result of a bisection.
 
     Attributes:
         kind: ``package``, or ``interaction`` of several.
@@ -190,7 +191,7 @@ def smallest(changes: Sequence[Change], judge: Callable[[tuple[Change, ...]], Ve
 
 
 class Laboratory(Protocol):
-    """Where a cell is run: builds an environment of these pins and runs the cell in it once."""
+    """Runs a cell: builds an environment of these pins and runs the cell in it once."""
 
     def build(self, pinned: Mapping[str, str]) -> Path: ...  # noqa: D102
     def run(self, python: Path) -> Result: ...  # noqa: D102
@@ -203,7 +204,7 @@ class Judge:
         good: pins of the good lock.
         runs: of each side, for a value; a failure that the good side does not show is judged by one run.
         floor: smallest relative change that counts (protocol 8.3).
-        say: is told what happens, a line at a time.
+        say: receives progress messages, a line at a time.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class Judge:
         self._failure = ""
 
     def whole(self, changes: tuple[Change, ...]) -> None:
-        """Judge the bad environment itself: what it shows is what is looked for.
+        """Judge the bad environment itself: it must show the change that is searched for.
 
         Raises:
             UserError: the cell does not run in the good environment, or the two do not differ.
@@ -239,12 +240,12 @@ class Judge:
         if step.verdict != "bad":
             raise UserError(
                 f"the two environments do not differ: {step.why}",
-                fix="Give more --runs, another --metric, or look at the machine instead of the packages.",
+                fix="Give more --runs, another --metric, or check the machine instead of the packages.",
             )
         self._whole = self._add(step)
 
     def __call__(self, changes: tuple[Change, ...]) -> Verdict:
-        """Whether these changes alone make the cell as bad as all of them."""
+        """True if these changes alone make the cell as bad as all of them."""
         try:
             python = self._built(changes)
         except UserError as error:
@@ -257,7 +258,7 @@ class Judge:
             return self._add(Step(changes, "good", (first.value,), why="does not fail")).verdict
         try:
             values, against = self._in_turns(python, ([first.value], []))
-        except UserError as error:  # runs sometimes: neither as good nor as bad as what is looked for
+        except UserError as error:  # runs sometimes: neither as good nor as bad as the change that is searched for
             return self._add(Step(changes, "unresolved", why=error.what)).verdict
         return self._add(self._compared(changes, values, against, self._whole)).verdict
 
@@ -279,8 +280,9 @@ class Judge:
     def _compared(
         self, changes: tuple[Change, ...], values: Sequence[float], against: Sequence[float], whole: Step | None
     ) -> Step:
-        """Bad: differs from the good side for sure and by more than the floor; and where it is known how far all
-        changes together move the cell, by at least half of that in the same direction."""
+        """Bad: differs significantly from the good side and by more than the floor; and if it is known how far all
+        changes together move the cell, by at least half of that in the same direction.
+        """
         from harness import stats
 
         p = stats.mann_whitney(values, against).p
@@ -321,7 +323,7 @@ def bisect(
 
     Raises:
         UserError: the locks are equal, an environment of theirs cannot be built, the cell does not run in the good one,
-            or the two do not differ in what is looked at.
+            or the two do not differ in the metric.
     """
     changes = differences(good, bad)
     if not changes:
@@ -340,7 +342,7 @@ class Environments:
         folder: where environments and records of the runs are kept; an environment is built once.
         sweep: the sweep's file; ``cell`` is the key or label of one of its cells.
         metric: name of the quantity; ``stage.name`` for one of a stage.
-        arguments: further ones for ``peft-matrix run``.
+        arguments: additional ones for ``peft-matrix run``.
     """
 
     def __init__(self, folder: Path, sweep: Path, cell: str, metric: str, arguments: Sequence[str] = ()) -> None:
@@ -399,7 +401,7 @@ class Environments:
 
 
 def build(folder: Path, pinned: Mapping[str, str]) -> Path:
-    """Interpreter of a virtual environment with exactly these packages, built if it does not stand yet.
+    """Interpreter of a virtual environment with exactly these packages, built if it does not exist yet.
 
     Raises:
         UserError: a package could not be installed; what was begun is removed.

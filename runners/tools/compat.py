@@ -1,4 +1,4 @@
-"""Which method works on which quantizer on which device: computed from declarations alone, no model library loaded.
+"""Compatibility of methods, quantizers and devices: computed from declarations alone, no model library loaded.
 
 ``tests/quantizers/compat_all.py`` runs the pairs that a CPU can run and fails where this table and the facts differ.
 """
@@ -22,7 +22,7 @@ IN_PLACE = "trained in place: there is nothing to merge"
 
 @dataclass(frozen=True)
 class Pair:
-    """What a method does on a quantizer. Each answer is "" for yes, or the reason why not.
+    """Compatibility of a method with a quantizer. Each answer is "" for yes, or the reason why not.
 
     Attributes:
         scores: the quantized model with this method attached can be scored.
@@ -64,7 +64,7 @@ def pair(method: str, quantizer: str, device: str, kind: Kind) -> Pair:
 
 
 def _refusal(method: type[Method], kind: Kind, base: str) -> str:
-    """What the declaration says; some methods' own check also looks at the packages of this machine."""
+    """The declaration's answer; some methods' own check also depends on the packages of this machine."""
     declared: Any = Method.check
     return declared.__func__(method, kind, base, {}) or ""
 

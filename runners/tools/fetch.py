@@ -1,4 +1,4 @@
-"""What a sweep needs, gathered in one folder for machines without a network, with a digest of every byte.
+"""Collect models and data of a sweep in one folder for machines without a network, with a digest of every byte.
 
 The folder is a workspace (``peft-matrix.yaml``), so that on the other machine ``cd FOLDER && peft-matrix run SWEEP``
 is all there is to do. Cells have the same keys there as here. It holds::
@@ -43,7 +43,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was gathered: number of files, their bytes, and a line for every model and task: where it came from."""
+    """Summary of a fetch: number of files, their bytes, and a line for every model and task with its source."""
 
     folder: Path
     files: int
@@ -55,10 +55,10 @@ def fetch(sweep: LoadedSweep, workspace: Workspace, to: Path, say: Callable[[str
     """Gather the models and data of a sweep in ``to``, a new or empty folder or one that an earlier fetch made.
 
     Raises:
-        UserError: something cannot be had, a Hub model is not pinned, or the folder holds other things.
+        UserError: something cannot be had, a Hub model is not pinned, or the folder contains other files.
     """
     if to.exists() and any(to.iterdir()) and not any((to / name).is_file() for name in (MANIFEST, _DRAFT)):
-        raise UserError("the folder holds other things", where=str(to), fix="Name a new or empty folder.")
+        raise UserError("the folder contains other files", where=str(to), fix="Name a new or empty folder.")
     to.mkdir(parents=True, exist_ok=True)
     (to / _DRAFT).touch()  # what was begun and broke off can be gone on with
     (to / MANIFEST).unlink(missing_ok=True)  # and is no folder to run in
@@ -132,7 +132,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """What the manifest covers: every file but locks, marks of ours, and what a run leaves here."""
+    """Files listed in the manifest: every file but locks, our marker files, and outputs of runs."""
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
         if (
@@ -152,10 +152,10 @@ def _models(sweep: LoadedSweep) -> list[tuple[str, str | None]]:
 
 
 def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) -> tuple[str, str]:
-    """Bring one model; returns where it came from and, for one that lay at a path, its new place."""
+    """Bring one model; returns its source and, for a local folder, its new path."""
     scheme = sources.scheme_of(model_id)
     if scheme in ("builtin", "skeleton"):
-        return f"{model_id}: made on the spot", ""
+        return f"{model_id}: built locally", ""
     if scheme == "gguf":
         return _gguf(model_id, revision, to, sweep)
     if scheme == "package":
@@ -171,7 +171,7 @@ def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) ->
 
 
 def _gguf(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) -> tuple[str, str]:
-    """Bring one GGUF file into the folder, from wherever it lies."""
+    """Copy or download one GGUF file into the folder."""
     if gguf_files.inside_package(model_id):
         gguf_files.local_file(model_id, where=str(sweep.path))
         return f"{model_id}: inside an installed package, which the other machine needs too", ""
@@ -190,7 +190,7 @@ def _gguf(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) -> 
 def _from_hub(model_id: str, revision: str | None, sweep: LoadedSweep) -> str:
     if revision is None:
         raise UserError(
-            f"the model {model_id!r} names no revision, so what is fetched today is not what the sweep means tomorrow",
+            f"the model {model_id!r} names no revision, so a later run may use other weights than this download",
             where=str(sweep.path),
             fix="Pin it: revision: COMMIT.",
         )
@@ -201,7 +201,7 @@ def _from_hub(model_id: str, revision: str | None, sweep: LoadedSweep) -> str:
         folder = snapshot_download(model_id, revision=revision, ignore_patterns=list(_PICKLED))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = f"the model {model_id!r} cannot be had from the Hub: {reason}"
+        what = f"the model {model_id!r} cannot be downloaded from the Hub: {reason}"
         raise UserError(what, where=str(sweep.path)) from error
     return f"{model_id}: the Hub, commit {Path(folder).name}"
 
@@ -223,7 +223,7 @@ def _task(task: Task, workspace: Workspace, to: Path) -> str:
     for split, rule in definition.splits.items():
         source = rule.source or definition.source
         if source.generator:
-            origins.add("made on the spot")
+            origins.add("built locally")
         elif in_file(task, split, data_root=workspace.data_root):
             origins.add(_copy_rows(task, rule.from_, source, workspace, to))
         else:
@@ -257,7 +257,7 @@ def _own_files(workspace: Workspace, to: Path) -> None:
 
 
 def _write_sweep(sweep: LoadedSweep, places: Mapping[str, str], to: Path) -> None:
-    """The sweep's file, with models that lay at paths named by their place in the folder."""
+    """The sweep's file, with local model folders replaced by their path in the folder."""
     content = load_yaml(sweep.path)[0]
 
     def moved(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Lays out a workspace of the user's own: a task of ten lines, a sweep, and folders found before the built-in ones."""
+"""Create a workspace: a task of ten lines, a sweep, and folders that are searched before the built-in ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the listing verbs say: plain rows from declarations, plans and records, and how they are printed."""
+"""Queries of the listing commands: plain rows from declarations, plans and records, and how they are printed."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def models() -> Rows:
 
 
 def doctor() -> Rows:
-    """What this machine is and can do; one row per finding, with what to do where something is missing."""
+    """Capabilities of this machine; one row per finding, with a fix if something is missing."""
     machine = hardware.probe()
     environment = provenance.environment()
     rows: Rows = [
@@ -141,7 +141,7 @@ def doctor() -> Rows:
     for name, version in sorted(environment["packages"].items()):
         rows.append({"what": name, "found": version or "not installed", "note": ""})
     loose = [name for name in sorted(find_tasks([])) if load_task(name, []).definition.unpinned]
-    note = "their rows may change under the same name; rows of a data root are held by a digest"
+    note = "their rows may change under the same name; rows of a data root are pinned by a digest"
     note = f"{note}: {', '.join(loose)}"
     rows.append({"what": "tasks without a pinned revision", "found": str(len(loose)), "note": note})
     for row in quantizers():
@@ -152,7 +152,7 @@ def doctor() -> Rows:
 
 # --- plan, status, record --------------------------------------------------------------------------
 def sweep_keys(loaded: LoadedSweep, workspace: Workspace) -> list[str]:
-    """Keys of all cells that a sweep wants now, in order, whatever their state."""
+    """Keys of all cells that a sweep currently plans, in order, in any state."""
     made = planning.make(
         loaded, workspace, store=Store(workspace.results), machine=hardware.probe(), fingerprint="", only=None
     )

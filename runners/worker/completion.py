@@ -1,4 +1,4 @@
-"""Completions of prompts: transformers' ``generate``, batched by length, ended as soon as every row has an end."""
+"""Completions of prompts: transformers' ``generate``, batched by length, stopped as soon as every row has an end."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from runners.worker.context import Context, context_length
 from runners.worker.encoding import by_length, pad
 
 STOP_CHECK_EVERY = 8
-"""Tokens between two looks for a stop text: what is written beyond one is cut off, so looking late changes nothing."""
+"""Tokens between two checks for a stop text: text beyond one is cut off, so a late check changes nothing."""
 
 Ids = list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote.
+    """Completion of a prompt.
 
     Attributes:
         text: without special tokens, before the first stop text.
         tokens: those written before the end-of-sequence token, or all; the stop text and what follows included.
-        cut: whether the prompt lost its beginning to make room.
+        cut: True if the beginning of the prompt was cut off to make room.
     """
 
     text: str
@@ -42,7 +42,7 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers has no 
         self.ended: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
-        """Which rows are over, a boolean per row."""
+        """Finished rows, a boolean per row."""
         if self.ended is None:
             self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         if (input_ids.shape[1] - self.width) % STOP_CHECK_EVERY == 0:

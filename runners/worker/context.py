@@ -1,4 +1,4 @@
-"""What the stages of a cell share: the resolved plug-ins, the model as it is now, and what was measured so far."""
+"""State shared by the stages of a cell: the resolved plug-ins, the current model, and the measurements so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.task import Item, Task
 if TYPE_CHECKING:
     from runners.worker.few_shot import Examples
 
-RANDOM_WEIGHTS = "random weights: the model stands for memory, speed and energy, and its answers mean nothing"
+RANDOM_WEIGHTS = "random weights: only memory, speed and energy are measured; answers are meaningless"
 
 NAMED = 20
 """Items that a record names of those it counts."""
@@ -43,7 +43,7 @@ class Splits:
 
 @dataclass
 class Searched:
-    """What a method did outside the training loop that is training all the same.
+    """Training work of a method outside the training loop.
 
     Attributes:
         seconds: wall time, the device waited for.
@@ -135,32 +135,32 @@ class Context:
 
     @property
     def trial(self) -> bool:
-        """Whether this is a trial of tuning, which never reads the test split."""
+        """True for a tuning trial, which never reads the test split."""
         return self.job.cell.get("role") == "trial"
 
     @property
     def trains(self) -> bool:
-        """Whether the method has a training stage."""
+        """True if the method has a training stage."""
         return self.method.declaration.trains
 
     @property
     def produces(self) -> bool:
-        """Whether something comes out that is saved and read back: it trains, or combines what others trained."""
+        """True if the cell saves and reloads a result: it trains, or combines what others trained."""
         return self.trains or self.method.declaration.combines
 
     @property
     def quantizes_before(self) -> bool:
-        """Whether the base is quantized before training (else after the merge)."""
+        """True if the base is quantized before training (else after the merge)."""
         return bool(self.job.cell["quantization"]["moment"] == "before_training")
 
     @property
     def random_weights(self) -> bool:
-        """Whether the model is a skeleton: its memory, speed and energy are measured, its answers mean nothing."""
+        """True if the model is a skeleton: its memory, speed and energy are measured, its answers are meaningless."""
         return bool(self.job.cell["model"].get("weights") == "random")
 
     @property
     def base(self) -> str:
-        """Base kind the method stands on."""
+        """Base kind under the method."""
         return str(self.method.setting.base)
 
     def record(self, name: str, value: float, *, source: str, **more: Any) -> None:

@@ -56,7 +56,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def start_token(tokenizer: Any) -> int:
-    """What stands before a text that nothing stands before: BOS, or the end of the sequence before.
+    """The token before a text without a prefix: BOS, or the end of the preceding sequence.
 
     Raises:
         UserError: the tokenizer has neither.

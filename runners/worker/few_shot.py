@@ -27,7 +27,7 @@ class Examples:
     Attributes:
         items: in the order in which they are shown.
         separator: ends each of them.
-        facts: what the record says of them; ``fewer`` counts and names the items whose context had no room for all.
+        facts: for the record; ``fewer`` counts and names the items whose context had no room for all.
     """
 
     items: tuple[Item, ...]
@@ -68,8 +68,8 @@ def draw(ctx: Context) -> Examples | None:
     """The examples that the cell's method shows, and their ids among the facts; None where it shows none.
 
     Raises:
-        UserError: there are too few training items, or the separator stands in an example's answer, which a
-            completion would then be cut in.
+        UserError: there are too few training items, or the separator occurs in an example's answer, which would cut a
+            completion there.
     """
     shown = ctx.method.shows(len(ctx.splits.train))
     if shown is None:
@@ -78,7 +78,7 @@ def draw(ctx: Context) -> Examples | None:
     for item in items:
         if shown.separator in item.answer:
             raise UserError(
-                f"the separator {shown.separator!r} of the examples stands in the answer of training item {item.id}",
+                f"the separator {shown.separator!r} of the examples occurs in the answer of training item {item.id}",
                 fix="Choose another separator: completions are cut at it.",
             )
     facts: dict[str, Any] = {"items": [item.id for item in items]}

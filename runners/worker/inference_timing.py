@@ -91,12 +91,12 @@ class Clock:
 class Decoder:
     """Runs requests on a causal language model.
 
-    A soft prompt or prefix stands in front of a request's own tokens and so concerns the prefill alone: the model
-    below such an adapter does the decoding, as it does in ``generate``.
+    A soft prompt or prefix precedes a request's own tokens and so affects only the prefill: the model below such an
+    adapter does the decoding, as it does in ``generate``.
 
     Args:
         model: a causal language model, or an adapter of peft around one.
-        device: where it lies.
+        device: device of the tensors.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:

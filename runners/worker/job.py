@@ -1,6 +1,6 @@
 """The contract between the scheduler and a worker: one JSON file in, a record and samples out.
 
-A worker is told everything here; it reads no environment variable of ours and no store.
+A worker gets all input here; it reads no environment variable of ours and no store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ JOB_FILE = "job.json"
 LM_EVAL_FILES = "lm-eval-*.json"
 """Results of single lm-eval tasks; a parent whose worker died keeps them."""
 QUEUED_FILE = "queued.json"
-"""Beside a job that a queueing system has: it outlives the process that handed it over."""
+"""For a job in a queueing system: it outlives the process that submitted it."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Job:
         label: the cell's readable name.
         sweep: the sweep's name.
         cell: the resolved cell as plain JSON.
-        model: the model's id as the sweep gives it; for a folder this is where it lies on this machine, which
-            is no part of the cell.
+        model: the model's id in the sweep; for a folder the path on this machine, which is not part of the cell.
         folder: scratch folder of this attempt; the worker writes only here and into the cache.
         device: ``cpu`` or ``cuda``.
         gpus: UUIDs of the leased GPUs, empty on a CPU.
@@ -40,7 +39,7 @@ class Job:
         data_root: folder of local data sets, or None.
         cache: folder of what can be made again.
         attempt: counts from 1.
-        neighbours: cells that ran beside this one on the same machine at most.
+        neighbours: maximum number of other cells that ran at the same time on the same machine.
         accounting: constants stated in the sweep (:class:`harness.spec.Accounting`), as plain JSON.
         peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
         side_environment: name and lock digest of the environment that the cell's quantizer needs, {} for ours.

@@ -1,6 +1,6 @@
 """The inference probe: latency, throughput and energy of requests over a grid of shapes (protocol 5).
 
-Every shape is one entry of ``environment.facts.latency`` in the record, whatever came of it; the headline shape's
+Every shape is one entry of ``environment.facts.latency`` in the record, failed shapes included; the headline shape's
 numbers become metrics. A batch of requests is one sample: its members start and end together.
 """
 
@@ -85,10 +85,10 @@ def headline(shapes: Sequence[Shape]) -> Shape:
 
 
 def measure(ctx: Context, shape: Shape, panel: Panel | None) -> Entry:
-    """One entry of the grid; whatever a shape cannot do is its status, and never the cell's failure.
+    """One entry of the grid; a failure of a shape is its status, and never the cell's failure.
 
     Args:
-        panel: measures energy, in windows of its own; None leaves energy out.
+        panel: measures energy, in separate windows; None skips energy.
     """
     entry: Entry = {**shape.as_dict(), "requests": ctx.probes.latency_repeats, **_not_applicable(shape)}
     decoder = Decoder(ctx.model, ctx.device) if shape.output_tokens else None
@@ -117,7 +117,7 @@ def measure(ctx: Context, shape: Shape, panel: Panel | None) -> Entry:
 
 
 def _not_applicable(shape: Shape) -> Entry:
-    """What has no meaning at this shape, with its reason."""
+    """Quantities without meaning at this shape, with the reason."""
     names: tuple[str, ...]
     if shape.output_tokens == 0:
         names, why = GENERATED, "a classifier generates nothing"
@@ -127,7 +127,7 @@ def _not_applicable(shape: Shape) -> Entry:
 
 
 def prompts(ctx: Context, shape: Shape) -> torch.Tensor:
-    """Token ids, shape (batch, prompt tokens): the test items' tokens in a row, each request a token further."""
+    """Token ids, shape (batch, prompt tokens): the test items' tokens in a row, each request shifted by one token."""
     tokens = ctx.probe_batch["input_ids"][ctx.probe_batch["attention_mask"].bool()]
     at = (
         torch.arange(shape.prompt_tokens, device=ctx.device)[None]
@@ -232,7 +232,7 @@ def _mean(values: Sequence[float]) -> Entry:
 
 # --- energy --------------------------------------------------------------------------------------
 def energies(panel: Panel | None, measures: Mapping[str, Callable[[Panel], Entry]]) -> Entry:
-    """What each of ``measures`` gives, by name, or the reason why there is no energy; then nothing is run."""
+    """Readings of each of ``measures``, by name, or the reason why there is no energy; then nothing is run."""
     if panel is None:
         why = "the sweep does not ask for it at this shape"
         return {name: {"value": None, "why_missing": "not_measured", "reason": why} for name in measures}
@@ -242,7 +242,7 @@ def energies(panel: Panel | None, measures: Mapping[str, Callable[[Panel], Entry
 
 
 def joules_per_token(panel: Panel, work: Callable[[], object], tokens: int, device: str) -> Entry:
-    """Joules per token of ``work``, which handles ``tokens`` of them, in one window of its own.
+    """Joules per token of ``work``, which handles ``tokens`` of them, in a separate window.
 
     The work is repeated until the window is as long as the meters need; nothing is subtracted.
     """
@@ -254,7 +254,7 @@ def joules_per_token(panel: Panel, work: Callable[[], object], tokens: int, devi
 
 
 def _window(panel: Panel, work: Callable[[], object], device: str) -> tuple[int, tuple[Reading, ...]]:
-    """How often ``work`` ran in one window, and the window's readings."""
+    """Number of runs of ``work`` in one window, and the window's readings."""
     passes = 0
     panel.begin("probe")
     try:

@@ -1,8 +1,9 @@
 """Log-probabilities of token sequences under the model as it is now: batched by length, windows for what is too long,
 one pass over a prompt that several continuations share.
 
-Sharing a prompt means reading the model's cache of it. Not every method can stand that (one that looks for a token of
-the prompt in every call, say), so the first batch is scored both ways and a model that differs is scored the plain way.
+Sharing a prompt means reading the model's cache of it. Not every method supports that (for example one that searches
+for a token of the prompt in every call), so the first batch is scored both ways; a model that differs is scored without
+sharing.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _batches_of_groups(asked: Sequence[Window], groups: list[list[int]], size: i
 
 
 def _plain_in_batches(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
-    """Every window as a row of its own, batched by length."""
+    """Every window as a separate row, batched by length."""
     out: list[LogProb | None] = [None] * len(asked)
     for batch in by_length([len(w.head) + len(w.tail) for w in asked], ctx.evaluation.batch_size):
         for i, value in zip(batch, _plain(ctx, [asked[i] for i in batch]), strict=True):
@@ -121,7 +122,7 @@ def _read(logits: torch.Tensor, tail: Ids) -> LogProb:
 
 
 def _compare(ctx: Context, asked: Sequence[Window], batch: list[list[int]], plain: list[LogProb]) -> dict[str, Any]:
-    """Whether prompts may be shared with this model, and why not."""
+    """True if prompts may be shared with this model; otherwise the reason."""
     try:
         shared = _shared(ctx, asked, batch)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """lm-eval on the live model: its tasks, prompts, filters and metrics, our batches.
 
-Only the two methods that run the model are replaced. They batch by length over all requests, read a prompt that
-several options share once, and look for a stop text now and then instead of after every token.
+Only the two methods that run the model are replaced. They batch by length over all requests, process a prompt shared by
+several options once, and check for a stop text at intervals instead of after every token.
 """
 
 from __future__ import annotations
@@ -129,11 +129,11 @@ class Suite:
                 raise UserError(
                     f"lm-eval has no task {use.task!r}",
                     where="evaluation.lm_eval",
-                    fix=f"Name one of its own, or write {lm_eval_tasks.FOLDER / (use.task + '.yaml')}.",
+                    fix=f"Name one, or write {lm_eval_tasks.FOLDER / (use.task + '.yaml')}.",
                 )
 
     def run(self, ctx: Context, model: LiveModel, use: LmEvalUse) -> Results:
-        """What lm-eval says of one task: its results and every sample; no cache of responses is read or written.
+        """lm-eval's answer for one task: its results and every sample; no cache of responses is read or written.
 
         Raises:
             UserError: the task's data cannot be had.
@@ -228,7 +228,7 @@ RIGHT_OR_WRONG = ("acc", "exact_match", "em", "contains")
 
 
 def _correct(sample: Results) -> bool | None:
-    """Whether the item is right, by the first of lm-eval's metrics that says so; None where none does."""
+    """True if the item is right, by the first of lm-eval's metrics that decides it; None if none does."""
     for name in RIGHT_OR_WRONG:
         if isinstance(sample.get(name), int | float | bool | np.number):
             return bool(sample[name] == 1)

@@ -78,7 +78,7 @@ def score_standard(ctx: Context, *, arm: str, metric: str) -> None:
     Every task's results are written to the job's folder when it is done.
 
     Raises:
-        CheckFailed: ``lm-eval-agreement``: our scores are not those of lm-eval's own code, or of our own scorer.
+        CheckFailed: ``lm-eval-agreement``: our scores differ from those of lm-eval's code or of our scorer.
     """
     if ctx.suite is None:
         return
@@ -124,7 +124,7 @@ def keep(ctx: Context, model: Any, found: dict[str, Any], arm: str) -> dict[str,
 
 
 def numbers(found: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval says of a task or group and its parts, as plain JSON."""
+    """lm-eval's results of a task or group and its parts, as plain JSON."""
     return {
         "results": {
             task: {k: float(v) for k, v in values.items() if isinstance(v, int | float) or hasattr(v, "dtype")}

@@ -48,7 +48,7 @@ class Interrupted(BaseException):
 
 
 def work(job: Job, say: Say) -> None:
-    """What a worker process does: build the job's model, or run its cell."""
+    """Main function of a worker process: build the job's model, or run its cell."""
     if job.only_build:
         prepare_process(job)
         load.model_path(build_context(job, say))
@@ -100,7 +100,7 @@ def run_job(job: Job, say: Say) -> Record:
 
 @dataclass
 class Run:
-    """What a run has brought so far; whatever ends it, this much goes into the record."""
+    """Results of the run so far; they go into the record in every case."""
 
     ctx: Context | None = None
     panel: Panel | None = None
@@ -109,7 +109,7 @@ class Run:
 
 
 def run_stages(job: Job, run: Run, say: Say) -> Outcome:
-    """The cell's stages in order, each in a span of its own, and how they ended."""
+    """The cell's stages in order, each in a separate span, and how they ended."""
     stage = "start"
     try:
         run.ctx = ctx = build_context(job, say)
@@ -171,7 +171,7 @@ def used_batch(job: Job) -> dict[str, int]:
 
 
 def batch_facts(job: Job) -> dict[str, Any] | None:
-    """What was asked and what was used, where the sweep lets a cell back off; None elsewhere."""
+    """The batch asked for and the batch used, if the sweep allows halving; None otherwise."""
     training = job.cell["training"]
     if training.get("on_oom") != "halve_batch":
         return None
@@ -215,7 +215,7 @@ def cool_down_first(job: Job) -> dict[str, Any] | None:
 
 
 def meter_facts(panel: Panel | None) -> dict[str, Any]:
-    """What the instruments were, for the record; ``simulated`` is there only where a driver says that it is none."""
+    """Description of the instruments, for the record; ``simulated`` is set only if a driver reports it."""
     facts = panel.facts() if panel is not None else {}
     boards = facts.get("device-state", {}).get("boards", ())
     simulated = any("simulated" in board["driver"] for board in boards)
@@ -295,7 +295,7 @@ def build_context(job: Job, say: Say) -> Context:
 
 
 def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
-    """The outcome an exception stands for; the traceback goes to the log, its end into the record.
+    """The outcome for an exception; the traceback goes to the log, its end into the record.
 
     The log keeps the paths of this machine, the record does not: records are published.
     """
@@ -314,7 +314,7 @@ def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
 
 
 def ending(error: BaseException) -> tuple[Status, str, str]:
-    """Status, failed check (mostly "") and reason of the outcome that ``error`` stands for."""
+    """Status, failed check (mostly "") and reason of the outcome for ``error``."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted", "", "the sweep was stopped"
     if isinstance(error, Unsupported):

@@ -30,7 +30,7 @@ def cap_allocator(limit_gib: float) -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out, on the device or on the host."""
+    """True if the error means that memory ran out, on the device or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

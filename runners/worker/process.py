@@ -29,7 +29,7 @@ def entry(job_file: str, channel: Connection | None, work: str = WORK) -> None:
     """Entry point of a worker process: everything it prints goes to the job's log.
 
     Args:
-        channel: where it says how far it is; None where nobody listens.
+        channel: receives progress; None if there is no listener.
         work: ``module:function``, called with the job and ``say``.
     """
     job = Job.read(Path(job_file))
@@ -55,7 +55,7 @@ def beat(say: Say, every_s: float) -> None:
 
     def run() -> None:
         silence = threading.Event()
-        with contextlib.suppress(OSError):  # nobody listens any more
+        with contextlib.suppress(OSError):  # the listener is gone
             while True:
                 say("beat")
                 silence.wait(every_s)

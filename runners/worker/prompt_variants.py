@@ -1,4 +1,4 @@
-"""Whether answers depend on how they are asked for: options in other orders, other prompts; where a sweep wants it."""
+"""Dependence of answers on the form of the question: options in other orders, other prompts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _orders(ctx: Context, given: list[Scored]) -> None:
         scored = score(ctx, task, [relisted(task, item, drawn[item.id][k]) for item in items])
         arms.append([as_given(item, drawn[item.id][k], s) for item, s in zip(items, scored, strict=True)])
         ctx.keep_samples(f"order-{k + 1}", task.definition.name, arms[-1])
-    source = f"scorer, up to {n} further orders of each item's options"
+    source = f"scorer, up to {n} additional orders of each item's options"
     for name, found in zip(ORDERS, over_orders(given, arms), strict=True):
         if found.value is None:
             ctx.record_missing(name, "not_applicable", source=source)

@@ -1,5 +1,5 @@
-"""Programs that a model wrote, run where they can do no harm: each in processes of its own, without a network, with
-limits on memory, time, output and number of processes, as nobody, in an empty folder that is thrown away.
+"""Generated programs, run in isolation: separate processes without a network, with limits on memory, time, output and
+number of processes, as nobody, in an empty folder that is deleted.
 
 Only where the sweep says ``run_generated_code: true``, and only where the kernel gives the isolation; otherwise the
 cell is refused with the reason.
@@ -39,7 +39,7 @@ Ending = Literal["passed", "failed", "timeout"]
 
 @dataclass(frozen=True)
 class Ran:
-    """How a program ended.
+    """End of a program.
 
     Attributes:
         ending: ``passed`` (exit code 0), ``failed`` (an error, a signal, a limit) or ``timeout``.
@@ -101,22 +101,22 @@ os.execv(python, [python, "-I", "-S", "-B", "program.py"])
 
 @cache
 def why_not() -> str | None:
-    """Why generated programs cannot be run here, or None if they can."""
+    """Reason why generated programs cannot be run here, or None if they can."""
     if sys.platform != "linux":
         return "the isolation of generated programs is Linux's: namespaces and resource limits"
     if os.geteuid() != 0:
-        return "generated programs are run as nobody, which only root can start; run the sweep in a container as root"
+        return "generated programs run as user nobody, which needs root; run the sweep in a container as root"
     ran = run("import os\nassert os.getuid() == 65534\n", time_limit_s=60.0)
     if ran.ending != "passed":
-        return f"the kernel does not give this process namespaces of its own ({ran.ending}: {ran.tail[-200:].strip()})"
+        return f"the kernel does not give this process separate namespaces ({ran.ending}: {ran.tail[-200:].strip()})"
     return None
 
 
 def run(program: str, *, time_limit_s: float = TIME_LIMIT_S, memory_bytes: int = MEMORY_LIMIT_BYTES) -> Ran:
     """Run a Python program in isolation.
 
-    It sees no environment variable, no network interface that leads anywhere, no other process, and the files that
-    nobody may read; all of them are read-only but for an empty folder in memory. It can start no process or thread.
+    It sees no environment variable, no working network interface, no other process, and only files readable by nobody;
+    all of them are read-only but for an empty folder in memory. It can start no process or thread.
 
     Args:
         time_limit_s: wall time; CPU time is limited to as much, rounded up.
@@ -166,7 +166,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def judge(ctx: Context, items: Sequence[Item], completions: Sequence[str]) -> list[bool]:
-    """Whether each completion passes its item's program. What it printed is not kept; how many ran out of time is.
+    """True for each completion that passes its item's program. What it printed is not kept; how many ran out of time
+    is.
 
     Raises:
         Unsupported: the sweep does not allow it, or this machine cannot isolate it.

@@ -23,7 +23,7 @@ from tasks.task import Item, Task
 def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Scored]:
     """Score ``items`` with the model as it is now, in the order given.
 
-    Where the method shows worked examples, they stand in front of the prompts of the cell's own task.
+    If the method shows worked examples, they precede the prompts of the cell's own task.
     """
     kind = task.definition.kind
     items = with_examples(ctx, task, items)
@@ -161,7 +161,7 @@ def with_examples(ctx: Context, task: Task, items: Sequence[Item]) -> Sequence[I
 
 
 def stops_of(ctx: Context, task: Task) -> tuple[str, ...]:
-    """What ends a completion: after worked examples also what stands between two of them."""
+    """Stop texts of a completion: after worked examples also the separator between two of them."""
     shown = ctx.examples if task is ctx.task else None
     return (*task.definition.stop, *((shown.separator,) if shown is not None else ()))
 

@@ -59,7 +59,7 @@ class TargetWatch:
         self._lap()
 
     def due(self, step: int) -> bool:
-        """Whether the split is scored after ``step``."""
+        """True if the split is scored after ``step``."""
         return self.met_at is None and (step % self.target.every == 0 or step == self.steps)
 
     def evaluate(self, ctx: Context, step: int) -> None:

@@ -27,7 +27,7 @@ step, because B is zero, and none at the second, because warm-up starts at learn
 
 ATTRIBUTED_STEP = 2
 """The step at which memory is attributed: optimizer state is there, and neither the first step's duration nor the
-median of the steady ones holds the counting. State that grows later is looked at again, between steps."""
+median of the steady ones holds the counting. State that grows later is counted again, between steps."""
 
 
 class StepClock:
@@ -184,8 +184,8 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         """One micro-batch: the method's own step if it has one, else forward and backward.
 
         Raises:
-            Diverged: the loss is not finite. On a GPU the previous step's loss is looked at, since that one is
-                ready without waiting for the device.
+            Diverged: the loss is not finite. On a GPU the previous step's loss is checked, because it is available
+                without waiting for the device.
         """
         self.tokens += inputs.pop("tokens")
         self.computed_tokens += inputs["input_ids"].numel()
@@ -252,7 +252,7 @@ def stop_if_hopeless(losses: list[torch.Tensor], grad_norms: list[torch.Tensor])
 
 
 class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
-    """Calls the method's hooks and the guards at the right moments; tells the parent how far training is.
+    """Calls the method's hooks and the guards at the right moments; reports training progress to the parent.
 
     Attributes:
         attribution: whose bytes the memory of a step is; None before :data:`ATTRIBUTED_STEP`, or the error.

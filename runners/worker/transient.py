@@ -16,7 +16,7 @@ _DEVICE_BUSY = ("CUDA-capable device(s) is/are busy or unavailable", "all CUDA-c
 
 
 def transient_kind(error: BaseException | None) -> Transient | None:
-    """Which kind of passing trouble an error or one of its causes is; None for everything else."""
+    """Kind of passing error of an exception or one of its causes; None for everything else."""
     seen = 0
     while error is not None and seen < 10:
         kind = _kind(error)

@@ -43,7 +43,7 @@ class Pruning:
         self._trial = study.ask()
 
     def due(self, step: int) -> bool:
-        """Whether the split is scored after ``step``."""
+        """True if the split is scored after ``step``."""
         return step % self.every == 0 and step < self.steps
 
     def look(self, ctx: Context, step: int) -> None:

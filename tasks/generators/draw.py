@@ -44,7 +44,7 @@ def read_params(model: type[Params], params: Mapping[str, Any], generator: str) 
 
 
 def split_of(number: int) -> str:
-    """The split that example ``number`` belongs to: 80 % train, 10 % validation, 10 % test, whatever the seed."""
+    """The split of example ``number``: 80 % train, 10 % validation, 10 % test, independent of the seed."""
     tenth = int.from_bytes(blake2b(str(number).encode(), digest_size=8).digest()) % 10
     return next(split for split, tenths in SHARES.items() if tenth in tenths)
 

@@ -19,7 +19,7 @@ Operation = Literal["copy", "reverse", "shift"]
 
 def _distinct(alphabet: str) -> str:
     if len(set(alphabet)) != len(alphabet):
-        raise ValueError("a character stands twice")
+        raise ValueError("a character occurs twice")
     return alphabet
 
 
@@ -28,7 +28,7 @@ class StringParams(Params):
 
     Attributes:
         operations: applied from first to last.
-        symbol: what stands before the string and names the operation.
+        symbol: precedes the string and names the operation.
         length: characters of a string.
         alphabet: its characters; ``shift`` replaces each by the next one, the last by the first.
     """

@@ -43,7 +43,7 @@ def shown(values: list[float], unit: str) -> str:
 
 
 def front_door() -> Iterator[Figure]:
-    """How fast the command line answers."""
+    """Response time of the command line."""
     values = [wall_s([*CLI, "--help"]) for _ in range(REPEATS + 2)]
     yield "peft-matrix --help", shown(values, "s"), "aim ≤ 0.5 s"
 
@@ -138,7 +138,7 @@ def cells() -> Iterator[Figure]:
 
 
 def scheduling() -> Iterator[Figure]:
-    """What a cell costs beyond itself, and what a second worker brings."""
+    """Overhead of a cell, and the gain from a second worker."""
     from tests.benchmarks import scheduling as bench
 
     for name, value, unit, note in bench.figures():

@@ -113,7 +113,7 @@ def latency() -> Iterator[Figure]:
 
 
 def timed_s(device: str, work: Callable[[], Any]) -> float:
-    """What the timer says of ``work``, seconds."""
+    """Reading of the timer for ``work``, seconds."""
     timer = Timer(Setting(device))
     timer.begin("x")
     work()
@@ -123,7 +123,7 @@ def timed_s(device: str, work: Callable[[], Any]) -> float:
 
 
 def memory() -> Iterator[Figure]:
-    """Memory kinds of the host against a mapping that is written page by page, in a process of its own."""
+    """Memory kinds of the host against a mapping that is written page by page, in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ALLOCATED_MIB)], capture_output=True, text=True, check=True
     )

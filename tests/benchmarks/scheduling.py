@@ -1,4 +1,4 @@
-"""What the scheduler itself costs: cells that do nothing through real processes, and two workers against one."""
+"""Overhead of the scheduler: cells that do nothing through real processes, and two workers against one."""
 
 from __future__ import annotations
 

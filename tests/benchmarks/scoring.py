@@ -22,7 +22,7 @@ CHOICE_TASKS = ("arc-easy", "openbookqa", "boolq", "arc-challenge", "piqa", "siq
 
 
 def sizes() -> dict[str, int]:
-    """How much is scored: PEFT_MATRIX_BENCH=full for the whole, which takes an hour on two cores."""
+    """Number of scored items: PEFT_MATRIX_BENCH=full for the whole, which takes an hour on two cores."""
     return FULL if os.environ.get("PEFT_MATRIX_BENCH") == "full" else SMALL
 
 
@@ -93,7 +93,7 @@ def figures(model: str, run: Any) -> Iterator[Figure]:
 
 
 def alike(ours: list[list[Any]], theirs: Path, *, written: bool) -> str:
-    """Whether every item was answered alike: right or wrong, and where texts were written, letter by letter."""
+    """True if every item was answered alike: right or wrong, and generated texts letter by letter."""
     rows = sorted((json.loads(line) for line in theirs.read_text().splitlines()), key=lambda row: row["doc_id"])
     differ = 0
     for (right, said), row in zip(ours, rows, strict=True):

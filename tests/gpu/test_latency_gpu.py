@@ -44,7 +44,7 @@ class Sleeping(nn.Module):
 
 
 def sleep_ms(cycles: int) -> float:
-    """What the same sleep takes by itself."""
+    """Duration of the same sleep alone."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     first.record()
@@ -80,7 +80,7 @@ def test_the_loop_generates_what_generate_does() -> None:
     assert tokens.tolist() == expected.tolist()
 
 
-def test_a_batch_that_does_not_fit_is_an_entry_and_leaves_no_memory_behind() -> None:
+def test_batch_that_does_not_fit_is_recorded_and_frees_memory() -> None:
     ids = torch.randint(1, 96, (4, 8), device=DEVICE)
     ctx: Any = SimpleNamespace(
         model=llama().to(DEVICE),
@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_an_entry_and_leaves_no_memory_behind() -> 
 
 
 @pytest.mark.slow
-def test_joules_per_token_agree_with_the_mean_power_of_their_windows() -> None:
+def test_joules_per_token_match_mean_power_of_the_window() -> None:
     panel = Panel(build("cuda:0", uuids=visible_uuids()[:1], names=["energy"]))
     if not panel.meters:
         pytest.skip(f"no energy meter: {panel.absent()[0].details}")

@@ -69,7 +69,7 @@ def test_no_meter_starts_cuda_by_being_built() -> None:
     assert done.stdout.strip() == "ok", done.stderr
 
 
-def test_a_known_allocation_is_seen_by_every_kind_of_device_memory() -> None:
+def test_known_allocation_is_seen_by_every_memory_kind() -> None:
     torch.zeros(1, device=DEVICE)
     instruments = panel("torch-memory", "device-state")
     idle = measure(instruments, lambda: time.sleep(0.3))
@@ -134,7 +134,7 @@ def test_counter_and_sampled_power_agree_on_a_steady_load() -> None:
     assert abs(check["counter_to_sampled"] - 1) <= GAIN_BOUND
 
 
-def test_a_matrix_product_stays_below_the_peak_and_its_flops_are_counted() -> None:
+def test_matmul_flops_are_counted_and_below_peak() -> None:
     size = 4096
     a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
     assert count_flops(lambda: a @ a) == 2 * size**3
@@ -148,7 +148,7 @@ def test_the_hottest_assigned_gpu_tells_its_temperature() -> None:
     assert 0 < celsius < 120
 
 
-def test_a_sweep_on_this_gpu_records_memory_by_owner_state_and_energy_or_its_reason(bench: Bench) -> None:  # noqa: F811
+def test_gpu_sweep_records_memory_state_and_energy_or_reason(bench: Bench) -> None:  # noqa: F811
     folder = bench.root / "runners" / "hardware"
     folder.mkdir(parents=True)
     (folder / "here.yaml").write_text("name: here\ndevice: cuda\npeak_tflops: {float32: 1000}\n")

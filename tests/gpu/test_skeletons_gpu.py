@@ -22,7 +22,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-def test_weights_are_made_on_the_device_and_take_their_published_bytes(tmp_path: Path) -> None:
+def test_weights_on_device_take_their_published_bytes(tmp_path: Path) -> None:
     wanted = skeletons.skeleton("skeleton:smollm2-135m")
     folder = skeletons.ensure(wanted, tmp_path)
     torch.cuda.empty_cache()
@@ -51,7 +51,7 @@ def test_a_cap_above_the_device_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_in_a_capped_sweep_full_fine_tuning_ends_in_oom_and_an_adapter_fits(tmp_path: Path) -> None:
+def test_capped_sweep_full_ends_oom_and_adapter_fits(tmp_path: Path) -> None:
     (tmp_path / "peft-matrix.yaml").write_text("version: 1\n")
     profiles = tmp_path / "runners" / "hardware"
     profiles.mkdir(parents=True)

@@ -34,4 +34,4 @@ def test_errors_cross_process_borders_whole(error: PeftMatrixError) -> None:
 def test_did_you_mean_names_the_close_ones_first_and_then_all() -> None:
     assert did_you_mean("lroa", ["lora", "full"]) == "Did you mean 'lora'? Allowed: full, lora."
     assert did_you_mean("xyz", ["lora", "full"]) == "Allowed: full, lora."
-    assert did_you_mean("xyz", []) == "Nothing is allowed here."
+    assert did_you_mean("xyz", []) == "This mapping takes no keys."

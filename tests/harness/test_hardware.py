@@ -280,7 +280,7 @@ def test_a_partitioned_gpu_stands_for_its_instances(monkeypatch: pytest.MonkeyPa
     assert {g.compute_capability for g in gpus} == {9.0}
 
 
-def test_a_power_limit_that_nvml_does_not_give_is_missing_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_limit_missing_from_nvml_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDriver({k: v for k, v in WHOLE.items() if k != "limit"}).install(monkeypatch)
     assert find_gpus()[0][0].power_limit_w is None
 
@@ -350,14 +350,14 @@ def test_what_cuda_visible_devices_leaves(environ: dict[str, str], expected: lis
     assert [gpu.uuid for gpu in visible([A100, H100], environ)] == expected
 
 
-def test_an_index_among_unlike_gpus_is_refused_because_it_can_be_read_in_two_ways() -> None:
+def test_ambiguous_index_among_unlike_gpus_is_refused() -> None:
     with pytest.raises(UserError, match="by UUID"):
         visible([A100, H100], {"CUDA_VISIBLE_DEVICES": "0"})
     assert visible([A100], {"CUDA_VISIBLE_DEVICES": "0"}) == [A100]
 
 
 # --- a cap on the allocator ----------------------------------------------------------------------
-def test_a_cap_is_part_of_the_cell_and_asks_for_a_gpu_that_it_caps() -> None:
+def test_memory_cap_is_part_of_the_cell_and_needs_a_gpu() -> None:
     capped = profile(device="cuda", memory_limit_gib=60)
     assert identity(capped, WITH_GPUS) == {"device": "cuda", "gpu": "*", "memory_limit_gib": 60.0}
     assert "memory_limit_gib" not in identity(profile(device="cuda"), WITH_GPUS)
@@ -369,7 +369,7 @@ def test_a_cap_is_part_of_the_cell_and_asks_for_a_gpu_that_it_caps() -> None:
 
 
 @pytest.mark.parametrize("device", ["any", "cpu"])
-def test_a_cap_where_there_may_be_no_allocator_is_refused_with_its_reason(device: str) -> None:
+def test_memory_cap_without_allocator_is_refused_with_reason(device: str) -> None:
     with pytest.raises(ValueError, match="caps the CUDA allocator, so it needs 'device: cuda'"):
         profile(device=device, memory_limit_gib=8)
 

@@ -43,7 +43,7 @@ def values(flat: index.Flat, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
-def test_the_index_says_what_the_records_say_and_spares_reading_them(kind: str, tmp_path: Path) -> None:
+def test_index_equals_the_records_and_avoids_reading_them(kind: str, tmp_path: Path) -> None:
     store = filled(tmp_path if kind == "local" else f"memory://{uuid.uuid4().hex}/s")
     first, second = load(store, fewest=1), load(store)
     assert (first.read, second.read, second.unwritten) == (5, 0, "")
@@ -78,7 +78,7 @@ def test_it_follows_every_change_of_the_records(tmp_path: Path) -> None:
     assert load(store).paths == tuple(e.path for group in store.entries().values() for e in group)
 
 
-def test_a_file_that_was_changed_is_read_again_whatever_the_index_says(tmp_path: Path) -> None:
+def test_changed_file_is_read_again_despite_the_index(tmp_path: Path) -> None:
     store = filled(tmp_path)
     load(store, fewest=1)
     path = tmp_path / store.entries_of(make_record(3).key)[0].path
@@ -114,7 +114,7 @@ def test_an_index_that_is_none_is_made_again(damage: str, tmp_path: Path, monkey
     assert load(store).read == 0
 
 
-def test_a_store_one_may_only_read_still_loads_and_says_why_there_is_no_index(tmp_path: Path) -> None:
+def test_read_only_store_loads_and_says_why_it_has_no_index(tmp_path: Path) -> None:
     store = filled(tmp_path)
     (tmp_path / "index").write_text("in the way")
     loaded = load(store, fewest=1)
@@ -122,7 +122,7 @@ def test_a_store_one_may_only_read_still_loads_and_says_why_there_is_no_index(tm
     assert "cannot be written" in loaded.unwritten
 
 
-def test_columns_join_and_are_picked_like_the_records_they_are_of() -> None:
+def test_columns_join_and_select_like_their_records() -> None:
     records = [full_record(), make_record(1), make_record(2, metrics={}), make_record(3)]
     whole = flatten(records)
     for made in (join([flatten(records[:2]), flatten(records[2:])]), join([flatten(records), flatten(())])):
@@ -151,7 +151,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[2]) + 15):
 """
 
 
-def test_several_processes_write_records_and_bring_the_index_up_to_date_at_once(tmp_path: Path) -> None:
+def test_concurrent_writers_and_index_updates(tmp_path: Path) -> None:
     workers = [python(BUSY, str(tmp_path), str(start)) for start in (0, 10, 20)]  # with cells in common
     outputs = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], outputs

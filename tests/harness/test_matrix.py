@@ -38,7 +38,7 @@ def axes(methods: int = 2, tasks: int = 1, seeds: int = 1) -> Axes:
 
 # --- keys ----------------------------------------------------------------------------------------
 @given(st.fixed_dictionaries(dict.fromkeys(AXES, IDENTITIES)), st.integers(0, 5), st.sampled_from(AXES), TEXT)
-def test_a_key_knows_the_identity_and_neither_label_nor_name_nor_order_of_keys(
+def test_key_depends_on_identity_not_label_name_or_key_order(
     identities: dict[str, dict[str, Any]], seed: int, axis: str, text: str
 ) -> None:
     cell = make_cell([Point(a, a, a, identities[a]) for a in AXES], seed)
@@ -100,7 +100,7 @@ def test_a_cell_is_stored_whole() -> None:
 
 
 # --- expansion -----------------------------------------------------------------------------------
-def test_a_matrix_is_the_product_of_its_axes_with_seeds_outermost_and_methods_innermost() -> None:
+def test_matrix_order_is_seeds_outer_methods_inner() -> None:
     cells = expand(axes(methods=3, tasks=2, seeds=2)).cells
     assert len(cells) == 3 * 2 * 2 * 2
     assert [c.seed for c in cells] == [0] * 12 + [1] * 12
@@ -119,7 +119,7 @@ def test_a_cell_met_twice_is_kept_once() -> None:
     assert [c.method.label for c in cells] == ["one", "one"]
 
 
-def test_excluded_cells_stay_in_the_matrix_with_the_first_reason_that_fits() -> None:
+def test_excluded_cells_stay_with_the_first_matching_reason() -> None:
     rules = [Pattern(method="method-0", quantization="nf*", why="too slow"), Pattern(method="method-*", why="all")]
     matrix = expand(axes(), exclude=rules)
     reasons = {(c.method.name, c.quantization.name): matrix.excluded.get(c.key) for c in matrix.cells}
@@ -131,7 +131,7 @@ def test_excluded_cells_stay_in_the_matrix_with_the_first_reason_that_fits() -> 
     }
 
 
-def test_a_pattern_matches_names_and_labels_and_every_given_key_must_match() -> None:
+def test_pattern_matches_names_and_labels_with_every_key() -> None:
     cell = make_cell(points(method=point("method", "lora", "starved")), 1)
     assert Pattern().matches(cell)
     assert Pattern(method="lora").matches(cell)
@@ -165,7 +165,7 @@ def test_cells_are_values() -> None:
     assert isinstance(one, Cell)
 
 
-def test_a_task_with_steps_of_its_own_meets_methods_resolved_for_it() -> None:
+def test_methods_are_resolved_for_a_task_with_own_steps() -> None:
     longer = [replace(m, identity={**m.identity, "steps": 150}) for m in axes().methods]
     cells = expand(replace(axes(tasks=2), methods_by_task={"task-1": longer})).cells
     assert {c.task.label: c.method.identity.get("steps") for c in cells} == {"task-0": None, "task-1": 150}

@@ -125,7 +125,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_checkout_has_a_commit_and_knows_whether_it_was_changed(repository: Path) -> None:
+def test_checkout_has_a_commit_and_a_dirty_flag(repository: Path) -> None:
     found = checkout(repository)
     assert len(found["commit"]) == 40
     assert (found["dirty"], found["why"]) == (False, "")
@@ -140,7 +140,7 @@ def test_variables_that_point_git_elsewhere_are_ignored(repository: Path, monkey
     assert len(checkout(repository)["commit"]) == 40
 
 
-def test_an_installed_package_inside_another_checkout_has_no_commit(repository: Path) -> None:
+def test_package_inside_another_checkout_has_no_commit(repository: Path) -> None:
     inside = repository / "site-packages"
     inside.mkdir()
     assert checkout(inside) == {"commit": None, "dirty": None, "why": "not a git checkout"}
@@ -172,7 +172,7 @@ def test_a_git_that_hangs_is_given_up(repository: Path, monkeypatch: pytest.Monk
     assert str(repository) not in why, "records are published"
 
 
-def test_what_is_published_does_not_name_the_places_of_this_machine(tmp_path: Path) -> None:
+def test_published_records_have_no_local_paths(tmp_path: Path) -> None:
     root = Path(provenance.__file__).parents[1]
     text = f'File "{root}/harness/store/store.py", line 3; {sys.prefix}/lib/x.py; {json.__file__}; {tmp_path}/job.json'
     told = provenance.without_own_paths(text, job=tmp_path)

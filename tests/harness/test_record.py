@@ -55,7 +55,7 @@ def test_a_record_cut_off_anywhere_is_noticed(record: Record, at: int) -> None:
 
 
 # --- the golden record of layout 1 ---------------------------------------------------------------
-def test_the_golden_record_loads_and_is_written_again_byte_for_byte() -> None:
+def test_golden_record_round_trips_byte_for_byte() -> None:
     text = (GOLDEN / f"record-v{SCHEMA_VERSION}.json").read_text(encoding="utf-8")
     record = Record.from_json(text)
     assert record.to_json() == text
@@ -77,14 +77,14 @@ def fields_used(value: BaseModel) -> dict[type, set[str]]:
     return used
 
 
-def test_the_golden_record_gives_every_field_of_every_part_a_value() -> None:
+def test_golden_record_sets_every_field_of_every_part() -> None:
     used = fields_used(Record.from_json((GOLDEN / "record-v1.json").read_text(encoding="utf-8")))
     assert {kind: set(kind.model_fields) for kind in (Record, Outcome, Reading, Span, SamplesRef)} == {
         kind: names | ({"schema_version"} if kind is Record else set()) for kind, names in used.items()
     }
 
 
-def test_a_field_added_without_a_new_layout_number_would_be_noticed() -> None:
+def test_new_field_without_new_schema_version_is_detected() -> None:
     wider = create_model("Wider", __base__=Record, colour=(str, "blue"))
     text = (GOLDEN / "record-v1.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="older layout"):
@@ -104,7 +104,7 @@ def test_every_layout_has_its_golden_record_and_its_step() -> None:
 
 
 def later_layout(monkeypatch: pytest.MonkeyPatch) -> type[Record]:
-    """What two changes of the layout would look like: a new field, then one renamed."""
+    """Examples of two schema changes: a new field, then one renamed."""
 
     def add_colour(content: dict[str, Any]) -> dict[str, Any]:
         return {**content, "color": "grey"}
@@ -117,7 +117,7 @@ def later_layout(monkeypatch: pytest.MonkeyPatch) -> type[Record]:
     return create_model("Later", __base__=Record, colour=(str, ...))
 
 
-def test_a_record_of_an_older_layout_goes_up_step_by_step_and_keeps_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_schema_is_migrated_and_keeps_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (GOLDEN / "record-v1.json").read_text(encoding="utf-8")
     later = later_layout(monkeypatch)
     record = later.from_json(text, id_prefix=full_record().id[:12])
@@ -198,7 +198,7 @@ def test_a_record_under_another_ones_id_is_refused() -> None:
         Record.from_json(text, id_prefix="000000000000")
 
 
-def test_a_well_formed_file_with_fields_of_another_kind_is_no_record() -> None:
+def test_well_formed_file_with_wrong_field_types_is_no_record() -> None:
     from harness.digests import digest
 
     content = {**make_record().content(), "colour": "blue"}

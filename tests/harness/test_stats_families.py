@@ -58,7 +58,7 @@ def test_adjusting_does_not_depend_on_order(p, random):
 
 
 def test_rank_intervals_of_a_board_with_a_tie_at_the_top():
-    # a and b tie, both beat c and d; c beats d; e is so noisy that it beats and loses to nobody
+    # a and b tie, both beat c and d; c beats d; e is so noisy that it beats and loses to none
     better = np.zeros((5, 5), dtype=bool)
     better[0, [2, 3]] = better[1, [2, 3]] = better[2, 3] = True
     ranks = stats.rank_intervals(better)
@@ -211,7 +211,7 @@ def test_a_calibrated_model_has_a_small_error():
     ("call", "text"),
     [
         (lambda: stats.holm([]), "p holds 0"),
-        (lambda: stats.benjamini_hochberg([0.1, 1.2]), r"lie in \[0, 1\]"),
+        (lambda: stats.benjamini_hochberg([0.1, 1.2]), r"be in \[0, 1\]"),
         (lambda: stats.holm([0.1, math.nan]), "NaN"),
         (lambda: stats.rank_intervals(np.zeros((2, 3))), "square"),
         (lambda: stats.rank_intervals([[False, True], [True, False]]), "rows 0 and 1 cannot each be better"),

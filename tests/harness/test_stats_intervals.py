@@ -143,7 +143,7 @@ def test_seed_variance_is_the_two_way_anova_component():
 
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.01, 0.03])
-def test_interval_over_seeds_and_items_covers_as_often_as_it_says(seed_sd):
+def test_seed_item_interval_has_nominal_coverage(seed_sd):
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(600):
@@ -154,7 +154,7 @@ def test_interval_over_seeds_and_items_covers_as_often_as_it_says(seed_sd):
     assert covered / 600 < 0.985
 
 
-def test_bootstrap_of_seeds_and_items_is_close_to_t_with_many_seeds():
+def test_seed_item_bootstrap_approaches_t_with_many_seeds():
     rng = np.random.default_rng(4)
     table = rng.normal(0, 0.05, (20, 1)) + rng.normal(0, 0.2, 200) + rng.normal(0, 0.1, (20, 200))
     by_t, drawn = stats.seeds_items_interval(table), stats.seeds_items_interval(table, method="bootstrap")
@@ -194,7 +194,7 @@ def test_a_percentile_is_shown_from_enough_samples_only(q, fewest):
     assert stats.percentile(values, q).n == fewest
 
 
-def test_299_samples_pass_the_true_p99_with_95_percent_probability():
+def test_299_samples_bound_true_p99_at_95_percent():
     # protocol 1, section 5, rule 5
     assert 1 - 0.99**299 > 0.95 > 1 - 0.99**298
 
@@ -228,7 +228,7 @@ def test_detectable_effect_has_its_power_in_simulation():
     assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_fewest_flips_is_where_the_exact_test_first_reaches_alpha():
+def test_fewest_flips_is_where_exact_test_reaches_alpha():
     assert stats.fewest_flips() == 6
     for alpha in (0.05, 0.01, 0.001):
         k = stats.fewest_flips(alpha)
@@ -243,7 +243,7 @@ def test_fewest_flips_is_where_the_exact_test_first_reaches_alpha():
     [
         (lambda: stats.wilson(3, 2), "3 successes of 2 trials"),
         (lambda: stats.wilson(0, 0), "not possible"),
-        (lambda: stats.wilson(1, 2, 95), "level must lie between 0 and 1, not 95"),
+        (lambda: stats.wilson(1, 2, 95), "level must be between 0 and 1, not 95"),
         (lambda: stats.mean_interval([]), "at least 2 needed"),
         (lambda: stats.mean_interval([1.0, math.nan]), r"NaN or an infinity at \[1\]"),
         (lambda: stats.mean_interval([[1.0, 2.0]]), r"not shape \(1, 2\)"),
@@ -251,11 +251,11 @@ def test_fewest_flips_is_where_the_exact_test_first_reaches_alpha():
         (lambda: stats.mean_interval([1, 2, 3], ["a", "a", "a"]), "all items are in one"),
         (lambda: stats.bootstrap_interval([2, 2, 2]), "all 3 values are equal"),
         (lambda: stats.seeds_items_interval([1, 0, 1]), "one seed says nothing about the next"),
-        (lambda: stats.percentile([1.0] * 400, 99), "q must lie between 0 and 1"),
+        (lambda: stats.percentile([1.0] * 400, 99), "q must be between 0 and 1"),
         (lambda: stats.percentile(np.arange(300.0), 0.99, level=0.999), "cannot bracket percentile 0.99"),
         (lambda: stats.mde(0, 1), "not possible"),
         (lambda: stats.sample_size(0, 1), "no answer"),
-        (lambda: stats.difference_variance(1.5), "must lie in"),
+        (lambda: stats.difference_variance(1.5), "must be in"),
     ],
 )
 def test_bad_input_is_named(call, text):

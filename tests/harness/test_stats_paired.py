@@ -77,7 +77,7 @@ def test_two_perfect_rates_are_not_known_to_be_equal():
     assert (found.effect, found.p) == (0, 1)
     assert found.low < 0 < found.high
     assert found.mde > 0
-    assert "cannot be told apart: the smallest effect" in found.sentence
+    assert "are not significantly different: the smallest effect" in found.sentence
 
 
 def exact_coverage(n: int, gain: float, loss: float) -> float:
@@ -94,7 +94,7 @@ def exact_coverage(n: int, gain: float, loss: float) -> float:
 
 
 @pytest.mark.parametrize(("gain", "loss"), [(0.1, 0.1), (0.2, 0.1), (0.05, 0.02), (0.3, 0.05), (0.01, 0.01)])
-def test_the_interval_of_paired_rates_covers_by_exact_enumeration(gain, loss):
+def test_paired_rate_interval_coverage_by_enumeration(gain, loss):
     # Bonett & Price 2012 report coverage close to or above nominal throughout
     assert exact_coverage(25, gain, loss) > 0.93
 
@@ -229,8 +229,8 @@ def test_sentences_say_what_a_reader_needs():
     tie = stats.compare(*arms_with(500, 100, 95, 305), names=("lora", "dora"))
     assert not tie.told_apart
     assert tie.sentence.startswith(
-        "lora and dora cannot be told apart: the smallest effect this comparison could have seen is 3.9 points "
-        "(80 % power), the measured one is +0.5 points (95 % interval -2.2 to +3.2, p = 0.77, "
+        "lora and dora are not significantly different: the smallest effect this comparison could have seen is 3.9 "
+        "points (80 % power), the measured one is +0.5 points (95 % interval -2.2 to +3.2, p = 0.77, "
     )
     nats = stats.compare([-1.0, -2.0, -1.5, -0.7], [-1.1, -2.2, -1.4, -0.9], unit="nat")
     assert "nat (80 % power)" in nats.sentence
@@ -249,7 +249,7 @@ def test_identical_arms_are_not_proof_of_equality():
     assert three_seeds.low < 0 < three_seeds.high
     same_scores = stats.compare([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
     assert same_scores.mde is None
-    assert "cannot be told apart: they score the same on every item" in same_scores.sentence
+    assert "are not significantly different: they score the same on every item" in same_scores.sentence
 
 
 def test_every_item_gained_keeps_an_interval():
@@ -288,7 +288,7 @@ def test_by_t_matches_scipy():
         (lambda: stats.compare([1, 0, 1], [1, 0]), "same items in the same order: 3 and 2"),
         (lambda: stats.compare([], []), "at least 2 needed"),
         (lambda: stats.compare([1, math.nan], [0, 1]), "a holds NaN"),
-        (lambda: stats.compare([1, 0], [0, 1], level=95), "level must lie between 0 and 1"),
+        (lambda: stats.compare([1, 0], [0, 1], level=95), "level must be between 0 and 1"),
         (lambda: stats.compare([1, 0], [0, 1], clusters=["x"]), "one label an item"),
         (lambda: stats.compare(np.zeros((2, 2, 2)), np.zeros(2)), "2 dimension"),
         (lambda: stats.mcnemar([0.5, 1], [0, 1]), "right or wrong"),

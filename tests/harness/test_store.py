@@ -60,7 +60,7 @@ def test_what_is_appended_is_found_by_name_and_loads_again(store: Store) -> None
     assert entry.fingerprint == short_fingerprint(record.fingerprint)
 
 
-def test_an_empty_store_holds_nothing_and_opening_creates_nothing(tmp_path: Path) -> None:
+def test_empty_store_is_empty_and_opening_creates_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "new")
     assert store.entries() == {}
     assert store.records() == ([], [])
@@ -132,7 +132,7 @@ def test_a_store_that_cannot_be_opened_is_one_sentence(url: str, monkeypatch: py
 
 def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with pytest.raises(UserError, match="a file stands where the results folder should be"):
+    with pytest.raises(UserError, match="a file is in the place of the results folder"):
         Store(tmp_path / "x")
 
 
@@ -144,7 +144,7 @@ def test_the_record_that_finished_last_is_current(store: Store) -> None:
     assert current([old, new]) == current([new, old]) == {new.key: new}
 
 
-def test_a_correction_wins_over_what_it_supersedes_even_if_dated_earlier(store: Store) -> None:
+def test_correction_wins_over_superseded_even_if_earlier(store: Store) -> None:
     wrong = make_record(finished="2026-01-02T00:00:00")
     right = make_record(finished="2026-01-01T00:00:00", supersedes=wrong.id, metrics={})
     entries = [store.append(wrong), store.append(right)]
@@ -228,7 +228,7 @@ def test_a_file_renamed_to_another_status_is_damaged(tmp_path: Path) -> None:
     assert "file name" in damage[0].reason
 
 
-def test_a_damaged_record_on_another_file_system_is_quarantined_too() -> None:
+def test_damaged_record_on_remote_fs_is_quarantined() -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     entry = store.append(make_record())
     import fsspec
@@ -420,7 +420,7 @@ def test_two_processes_append_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_kill_9_loses_nothing_that_was_appended_and_damages_nothing(tmp_path: Path) -> None:
+def test_kill_9_loses_and_damages_no_appended_record(tmp_path: Path) -> None:
     chance = random.Random(1)
     appended: list[str] = []
     for round_ in range(6):
@@ -444,7 +444,7 @@ def test_kill_9_loses_nothing_that_was_appended_and_damages_nothing(tmp_path: Pa
 
 
 @pytest.mark.parametrize("folder", ["records/00", "samples"])
-def test_the_next_writer_removes_old_leftovers_and_leaves_young_ones(store: Store, folder: str) -> None:
+def test_next_writer_removes_old_leftovers_only(store: Store, folder: str) -> None:
     store.append(make_record(1))
     old = f"{folder}/.{time.time() - 3700:.0f}.0123456789ab.tmp"
     young = f"{folder}/.{time.time() - 60:.0f}.0123456789ab.tmp"

@@ -59,7 +59,7 @@ def test_of_several_processes_one_gets_the_cell(tmp_path: Path) -> None:
 
 def test_claims_on_a_remote_store_need_a_local_folder(tmp_path: Path) -> None:
     url = f"memory://{uuid.uuid4().hex}"
-    with pytest.raises(UserError, match="local folder for claims"):
+    with pytest.raises(UserError, match="local folder for locks"):
         Store(url).claim("a" * 16)
     claim = Store(url, claims_dir=tmp_path).claim("a" * 16)
     assert claim is not None

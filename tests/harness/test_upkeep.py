@@ -93,7 +93,7 @@ def test_nothing_goes_while_a_run_uses_the_store(tmp_path: Path) -> None:
 
 
 # --- merge ---------------------------------------------------------------------------------------
-def test_stores_of_several_machines_become_one_and_conflicts_are_named(tmp_path: Path) -> None:
+def test_stores_merge_and_conflicts_are_named(tmp_path: Path) -> None:
     here, there = Store(tmp_path / "here"), Store(f"memory://{uuid.uuid4().hex}/there")
     into = Store(tmp_path / "into")
     shared, data = with_samples(1, 3)
@@ -126,7 +126,7 @@ def test_stores_of_several_machines_become_one_and_conflicts_are_named(tmp_path:
         merge([into], into)
 
 
-def test_what_is_damaged_is_left_out_and_the_source_is_not_touched(tmp_path: Path) -> None:
+def test_merge_skips_damaged_files_and_keeps_the_source(tmp_path: Path) -> None:
     source = Store(tmp_path / "source")
     good, bad = make_record(1), make_record(2)
     source.append(good)

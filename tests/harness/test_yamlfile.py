@@ -36,7 +36,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def complaint(folder: Path, text: str) -> str:
-    """What is said about such a file, the folder left out."""
+    """The error message for such a file, without the folder."""
     with pytest.raises(UserError) as caught:
         load_model(write(folder, text), Kit)
     return str(caught.value).replace(f"{folder}/", "")
@@ -51,7 +51,7 @@ def test_a_file_becomes_a_value_and_the_lines_of_its_keys(tmp_path: Path) -> Non
     assert lines[("parts", 1)] == lines[("parts", 1, "from")] == 6
 
 
-def test_the_line_of_what_the_file_leaves_out_is_that_of_what_holds_it() -> None:
+def test_missing_key_is_reported_at_its_parents_line() -> None:
     lines: dict[tuple[int | str, ...], int] = {("parts",): 3, ("parts", 0): 4}
     assert line_of(lines, ("parts", 0, "rows")) == 4
     assert line_of(lines, ("parts", 7, "rows")) == 3
@@ -88,7 +88,7 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path:
             "name: x\nmixed:\n  from: a\n  row: 3\n",
             "kit.yaml, line 4, key 'mixed.row': unknown key 'row'. Did you mean 'rows'? Allowed: from, rows.",
         ),
-        # a misspelt key is told before the key that is missing because of it
+        # a misspelt key is reported before the key that is missing because of it
         (
             "nmae: x\n",
             "kit.yaml, line 1, key 'nmae': unknown key 'nmae'. Did you mean 'name'? "
@@ -119,7 +119,7 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path:
         ("# nothing\n", "kit.yaml: the file is empty"),
     ],
 )
-def test_what_is_wrong_is_said_with_file_line_key_and_what_is_allowed(text: str, said: str, tmp_path: Path) -> None:
+def test_error_names_file_line_key_and_allowed_values(text: str, said: str, tmp_path: Path) -> None:
     assert complaint(tmp_path, text) == said
 
 

@@ -51,7 +51,7 @@ def test_state_of_a_stage(sim: Simulator) -> None:
     assert (board["memory_total_bytes"], board["mig"]) == (80_000_000_000, False)
 
 
-def test_a_power_cap_is_noted_but_is_not_throttling_and_missing_sensors_are_typed(sim: Simulator) -> None:
+def test_power_cap_is_not_throttling_missing_sensors_typed(sim: Simulator) -> None:
     script = sim.script(
         [SimDevice("GPU-0", extra=["throttle 0 99 4"])],
         "error nvmlDeviceGetTemperature 1 3",
@@ -71,10 +71,10 @@ def test_who_is_foreign() -> None:
     # in a container NVML shows the host's numbers: one of them is taken to be this process
     assert foreign_pids([5000], {10}, own_context=True) == set()
     assert len(foreign_pids([5000, 6000], {10}, own_context=True)) == 1
-    # without a context nobody on the list can be this process
+    # without a context no process on the list can be this one
     assert foreign_pids([5000], {10}, own_context=False) == {5000}
 
 
-def test_assigned_uuids_are_read_from_the_environment_without_starting_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assigned_uuids_come_from_environment_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, MIG-b")
     assert visible_uuids() == ("GPU-a", "MIG-b")

@@ -157,7 +157,7 @@ def test_co2_and_cost_follow_from_what_the_sweep_states(simulated: tuple[dict[st
     assert simulated[0]["shared"].metrics["train_co2_g"].why_missing == "shared"
 
 
-def test_warm_up_and_cool_down_are_recorded_with_whether_they_were_reached(
+def test_warm_up_and_cool_down_are_recorded_with_success(
     simulated: tuple[dict[str, Record], Bench],
 ) -> None:
     records, _ = simulated
@@ -197,7 +197,7 @@ def test_bad_devices_leave_typed_reasons(simulated: tuple[dict[str, Record], Ben
     assert records["refused"].metrics["time_to_target_s"].value is not None
 
 
-def test_throttled_and_shared_cells_are_marked_and_unranked_on_the_board(
+def test_throttled_and_shared_cells_are_marked_and_unranked(
     simulated: tuple[dict[str, Record], Bench],
 ) -> None:
     records, bench = simulated  # noqa: F811
@@ -205,7 +205,7 @@ def test_throttled_and_shared_cells_are_marked_and_unranked_on_the_board(
     publish_board("default", [], results=str(bench.root / "results"), out=out, title="simulated")
     page = (out / "board.md").read_text(encoding="utf-8")
     assert "the device was throttled" in page
-    assert "somebody else used the device" in page
+    assert "a foreign process used the device" in page
     assert "energy and device state come from a simulated device" in page
     assert {name: marks(record) for name, record in records.items()} == {
         "normal": ("simulated",),

@@ -35,10 +35,10 @@ def test_measured_energy_agrees_with_the_truth(sim: Simulator) -> None:
 def test_all_meters_together_use_little_of_a_core(sim: Simulator) -> None:
     share = meters_cpu_share(sim)
     print(f"all meters: {share:.2%} of one core")
-    assert share < 0.05  # the aim is 0.005; a slow machine makes every wake-up dearer
+    assert share < 0.05  # the aim is 0.005; on a slow machine every wake-up is more expensive
 
 
-def test_quantization_bound_and_protocol_flag_follow_the_update_period(sim: Simulator) -> None:
+def test_quantization_bound_and_flag_follow_update_period(sim: Simulator) -> None:
     answer = measure_each(sim, {"slow": SimDevice("GPU-0", constant(200), counter=(0.1, 0.0))}, {"train": WINDOW_S})
     details = answer["slow"]["stages"]["train"]["readings"]["energy_gross_j"]["details"]
     assert details["quantization_bound"] == pytest.approx(2 * 0.1 / details["window_s"], rel=0.1)
@@ -46,7 +46,7 @@ def test_quantization_bound_and_protocol_flag_follow_the_update_period(sim: Simu
     assert details["meets_protocol"] is False  # 5 s, where 2 * 0.1 s / 1 % = 20 s
 
 
-def test_a_power_pattern_in_step_with_a_sensor_that_sees_a_quarter_is_wrong_and_the_reading_warns(
+def test_load_in_step_with_partial_sensor_gives_a_warning(
     sim: Simulator,
 ) -> None:
     found = undisturbed(sim, {"aliased": aliased()})
@@ -82,7 +82,7 @@ def test_none_with_its_reason_where_the_protocol_demands_it(sim: Simulator) -> N
         "own process": None,
     }
     assert "4242" in got["foreign process"]["details"]["why"]
-    # what else stood around the stage survives
+    # other meters of the stage survive
     assert all(answer[name]["stages"]["train"]["readings"]["stage_s"]["value"] >= WINDOW_S for name in devices)
 
 
@@ -131,11 +131,11 @@ def test_permission_is_refused_from_the_start_and_in_mid_window(sim: Simulator) 
     assert answer["later"]["stages"]["train"]["readings"]["energy_gross_j"]["why_missing"] == "no_permission"
 
 
-def test_without_a_counter_the_next_best_back_end_is_used_and_named(sim: Simulator) -> None:
+def test_without_counter_the_next_back_end_is_used_and_named(sim: Simulator) -> None:
     devices = {
         # the plain power call is instantaneous up to GA100 and a 1 s average after it
         "A100 without field 186": SimDevice("GPU-0", capability=(8, 0), counter=None),
-        "counter stands still": SimDevice("GPU-1", counter=(1000.0, 0.0)),
+        "counter does not move": SimDevice("GPU-1", counter=(1000.0, 0.0)),
     }
     script = sim.script(list(devices.values()), "error nvmlDeviceGetFieldValues 2 3")
     panels = {name: panel(device.uuid) for name, device in devices.items()}
@@ -143,8 +143,8 @@ def test_without_a_counter_the_next_best_back_end_is_used_and_named(sim: Simulat
     facts = {name: next(iter(answer[name]["facts"]["energy"]["boards"].values())) for name in devices}
     assert facts["A100 without field 186"]["backend"] == "instant"
     assert "Not Supported" in facts["A100 without field 186"]["rejected"]["counter"]
-    assert facts["counter stands still"]["backend"] == "average"
-    assert "stands still" in facts["counter stands still"]["rejected"]["counter"]
+    assert facts["counter does not move"]["backend"] == "average"
+    assert "not move" in facts["counter does not move"]["rejected"]["counter"]
 
 
 def test_assigned_boards_are_added_up_and_others_left_out(sim: Simulator) -> None:
@@ -205,7 +205,7 @@ def test_a_clock_that_goes_back_gives_no_energy(sim: Simulator) -> None:
         assert readings["stage_s"]["why_missing"] == "failed", name
 
 
-def test_the_shortest_window_never_lets_quantization_exceed_the_gain_bound() -> None:
+def test_shortest_window_keeps_quantization_below_gain_bound() -> None:
     class FastGauge:
         def minimum_s(self, epsilon: float) -> float:
             return 2 * 0.1 / epsilon

@@ -18,7 +18,7 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
 
 
-def test_a_training_step_is_three_forward_passes_less_the_input_gradient_of_the_first_layer() -> None:
+def test_training_step_is_three_forwards_less_input_gradient() -> None:
     net = model()
     forward = 2 * TOKENS * (32 * 64 + 64 * 16)
     batch = torch.randn(TOKENS, 32)
@@ -64,7 +64,7 @@ class Unseen(torch.autograd.Function):
         return (grad[..., None] * weight).sum(-2), None
 
 
-def test_a_step_whose_kernels_the_counter_cannot_see_has_no_value() -> None:
+def test_step_with_uncounted_kernels_has_no_flops_value() -> None:
     class Packed(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return Unseen.apply(x, self.weight)
@@ -76,7 +76,7 @@ def test_a_step_whose_kernels_the_counter_cannot_see_has_no_value() -> None:
     assert got.details["micro_batch_flops"] > got.details["linear_forward_flops"]
 
 
-def test_a_wrapper_that_repeats_the_shape_of_its_layer_counts_once() -> None:
+def test_wrapper_repeating_its_layer_shape_counts_once() -> None:
     from peft import LoraConfig, get_peft_model
 
     class Net(nn.Module):

@@ -13,10 +13,10 @@ def sampled(power: list[tuple[float, float]], step: float, end: float) -> list[t
     return [(t, [watts for start, watts in power if start <= t][-1]) for t in times]
 
 
-def test_a_plateau_before_a_step_stays_a_plateau_and_the_tail_counts() -> None:
+def test_plateau_before_a_step_is_kept_and_the_tail_counts() -> None:
     samples = sampled([(0, 100), (5, 400)], 0.05, 10)
     got = integrate_held(samples, 0, 10, update_s=0.1)
-    # the change lies between the samples at 4.95 s and 5 s, and is put in the middle of them
+    # the change is between the samples at 4.95 s and 5 s, and is put in the middle of them
     assert got.joules == pytest.approx(4.975 * 100 + 5.025 * 400)
     assert got.samples == 201
 

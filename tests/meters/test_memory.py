@@ -1,4 +1,4 @@
-"""Host memory against allocations of known size, in a process of its own so that nothing else moves the peaks."""
+"""Host memory against allocations of known size, in a separate process so that nothing else moves the peaks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def cgroup_tree(folder: Path, line: str, file: str, peak: int) -> tuple[Path, Pa
     return proc, root
 
 
-def test_a_cgroup_peak_that_cannot_be_reset_counts_only_if_it_grew(tmp_path: Path) -> None:
+def test_unresettable_cgroup_peak_counts_only_if_it_grew(tmp_path: Path) -> None:
     from harness.meters.memory import CgroupPeak
 
     proc, root = cgroup_tree(tmp_path, "4:memory:/a/b", "memory/a/b/memory.max_usage_in_bytes", 500)

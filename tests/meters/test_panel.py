@@ -17,7 +17,7 @@ from harness.record import Reading
 
 
 class Scripted:
-    """A meter that notes its calls, and raises where it is told to."""
+    """A meter that notes its calls, and raises on request."""
 
     def __init__(self, name: str, log: list[str], raises_in: str = "", unavailable: str | None = None) -> None:
         self.name = name
@@ -56,7 +56,7 @@ def test_stages_open_outermost_first_and_close_innermost_first() -> None:
 
 
 @pytest.mark.parametrize("where", ["begin", "end"])
-def test_a_meter_that_raises_fails_alone_and_is_tried_again_in_the_next_stage(where: str) -> None:
+def test_raising_meter_fails_alone_and_is_retried_next_stage(where: str) -> None:
     log: list[str] = []
     bad = Scripted("bad", log, raises_in=where)
     panel = Panel([Scripted("good", log), bad, Timer(Setting("cpu"))])
@@ -78,7 +78,7 @@ def test_unavailable_meters_say_so_once_and_take_no_part() -> None:
     assert panel.end("train") == ()
     assert [r.details["why"] for r in panel.finish()] == [
         "no such device",
-        "failed while looking for its device: OSError: broken broke in available",
+        "failed while searching for its device: OSError: broken broke in available",
     ]
     assert panel.facts()["absent"] == {"unavailable": "no such device"}
 
@@ -106,7 +106,7 @@ def test_a_clock_that_goes_back_gives_no_duration() -> None:
     assert got.details["error"] == "the clock went back"
 
 
-def test_the_catalogue_builds_every_meter_innermost_last_and_each_quantity_is_defined() -> None:
+def test_catalogue_orders_meters_and_defines_each_quantity() -> None:
     meters = build("cpu")
     assert [meter.name for meter in meters] == METERS.names()
     assert [meter.name for meter in meters][-2:] == ["energy", "time"]
@@ -121,7 +121,7 @@ def test_an_unknown_meter_is_a_user_error() -> None:
         build("cpu", names=["enregy"])
 
 
-def test_on_a_machine_without_a_gpu_every_gpu_quantity_has_its_reason() -> None:
+def test_without_gpu_every_gpu_quantity_has_a_reason() -> None:
     panel = Panel(build("cpu"))
     absent = {r.quantity: r.why_missing for r in panel.absent()}
     assert absent["energy_gross_j"] == "no_device"

@@ -1,4 +1,4 @@
-"""What a sweep and a hardware profile say about measuring, and what of it is part of a cell."""
+"""Measuring settings of a sweep and a hardware profile, and which of them are part of a cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.spec import Accounting, Target, Training
 CPU = Machine(cores=2, memory_bytes=2**33, cpu_model="x")
 
 
-def test_a_price_without_a_currency_is_refused_and_nothing_has_a_default() -> None:
+def test_price_needs_currency_and_nothing_has_a_default() -> None:
     with pytest.raises(ValidationError, match="needs its 'currency'"):
         Accounting(price_per_kwh=0.25)
     assert Accounting().model_dump(exclude_none=True) == {}
@@ -30,7 +30,7 @@ def test_a_target_is_part_of_a_cell_only_if_there_is_one() -> None:
     assert not target.met(float("nan"))
 
 
-def test_measuring_settings_of_a_profile_enter_the_cell_only_if_they_change_what_is_measured() -> None:
+def test_profile_settings_enter_the_cell_only_if_relevant() -> None:
     plain = HardwareProfile(name="p", device="cpu")
     assert identity(plain, CPU) == {"device": "cpu", "gpu": "*"}
     stated = HardwareProfile(name="p", device="cpu", peak_tflops={"float32": 1.0})

@@ -6,7 +6,7 @@ from harness.meters.thermal import cool_down, warm_up
 
 
 class World:
-    """A clock that moves when somebody sleeps or works, and a device that cools and warms with it."""
+    """A clock that moves during sleep and work, and a device that cools and warms with it."""
 
     def __init__(self, start_c: float, per_s: float, limit_c: float) -> None:
         self.now = 0.0
@@ -46,7 +46,7 @@ def test_warm_up_goes_on_until_heat_and_step_time_are_steady() -> None:
     assert settled.steps == settled.seconds * 2
 
 
-def test_warm_up_waits_for_steps_that_still_get_slower_and_stops_at_the_cap() -> None:
+def test_warm_up_waits_for_slowing_steps_up_to_the_cap() -> None:
     world = World(70, 1, 70)
     durations = iter([0.1 * 1.05**index for index in range(200)])
     settled = warm_up(lambda: world.sleep(next(durations)), world.read_c, cap_s=50, clock=world.clock)

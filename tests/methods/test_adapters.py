@@ -1,4 +1,4 @@
-"""What bottleneck adapters are about: where they read and where they add, against the equations in float64."""
+"""Bottleneck adapters: their input and output positions, against the equations in float64."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_hand(module: Any, x: torch.Tensor, function: Any, scale: float) -> torch.
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_a_series_adapter_adds_what_it_reads_from_the_layer_s_own_output(kind: str) -> None:
+def test_series_adapter_reads_the_layer_output(kind: str) -> None:
     model = adapted("series-adapter", kind, scale=0.5)
     places = feed_forwards(base(kind))
     found = seen(model, kind)
@@ -66,9 +66,7 @@ def test_a_series_adapter_adds_what_it_reads_from_the_layer_s_own_output(kind: s
     ("name", "function", "scale"), [("parallel-adapter", torch.tanh, 1.0), ("mam", torch.relu, 4.0)]
 )
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_a_parallel_adapter_reads_the_input_of_the_feed_forward_layer(
-    kind: str, name: str, function: Any, scale: float
-) -> None:
+def test_parallel_adapter_reads_feed_forward_input(kind: str, name: str, function: Any, scale: float) -> None:
     model = adapted(name, kind)
     inner = model.get_base_model() if name == "mam" else model  # type: ignore[operator]  # peft's own
     found = seen(inner, kind)
@@ -82,7 +80,7 @@ def test_a_parallel_adapter_reads_the_input_of_the_feed_forward_layer(
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_mam_is_a_prefix_of_thirty_tokens_in_attention_and_a_wide_adapter_outside_it(kind: str) -> None:
+def test_mam_is_a_prefix_of_30_tokens_and_a_wide_adapter(kind: str) -> None:
     method = made("mam", kind)
     model: Any = attached(method, base(kind))
     prefix = model.prompt_encoder["default"].embedding.weight
@@ -110,7 +108,7 @@ def test_mam_is_a_prefix_of_thirty_tokens_in_attention_and_a_wide_adapter_outsid
     assert gap(prefix, before) > 1e-5
 
 
-def test_what_has_no_feed_forward_part_and_an_unknown_function_are_named() -> None:
+def test_missing_feed_forward_and_unknown_function_are_named() -> None:
     model: Any = base(CAUSAL)
     model.model.layers[1].mlp = nn.Identity()
     with pytest.raises(Unsupported, match="block 1 of LlamaForCausalLM has no feed-forward part"):

@@ -113,7 +113,7 @@ def test_dare_drops_at_random_and_keeps_the_expectation() -> None:
 def test_breadcrumbs_drops_both_ends_of_every_tensor() -> None:
     tau = torch.cat([torch.arange(1.0, 11.0), 100 * torch.arange(1.0, 11.0)])[None]
     kept = rules.breadcrumbs(tau, [10, 10], bottom=0.5, top=0.1).nonzero().flatten().tolist()
-    assert kept == [5, 6, 7, 8, 15, 16, 17, 18]  # by rank within the tensor, whatever its scale
+    assert kept == [5, 6, 7, 8, 15, 16, 17, 18]  # by rank within the tensor, independent of its scale
 
 
 def test_pcb_prefers_what_is_large_and_agreed_upon() -> None:
@@ -125,7 +125,7 @@ def test_pcb_prefers_what_is_large_and_agreed_upon() -> None:
 # --- on models -----------------------------------------------------------------------------------
 @functools.cache
 def trained_folder(name: str, seed: int) -> Path:
-    """What a row's cell with that seed saved."""
+    """The saved tensors of a row's cell with that seed."""
     import tempfile
 
     method = made(name)
@@ -230,7 +230,7 @@ def test_portllm_puts_the_adapter_on_the_updated_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of", ["full", "lora"])
-def test_fine_tuning_transfer_adds_the_difference_to_the_updated_base(of: str) -> None:
+def test_transfer_adds_the_difference_to_the_updated_base(of: str) -> None:
     method = made("ft-transfer", of=of, scale=0.5)
     model = method.finalize(attached(method, updated()), Workshop(nll, (ingredient(of, 0),), updated))
     first, second, tuned = llama().state_dict(), updated().state_dict(), weights(of, 0)

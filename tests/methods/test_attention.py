@@ -1,4 +1,4 @@
-"""Who may look at whom: shifted sparse attention, and decoders without a causal mask."""
+"""Attention patterns: shifted sparse attention, and decoders without a causal mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS, GROUPS, HEADS = 16, 4, 4  # groups of four tokens, shifted by two
 
 
 def influence(mask: torch.Tensor | None, *, training: bool = True, causal: bool = True, tokens: int = TOKENS) -> Any:
-    """Whether the value of token j reaches the output of token i: [heads, i, j]."""
+    """True if the value of token j reaches the output of token i: [heads, i, j]."""
     torch.manual_seed(0)
     module = torch.nn.Module().train(training)
     module.is_causal = causal
@@ -37,7 +37,7 @@ def expected(shift: int, tokens: int = TOKENS, *, causal: bool = True) -> torch.
 
 
 # --- LongLoRA ------------------------------------------------------------------------------------
-def test_half_of_the_heads_look_inside_groups_and_the_others_inside_groups_half_a_group_later() -> None:
+def test_half_of_the_heads_use_shifted_groups() -> None:
     found = influence(None)
     assert all(torch.equal(head, expected(0)) for head in found[:2])
     assert all(torch.equal(head, expected(2)) for head in found[2:])
@@ -46,7 +46,7 @@ def test_half_of_the_heads_look_inside_groups_and_the_others_inside_groups_half_
     assert not found.triu(1).any()  # the group that joins the two ends leaks nothing from the future
 
 
-def test_sequences_that_groups_do_not_divide_and_encoders_are_grouped_too() -> None:
+def test_indivisible_sequences_and_encoders_are_grouped() -> None:
     found = influence(None, tokens=14, causal=False)
     assert torch.equal(found[0], expected(0, 14, causal=False))
     assert torch.equal(found[3], expected(2, 14, causal=False))
@@ -67,7 +67,7 @@ def test_in_evaluation_attention_is_full() -> None:
 
 
 @pytest.mark.parametrize("key_value_heads", [1, 2])
-def test_longlora_trains_in_groups_and_is_scored_with_full_attention(key_value_heads: int) -> None:
+def test_longlora_trains_grouped_and_scores_full_attention(key_value_heads: int) -> None:
     method = made("longlora")
     inputs = batch(CAUSAL)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -85,7 +85,7 @@ def test_longlora_trains_in_groups_and_is_scored_with_full_attention(key_value_h
     assert method.finish(model).get_base_model().config._attn_implementation == "sdpa"  # type: ignore[operator]
 
 
-def test_longlora_trains_embeddings_and_norms_and_the_attention_s_adapters_alone() -> None:
+def test_longlora_trains_embeddings_norms_and_attention_only() -> None:
     model = attached(made("longlora"), llama())
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     dense = {n for n in names if "lora_" not in n}
@@ -129,7 +129,7 @@ def looks_right(model: Any, mask: torch.Tensor | None = None) -> list[bool]:
 )
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_an_early_token_sees_a_later_one_exactly_where_the_mask_was_removed(
+def test_early_token_sees_later_one_only_where_unmasked(
     name: str, params: dict[str, Any], open_blocks: list[bool], implementation: str, padded: bool
 ) -> None:
     model: Any = decoder_classifier(layers=4)

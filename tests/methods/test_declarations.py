@@ -1,4 +1,4 @@
-"""What the catalogue says, without any model: complete, light, and checked against the installed peft."""
+"""The catalogue without any model: complete, light, and checked against the installed peft."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_listing_the_methods_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_configuration_of_the_installed_peft_is_offered_or_named() -> None:
+def test_every_installed_peft_config_is_offered_or_named() -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     installed = {config.__name__ for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}

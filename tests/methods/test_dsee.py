@@ -26,7 +26,7 @@ def test_entries_stand_where_a_low_rank_matrix_cannot_follow() -> None:
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_the_smallest_frozen_weights_of_all_matrices_are_gone_after_the_middle(kind: str) -> None:
+def test_smallest_frozen_weights_are_pruned_after_the_middle(kind: str) -> None:
     original = {n: p.detach().clone() for n, p in base(kind).named_parameters()}
     method = made("dsee", kind, steps=4)
     model: Any = attached(method, base(kind))
@@ -50,7 +50,7 @@ def test_the_smallest_frozen_weights_of_all_matrices_are_gone_after_the_middle(k
     assert zeros == pytest.approx(0.2 * len(sizes), rel=1e-3)
 
 
-def test_the_differences_train_on_after_the_pruning_and_weights_that_are_gone_stay_so() -> None:
+def test_dsee_updates_train_after_pruning_and_zeros_stay() -> None:
     method = made("dsee", steps=6)
     model: Any = attached(method, base(CAUSAL))
     assert not train(method, model, steps=6)

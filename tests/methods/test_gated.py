@@ -1,4 +1,4 @@
-"""What searches with gates are about: validation data decides what is adapted, and the search leaves no trace."""
+"""Searches with gates: validation data decides what is adapted, and the search changes nothing else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def chosen_blocks(found: dict[str, Any], model: nn.Module) -> set[int]:
 
 
 @pytest.mark.parametrize("listening", [0, 2])
-def test_flexora_keeps_the_block_that_helps_on_validation_and_drops_it_where_it_does_not(listening: int) -> None:
+def test_flexora_keeps_blocks_only_if_they_help_validation(listening: int) -> None:
     helped, misled = deaf(listening), deaf(listening)
     found = made("flexora", **SEARCH).search(helped, said(5), said(5))
     assert chosen_blocks(found, helped) == {listening}
@@ -70,7 +70,7 @@ def test_flexora_keeps_one_block_where_none_gained() -> None:
     assert float(method.opening(torch.zeros(4)).sum()) == pytest.approx(4)
 
 
-def test_diffora_keeps_the_module_of_each_block_that_helps_on_validation() -> None:
+def test_diffora_keeps_modules_that_help_on_validation() -> None:
     only = {"target_modules": ["q_proj", "down_proj"], **SEARCH}
     helped, misled = deaf(None), deaf(None)
     found = made("diffora", **only).search(helped, said(5), said(5))
@@ -80,7 +80,7 @@ def test_diffora_keeps_the_module_of_each_block_that_helps_on_validation() -> No
     assert all(name.endswith("q_proj") for name in found["chosen"])
 
 
-def test_diffora_keeps_a_share_of_every_block_and_goes_on_from_the_search_s_factors() -> None:
+def test_diffora_keeps_a_share_and_continues_search_factors() -> None:
     model: Any = deaf(1)
     method = made("diffora", rho=0.3, **SEARCH)
     found = method.search(model, said(5), said(5))
@@ -108,7 +108,7 @@ def test_a_search_leaves_the_model_as_it_was(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flexora", "diffora"])
-def test_without_a_validation_split_there_is_nothing_to_search_on(name: str) -> None:
+def test_search_needs_a_validation_split(name: str) -> None:
     with pytest.raises(Unsupported, match="learn on the validation split, which the task lacks"):
         made(name).search(base(CAUSAL), said(5), None)
     with pytest.raises(Unsupported, match="known after its search"):

@@ -1,4 +1,4 @@
-"""One telling test for methods whose central idea a library could drop in silence."""
+"""One test each for methods whose central idea a library could drop silently."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def layer(model: Any, name: str = TARGET) -> Any:
     return model.base_model.model.get_submodule(name)
 
 
-def test_lora_scales_by_alpha_over_r_and_rslora_by_alpha_over_its_root() -> None:
+def test_lora_scales_by_alpha_over_r_rslora_by_its_root() -> None:
     assert layer(attached(made("lora", r=4, alpha=12), llama())).scaling["default"] == 3
     assert layer(attached(made("rslora", r=4, alpha=12), llama())).scaling["default"] == 6
 
@@ -45,7 +45,7 @@ def test_dora_trains_the_length_of_each_row() -> None:
     assert magnitude.requires_grad
 
 
-def test_alora_leaves_what_stands_before_the_invocation_untouched() -> None:
+def test_alora_does_not_change_text_before_the_invocation() -> None:
     inputs = batch(CAUSAL)["input_ids"]
     before = llama()(input_ids=inputs).logits
     method = made("alora")
@@ -65,7 +65,7 @@ def test_pissa_keeps_the_rest_of_the_weight_in_the_base() -> None:
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "lora-ga"])
-def test_a_reparameterised_adapter_is_saved_as_plain_lora_of_twice_the_rank(name: str, tmp_path: Path) -> None:
+def test_reparameterised_adapter_saves_as_lora_of_double_rank(name: str, tmp_path: Path) -> None:
     from peft import PeftConfig
 
     method = made(name, r=4, alpha=8)
@@ -242,7 +242,7 @@ def test_a_method_without_its_tokenizer_says_so() -> None:
         method.attach(llama())
 
 
-def test_glora_s_factor_of_a_bias_that_is_zero_is_known_to_learn_nothing() -> None:
+def test_glora_factor_of_a_zero_bias_expects_no_gradient() -> None:
     """A pre-trained encoder without a pooler gets a fresh one, whose bias is zero: found by running it."""
     model = bert()
     torch.nn.init.zeros_(model.get_parameter("bert.pooler.dense.bias"))

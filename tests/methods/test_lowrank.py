@@ -1,4 +1,4 @@
-"""What our own low-rank adapters are about: what their change of the weight is made of, and what of it trains."""
+"""Our low-rank adapters: the form of their weight change, and which parts train."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_nlora_takes_all_of_a_matrix_of_its_rank_out_of_the_base() -> None:
 
 
 @pytest.mark.parametrize("name", ["nlora", "inttune"])
-def test_the_released_code_is_another_model_at_the_start_and_leaves_the_base(name: str) -> None:
+def test_released_code_differs_at_start_and_keeps_the_base(name: str) -> None:
     before = logits(base(CAUSAL), CAUSAL)
     method: Any = made(name, mode="repo", r=R, alpha=R)
     model = attached(method, llama())
@@ -174,7 +174,7 @@ def test_what_trains_and_is_stored_of_the_three_matrices(name: str, trained: set
 
 
 @pytest.mark.parametrize("name", ["nlora", "ba-lora"])
-def test_a_part_of_the_weight_leaves_only_a_base_that_can_hold_the_rest(name: str) -> None:
+def test_removing_part_of_a_weight_needs_a_suitable_base(name: str) -> None:
     cls = METHODS.get(name)
     assert "round" in str(cls.check(CAUSAL, "bnb-nf4", cls.resolve({})))
     assert "sparse" in str(cls.check(CAUSAL, "sparse", cls.resolve({})))
@@ -184,7 +184,7 @@ def test_a_part_of_the_weight_leaves_only_a_base_that_can_hold_the_rest(name: st
 
 
 # --- LoLDU ----------------------------------------------------------------------------------------
-def test_loldu_trains_and_stores_the_diagonal_and_the_scale_and_nothing_else(tmp_path: Path) -> None:
+def test_loldu_trains_and_saves_only_diagonal_and_scale(tmp_path: Path) -> None:
     method: Any = made("loldu", r=6, alpha=3)
     model = attached(method, llama())
     train(method, model)
@@ -212,7 +212,7 @@ def test_a_weight_with_dependent_rows_has_a_decomposition_too() -> None:
 
 
 # --- NOLA -----------------------------------------------------------------------------------------
-def test_nola_s_factors_lie_in_the_span_of_its_seeded_matrices_which_nobody_stores(tmp_path: Path) -> None:
+def test_nola_factors_are_in_the_span_of_unsaved_matrices(tmp_path: Path) -> None:
     method: Any = made("nola", k=5, r=2)
     model = attached(method, llama())
     train(method, model)
@@ -238,7 +238,7 @@ def test_nola_s_size_is_that_of_no_matrix() -> None:
     assert set(sizes.values()) == {128}
 
 
-def test_a_mixture_keeps_no_matrix_and_has_the_gradient_of_the_sum() -> None:
+def test_mixture_stores_no_matrix_and_has_the_sum_gradient() -> None:
     torch.manual_seed(0)
     weights = torch.randn(70, requires_grad=True)  # more than are drawn at once
     goal = torch.randn(3, 4)
@@ -253,7 +253,7 @@ def test_a_mixture_keeps_no_matrix_and_has_the_gradient_of_the_sum() -> None:
     assert gap(weights.grad.double(), (matrices * goal).sum((1, 2))) < 1e-5
 
 
-def test_the_drawn_numbers_are_uniform_and_do_not_depend_on_how_many_are_asked_for() -> None:
+def test_draws_are_uniform_and_independent_of_their_number() -> None:
     numbers = uniform(11, 0, 40_000, torch.device("cpu"))
     assert torch.equal(uniform(11, 100, 50, torch.device("cpu")), numbers[100:150])
     assert float(numbers.min()) >= -1
@@ -285,7 +285,7 @@ def test_ggpo_s_noise_has_the_size_of_its_equation_in_every_row() -> None:
     assert float(size.std() / size.mean()) > 0.01  # rows differ
 
 
-def test_ggpo_shakes_the_weights_anew_in_training_and_not_when_it_answers() -> None:
+def test_ggpo_perturbs_weights_in_training_only() -> None:
     method: Any = made("lora-ggpo", sigma=0.1)
     model = attached(method, llama())
     module = layer(model)
@@ -301,7 +301,7 @@ def test_ggpo_shakes_the_weights_anew_in_training_and_not_when_it_answers() -> N
     assert gap(module.eval()(x).detach(), still) == 0
 
 
-def test_the_noise_of_the_backward_pass_is_that_of_the_forward_pass_and_is_not_kept() -> None:
+def test_backward_noise_equals_forward_noise_and_is_not_kept() -> None:
     x, sizes = torch.randn(3, 5, requires_grad=True), torch.rand(7)
     kept: list[int] = []
     torch.manual_seed(4)
@@ -318,7 +318,7 @@ def test_the_noise_of_the_backward_pass_is_that_of_the_forward_pass_and_is_not_k
 
 # --- BA-LoRA --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_ba_lora_asks_the_original_model_even_when_the_factors_have_moved(kind: str) -> None:
+def test_ba_lora_uses_the_original_model_after_updates(kind: str) -> None:
     method: Any = made("ba-lora", kind)
     model: Any = attached(method, base(kind))
     train(method, model)
@@ -333,7 +333,7 @@ def test_ba_lora_asks_the_original_model_even_when_the_factors_have_moved(kind: 
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_ba_lora_s_loss_is_the_task_s_and_its_three_penalties_in_float64(kind: str) -> None:
+def test_ba_lora_loss_is_task_plus_three_penalties(kind: str) -> None:
     weights = {"consistency": 0.7, "diversity": 0.3, "spectrum": 2.0}
     method: Any = made("ba-lora", kind, **weights)
     model: Any = attached(method, base(kind))

@@ -33,7 +33,7 @@ def weight(shape: tuple[int, ...], seed: int = 0) -> nn.Parameter:
 
 
 def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, gradients: list[torch.Tensor]) -> torch.Tensor:
-    """How far the parameter moves."""
+    """Distance that the parameter moves."""
     start = parameter.detach().clone()
     for gradient in gradients:
         parameter.grad = gradient.clone()
@@ -59,7 +59,7 @@ def test_our_galore_is_the_kept_one(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_galore_s_subspace_moves_to_the_new_gradient_and_the_states_stay(shape: tuple[int, int]) -> None:
+def test_galore_subspace_follows_gradient_and_states_stay(shape: tuple[int, int]) -> None:
     parameter = weight(shape)
     optimizer = ProjectedAdamW([{"params": [parameter], "rank": 3}], lr=1e-2, update_gap=2)
     first, second, third = gradients(shape, 3)
@@ -99,7 +99,7 @@ def test_8bit_galore_keeps_bytes_and_steps_as_galore() -> None:
     assert saved == 4 * moments - (moments + 4 * 2 * 8)  # four bytes an entry, against one and a scale for every 256
 
 
-def test_q_galore_s_projector_is_4bit_and_is_renewed_the_less_the_less_it_turns() -> None:
+def test_q_galore_projector_is_4bit_and_updates_less_often() -> None:
     pytest.importorskip("bitsandbytes")
     parameter = weight((64, 256))
     settings: Any = {"threshold": 0.4, "patience": 2, "update_gap": 1}
@@ -123,7 +123,7 @@ def test_q_galore_s_projector_is_4bit_and_is_renewed_the_less_the_less_it_turns(
     assert turning.state[parameter]["gap"] == 1
 
 
-def test_natural_galore_divides_by_the_fisher_matrix_of_the_last_gradients() -> None:
+def test_natural_galore_divides_by_recent_fisher_matrix() -> None:
     history = torch.stack(gradients((12,), 5)).double()
     gradient = history[-1]
     dense = 1e-2 * torch.eye(12).double() + history.T @ history
@@ -152,7 +152,7 @@ def low_rank_group(method: Any, shape: tuple[int, int]) -> tuple[torch.optim.Opt
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
-def test_fira_moves_outside_the_subspace_in_proportion_to_the_step_within(shape: tuple[int, int]) -> None:
+def test_fira_steps_outside_subspace_scaled_as_within(shape: tuple[int, int]) -> None:
     pytest.importorskip("pytorch_optimizer")
     optimizer, parameter = low_rank_group(made("fira", rank=4), shape)
     (gradient,) = gradients(shape, 1)
@@ -171,7 +171,7 @@ def test_fira_moves_outside_the_subspace_in_proportion_to_the_step_within(shape:
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
-def test_apollo_keeps_the_gradient_s_direction_in_every_channel_and_restores_adam_s_length(
+def test_apollo_keeps_channel_direction_and_adam_length(
     shape: tuple[int, int],
 ) -> None:
     optimizer, parameter = low_rank_group(made("apollo", rank=16), shape)
@@ -192,7 +192,7 @@ def test_apollo_keeps_the_gradient_s_direction_in_every_channel_and_restores_ada
     assert len(tensors) == 2  # the projection is drawn again, never stored
 
 
-def test_apollo_mini_has_one_factor_a_matrix_and_a_state_of_rank_one() -> None:
+def test_apollo_mini_has_one_factor_per_matrix_and_rank_one() -> None:
     optimizer, parameter = low_rank_group(made("apollo-mini"), (64, 128))
     (gradient,) = gradients((64, 128), 1)
     ratio = steps(optimizer, parameter, [gradient]) / gradient
@@ -210,7 +210,7 @@ def test_apollo_s_step_grows_by_at_most_a_hundredth() -> None:
     assert float(next_) == pytest.approx(1.01 * float(short), rel=1e-3)
 
 
-def test_the_kept_apollo_steps_in_a_random_subspace_which_is_why_ours_is_our_own() -> None:
+def test_package_apollo_steps_in_a_random_subspace() -> None:
     kept = pytest.importorskip("pytorch_optimizer").APOLLO
     parameter = weight((64, 128))
     group = {"params": [parameter], "rank": 4, "update_proj_gap": 200, "scale": 1.0, "projection_type": "std"}
@@ -219,7 +219,7 @@ def test_the_kept_apollo_steps_in_a_random_subspace_which_is_why_ours_is_our_own
 
 
 # --- GradNormLoRP and refactorized LoRA ----------------------------------------------------------
-def test_gradnormlorp_projects_the_factors_from_both_sides_and_in_repo_mode_from_one() -> None:
+def test_gradnormlorp_projects_two_sides_or_one_in_repo_mode() -> None:
     shape, rank = (8, 64), 4
     parameter = weight(shape)
     optimizer = TwoSidedAdamW([{"params": [parameter], "rank": rank}], lr=1e-2, scale=4.0)
@@ -251,7 +251,7 @@ def train_with(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         optimizer.zero_grad()
 
 
-def test_refactorizing_keeps_the_product_and_balances_the_factors() -> None:
+def test_refactorizing_keeps_product_and_balances_factors() -> None:
     a, b = weight((4, 20), 1), weight((16, 4), 2)
     product = (b @ a).detach()
     refactorize(a, b)

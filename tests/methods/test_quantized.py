@@ -1,4 +1,4 @@
-"""What methods that train quantized weights are about: which numbers move, and what stays to the bit."""
+"""Methods that train quantized weights: which numbers move, and which stay bit-identical."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_peqa_lives_on_our_packed_bases_as_it_says() -> None:
         assert life.moved > 1e-4
 
 
-def test_the_gradient_of_a_scale_is_that_of_the_decoded_weight_summed_over_its_group() -> None:
+def test_scale_gradient_sums_decoded_weights_over_its_group() -> None:
     torch.manual_seed(0)
     linear, grid = nn.Linear(10, 6), Grid(4, 4, symmetric=False)
     scale, zero = grid.fit(linear.weight.data)
@@ -62,7 +62,7 @@ def test_the_gradient_of_a_scale_is_that_of_the_decoded_weight_summed_over_its_g
 
 
 # --- INT2.1 --------------------------------------------------------------------------------------
-def test_int21_s_repair_brings_two_bits_nearer_to_the_model_and_then_only_the_adapters_move() -> None:
+def test_int21_repair_improves_two_bits_then_adapters_move() -> None:
     teacher = logits(llama(), CAUSAL)
     raw = logits(attached(made("int21", repair_steps=0), llama()), CAUSAL)
     method = made("int21", repair_steps=40)
@@ -97,7 +97,7 @@ def test_int21_keeps_no_decoded_weight_for_the_backward_pass() -> None:
 
 
 # --- SketchTune ----------------------------------------------------------------------------------
-def test_a_sketch_points_every_weight_at_the_nearest_number_of_its_part_and_beats_a_uniform_grid() -> None:
+def test_sketch_maps_to_nearest_number_and_beats_uniform() -> None:
     torch.manual_seed(0)
     weight = torch.randn(5, 64)
     grid, codes = sketch(weight, torch.ones(64), bits=3, groups=2)
@@ -114,7 +114,7 @@ def test_a_sketch_points_every_weight_at_the_nearest_number_of_its_part_and_beat
     assert (layer.dequantize() - weight).norm() < 0.9 * (rounded - weight).norm()
 
 
-def test_inputs_that_are_large_pull_the_numbers_towards_their_weights() -> None:
+def test_large_inputs_pull_numbers_towards_their_weights() -> None:
     torch.manual_seed(0)
     values, counted = torch.randn(1, 40), torch.ones(40)
     counted[7] = 1e4
@@ -124,7 +124,7 @@ def test_inputs_that_are_large_pull_the_numbers_towards_their_weights() -> None:
     assert abs(float(plain[0, where[0, 7].long()] - values[0, 7])) > 1e-2
 
 
-def test_sketchtune_moves_all_weights_of_a_code_together_and_no_code() -> None:
+def test_sketchtune_moves_weights_of_a_code_together() -> None:
     method = made("sketchtune")
     model = attached(method, llama())
     layers = [m for m in model.modules() if isinstance(m, SketchLinear)]
@@ -135,7 +135,7 @@ def test_sketchtune_moves_all_weights_of_a_code_together_and_no_code() -> None:
         assert max(len(set(row.tolist())) for row in layer.dequantize()) <= 16
 
 
-def test_the_gradient_of_a_number_is_the_sum_over_the_weights_that_point_at_it() -> None:
+def test_number_gradient_sums_over_the_weights_that_use_it() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(12, 4)
     layer = SketchLinear(linear, *sketch(linear.weight.data, torch.ones(12), 2, 2), 2)

@@ -1,4 +1,4 @@
-"""What each selective, projected or zeroth-order method is about: a test that fails where its idea is missing."""
+"""Selective, projected and zeroth-order methods: for each, a test that fails without its central idea."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 # --- HFT -----------------------------------------------------------------------------------------
-def test_hft_trains_half_of_every_kind_and_all_that_is_outside_the_blocks() -> None:
+def test_hft_trains_half_of_each_kind_and_all_outside_blocks() -> None:
     model = attached(made("hft"), deep())
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     prefix, layers = blocks(model)
@@ -55,7 +55,7 @@ def test_hft_trains_half_of_every_kind_and_all_that_is_outside_the_blocks() -> N
 
 
 # --- LISA ----------------------------------------------------------------------------------------
-def test_lisa_trains_the_drawn_blocks_between_two_switches_and_forgets_the_state_of_the_others() -> None:
+def test_lisa_trains_drawn_blocks_and_drops_other_states() -> None:
     method = made("lisa", active=2, interval=3)
     model = attached(method, deep())
     optimizer = method.optimizer(model)
@@ -77,7 +77,7 @@ def test_lisa_trains_the_drawn_blocks_between_two_switches_and_forgets_the_state
     assert {len(a) for a in awake} == {2}
     inside = [n for n, _ in model.named_parameters() if n.startswith(prefix)]
     assert {n.split(".")[2] for n in inside if method.expects_change(n)} == awake[0] | awake[3]
-    assert awake[0] == awake[1] == awake[2] != awake[3]  # drawn anew after three steps, and truly other blocks
+    assert awake[0] == awake[1] == awake[2] != awake[3]  # drawn again after three steps, and really other blocks
 
 
 # --- OwLore --------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_an_outlier_is_weighed_by_its_input() -> None:
     assert outlier_share([(weight, inputs)], 13.0) == pytest.approx(1 / 50)
 
 
-def test_owlore_trains_the_drawn_blocks_in_a_low_rank_that_is_taken_anew_when_they_wake() -> None:
+def test_owlore_trains_drawn_blocks_in_a_renewed_low_rank() -> None:
     method = made("owlore", active=2, interval=2, rank=3)
     model = attached(method, deep())
     optimizer = method.optimizer(model)
@@ -159,7 +159,7 @@ def test_the_knapsack_is_the_best_choice_within_the_budget() -> None:
         )
 
 
-def test_greentrainer_stays_in_its_budget_and_leaves_the_model_as_it_was() -> None:
+def test_greentrainer_stays_in_budget_and_restores_the_model() -> None:
     model = deep()
     before = snapshot(model)
     method = made("greentrainer", rho=0.5, selections=1)
@@ -176,7 +176,7 @@ def test_greentrainer_stays_in_its_budget_and_leaves_the_model_as_it_was() -> No
     assert changed(model, before) == {f"{n}.weight" for n in method.selected}
 
 
-def test_greentrainer_chooses_again_and_drops_the_states_of_what_it_leaves() -> None:
+def test_greentrainer_chooses_again_and_drops_old_states() -> None:
     model = deep()
     method: Any = made("greentrainer", rho=0.5, steps=8)
     model = attached(method, model)
@@ -203,7 +203,7 @@ def test_greentrainer_chooses_again_and_drops_the_states_of_what_it_leaves() -> 
     assert saved == changed(model, before)
 
 
-def test_greentrainer_refuses_a_budget_that_the_forward_pass_uses_up() -> None:
+def test_greentrainer_refuses_a_budget_below_forward_cost() -> None:
     cls = METHODS.get("greentrainer")
     assert "the forward pass alone" in (cls.check(CAUSAL, "fp", {"rho": 0.3}) or "")
     assert cls.check(CAUSAL, "fp", {"rho": 0.5}) is None
@@ -239,7 +239,7 @@ def test_lofit_shifts_the_chosen_heads_and_becomes_a_bias() -> None:
 
 # --- GaLore --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8), (12, 12)])
-def test_galore_s_step_lies_in_the_projected_subspace_and_its_state_is_small(shape: tuple[int, int]) -> None:
+def test_galore_step_is_in_the_subspace_with_a_small_state(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
     start = weight.detach().clone()
@@ -275,7 +275,7 @@ def test_without_projection_it_is_adamw() -> None:
 
 # --- MeZO ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-def test_mezo_steps_along_z_by_the_projected_gradient_and_keeps_no_state(kind: str) -> None:
+def test_mezo_steps_along_z_and_keeps_no_state(kind: str) -> None:
     method = made("mezo", kind, eps=1e-4)
     model = attached(method, base(kind)).double()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""What side networks are about: a backbone that no gradient enters, and a start, cache and padding that hold."""
+"""Side networks: no gradient enters the backbone; initialisation, cache and padding are right."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained(name: str, kind: str = CAUSAL, **params: Any) -> tuple[Method, nn.Mo
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
 @pytest.mark.parametrize("name", SIDE)
-def test_no_gradient_enters_the_backbone_and_none_of_its_activations_is_kept(name: str, kind: str) -> None:
+def test_backbone_gets_no_gradient_and_keeps_no_activations(name: str, kind: str) -> None:
     _, model = trained(name, kind)
     prefix, layers = blocks(model)
     outputs: list[torch.Tensor] = []
@@ -46,7 +46,7 @@ def test_no_gradient_enters_the_backbone_and_none_of_its_activations_is_kept(nam
 
 
 @pytest.mark.parametrize("name", SIDE)
-def test_decoding_with_a_cache_answers_as_reading_everything_at_once(name: str) -> None:
+def test_cached_decoding_equals_uncached(name: str) -> None:
     _, model = trained(name)
     model.eval()
     ids = batch(CAUSAL)["input_ids"][:2]
@@ -62,7 +62,7 @@ def test_decoding_with_a_cache_answers_as_reading_everything_at_once(name: str) 
 
 
 @pytest.mark.parametrize("name", SIDE)
-def test_a_causal_side_network_does_not_see_what_comes_later_and_padding_changes_nothing(name: str) -> None:
+def test_causal_side_network_ignores_future_and_padding(name: str) -> None:
     _, model = trained(name)
     model.eval()
     ids = batch(CAUSAL)["input_ids"][:1]
@@ -78,7 +78,7 @@ def test_a_causal_side_network_does_not_see_what_comes_later_and_padding_changes
     assert gap(found, alone) < 1e-4
 
 
-def test_qst_s_gate_starts_at_the_base_in_the_paper_and_not_in_the_released_code() -> None:
+def test_qst_gate_starts_at_base_in_paper_mode_only() -> None:
     before = logits(base(CAUSAL), CAUSAL)
     assert gap(logits(attached(made("qst"), base(CAUSAL)), CAUSAL), before) < 1e-5
     assert gap(logits(attached(made("qst", mode="repo"), base(CAUSAL)), CAUSAL), before) > 1e-3
@@ -98,7 +98,7 @@ def test_qst_answers_through_the_side_network() -> None:
             adapter.into.weight.copy_(kept)
 
 
-def test_lst_begins_with_the_backbone_s_strongest_rows_and_columns_and_answers_alone() -> None:
+def test_lst_starts_from_strongest_backbone_rows() -> None:
     model: Any = attached(made("lst"), base(CAUSAL))
     side = model.get_submodule(NAME)
     assert isinstance(side, LadderNetwork)

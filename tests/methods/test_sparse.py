@@ -1,4 +1,4 @@
-"""What methods that train single entries are about: which entries, how many, and that they alone move."""
+"""Methods that train single entries: which entries, how many, and that nothing else moves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama,
 
 # --- SpIEL ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["spiel-ag", "spiel-ma"])
-def test_spiel_changes_as_many_entries_as_it_has_and_moves_them_to_other_places(name: str) -> None:
+def test_spiel_moves_entries_and_keeps_their_number(name: str) -> None:
     method = made(name, steps=12, r=1, interval=8, watched=3)
     model = attached(method, llama())
     module: Any = model.get_submodule("model.layers.0.self_attn.q_proj")
@@ -49,7 +49,7 @@ def test_spiel_ag_grows_where_the_whole_gradient_is_largest() -> None:
     assert state["exp_avg"].abs().min() > 0  # seeded by what was watched
 
 
-def test_spiel_ma_grows_where_rows_and_columns_are_largest_and_keeps_a_number_for_each() -> None:
+def test_spiel_ma_grows_at_largest_rows_and_columns() -> None:
     method = made("spiel-ma", steps=40, r=1, watched=2)
     model = attached(method, llama())
     module: Any = model.get_submodule("model.layers.1.mlp.down_proj")
@@ -93,7 +93,7 @@ def test_spiel_s_one_product_has_the_gradient_of_the_sum() -> None:
     assert torch.allclose(of_delta.double(), true_weight.flatten()[module.spiel_index], atol=1e-5)
 
 
-def test_entries_that_find_no_better_place_stay_and_none_is_held_twice() -> None:
+def test_entries_without_better_position_stay_unique() -> None:
     module: Any = torch.nn.Linear(4, 3)
     module.spiel_index = torch.tensor([0, 5, 7])
     module.spiel_delta = torch.nn.Parameter(torch.tensor([0.1, 0.2, 3.0]))
@@ -121,7 +121,7 @@ def test_sm3_bounds_adagrad_s_state_from_above() -> None:
 
 
 # --- LIFT ----------------------------------------------------------------------------------------
-def test_lift_moves_the_principal_weights_alone_and_keeps_states_for_them_alone() -> None:
+def test_lift_moves_principal_weights_and_keeps_their_states() -> None:
     method = made("lift", rank=1, picture=8)
     model = attached(method, llama())
     name = "model.layers.0.mlp.up_proj.weight"
@@ -188,7 +188,7 @@ def test_lt_sft_goes_back_and_trains_what_moved_furthest(kind: str) -> None:
         if step == 3:  # back at the start
             assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
 
-    method.select = select  # type: ignore[method-assign]  # looked at from within
+    method.select = select  # type: ignore[method-assign] # spied on
     train(method, model, steps=6)
     method.finish(model)
     head = method.head_names(model)
@@ -211,7 +211,7 @@ def test_an_entry_that_should_not_have_moved_is_noticed() -> None:
         method.finish(model)
 
 
-def test_grafting_keeps_fine_tuned_values_of_few_entries_and_learns_which() -> None:
+def test_grafting_selects_few_fine_tuned_entries() -> None:
     def grafted(mask_steps: int) -> tuple[float, int]:
         method = made("grafting", steps=10, share=0.01, mask_steps=mask_steps, mask_rate=1e10)
         model = attached(method, llama())

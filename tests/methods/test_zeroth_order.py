@@ -122,7 +122,7 @@ def test_sparse_mezo_moves_the_small_weights_alone() -> None:
         assert moved[before[name].abs() <= limit].float().mean() > 0.9
 
 
-def test_zo_sparse_moves_a_random_tenth_and_another_one_next_time() -> None:
+def test_zo_sparse_moves_another_random_tenth_each_step() -> None:
     method = made("zo-sparse", sparsity=0.9)
     model = attached(method, base(CAUSAL)).double()
     method.optimizer(model)

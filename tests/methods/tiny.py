@@ -1,4 +1,4 @@
-"""Tiny random models in memory, and one method's whole life on one of them, lived once and looked at by many tests."""
+"""Tiny random models in memory, and one method's whole life on one of them, run once and checked by many tests."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def attached(method: Method, model: nn.Module) -> nn.Module:
 
 
 def calibrated(method: Method, model: nn.Module) -> None:
-    """What the stage ``prepare`` does, seeded."""
+    """The stage ``prepare``, seeded."""
     kind = method.setting.kind
 
     def batches(count: int) -> Iterable[Mapping[str, torch.Tensor]]:
@@ -163,7 +163,7 @@ def train(method: Method, model: nn.Module, steps: int = STEPS) -> set[str]:
 
 
 def finalized(method: Method, model: nn.Module) -> nn.Module:
-    """What the stage ``finalize`` does for a method without ingredients; the batch is the validation split."""
+    """The stage ``finalize`` for a method without source models; the batch is the validation split."""
     inputs = batch(method.setting.kind, seed=2)
 
     def validation_nll(candidate: nn.Module) -> float:
@@ -175,7 +175,7 @@ def finalized(method: Method, model: nn.Module) -> nn.Module:
 
 @dataclass
 class Life:
-    """What was seen of one method on one model kind and base."""
+    """Observations of one method on one model kind and base."""
 
     method: Method
     expected: int | None = None

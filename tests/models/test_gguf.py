@@ -208,7 +208,7 @@ def test_a_file_on_the_hub_is_read_from_its_cache(tmp_path: Path, monkeypatch: p
     assert sources.identity(model_id, revision=commit, task_digest=str) == {"id": model_id, "revision": commit}
     assert sources.config(model_id) is None
     assert (locate(model_id, tmp_path / "cache", revision=commit) / "model.safetensors").is_file()
-    with pytest.raises(UserError, match="cannot be had from the Hub"):
+    with pytest.raises(UserError, match="cannot be downloaded from the Hub"):
         locate("gguf:someone/tiny/other.gguf", tmp_path / "cache", revision=commit)
 
 

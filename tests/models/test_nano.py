@@ -66,7 +66,7 @@ def test_another_corpus_is_another_model(small: sources.Recipe) -> None:
     assert small.identity(lambda name: name) != small.identity(lambda name: name + " changed")
 
 
-def test_an_updated_base_goes_on_from_the_weights_of_the_one_before(
+def test_updated_base_continues_from_earlier_weights(
     small: sources.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file

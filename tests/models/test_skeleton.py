@@ -1,4 +1,4 @@
-"""Skeletons: published sizes, seeded weights, a tokenizer of our own, and checkpoints for those who read them."""
+"""Skeletons: published sizes, seeded weights, a byte tokenizer, and checkpoints."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_architecture_is_built_reads_text_and_attends(model_type: str, tmp
     model = skeletons.build(folder, head, dtype=torch.float32, device="cpu", attention="eager")
     first, second = (model(input_ids=torch.tensor([[1, *row, 2]])).logits[0, -1] for row in ([5, 6, 7], [9, 6, 7]))
     assert torch.isfinite(first).all()
-    assert not torch.equal(first, second)  # what stands earlier is seen
+    assert not torch.equal(first, second)  # earlier positions are visible
     limit = tokenizer.model_max_length
     assert limit == (512 if wanted.encoder else model.config.max_position_embeddings)
 
@@ -70,7 +70,7 @@ def test_the_weights_are_seeded_and_have_the_asked_dtype(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("model_id", "head"), [(LLAMA, "causal-lm"), (ROBERTA, "sequence-classification")])
-def test_a_checkpoint_of_it_loads_and_is_the_same_wherever_it_is_made(model_id: str, head: str, tmp_path: Path) -> None:
+def test_skeleton_checkpoint_loads_and_is_reproducible(model_id: str, head: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     folders = [
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_it_loads_and_is_the_same_wherever_it_is_made(model_id: 
     assert all(torch.equal(loaded[name], tensor) for name, tensor in body.items())
 
 
-def test_one_spelling_or_the_other_names_the_same_model_and_a_change_names_another() -> None:
+def test_both_spellings_name_one_model_and_changes_another() -> None:
     sugar = ModelSpec.model_validate(
         {"architecture": "smollm2-135m", "weights": "random", "overrides": {"num_hidden_layers": 2}}
     )
@@ -123,7 +123,7 @@ def test_a_name_that_cannot_be_is_a_users_error(model_id: str, says: str) -> Non
         skeletons.skeleton(model_id)
 
 
-def test_an_attention_the_architecture_does_not_have_is_unsupported(tmp_path: Path) -> None:
+def test_attention_missing_in_architecture_is_unsupported(tmp_path: Path) -> None:
     folder = skeletons.ensure(skeletons.skeleton(TINY["gemma2"]), tmp_path)
     with pytest.raises(Unsupported, match="set 'attention: eager'"):
         skeletons.build(folder, "causal-lm", dtype=torch.float32, device="cpu", attention="sdpa")

@@ -1,1 +1,1 @@
-"""Measured qualities of our own detectors, printed for docs/findings; run by hand."""
+"""Measured error rates of our detectors, printed for docs/findings; run by hand."""

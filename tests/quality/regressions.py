@@ -66,7 +66,7 @@ def past_spike(values: Values) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What is planted, whether the newest night runs in a new environment, and what must be found."""
+    """The simulated change, whether the newest night runs in a new environment, and the expected finding."""
 
     name: str
     plant: Callable[[Values], None] | None
@@ -116,7 +116,7 @@ def as_history(values: Values, new_environment: bool) -> History:
 
 
 def wrong(case: Case, report: Report) -> tuple[bool, bool]:
-    """Whether a cell alarmed, or the matrix, that was not planted."""
+    """True if a cell or the matrix alarmed without a simulated change."""
     planted_cell = {f for f in report.cells if f.label == "cell 0"} if case.plant not in (None, past_spike) else set()
     whole = case.name.startswith("all")
     cells = [f for f in report.cells if f not in planted_cell and not whole]

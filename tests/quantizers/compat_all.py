@@ -53,7 +53,7 @@ NOISE = 1.5
 WHOLE_GRADIENT = 0.998
 """Weight-only 8-bit bases reach 1.00 here; where products pass no gradient on, 0.61 to 0.992 was measured."""
 START_GAP = 1e-3
-"""What starts as the identity in full precision may move no logit on a quantized base by more than this."""
+"""A method that starts as the identity in full precision may move no logit on a quantized base by more than this."""
 POLICY = (
     "raw int8 codes",
     "would fill the zeros",
@@ -77,7 +77,7 @@ def plain(quantizer: str) -> nn.Module:
 
 @functools.cache
 def cache() -> Path:
-    """Where checkpoints are kept while this process lives."""
+    """Folder of checkpoints during this process."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     return Path(folder)
@@ -113,10 +113,10 @@ def runnable() -> list[tuple[str, str]]:
 
 
 def disagreements(method: str, quantizer: str) -> list[str]:
-    """Where the fact differs from the declared pair; empty where they agree."""
+    """Difference between the fact and the declared pair; empty if they agree."""
     declared = pair(method, quantizer, "cpu", CAUSAL)  # type: ignore[arg-type]  # the constant is one of the two kinds
     if pair(method, "none", "cpu", CAUSAL).scores:  # type: ignore[arg-type]
-        return []  # refused for reasons of its own, whatever the base
+        return []  # refused for other reasons, on every base
     try:
         found = _live(method, quantizer, declared)
     except Exception as error:  # any way of failing is a fact
@@ -251,7 +251,7 @@ def _merge(
     allowed = MERGE_GAP[True] if plain else max(MERGE_GAP[False] * moved, NOISE * rounding(quantizer))
     if declared.merges:
         if declared.merges == QUANTIZERS.get(quantizer).declaration.refuses_merge:
-            return []  # said of every method, although one that leaves the linear weights alone would merge
+            return []  # declared for every method, although one that does not change linear weights would merge
         if method.declaration.mergeable == "no" or any(word in declared.merges for word in POLICY):
             return []
         try:

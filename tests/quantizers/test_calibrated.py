@@ -31,7 +31,7 @@ def nearest(weight: Tensor, grid: Grid) -> Tensor:
     return grid.decode(grid.encode(weight, scale, zero), scale, zero)
 
 
-def test_inverse_factor_is_the_cholesky_factor_of_the_damped_inverse() -> None:
+def test_inverse_factor_is_cholesky_of_damped_inverse() -> None:
     _, x = problem(0)
     gram = x.T @ x
     factor = inverse_factor(gram, 0.01).double()
@@ -82,7 +82,7 @@ def test_gptq_with_independent_inputs_is_rounding() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_awq_is_never_worse_than_rounding_and_better_with_loud_columns(seed: int) -> None:
+def test_awq_never_worse_than_rounding_better_with_outliers(seed: int) -> None:
     weight, x = problem(seed)
     x[:, :2] *= 30
     grid = Grid(3, 16, False)
@@ -92,7 +92,7 @@ def test_awq_is_never_worse_than_rounding_and_better_with_loud_columns(seed: int
     assert factors[:2].min() > factors[2:].max()
 
 
-def test_calibration_counts_tokens_without_padding_and_names_its_data(load) -> None:
+def test_calibration_counts_unpadded_tokens_and_names_data(load) -> None:
     model = load("none")
     first, again, other = Calibration(), Calibration(), Calibration()
     first.run(model, [batch("causal-lm", 0), batch("causal-lm", 1)])

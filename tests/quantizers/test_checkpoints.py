@@ -116,7 +116,7 @@ def test_a_wrong_parameter_is_named(name: str, params: dict[str, Any], part: str
         QUANTIZERS.get(name).resolve(params)
 
 
-def test_gptqmodel_quantizes_and_lora_trains_on_it_in_the_side_environment(bench: Bench) -> None:  # noqa: F811
+def test_gptqmodel_and_lora_work_in_the_side_environment(bench: Bench) -> None:  # noqa: F811
     python = environments.interpreter("gptq", Workspace.discover().cache)
     if python is None:
         pytest.skip("the environment is not built: peft-matrix env create gptq")

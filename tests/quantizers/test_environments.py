@@ -76,7 +76,7 @@ def test_an_unknown_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cell_runs_in_its_environment_and_its_record_says_so(bench: Bench) -> None:  # noqa: F811
-    """The interpreter of the tests stands in for the environment's: what is tested is the way there and back."""
+    """The interpreter of the tests replaces the environment's: the test covers the way there and back."""
     python = environments.folder("gptq", bench.root / "cache") / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

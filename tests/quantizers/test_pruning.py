@@ -85,7 +85,7 @@ def test_what_happened_is_recorded(load) -> None:
 @pytest.mark.parametrize(
     ("params", "part"),
     [
-        ({"sparsity": 1.5}, "sparsity must lie between 0 and 1"),
+        ({"sparsity": 1.5}, "sparsity must be between 0 and 1"),
         ({"pattern": "1:3"}, "pattern '1:3' is not known"),
         ({"pattern": "2:4", "sparsity": 0.7}, "pattern 2:4 is a sparsity of 0.5"),
     ],
@@ -102,7 +102,7 @@ def test_rows_that_do_not_fit_the_pattern_are_refused() -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("seed", range(3))
-def test_dsnot_lowers_the_mean_output_error_of_every_row_that_moves(seed: int, pattern: str) -> None:
+def test_dsnot_lowers_mean_output_error_of_moved_rows(seed: int, pattern: str) -> None:
     weight, x = problem(seed)
     x = x + 1.0  # inputs with a mean, or there is nothing to correct
     norm, mean, variance = x.norm(dim=0), x.mean(0), x.var(0, unbiased=False)

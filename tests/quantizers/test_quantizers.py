@@ -91,7 +91,7 @@ def test_sixteen_bits_are_half_the_bytes(load, name: str) -> None:
 
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_more_bits_mean_less_error(load, name: str) -> None:
-    """Random normal weights: every layer's relative error lies where its bits put it."""
+    """Random normal weights: every layer's relative error matches its bits."""
     errors = layer_errors(load("none"), load(name))
     cls = QUANTIZERS.get(name)
     ceiling = {1: 0.8, 2: 0.65, 3: 0.35, 4: 0.2, 8: 0.05}[int(cls.nominal_bits(cls.declaration.defaults))]
@@ -128,7 +128,7 @@ def test_gradient_passes_through_a_layer_exactly_where_declared(load, name: str)
 
 @pytest.mark.parametrize("name", [n for n in QUANTIZED if not declared(n).no_gradient])
 def test_scoring_the_base_first_leaves_training_unchanged(load, name: str) -> None:
-    """Some libraries lay weights out anew at the first forward pass without gradient, and lose the gradient."""
+    """Some libraries change the layout of weights at the first forward pass without gradient, and lose the gradient."""
     fresh, scored = (with_lora(load(name), "causal-lm").eval() for _ in range(2))
     with torch.no_grad():
         scored(**batch("causal-lm", seed=7))

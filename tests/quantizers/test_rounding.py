@@ -12,7 +12,7 @@ DRAWS = 12
 
 
 @pytest.mark.parametrize("name", ["none", "bnb-int8", "bnb-nf4", "rtn", "torchao-int8", "torchao-int8-dynamic"])
-def test_noise_in_the_last_places_jumps_only_where_activations_are_rounded(load: Loader, name: str) -> None:
+def test_noise_jumps_only_where_activations_are_rounded(load: Loader, name: str) -> None:
     from harness.quantizers.catalog import QUANTIZERS
 
     model, given = load(name), batch("causal-lm")

@@ -1,4 +1,4 @@
-"""What a board says about the data behind it."""
+"""Notes of a board about its data."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_workspace_comes_first(tmp_path):
     [
         ("columns: [{metric: acuracy}]", "unknown metric 'acuracy'. Did you mean 'accuracy'"),
         ("columns: [{metric: accuracy, field: rank}]", "one of 'metric', 'difference', 'field'"),
-        ("columns: [{metric: accuracy}, {metric: accuracy}]", "stands twice"),
+        ("columns: [{metric: accuracy}, {metric: accuracy}]", "is listed twice"),
         ("columns: [{metric: accuracy}]\npareto: [{metric: accuracy}]", "needs two axes"),
         ("columns: [{difference: accuracy}]", "needs a 'baseline'"),
         ("columns: [{metric: accuracy}]\nsortby: accuracy", "unknown key 'sortby'"),
@@ -96,7 +96,7 @@ def test_ranks_are_those_of_the_paired_tests(store, table):
             losses[loser] += 1
     expected = {config: (1 + losses[config], len(arms) - wins[config]) for config in arms}
     assert {row.config: row.rank for row in section.rows if row.rank} == expected
-    assert max(first for first, _ in expected.values()) > 10, "the example must tell rows apart"
+    assert max(first for first, _ in expected.values()) > 10, "the example must have significant differences"
 
 
 def test_like_rows_share_a_rank_and_nobody_leads_alone(tmp_path):
@@ -237,7 +237,7 @@ def test_front_by_hand():
 
 
 def test_a_tested_tie_drops_nobody(tmp_path):
-    # three points apart on 200 items: not told apart, so the lower one stays on the front if memory is alike
+    # three points apart on 200 items: not significant, so the lower one stays on the front if memory is alike
     made = [ok_record(cell("lora"), accuracy=0.60, rss=5e8), ok_record(cell("dora"), accuracy=0.62, rss=5e8)]
     (section,) = built(stored(tmp_path, *made)).sections
     by_method = {row.labels["method"]: row for row in section.rows}
@@ -276,7 +276,7 @@ def test_failures_are_told_with_stage_and_reason(table):
     assert ("full", "unsupported", "", "full trains on fp bases, not on bnb-int8", (0, 1)) in told
 
 
-def test_a_table_in_which_nothing_could_run_is_left_out_but_its_cells_are_told(tmp_path):
+def test_empty_table_is_omitted_and_its_cells_are_listed(tmp_path):
     elsewhere = cell(task={"label": "sst2", "name": "sst2"})
     refused = failed_record(elsewhere, "unsupported", stage="", reason="excluded by the sweep: no classifier")
     table = built(stored(tmp_path, ok_record(cell()), refused))

@@ -60,7 +60,7 @@ def test_the_shipped_claims_load_and_cover_the_protocol_s_list() -> None:
         (GOOD.replace("sweep: s, arm: {method: a}, baseline: {method: b}", "sweep: s"), "names an 'arm'"),
         (GOOD.replace("sweep: s,", "sweep: s, compute: {sum: [1]},"), "evidence is one of"),
         (GOOD.replace("place: Table 1", "plaice: Table 1"), "plaice"),
-        (GOOD + GOOD[GOOD.index("  - id") :], "stands twice"),
+        (GOOD + GOOD[GOOD.index("  - id") :], "is listed twice"),
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused_with_a_lesson(tmp_path: Path, broken: str, lesson: str) -> None:
@@ -71,7 +71,7 @@ def test_a_claim_that_cannot_be_judged_is_refused_with_a_lesson(tmp_path: Path, 
 
 def test_one_id_in_two_files_is_refused(tmp_path: Path) -> None:
     load(tmp_path, GOOD)
-    with pytest.raises(UserError, match=r"a-over-b.*also stands in a\.yaml"):
+    with pytest.raises(UserError, match=r"a-over-b.*is also in a\.yaml"):
         load(tmp_path, GOOD, "b.yaml")
     with pytest.raises(UserError, match="there is no claim file"):
         load_claims([tmp_path / "nowhere.yaml"])

@@ -55,7 +55,7 @@ def test_times_are_compared_as_ratios_over_seeds(tmp_path: Path) -> None:
         store.append(*ok_record(cell("fast", seed=seed), step_ms=20.0))
     found = both(store, "nano.slow", "nano.fast", "step_ms")
     assert found.effect == pytest.approx(1.0, abs=0.05)
-    assert "4 paired seeds: told apart" in found.sentence
+    assert "4 paired seeds: significantly different" in found.sentence
 
 
 def test_names_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:

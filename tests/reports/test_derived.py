@@ -1,4 +1,4 @@
-"""What follows from stored samples and from runs at one shared learning rate: by hand, and on a board."""
+"""Quantities from stored samples and from runs at one shared learning rate: by hand, and on a board."""
 
 from __future__ import annotations
 

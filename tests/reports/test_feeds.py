@@ -69,7 +69,7 @@ def test_the_badge_counts_and_turns_yellow(tmp_path):
 
 # --- the Hub -------------------------------------------------------------------------------------
 class FakeHub:
-    """What the Hub is asked to do; stands in for ``huggingface_hub.HfApi``."""
+    """Records calls to the Hub; replaces ``huggingface_hub.HfApi``."""
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []

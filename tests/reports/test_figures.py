@@ -64,7 +64,7 @@ def test_trials_are_no_rows_of_the_board(full):
     assert len(table.trials) == 2
 
 
-def test_a_figure_without_data_is_left_out_and_its_reason_is_on_the_board(tmp_path):
+def test_figure_without_data_is_omitted_with_a_reason(tmp_path):
     store = Store(tmp_path / "store")
     store.append(*ok_record(cell()))
     table = build(load_board("default", []), store.records()[0], store)
@@ -77,7 +77,7 @@ def test_a_figure_without_data_is_left_out_and_its_reason_is_on_the_board(tmp_pa
         assert "rank intervals: fewer than two rows are ranked" in text
 
 
-def test_a_figure_that_lost_its_data_does_not_stay_beside_the_new_board(tmp_path, full):
+def test_figure_without_data_is_removed_with_the_old_board(tmp_path, full):
     write_all(build(load_board("default", []), full.records()[0], full), tmp_path)
     assert (tmp_path / "power-trace.svg").exists()
     (tmp_path / "mine.svg").write_text("not yours")

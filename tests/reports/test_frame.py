@@ -52,7 +52,7 @@ def test_interval_comes_from_samples_or_is_marked_as_wilson(store):
     with_samples = aggregate(rows, lambda i: store.samples(records[i])).set_index(["method", "quantization"])
     without = aggregate(rows).set_index(["method", "quantization"])
     assert with_samples.loc[("lora", "none"), "accuracy:interval"] == "t over seeds and items"
-    assert without.loc[("lora", "none"), "accuracy:interval"] == "Wilson, no samples at hand"
+    assert without.loc[("lora", "none"), "accuracy:interval"] == "Wilson, no samples available"
     assert without.loc[("lora", "none"), "accuracy:items"] == 200
     # one seed: sampling error of the items alone
     assert with_samples.loc[("ia3", "nf4"), "accuracy:interval"] == "Wilson"
@@ -119,7 +119,7 @@ def test_what_separates_groups(change, apart):
     assert (rows.group.nunique() == 2) == apart
 
 
-def test_another_processor_is_another_group_but_another_host_is_not():
+def test_other_processor_is_another_group_other_host_is_not():
     other = copy.deepcopy(ENVIRONMENT)
     other["cpu"]["model"] = "Example CPU 4000"
     host = {**ENVIRONMENT, "host": "bbbbbbbbbbbb"}

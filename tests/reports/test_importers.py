@@ -131,7 +131,7 @@ def test_a_placeholder_or_an_estimate_is_no_file_size(tmp_path, size, config):
     assert record.metrics["adapter_bytes"].value is None
 
 
-def test_repeats_of_a_run_form_a_history_and_importing_twice_adds_nothing(tmp_path):
+def test_repeats_form_a_history_and_reimport_adds_nothing(tmp_path):
     written(tmp_path / "in" / "a.json", PEFT_FILE)
     written(tmp_path / "in" / "b.json", changed(PEFT_FILE, "run_info", "created_at", value="2026-08-01T10:00:00+00:00"))
     store = Store(tmp_path / "store")
@@ -143,7 +143,7 @@ def test_repeats_of_a_run_form_a_history_and_importing_twice_adds_nothing(tmp_pa
 
 
 @pytest.mark.skipif(not PEFT_RUNS.is_dir(), reason=f"needs {PEFT_RUNS}")
-def test_the_63_runs_of_peft_become_63_records_and_the_committed_board(tmp_path):
+def test_peft_63_runs_become_63_records_and_the_board(tmp_path):
     store = Store(tmp_path / "store")
     done = import_results("peft-method-comparison", [PEFT_RUNS], store)
     assert (len(done.records), done.added, len({record.key for record in done.records})) == (63, 63, 63)
@@ -304,7 +304,7 @@ OPTIMUM_FILE = {
 }
 
 
-def test_optimum_benchmark_maps_what_means_the_same_and_names_the_rest(tmp_path):
+def test_optimum_benchmark_maps_same_meaning_and_names_rest(tmp_path):
     done, record = one(tmp_path, "optimum-benchmark", written(tmp_path / "in" / "benchmark.json", OPTIMUM_FILE))
     values = {name: reading.value for name, reading in record.metrics.items()}
     assert values["step_ms"] == pytest.approx(200.0)

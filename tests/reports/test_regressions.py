@@ -54,7 +54,7 @@ def test_quiet_nights_raise_nothing(tmp_path: Path) -> None:
     assert rate.low < 0.3
 
 
-def test_one_slower_cell_is_provisional_until_runs_again_confirm_it(tmp_path: Path) -> None:
+def test_slower_cell_is_provisional_until_reruns_confirm(tmp_path: Path) -> None:
     for number in range(1, 8):
         night(tmp_path, number)
     night(tmp_path, 8, slower=4)
@@ -72,7 +72,7 @@ def test_one_slower_cell_is_provisional_until_runs_again_confirm_it(tmp_path: Pa
     assert [f.kind for f in confirm(provisional(steps), analyze.read(str(other)))] == ["noise"]
 
 
-def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp_path: Path) -> None:
+def test_pooled_drop_is_found_with_the_change_as_suspect(tmp_path: Path) -> None:
     for number in range(1, 4):
         night(tmp_path, number)
     night(tmp_path, 4, environment=NEW, worse=0.03)
@@ -87,7 +87,7 @@ def test_a_point_lost_everywhere_is_seen_in_pairs_and_blamed_on_what_changed(tmp
     assert found["accuracy"]["p"] < 0.01
 
 
-def test_answers_lost_since_the_last_good_record_are_counted_alarm_or_not(tmp_path: Path) -> None:
+def test_lost_answers_are_counted_with_or_without_alarm(tmp_path: Path) -> None:
     for number in range(1, 3):
         night(tmp_path, number)
     same = analyze.look(str(tmp_path)).flips
@@ -155,7 +155,7 @@ def test_a_drift_is_dated() -> None:
     assert [(f.kind, f.since) for f in report.cells if f.kind == "drift"] == [("drift", "2026-01-09")]
 
 
-def test_the_verb_prints_json_and_says_by_its_exit_code_that_something_got_worse(tmp_path: Path) -> None:
+def test_regressions_json_and_exit_code_on_worse(tmp_path: Path) -> None:
     for number in range(1, 8):
         night(tmp_path, number, cells=3)
     night(tmp_path, 8, cells=3, slower=4)
@@ -170,11 +170,11 @@ def test_the_verb_prints_json_and_says_by_its_exit_code_that_something_got_worse
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0
 
 
-def test_what_gives_no_number_alerts_by_its_own_name_until_a_decision_says_otherwise(tmp_path: Path) -> None:
+def test_missing_numbers_alert_until_a_decision(tmp_path: Path) -> None:
     """Lost, left behind by the others, disturbed: three kinds of alert, none of them a value (protocol 8.7)."""
     night(tmp_path, 1, cells=4)
     store = Store(tmp_path)
-    for index in range(3):  # m3 did not follow the others into the new environment
+    for index in range(3):  # m3 was not rerun the others into the new environment
         of, when = cell(f"m{index}"), "2026-01-02T00:00:00+00:00"
         record, data = ok_record(of, environment=NEW, fingerprint="b" * 64, finished=when)
         if index == 2:
@@ -187,7 +187,7 @@ def test_what_gives_no_number_alerts_by_its_own_name_until_a_decision_says_other
     assert {name: f.kind for name, f in found.items()} == {"m0": "missing", "m2": "condition", "m3": "missing"}
     assert "killed by signal 9" in found["m0"].reason
     assert "shared" in found["m2"].reason
-    assert "did not follow" in found["m3"].reason
+    assert "was not rerun" in found["m3"].reason
     gone = decisions.Decision(cells="*.m3.*", metric="status", since="2026-01-03T00:00:00+00:00", why="taken out")
     decisions.record(store, gone)
     after = {f.label.split(".")[1] for f in analyze.look(str(tmp_path)).cells if f.metric == "status"}

@@ -41,7 +41,7 @@ def looked_at(store: Path, *sources: Path) -> tuple[int, dict[str, list[dict[str
     return done.exit_code, json.loads(done.stdout)
 
 
-def test_a_point_lost_over_the_published_runs_is_found_and_blamed_on_the_new_version(tmp_path: Path) -> None:
+def test_drop_over_published_runs_names_the_new_version(tmp_path: Path) -> None:
     later(tmp_path / "worse", lost=15)
     code, report = looked_at(tmp_path / "store", RUNS, tmp_path / "worse")
     assert code == 1
@@ -56,7 +56,7 @@ def test_a_point_lost_over_the_published_runs_is_found_and_blamed_on_the_new_ver
     assert all("transformers" in " ".join(c["suspects"]) for c in report["environment_changes"])  # type: ignore[arg-type]
 
 
-def test_the_same_runs_with_noise_alone_raise_nothing_but_the_change_of_environment(tmp_path: Path) -> None:
+def test_noise_alone_reports_only_the_environment_change(tmp_path: Path) -> None:
     later(tmp_path / "same", lost=0)
     code, report = looked_at(tmp_path / "store", RUNS, tmp_path / "same")
     assert code == 0

@@ -115,7 +115,7 @@ def test_rendered_numbers_are_the_values_at_their_scale(table):
                 assert number == pytest.approx(value * column.scale.factor, abs=0.5001 * 10**-places)
 
 
-def test_a_missing_value_is_a_dash_with_its_reason_and_never_zero(folder):
+def test_missing_value_is_a_dash_with_reason_never_zero(folder):
     page = (folder / "board.html").read_text()
     assert '<span data-tip="has no meaning for this row">—' in page
     text = (folder / "board.md").read_text()
@@ -285,7 +285,7 @@ def test_hostile_text_stays_in_its_folder_and_short(hostile_folder):
         assert (hostile_folder / name).stat().st_size < 400_000, name
     kept = json.loads((hostile_folder / "board.json").read_text())
     labels = {row["labels"]["method"] for section in kept["sections"] for row in section["rows"]}
-    assert set(HOSTILE) <= labels, "the whole text stands in the JSON"
+    assert set(HOSTILE) <= labels, "the JSON has the whole text"
 
 
 def test_hostile_text_is_text_on_the_page(hostile_folder):

@@ -109,13 +109,13 @@ PLANTED = {
         "board.html",
         lambda t: t.replace("<main>", '<main><script src="https://cdn.example/x.js"></script>'),
     ),
-    "an anchor leads nowhere": (
+    "an anchor has no target": (
         "unresponsive",
         "board.html",
         lambda t: t.replace("<main>", '<main><a href="#nowhere">x</a>'),
     ),
     "the page is cut off": ("unresponsive", "board.html", lambda t: t[: len(t) // 2]),
-    "a link leads nowhere": ("unresponsive", "board.md", lambda t: t.replace("(memory-by-stage.svg)", "(gone.svg)")),
+    "a link has no target": ("unresponsive", "board.md", lambda t: t.replace("(memory-by-stage.svg)", "(gone.svg)")),
     "two columns of one name": (
         "confusing",
         "board.md",
@@ -134,7 +134,7 @@ PLANTED = {
         lambda t: re.sub(r'(data-sort="0\.\d+"[^>]*><bdi>)\d+\.\d', r"\g<1>99.9", t, count=1),
     ),
     "the wrong row is bold": ("misdisplayed", "board.md", lambda t: re.sub(r"\*\*1–(\d+)\*\*", r"1–\1", t, count=1)),
-    "a row stands twice in the CSV": ("redundant", "board.csv", lambda t: t + t.splitlines()[-1] + "\n"),
+    "a row is listed twice in the CSV": ("redundant", "board.csv", lambda t: t + t.splitlines()[-1] + "\n"),
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_reached_is_inaccessible(copy):
     assert any("is not in the store" in what for what in found.values())
 
 
-def test_a_later_record_makes_the_board_deprecated_and_mismatched(copy):
+def test_later_record_makes_board_deprecated_and_mismatched(copy):
     store = Store(copy / "store")
     store.append(*ok_record(cell("lora", "none", 0), accuracy=0.5, finished="2026-02-01T00:00:00+00:00"))
     found = {one.smell for one in check_folder(copy / "board", store)}

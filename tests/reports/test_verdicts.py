@@ -182,7 +182,7 @@ def test_a_count_is_looked_up_by_what_is_counted(tmp_path: Path) -> None:
     assert row_of(counted.model_copy(update={"value": 4097.0}), tmp_path)["verdict"] == "not_reproduced"
 
 
-def test_a_straddling_interval_is_inconclusive_and_rounding_is_forgiven() -> None:
+def test_straddling_interval_is_inconclusive_rounding_ignored() -> None:
     absolute = Criterion.model_validate(
         {
             "metric": "accuracy",

@@ -1,6 +1,6 @@
 """A cell that costs milliseconds: the real plan, scheduler, executor, worker process and store, without a model.
 
-What it does stands in the cell's label, so that a sweep says what shall go wrong:
+Its behaviour is in the cell's label, so that a sweep decides what goes wrong:
 
     ok            waits as many milliseconds as it trains steps and leaves a record
     silent        stops itself, as a process does that hangs in a driver
@@ -8,7 +8,7 @@ What it does stands in the cell's label, so that a sweep says what shall go wron
     breaks        meets an error of a kind that may pass; on its second attempt it does not
     fails         meets an error that will not pass
     needs-N       runs out of memory at a micro-batch above N
-    waits         leaves a mark in the folder CHEAP_GATE and waits until ``go`` stands there
+    waits         leaves a mark in the folder CHEAP_GATE and waits until ``go`` exists there
 
 ``python -m tests.runners.cheap SWEEP FOLDER [WORKERS] [slurm]`` runs a sweep of such cells.
 """
@@ -47,7 +47,7 @@ WORK = "tests.runners.cheap:work"
 
 
 def sweep_of(path: Path, labels: list[str], *, seeds: int = 1, **changes: Any) -> spec.LoadedSweep:
-    """A sweep with one method per label; the methods differ in their rank, so that they are cells of their own."""
+    """A sweep with one method per label; the methods differ in their rank, so that they are different cells."""
     content = {
         "name": "cheap",
         "models": [MODEL],
@@ -63,7 +63,7 @@ def sweep_of(path: Path, labels: list[str], *, seeds: int = 1, **changes: Any) -
 
 
 def work(job: Job, say: Say) -> None:
-    """What a worker process does instead of a cell."""
+    """A worker process that does this instead of a cell."""
     says = job.cell["method"]["label"]
     say("stage", stage="train")
     if says == "silent":
@@ -117,7 +117,7 @@ FINGERPRINT = provenance.fingerprint(provenance.environment())
 
 
 class Quiet:
-    """A view that keeps what it was told."""
+    """A progress view that stores its messages."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

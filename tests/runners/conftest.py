@@ -1,4 +1,4 @@
-"""A tiny model and a workspace of its own for every test that runs real cells in real processes."""
+"""A tiny model and a separate workspace for every test that runs real cells in real processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Bench:
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command line in a process group of its own."""
+        """Start the command line in a separate process group."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,

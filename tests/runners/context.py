@@ -13,7 +13,7 @@ from tasks.task import Task, TaskDefinition
 
 
 def context(model: Any, tokenizer: Any, **evaluation: Any) -> Context:
-    """What scoring needs of a context: model, tokenizer, evaluation, seed."""
+    """The parts of a context that scoring needs: model, tokenizer, evaluation, seed."""
     unused: Any = None
     return Context(
         job=unused,

@@ -15,7 +15,7 @@ SURE = 20.0
 
 
 class Oracle(PreTrainedModel, GenerationMixin):
-    """Continues each known prompt with its scripted answer and the end of the sequence, whatever else is asked.
+    """Continues each known prompt with its scripted answer and the end of the sequence; everything else is ignored.
 
     Args:
         script: prompt ids to the ids that follow.

@@ -1,4 +1,4 @@
-"""Real munged, slurmctld and slurmd on this machine, in a folder of their own, started and ended by hand."""
+"""Real munged, slurmctld and slurmd on this machine, in a separate folder, started and stopped by the tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why no Slurm can be started here, None if one can."""
+    """Reason why no Slurm can be started here, None if one can."""
     missing = [name for name in DAEMONS if shutil.which(name, path=_path()) is None]
     if missing:
         return f"{', '.join(missing)} not installed (on Debian: apt-get install slurmctld slurmd slurm-client munge)"

@@ -165,7 +165,7 @@ def test_the_package_that_made_the_value_worse_is_named(index: Path, tmp_path: P
     assert installed.stdout.split() == ["1.0", "2.0"]
 
 
-def test_two_packages_that_do_harm_only_together_are_named_together(index: Path, tmp_path: Path) -> None:
+def test_packages_harmful_only_together_are_named_together(index: Path, tmp_path: Path) -> None:
     found, _ = searched(tmp_path, "assert not (beta.NEW and epsilon.NEW), 'shapes differ'\nprint(1)")
     assert found.kind == "interaction"
     assert [change.package for change in found.culprits] == ["beta", "epsilon"]
@@ -173,7 +173,7 @@ def test_two_packages_that_do_harm_only_together_are_named_together(index: Path,
     assert {step.verdict for step in found.steps} == {"good", "bad"}
 
 
-def test_a_mixture_that_fails_otherwise_or_cannot_be_built_is_left_undecided(index: Path, tmp_path: Path) -> None:
+def test_unbuildable_or_otherwise_failing_mixture_undecided(index: Path, tmp_path: Path) -> None:
     code = "assert not delta.NEW or alpha.NEW, 'delta needs the new alpha'\nassert not gamma.NEW, 'wrong'\nprint(1)"
     bad = {**dict.fromkeys(PACKAGES, "2.0"), "missing": "9.0"}
     wheel(index, "missing", "9.0", "")
@@ -197,7 +197,7 @@ def test_a_real_cell_is_run_and_read_by_its_metric(bench: Bench, monkeypatch: py
     for name, value in bench.environment.items():
         monkeypatch.setenv(name, value)
     path = bench.write(methods=["none"])
-    python = bench.root / "work" / "bin" / "python"  # an environment's layout around the interpreter at hand
+    python = bench.root / "work" / "bin" / "python"  # an environment's layout around the current interpreter
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.chaos import chaos
 
 
-def test_kills_at_random_moments_lose_no_finished_cell_and_repeat_none(tmp_path: Path) -> None:
+def test_random_kills_lose_and_repeat_no_finished_cell(tmp_path: Path) -> None:
     chance = random.Random(8)
     rounds = [chaos(tmp_path / str(i), 24, chance, most_kills=3) for i in range(3)]
     for one in rounds:

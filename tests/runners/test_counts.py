@@ -50,7 +50,7 @@ def test_the_estimated_state_of_galore_follows_from_shapes() -> None:
     assert 0.3 * full < small < 0.6 * full  # the embeddings, a fifth of the model, are not projected
 
 
-def test_what_cannot_be_counted_says_why_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+def test_uncountable_says_why_and_nothing_counts_twice(tmp_path: Path) -> None:
     record = counted("no-such-method")
     assert record.outcome.status == "error"
     assert "no-such-method" in record.outcome.reason

@@ -49,7 +49,7 @@ def told(scored: list[Scored]) -> list[tuple[str, float]]:
     return [(s.prediction, round(s.logp_answer or 0.0, 4)) for s in scored]
 
 
-def test_every_item_is_asked_after_the_same_examples_of_the_training_split(loaded: tuple[Any, Any]) -> None:
+def test_every_item_gets_the_same_training_examples(loaded: tuple[Any, Any]) -> None:
     ctx = asked(loaded, few_shot(k=3, separator="\n"))
     shown = ctx.facts["examples"]["items"]
     assert len(set(shown)) == 3
@@ -68,7 +68,7 @@ def test_every_item_is_asked_after_the_same_examples_of_the_training_split(loade
     assert "fewer" not in ctx.facts["examples"]
 
 
-def test_another_seed_draws_other_examples_and_the_same_seed_the_same(loaded: tuple[Any, Any]) -> None:
+def test_seed_decides_which_examples_are_drawn(loaded: tuple[Any, Any]) -> None:
     drawn = [asked(loaded, few_shot(seed, k=4)).facts["examples"]["items"] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -110,7 +110,7 @@ def test_a_completion_ends_where_another_example_would_begin(
     assert ends == [("!", "\n"), ("?",)]
 
 
-def test_examples_that_do_not_fit_are_left_out_whole_and_the_items_are_counted_and_named(
+def test_examples_that_do_not_fit_are_dropped_whole_and_counted(
     loaded: tuple[Any, Any],
 ) -> None:
     ctx = asked(loaded, few_shot(k=9, separator=" - "))
@@ -125,7 +125,7 @@ def test_examples_that_do_not_fit_are_left_out_whole_and_the_items_are_counted_a
 def test_what_cannot_be_shown_is_refused(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="shows 10 examples, and the task has 9 training items"):
         asked(loaded, few_shot(k=10))
-    with pytest.raises(UserError, match="separator 'a' of the examples stands in the answer of training item"):
+    with pytest.raises(UserError, match="separator 'a' of the examples occurs in the answer of training item"):
         asked(loaded, few_shot(k=1, separator="a"))
     for k in (0, -1, 2.5, True, "two"):
         with pytest.raises(UserError, match="whole number of examples"):
@@ -134,7 +134,7 @@ def test_what_cannot_be_shown_is_refused(loaded: tuple[Any, Any]) -> None:
         METHODS.get("few-shot").resolve({"separator": ""})
 
 
-def test_in_a_matrix_run_retention_is_untouched_and_what_has_no_examples_is_unsupported(bench: Bench) -> None:
+def test_few_shot_sweep_keeps_retention_and_refuses_the_rest(bench: Bench) -> None:
     tasks = [
         {"name": "strings-compose", "train_items": 16, "validation_items": 8, "test_items": 8},
         {"name": "strings-copy", "test_items": 8, "test_only": True},

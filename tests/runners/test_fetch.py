@@ -1,4 +1,6 @@
-"""What a sweep needs is gathered, and run where there is no network: real files, a real HTTP server, real cells."""
+"""A sweep's models and data are fetched, and the sweep runs without a network: real files, a real HTTP server, real
+cells.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ metrics: [accuracy]
 
 @pytest.fixture
 def connected(bench: Bench) -> Bench:
-    """A workspace with a task of its own, a data root, and a model at an absolute path."""
+    """A workspace with its own task, a data root, and a model at an absolute path."""
     (bench.root / "tasks").mkdir()
     (bench.root / "tasks" / "mine.yaml").write_text(TASK)
     (bench.root / "root" / "mine").mkdir(parents=True)
@@ -73,7 +75,7 @@ def test_what_was_fetched_runs_without_what_it_came_from(connected: Bench, tmp_p
     assert {"data/mine/train.jsonl", "tasks/mine.yaml", "runners/sweeps/quick.yaml"} <= set(manifest["files"])
     assert any(name.endswith(".safetensors") for name in manifest["files"])
 
-    # the other machine: another place, neither the data root nor the model's folder, a cache of its own
+    # the other machine: another path, neither the data root nor the model's folder, a separate cache
     away = Bench(tmp_path / "away" / "x", {}, {"PEFT_MATRIX_CACHE": str(tmp_path / "other-cache")})
     shutil.copytree(folder, away.root)
     shutil.rmtree(folder)
@@ -98,7 +100,7 @@ def test_a_folder_with_other_things_in_it_is_refused(connected: Bench) -> None:
     (connected.root / "full" / "thesis.tex").write_text("x")
     done = connected("fetch", str(connected.write()), "--to", str(connected.root / "full"))
     assert done.returncode == 2
-    assert "holds other things" in done.stderr
+    assert "contains other files" in done.stderr
     with pytest.raises(UserError, match="not a readable manifest"):
         verify(connected.root)
 
@@ -165,9 +167,7 @@ def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_a_model_of_the_hub_is_taken_at_its_commit_and_then_needs_no_hub(
-    bench: Bench, hub: tuple[str, list[str]]
-) -> None:
+def test_hub_model_is_fetched_at_its_commit_and_runs_offline(bench: Bench, hub: tuple[str, list[str]]) -> None:
     address, asked = hub
     online = replace(bench, environ={"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"})
     model = {"id": "owner/tiny", "revision": COMMIT}
@@ -178,7 +178,7 @@ def test_a_model_of_the_hub_is_taken_at_its_commit_and_then_needs_no_hub(
     absent = {"id": "owner/absent", "revision": COMMIT}
     missing = online("fetch", str(bench.write(models=[absent], methods=["none"], tasks=tasks)), "--to", "x")
     assert missing.returncode == 2
-    assert "cannot be had from the Hub" in missing.stderr
+    assert "cannot be downloaded from the Hub" in missing.stderr
 
     folder = bench.root / "carried"
     done = online("fetch", str(bench.write(models=[model], methods=["none"], tasks=tasks)), "--to", str(folder))
@@ -197,12 +197,12 @@ def test_a_model_of_the_hub_is_taken_at_its_commit_and_then_needs_no_hub(
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert set(away.outcomes().values()) == {"ok"}
-    assert asked == []  # the server is there; nobody asked it
+    assert asked == []  # the server is there; no request reached it
     assert "HF_HUB_OFFLINE" not in environ
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_an_unpinned_model_is_run_at_the_commit_that_the_record_holds(bench: Bench, hub: tuple[str, list[str]]) -> None:
+def test_unpinned_model_runs_at_the_recorded_commit(bench: Bench, hub: tuple[str, list[str]]) -> None:
     address, _ = hub
     online = replace(bench, environ={"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"})
     online.environ["HF_HUB_CACHE"] = str(bench.root / "hub")

@@ -35,7 +35,7 @@ def run(bench: Bench, name: str) -> dict[str, Any]:
         ("lost-on-disk", "reload", "reload", "read back from disk differs"),
     ],
 )
-def test_a_broken_promise_is_an_outcome_with_its_name_and_never_a_number(
+def test_failed_guard_is_a_named_outcome_without_number(
     bench: Bench, name: str, check: str, stage: str, words: str
 ) -> None:
     outcome = run(bench, name)

@@ -77,7 +77,7 @@ def test_a_task_of_texts_is_a_task_like_any_other(bench: Bench) -> None:
     assert board.returncode == 0, board.stderr
 
 
-def test_without_it_a_cell_is_what_it_was_and_a_question_is_no_text(bench: Bench) -> None:
+def test_default_keeps_old_keys_and_questions_are_no_texts(bench: Bench) -> None:
     with_texts(bench)
 
     def keys(**evaluation: object) -> set[str]:

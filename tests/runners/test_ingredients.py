@@ -64,7 +64,7 @@ def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_m
     task = "strings-copy"
     assert status.pop(f"{new}.soup.none.{task}.s0") == "unsupported"
     reason = records[f"{new}.soup.none.{task}.s0"]["outcome"]["reason"]
-    assert "its ingredient" in reason
+    assert "its source cell" in reason
     assert "the adapter is to come from the old base" in reason
     excluded = [label for label, r in records.items() if "excluded by the sweep" in (r["outcome"]["reason"] or "")]
     assert {s for label, s in status.items() if label not in excluded} == {"ok"}

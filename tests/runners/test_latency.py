@@ -53,7 +53,7 @@ def adapted(name: str) -> Any:
 
 
 def context(model: nn.Module, **probes: Any) -> Any:
-    """What the probe needs of a cell."""
+    """The parts of a cell that the probe needs."""
     torch.manual_seed(0)
     ids = torch.randint(1, VOCABULARY, (4, 8))
     return SimpleNamespace(
@@ -82,7 +82,7 @@ def test_the_loop_generates_what_generate_does(name: str) -> None:
     assert timing.e2e_ms >= timing.ttft_ms + sum(timing.gaps_ms)
 
 
-def test_ttft_and_the_gaps_are_the_durations_of_prefill_and_steps() -> None:
+def test_ttft_and_gaps_equal_prefill_and_step_durations() -> None:
     model = Slow(prefill_s=0.2, step_s=0.05)
     timing, _ = Decoder(model, CPU).request(torch.ones(1, 4, dtype=torch.long), 4)
     assert 200 <= timing.ttft_ms < timing.e2e_ms
@@ -114,7 +114,7 @@ class Slow(nn.Module):
         return SimpleNamespace(logits=logits, past_key_values=past_key_values)
 
 
-def test_a_request_whose_cache_does_not_hold_its_tokens_has_no_latency() -> None:
+def test_request_with_incomplete_cache_has_no_latency() -> None:
     with pytest.raises(LengthMismatch, match="holds 6 positions after the request, 9 were expected"):
         Decoder(Slow(grows=0), CPU).request(torch.ones(1, 6, dtype=torch.long), 4)
     entry = measure(context(Slow(grows=0)), Shape(1, 6, 4), None)
@@ -122,14 +122,14 @@ def test_a_request_whose_cache_does_not_hold_its_tokens_has_no_latency() -> None
     assert "ttft_ms" not in entry
 
 
-def test_out_of_memory_is_an_entry_and_the_next_shape_is_measured() -> None:
+def test_oom_is_an_entry_and_the_next_shape_is_measured() -> None:
     ctx = context(Slow(largest_batch=2))
     entries = [measure(ctx, Shape(batch, 6, 2), None) for batch in (2, 4, 1)]
     assert [e["status"] for e in entries] == ["ok", "oom", "ok"]
     assert entries[1]["reason"] == "CUDA out of memory. Tried to allocate 1.00 GiB"
 
 
-def test_what_a_model_cannot_do_is_an_entry_and_any_other_error_is_not_hidden() -> None:
+def test_unsupported_shape_is_an_entry_other_errors_raise() -> None:
     too_long = measure(context(llama().eval()), Shape(1, 60, 8), None)
     assert (too_long["status"], too_long["reason"]) == ("not_applicable", "68 positions, and the model has 64")
     without_cache = Slow()
@@ -156,7 +156,7 @@ def test_a_classifier_has_forward_passes_and_no_tokens() -> None:
     }
 
 
-def test_the_headline_is_the_first_batch_and_prompt_with_the_longest_output() -> None:
+def test_headline_is_first_batch_first_prompt_longest_output() -> None:
     probes = Probes(latency_batch_sizes=(4, 1), prompt_tokens=(32, 8), output_tokens=(1, 16, 4))
     shapes = grid(probes, generates=True)
     assert len(shapes) == 12
@@ -177,7 +177,7 @@ def test_percentiles_are_shown_only_from_enough_requests_on() -> None:
     assert percentiles(values[:19])["p50"]["why_missing"] == "too_few"
 
 
-def test_pooled_gaps_are_not_independent_and_their_interval_knows() -> None:
+def test_interval_of_pooled_gaps_accounts_for_dependence() -> None:
     levels = np.arange(20.0)
     gaps = np.repeat(levels[:, None], 50, axis=1)  # every request has one speed: 20 facts, not 1000
     pooled = pooled_percentiles(gaps)
@@ -238,7 +238,7 @@ def test_joules_per_token_come_from_windows_of_their_own(sim: Simulator) -> None
 
 
 # --- the whole -----------------------------------------------------------------------------------
-def test_a_skeleton_goes_through_a_real_sweep_with_both_arms_and_no_score(bench: Bench) -> None:
+def test_skeleton_sweep_has_both_arms_and_no_score(bench: Bench) -> None:
     path = bench.write(
         models=[{"architecture": "smollm2-135m", "weights": "random", "overrides": {**TINY, "num_key_value_heads": 2}}],
         methods=["lora"],
@@ -277,7 +277,7 @@ def test_a_skeleton_goes_through_a_real_sweep_with_both_arms_and_no_score(bench:
     assert packed < full
 
 
-def test_a_grid_is_whole_and_a_later_field_leaves_old_cells_their_keys() -> None:
+def test_latency_grid_is_complete_and_keeps_old_keys() -> None:
     with pytest.raises(ValueError, match="output_tokens needs prompt_tokens"):
         Probes(output_tokens=(8,))
     with pytest.raises(ValueError, match="greater than 0"):

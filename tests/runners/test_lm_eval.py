@@ -92,7 +92,7 @@ def adapted(tiny_model: Path, tmp_path: Path) -> tuple[Any, Any, Path]:
 
 
 class CommandLine:
-    """lm-eval's own command line, in a process of its own."""
+    """lm-eval's command line, in a separate process."""
 
     def __init__(self, model: Path, tasks: Path, out: Path) -> None:
         command = [
@@ -117,9 +117,7 @@ class CommandLine:
 
 
 @pytest.mark.timeout(1800)
-def test_every_item_is_scored_as_by_the_command_line_on_the_merged_checkpoint(
-    adapted: tuple[Any, Any, Path], tmp_path: Path
-) -> None:
+def test_items_match_lm_eval_cli_on_merged_checkpoint(adapted: tuple[Any, Any, Path], tmp_path: Path) -> None:
     live, tokenizer, merged = adapted
     write_tasks(tmp_path / "tasks" / "lm-eval")
     running = CommandLine(merged, tmp_path / "tasks" / "lm-eval", tmp_path / "cli")
@@ -202,9 +200,7 @@ def test_a_start_token_that_is_named_and_not_added_is_refused(adapted: tuple[Any
     lm_eval_suite.check_start(asked(bare))
 
 
-def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_lm_eval_task_fails_before_weights_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import tasks
 
     from runners.worker.lm_eval_model import Suite
@@ -226,7 +222,7 @@ def test_a_name_that_lm_eval_does_not_know_is_said_before_the_weights_are_read(
     assert asked == [False, True], "its own tasks are indexed only where one of them is wanted"
 
 
-def test_a_parent_keeps_the_tasks_that_a_dead_worker_had_finished(tmp_path: Path) -> None:
+def test_parent_keeps_tasks_finished_by_a_dead_worker(tmp_path: Path) -> None:
     for arm, name, value in (("base", "letters", 0.5), ("retained", "letters", 0.25)):
         content = {"arm": arm, "task": name, "results": {name: {"acc,none": value}}}
         (tmp_path / f"lm-eval-{arm}-{name}.json").write_text(json.dumps(content))
@@ -252,7 +248,7 @@ def test_what_pins_a_task(tmp_path: Path) -> None:
         lm_eval_tasks.pin("letters", roots)
 
 
-def test_what_came_later_is_no_part_of_a_cell_that_does_not_use_it() -> None:
+def test_unused_later_fields_are_not_part_of_a_cell() -> None:
     assert set(Evaluation().model_dump(mode="json")) == {"batch_size", "decoding", "retention", "merged"}
     assert "samples" not in TaskUse(name="x", decoding={"temperature": 1.0}).model_dump(mode="json")["decoding"]
     asked = Evaluation(lm_eval=["hellaswag"], run_generated_code=True).model_dump(mode="json")
@@ -261,7 +257,7 @@ def test_what_came_later_is_no_part_of_a_cell_that_does_not_use_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_names_the_tasks_and_every_cell_scores_them_before_and_after(bench: Bench) -> None:
+def test_lm_eval_tasks_are_scored_before_and_after(bench: Bench) -> None:
     write_tasks(bench.root / "tasks" / "lm-eval")
     path = bench.write(
         methods=["lora"], evaluation={"batch_size": 8, "lm_eval": [{"task": "letters", "items": 10}], "merged": False}

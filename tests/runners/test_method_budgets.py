@@ -1,4 +1,4 @@
-"""What a record says of a method's cost: steps, operations and optimizer state, whatever the method did."""
+"""Cost of a method in its record: steps, operations and optimizer state, for every kind of method."""
 
 from __future__ import annotations
 

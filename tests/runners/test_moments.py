@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.runners.conftest import Bench
 
 
-def test_after_the_merge_the_quantized_model_is_scored_and_the_trained_one_kept_beside_it(bench: Bench) -> None:
+def test_after_merge_scores_quantized_and_keeps_trained_score(bench: Bench) -> None:
     path = bench.write(
         methods=["full", "lora", "prefix"],
         quantization=[

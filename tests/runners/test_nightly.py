@@ -88,7 +88,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["github-actions.yml", "crontab", "peft-matrix-nightly.service"])
-def test_the_examples_call_a_verb_that_exists_with_options_it_has(name: str) -> None:
+def test_nightly_examples_use_existing_command_and_options(name: str) -> None:
     calls = commands((DOCS / name).read_text(encoding="utf-8"))
     assert len(calls) == 1
     (verb, sweep, *options) = calls[0]
@@ -99,7 +99,7 @@ def test_the_examples_call_a_verb_that_exists_with_options_it_has(name: str) -> 
 
 
 def test_the_workflow_is_one_that_github_reads() -> None:
-    """As far as a machine without GitHub can tell: its keys, what each step must have, and scripts that parse."""
+    """As far as it can be checked without GitHub: its keys, required parts of each step, and scripts that parse."""
     flow = yaml.safe_load((DOCS / "github-actions.yml").read_text(encoding="utf-8"))
     assert set(flow) == {"name", True, "permissions", "concurrency", "env", "jobs"}  # YAML reads `on` as True
     assert [set(entry) for entry in flow[True]["schedule"]] == [{"cron"}]

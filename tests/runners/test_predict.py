@@ -1,4 +1,4 @@
-"""What is expected of a cell before it runs: sizes, corrections from records, refusals; and which errors may pass."""
+"""Predictions for a cell before it runs: sizes, corrections from records, refusals; and which errors may pass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(folder: Path, *, memory_gib: int = 16, **changes: Any) -> plan.Plan:
 
 
 @pytest.mark.parametrize("name", sorted(n for n, p in presets().items() if "kv_lora_rank" not in p["config"]))
-def test_the_size_of_an_architecture_follows_from_its_configuration(name: str) -> None:
+def test_architecture_size_follows_from_its_configuration(name: str) -> None:
     shape = from_config(presets()[name]["config"])
     if shape is not None:
         assert shape.parameters == pytest.approx(presets()[name]["parameters"], rel=0.02)

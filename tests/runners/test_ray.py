@@ -31,7 +31,7 @@ def wait_until(condition: Any, what: str, timeout_s: float = 300.0) -> None:
 
 
 def ports() -> dict[str, int]:
-    """Free ports for a node's agents. A raylet that must choose them itself gives up when they are slow to tell."""
+    """Free ports for a node's agents. A raylet that must choose them itself stops when they are slow to report."""
     names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in names]
@@ -41,7 +41,7 @@ def ports() -> dict[str, int]:
 
 
 def started() -> tuple[Any, list[Any]]:
-    """Three nodes of one CPU: raylets and workers are processes of their own."""
+    """Three nodes of one CPU: raylets and workers are separate processes."""
     from ray.cluster_utils import Cluster
 
     common = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -71,7 +71,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_node_that_dies_in_the_middle_loses_no_cell_and_repeats_none(cluster: Any, tmp_path: Path) -> None:
+def test_dying_node_loses_and_repeats_no_cell(cluster: Any, tmp_path: Path) -> None:
     running, (_, doomed) = cluster
     nodes = on_ray.connect(running.address)
     assert [node.cpus for node in nodes] == [1, 1, 1]
@@ -118,7 +118,7 @@ def cell(**asked: Any) -> dict[str, Any]:
     return {"hardware": {"label": "wanted", "device": "cuda", **asked}}
 
 
-def test_a_gpu_cell_asks_ray_for_the_accelerator_its_profile_means() -> None:
+def test_ray_gpu_cell_requests_its_profile_accelerator() -> None:
     big, small = node("NVIDIA H100", "H100"), node("NVIDIA L4", "L4", gib=24)
     assert on_ray.accelerator_for(cell(gpu="*H100*"), [big, small, node("")]) == "H100"
     assert on_ray.accelerator_for(cell(min_memory_gib=40), [small, big]) == "H100"
@@ -128,7 +128,7 @@ def test_a_gpu_cell_asks_ray_for_the_accelerator_its_profile_means() -> None:
         on_ray.accelerator_for(cell(gpu="*H100*"), [node("NVIDIA H100"), small])
 
 
-def test_the_plan_sees_a_cluster_as_one_machine_with_all_its_gpus() -> None:
+def test_plan_sees_a_cluster_as_one_machine_with_all_gpus() -> None:
     seen = on_ray.whole([node("NVIDIA H100"), node("NVIDIA L4"), node("")])
     assert [gpu.name for gpu in seen.gpus] == ["NVIDIA H100", "NVIDIA L4"]
     with pytest.raises(UserError, match="no node with a CPU"):

@@ -1,4 +1,4 @@
-"""What hangs on the order of options and on the prompt, with oracles whose answers are known beforehand."""
+"""Effects of the order of options and of the prompt, with oracles whose answers are known beforehand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ ITEMS = 12
 
 
 def asked(name: str, data_root: Path, tokenizer: Any, said: dict[str, str], **evaluation: Any) -> Context:
-    """The test items of a real task asked of an oracle that answers each prompt as told, and asked again."""
+    """The test items of a real task scored with an oracle that answers each prompt as scripted, and again in other
+    forms.
+    """
     script = {
         tuple(tokenizer(prompt)["input_ids"]): tokenizer(answer, add_special_tokens=False)["input_ids"]
         for prompt, answer in said.items()
@@ -58,15 +60,13 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["arc-easy", "winogrande"])
-def test_an_oracle_that_always_takes_the_first_option_shows_its_whole_sensitivity(
-    name: str, data_root: Path, tokenizer: Any
-) -> None:
+def test_first_option_oracle_shows_its_whole_sensitivity(name: str, data_root: Path, tokenizer: Any) -> None:
     task, given = load_task(name, []), items(name, data_root)
     drawn = {item.id: orders(item, 3) for item in given}
     said = {item.prompt: item.choices[0] for item in given}
     said |= {relisted(task, i, order).prompt: i.choices[0] for i in given for order in drawn[i.id]}
     ctx = asked(name, data_root, tokenizer, said, option_orders=3)
-    first = {item.id: [0, *(order[0] for order in drawn[item.id])] for item in given}  # what stands first, each time
+    first = {item.id: [0, *(order[0] for order in drawn[item.id])] for item in given}  # the first option, each time
     right = [sum(k == item.label for k in first[item.id]) / len(first[item.id]) for item in given]
     assert value(ctx, "option_order_accuracy") == pytest.approx(sum(right) / len(given))
     assert value(ctx, "option_order_changes") == sum(len(set(k)) > 1 for k in first.values()) / len(given)
@@ -80,7 +80,7 @@ def test_an_oracle_that_always_takes_the_first_option_shows_its_whole_sensitivit
         assert row["answer"] == item.answer
 
 
-def test_an_oracle_that_knows_the_answer_is_the_same_under_every_order(data_root: Path, tokenizer: Any) -> None:
+def test_knowing_oracle_scores_alike_under_every_order(data_root: Path, tokenizer: Any) -> None:
     task, given = load_task("arc-easy", []), items("arc-easy", data_root)
     asked_for = [*given, *(relisted(task, i, order) for i in given for order in orders(i, 2))]
     ctx = asked("arc-easy", data_root, tokenizer, {i.prompt: i.answer for i in asked_for}, option_orders=2)

@@ -165,7 +165,7 @@ def test_a_cell_over_its_time_is_killed_and_recorded(bench: Bench) -> None:
     assert record["outcome"]["stage"] in {"load", "quantize", "prepare", "attach", "train"}
 
 
-def test_a_killed_worker_is_lost_and_the_next_run_repeats_the_cell(bench: Bench) -> None:
+def test_killed_worker_is_lost_and_the_cell_runs_again(bench: Bench) -> None:
     path = bench.write(methods=["full"], training={**bench.sweep["training"], "steps": 1_000_000})
     driver = bench.start("run", str(path))
     wait_for(lambda: running_jobs(bench), "the cell's start")
@@ -233,7 +233,7 @@ def test_two_runs_on_one_store_never_run_a_cell_twice(bench: Bench) -> None:
         ({"exclude": [{"method": "lorra", "why": "a misspelling"}]}, ["exclude.0.method", "matches no method"]),
     ],
 )
-def test_a_mistake_in_a_sweep_is_one_sentence_with_file_line_and_key(
+def test_sweep_mistake_is_one_sentence_with_file_line_key(
     bench: Bench, changes: dict[str, object], words: list[str]
 ) -> None:
     path = bench.write(**changes)
@@ -249,7 +249,7 @@ def test_a_mistake_in_a_sweep_is_one_sentence_with_file_line_and_key(
 TASK = """\
 name: mine
 version: 1
-summary: a task of the user's own
+summary: a task of the user
 kind: generation
 licence: own
 source: {files: {train: train.jsonl, test: test.jsonl}}
@@ -267,7 +267,7 @@ answer: "{answer}"
         ('{"question": "a", "answer": "b"}\nnot json\n', ["train.jsonl", "line 2", "JSON"]),
     ],
 )
-def test_a_mistake_in_a_data_file_is_one_sentence_before_any_cell(bench: Bench, train: str, words: list[str]) -> None:
+def test_data_file_mistake_is_reported_once_before_any_cell(bench: Bench, train: str, words: list[str]) -> None:
     folder = bench.root / "tasks"
     folder.mkdir()
     (folder / "mine.yaml").write_text(TASK)

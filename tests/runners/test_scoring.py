@@ -1,4 +1,4 @@
-"""What the worker asks of a model: lengths, cuts, empty prompts, shared prompts, stops; against a plain computation."""
+"""Scoring in the worker: lengths, cuts, empty prompts, shared prompts, stops; against a plain computation."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_likelihoods_are_those_of_a_plain_computation(loaded: tuple[Any, Any]) -
     assert found.logps[5] == pytest.approx(sum(by_hand(model, *part) for part in parts), abs=1e-3)
 
 
-def test_an_empty_prompt_without_bos_is_conditioned_on_the_end_of_the_text_before(loaded: tuple[Any, Any]) -> None:
+def test_empty_prompt_without_bos_uses_end_of_text(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     bare = copy.deepcopy(tokenizer)
     bare._tokenizer.post_processor = None
@@ -115,7 +115,7 @@ def test_options_that_share_a_prompt_score_as_if_they_did_not(loaded: tuple[Any,
     assert [cut for _, cut in zip(asked, shared.cut, strict=True)].count(True) == 5 + 2, "122 and BOS leave room for 6"
 
 
-def test_a_model_that_cannot_share_a_prompt_is_scored_the_plain_way_and_that_is_recorded(
+def test_model_that_cannot_share_prompts_is_scored_without(
     loaded: tuple[Any, Any],
 ) -> None:
     model, tokenizer = loaded
@@ -171,14 +171,14 @@ def test_a_completion_says_its_own_length_and_its_own_cut(loaded: tuple[Any, Any
 
 
 @pytest.mark.parametrize("wanted", [128, 300])
-def test_a_task_whose_completions_leave_no_room_for_a_prompt_is_refused(loaded: tuple[Any, Any], wanted: int) -> None:
+def test_task_without_room_for_a_prompt_is_refused(loaded: tuple[Any, Any], wanted: int) -> None:
     ctx = context(*loaded)
     with pytest.raises(Unsupported, match=f"generates up to {wanted} tokens and the model has 128 positions"):
         scoring.generate(ctx, task(max_new_tokens=wanted), [Item("t/0", "ab", "a")])
     assert scoring.new_tokens(ctx, task(max_new_tokens=127)) == 127
 
 
-def test_a_stop_text_ends_a_completion_and_changes_nothing_before_it(loaded: tuple[Any, Any]) -> None:
+def test_stop_text_ends_a_completion_and_changes_nothing_else(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     ctx = context(model, tokenizer)
     prompts = [tokenizer(p)["input_ids"] for p in ("ab=", "cdefg=", "h")]
@@ -192,7 +192,7 @@ def test_a_stop_text_ends_a_completion_and_changes_nothing_before_it(loaded: tup
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end(loaded: tuple[Any, Any]) -> None:
-    """Padding that equals the end of sequence is told apart by the mask, and not by its number."""
+    """Padding that equals the end of sequence is recognised by the mask, and not by its number."""
     model, tokenizer = loaded
     bare = copy.deepcopy(tokenizer)
     bare.pad_token = bare.eos_token
@@ -251,7 +251,7 @@ def test_an_oracle_is_scored_at_exactly_the_share_it_knows(
 
 @pytest.mark.slow
 def test_a_sweep_of_real_tests_runs_with_the_test_split_alone(bench: Bench, data_root: Path) -> None:
-    """Rows whose training part is not at hand; what trains is refused, what does not is scored, nothing is fetched."""
+    """Rows without a training part; methods that train are refused, others are scored, nothing is fetched."""
     (bench.root / "data" / "commonsense" / "piqa").mkdir(parents=True)
     lines = (data_root / "commonsense" / "piqa" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (bench.root / "data" / "commonsense" / "piqa" / "test.jsonl").write_text("".join(lines[:6]))

@@ -58,7 +58,7 @@ def states(conf: Path) -> Counter[str]:
     return Counter(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_a_driver_that_is_killed_comes_back_and_a_preempted_cell_begins_anew(conf: Path, tmp_path: Path) -> None:
+def test_killed_driver_resumes_and_preempted_cell_restarts(conf: Path, tmp_path: Path) -> None:
     sweep = cheap.sweep_of(
         tmp_path / "sweep.yaml",
         [f"waits-{i}" for i in range(CELLS)],
@@ -91,7 +91,7 @@ def test_a_driver_that_is_killed_comes_back_and_a_preempted_cell_begins_anew(con
     assert any("pre-empted" in note for note in scheduler.view.notes)
 
 
-def test_the_node_behind_the_options_is_looked_at_once_and_a_cancelled_job_is_lost(conf: Path, tmp_path: Path) -> None:
+def test_node_is_probed_once_and_a_cancelled_job_is_lost(conf: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     machine, fingerprint = slurm.node_behind(cache, {"partition": "low"})
     assert machine.cores == len(os.sched_getaffinity(0))

@@ -69,7 +69,7 @@ def test_the_grid_lies_around_the_method_s_centre() -> None:
     assert rates(1e-3, 5, 3) == [0.0001111, 0.0003333, 0.001, 0.003, 0.009]
 
 
-def test_the_best_rate_is_chosen_and_every_method_has_the_same_budget() -> None:
+def test_best_rate_is_chosen_with_equal_budgets() -> None:
     found = World(bowl(3e-3)).finish(cells(), Tune())
     assert {c.method.identity["learning_rate"] for c in finals(found)} == {0.003}
     assert [c.seed for c in finals(found)] == [0, 1]
@@ -79,7 +79,7 @@ def test_the_best_rate_is_chosen_and_every_method_has_the_same_budget() -> None:
     assert len(other.tuning[finals(other)[0].key]["trials"]) == 5
 
 
-def test_a_best_rate_at_the_edge_extends_once_and_is_then_flagged() -> None:
+def test_best_rate_at_the_edge_extends_once_then_is_flagged() -> None:
     found = World(bowl(3e-2)).finish(cells(), Tune())
     told = found.tuning[finals(found)[0].key]
     assert (told["chosen"]["learning_rate"], len(told["trials"]), told["lr_at_edge"]) == (0.027, 7, False)
@@ -88,7 +88,7 @@ def test_a_best_rate_at_the_edge_extends_once_and_is_then_flagged() -> None:
     assert (told["chosen"]["learning_rate"], len(told["trials"]), told["lr_at_edge"]) == (0.081, 7, True)
 
 
-def test_ties_go_to_the_smaller_rate_and_failed_trials_are_never_chosen() -> None:
+def test_ties_take_the_smaller_rate_and_never_failed_trials() -> None:
     assert finals(World(lambda _: 1.0).finish(cells(), Tune()))[0].method.identity["learning_rate"] < 1e-3
     found = World(lambda m: FAILED if m["learning_rate"] > 2e-3 else m["learning_rate"]).finish(cells(), Tune())
     assert [t["score"] for t in found.tuning[finals(found)[0].key]["trials"]].count(None) == 2
@@ -129,7 +129,7 @@ def test_optuna_proposes_the_same_trials_again_within_its_budget() -> None:
 PRUNED = {"sampler": "optuna-random", "trials": 6, "learning_rates": 3, "pruner": "optuna-median", "prune_every": 2}
 
 
-def test_a_pruner_is_told_the_curves_of_earlier_batches_and_they_are_part_of_the_trial() -> None:
+def test_pruner_gets_curves_of_earlier_batches_in_trial_key() -> None:
     pytest.importorskip("optuna")
     world = World(bowl(1e-3))
     found = world.finish(cells(), Tune(**PRUNED))
@@ -164,7 +164,7 @@ def test_a_trial_worse_than_the_median_is_pruned_and_says_where(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_a_sweep_with_a_pruner_stops_hopeless_trials_and_bills_them(bench: Bench) -> None:
+def test_pruner_sweep_stops_hopeless_trials_and_bills_them(bench: Bench) -> None:
     pytest.importorskip("optuna")
     tune = {**PRUNED, "factor": 30, "prune_every": 3}
     path = str(bench.write(**{**TUNE, "methods": [{"name": "lora", "params": {"r": 2}}], "tune": tune}))
@@ -188,14 +188,14 @@ def test_a_sweep_with_a_pruner_stops_hopeless_trials_and_bills_them(bench: Bench
     [
         ({"tune": {"pruner": "optuna-median"}}, "'pruner' and 'prune_every' belong together"),
         ({"tune": {"pruner": "optuna-median", "prune_every": 2}}, "needs one of optuna's samplers"),
-        ({"tune": {"seed": 0}}, "trials need one of their own"),
+        ({"tune": {"seed": 0}}, "trials need a different one"),
         ({"tune": {"knob": {"dora": {"r": [1]}}}}, "knob names no method"),
         ({"tune": {"knob": {"lora": {"r": [1], "alpha": [2]}}}}, "one parameter"),
         ({"tune": {"knob": {"lora": {"r": [1]}, "full": {"x": [1, 2]}}}}, "the same number of values"),
         ({"tune": {"trials": 8}}, "'trials' belongs to optuna"),
     ],
 )
-def test_a_tuning_budget_that_is_not_equal_or_not_clean_is_refused(change: dict[str, Any], message: str) -> None:
+def test_unequal_or_leaking_tuning_budget_is_refused(change: dict[str, Any], message: str) -> None:
     base = {"name": "s", "models": ["m"], "methods": ["lora", "full"], "tasks": ["t"], "training": {"steps": 1}}
     with pytest.raises(ValueError, match=message):
         SweepSpec.model_validate({**base, **change})
@@ -209,7 +209,7 @@ TUNE = {
 }
 
 
-def test_a_tuned_sweep_runs_to_its_finals_and_a_second_run_does_nothing(bench: Bench) -> None:
+def test_tuned_sweep_finishes_and_second_run_does_nothing(bench: Bench) -> None:
     path = str(bench.write(**TUNE))
     done = bench("run", path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the energy meter is held against: cases of the protocol with their truth. Used by the tests and by the bench."""
+"""Reference for the energy meter: cases of the protocol with their true values. Used by the tests and by the bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHORT = {"floor_s": 2.0, "steady_s": 3.0, "idle_s": 2.0}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case.
+    """Result of one case.
 
     Attributes:
         error: measured over true energy, less 1; None where there is no value.
@@ -27,7 +27,7 @@ class Outcome:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the machine was so busy that a sample of power came later than the sensor's next value."""
+        """True if the machine was so busy that a sample of power came later than the sensor's next value."""
         boards = self.reading["details"].get("boards", {}).values()
         gaps = [board["max_gap_s"] > board["update_s"] for board in boards if "max_gap_s" in board]
         return self.reading["why_missing"] == "too_few" or any(gaps)

@@ -52,7 +52,7 @@ def begin_script_now() -> float:
 
 
 def energy_begun_s(panel: Panel) -> float:
-    """When the energy window of the stage began, which may be a little before the stage; now where there is none."""
+    """Start of the energy window of the stage, which may be a little before the stage; now if there is none."""
     meter = panel.get("energy")
     gauges = meter._gauges if isinstance(meter, Energy) else []
     return max((gauge._begun.time_s for gauge in gauges), default=0.0) or time.monotonic()

@@ -74,7 +74,7 @@ class SimDevice:
     capability: tuple[int, int] = (9, 0)
     temperature: Curve = field(default_factory=lambda: constant(50.0))
     used: Curve = field(default_factory=lambda: constant(2e9))
-    extra: Sequence[str] = ()  # further lines
+    extra: Sequence[str] = ()  # more lines
 
     def lines(self) -> list[str]:
         lines = [

@@ -68,7 +68,7 @@ def big_board(site: Path, site_store: Store) -> Path:
 
 @pytest.fixture(scope="session")
 def walk(site: Path, big_board: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a browser saw: one start of chromium, every page, every control (``walk.mjs``)."""
+    """Observations of a browser: one start of chromium, every page, every control (``walk.mjs``)."""
     chromium, node = shutil.which("chromium"), shutil.which("node")
     if chromium is None or node is None:
         pytest.skip("no chromium or no node here: scripts/setup.sh test installs them where it may")

@@ -1,4 +1,4 @@
-"""The site in a real browser. One walk (``walk.mjs``) visits every page; each test looks at what it saw."""
+"""The site in a real browser. One walk (``walk.mjs``) visits every page; each test checks its observations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_quantity_nobody_measured_is_said_and_its_limit_closed(walk: Walk) -> 
     assert "no row here has a reading" in walk["energyNote"]
 
 
-def test_columns_sort_by_mouse_and_by_keyboard_and_missing_values_have_reasons(walk: Walk) -> None:
+def test_columns_sort_and_missing_values_have_reasons(walk: Walk) -> None:
     for texts in (walk["sorted"]["values"], walk["sortedByKey"]):
         found = numbers(texts)
         assert len(found) > 20
@@ -43,7 +43,7 @@ def test_columns_sort_by_mouse_and_by_keyboard_and_missing_values_have_reasons(w
     assert any(text.startswith("— the cell ended before") for text in walk["sorted"]["values"])
 
 
-def test_search_front_and_filters_narrow_the_rows_and_a_link_brings_them_back(walk: Walk) -> None:
+def test_filters_narrow_rows_and_a_link_restores_them(walk: Walk) -> None:
     assert walk["searched"]["count"] == "3 of 24 rows"  # lora, lora-r1 and alora on nf4
     assert set(walk["searched"]["methods"]) == {"nf4"}
     assert shown_rows(walk["frontOnly"]["count"]) == walk["frontOnly"]["front"]
@@ -52,7 +52,7 @@ def test_search_front_and_filters_narrow_the_rows_and_a_link_brings_them_back(wa
     assert walk["linked"] == {"count": "8 of 24 rows", "quantizations": ["nf4"]}
 
 
-def test_a_hidden_column_leaves_the_table_the_address_and_the_csv(walk: Walk) -> None:
+def test_hidden_column_leaves_table_address_and_csv(walk: Walk) -> None:
     assert walk["hidden"] == {"header": 0, "hash": "#hide=adapter_bytes"}
     rows = list(csv.reader(io.StringIO(walk["csv"])))
     assert len(rows) == 25
@@ -61,7 +61,7 @@ def test_a_hidden_column_leaves_the_table_the_address_and_the_csv(walk: Walk) ->
     assert walk["download"] == "board.csv"
 
 
-def test_the_readers_limits_change_the_recommendation_and_the_table(walk: Walk) -> None:
+def test_reader_limits_change_recommendation_and_table(walk: Walk) -> None:
     assert walk["free"].startswith("full / none")
     assert "rank 1–2 of 2" in walk["free"]
     assert "Runner-up: lora / none" in walk["free"]
@@ -88,7 +88,7 @@ def test_compare_shows_results_and_what_differs(walk: Walk) -> None:
     assert walk["comparedThree"] == 3
 
 
-def test_a_cell_page_tells_stages_answers_and_how_to_run_it_again(walk: Walk) -> None:
+def test_cell_page_has_stages_answers_and_rerun_command(walk: Walk) -> None:
     cell = walk["cell"]
     assert cell["stages"] == 2
     assert cell["samples"] == 200
@@ -125,7 +125,7 @@ def test_hostile_text_stays_text(walk: Walk) -> None:
     whole = " ".join(saw["text"] for saw in pages.values())
     assert IMAGE in whole
     assert EMOJI in whole
-    assert "\u202e" not in whole  # a direction override stands as its escape
+    assert "\u202e" not in whole  # a direction override is shown escaped
     assert "\\u202e" in whole
     assert "characters)" in whole
     assert walk["hostile"]["compare"]["images"] == 0
@@ -144,7 +144,7 @@ def test_no_cell_of_the_csv_is_a_formula(walk: Walk) -> None:
 def test_nothing_is_logged_and_no_request_leaves_the_page(walk: Walk) -> None:
     assert walk["files"] > 50
     assert walk["requests"] == []
-    # chromium's software renderer speaks of itself
+    # messages of chromium's software renderer
     assert [text for text in walk["errors"] if "GL Driver Message" not in text] == []
 
 

@@ -1,4 +1,4 @@
-"""What the builder writes: the same bytes each time, links that resolve, true data, and nothing outside its folder."""
+"""Output of the builder: the same bytes each time, links that resolve, true data, and nothing outside its folder."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def data_of(path: Path) -> Any:
     return json.loads(json.loads(path.read_text().partition("JSON.parse(")[2].rstrip(");\n")))
 
 
-def test_equal_records_give_equal_bytes_and_a_rebuild_removes_only_what_was_its_own(
-    site_store: Store, tmp_path: Path
-) -> None:
+def test_equal_records_equal_bytes_and_rebuild_removes_own(site_store: Store, tmp_path: Path) -> None:
     build_site(parts(), site_store, tmp_path / "one")
     before = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
     (tmp_path / "one" / "kept.txt").write_text("mine")
@@ -55,7 +53,7 @@ def test_every_link_leads_to_a_file_and_none_to_another_place(site: Path) -> Non
     assert broken == []
 
 
-def test_the_page_shows_the_ranks_the_front_and_the_numbers_of_the_board(site: Path, site_store: Store) -> None:
+def test_page_shows_ranks_front_and_numbers_of_the_board(site: Path, site_store: Store) -> None:
     records = [record for record in site_store.records()[0] if record.sweep == "quickstart"]
     table = build(load_board("default", []), records, site_store)
     data = data_of(site / "quickstart" / "data.js")
@@ -99,7 +97,7 @@ def test_trials_make_curves_and_repeated_cells_make_trends(site: Path) -> None:
     assert stacks == ["f" * 12, "e" * 12]
 
 
-def test_claims_are_shown_as_reported_and_a_wrong_file_is_refused(site_store: Store, tmp_path: Path) -> None:
+def test_claims_are_shown_as_reported_wrong_file_is_refused(site_store: Store, tmp_path: Path) -> None:
     report = tmp_path / "claims.json"
     report.write_text(json.dumps([{"claim": "a", "paper": "<b>P</b>", "verdict": "not_run", "sentence": "why"}]))
     build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)

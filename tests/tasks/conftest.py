@@ -1,4 +1,4 @@
-"""Real data for tests, where it is at hand."""
+"""Real data for tests, if available."""
 
 import os
 from pathlib import Path

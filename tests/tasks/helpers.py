@@ -1,4 +1,4 @@
-"""A workspace of somebody's own: a JSONL file and ten lines of YAML."""
+"""A user's workspace: a JSONL file and ten lines of YAML."""
 
 import json
 from pathlib import Path

@@ -164,7 +164,7 @@ def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"'stanfordnlp/snli'.*cannot be had from the Hub.*Pass --data-root DIR"
+        UserError, match=r"'stanfordnlp/snli'.*cannot be downloaded from the Hub.*Pass --data-root DIR"
     ) as caught:
         load(load_task("snli", []), data_root=tmp_path)
     assert "DIR/snli/train.jsonl" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Every task of the library loads; those whose data is at hand are read for real."""
+"""Every task of the library loads; those with available data are read for real."""
 
 import json
 from collections import Counter

@@ -92,7 +92,7 @@ def test_more_than_there_are() -> None:
         ({"operations": ["reverse"], "symbl": "X"}, "no parameter 'symbl'.*symbol"),
         ({"operations": ["rotate"], "symbol": "X"}, r"parameter 'operations\.0'.*'copy', 'reverse' or 'shift'"),
         ({"operations": [], "symbol": "X"}, "parameter 'operations'"),
-        ({**COMPOSE, "alphabet": "aab"}, "parameter 'alphabet': a character stands twice"),
+        ({**COMPOSE, "alphabet": "aab"}, "parameter 'alphabet': a character occurs twice"),
     ],
 )
 def test_bad_parameters(params: dict, says: str) -> None:

@@ -21,7 +21,7 @@ def test_orders_are_all_different_and_never_the_given_one() -> None:
     found = orders(MMLU, 5)
     assert len(set(found)) == 5
     assert (0, 1, 2, 3) not in found
-    assert orders(MMLU, 3) == found[:3]  # more orders are further ones, the same in every cell
+    assert orders(MMLU, 3) == found[:3]  # more orders are additional ones, the same in every cell
     assert len(orders(MMLU, 100)) == 23
     assert orders(Item("t/1", "", " A", 0, LETTERS[:2]), 9) == [(1, 0)]
 
@@ -46,7 +46,7 @@ def test_every_real_prompt_lists_its_options_as_its_task_says(name: str, data_ro
         assert relisted(task, moved, back) == item
 
 
-def test_scores_of_another_order_are_told_in_the_options_as_given() -> None:
+def test_scores_of_another_order_map_to_the_given_options() -> None:
     order = (3, 1, 0, 2)
     (scored,) = score_choices(load_task("mmlu", []), [relisted(load_task("mmlu", []), MMLU, order)], [[-1, -2, -3, -4]])
     told = as_given(MMLU, order, scored)

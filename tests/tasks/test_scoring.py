@@ -175,7 +175,7 @@ def test_an_oracle_that_knows_a_share_of_gsm8k_scores_that_share(share: float, d
 
 
 @pytest.mark.parametrize("name", ["boolq", "piqa", "siqa", "winogrande", "arc-easy", "arc-challenge", "openbookqa"])
-def test_an_oracle_that_knows_a_share_of_the_choices_scores_that_share(name: str, data_root: Path) -> None:
+def test_oracle_knowing_a_share_of_choices_scores_it(name: str, data_root: Path) -> None:
     task = load_task(name, [])
     items = load_split(task, "test", data_root=data_root, max_items=None, seed=0)
     rng = random.Random(0)

@@ -1,1 +1,1 @@
-"""Bottleneck adapters: a narrow non-linear layer after or beside the feed-forward layer of every block."""
+"""Bottleneck adapters: a narrow non-linear layer after or parallel to the feed-forward layer of every block."""

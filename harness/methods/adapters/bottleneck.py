@@ -1,4 +1,4 @@
-"""What the bottleneck adapters share: where they stand, how many parameters they have, what is saved."""
+"""Shared by the bottleneck adapters: positions, parameter counts, saving."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class BottleneckAdapter(Method):
     """A bottleneck at every block's feed-forward layer; everything of the base stays frozen."""
 
     beside: ClassVar[bool]
-    """Whether it reads the feed-forward layer's input, else its output."""
+    """True if it reads the feed-forward layer's input, else its output."""
     uniform: ClassVar[bool] = False
-    """Whether D is drawn as LoRA's first factor."""
+    """True if D is drawn as LoRA's first factor."""
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
@@ -56,7 +56,7 @@ class BottleneckAdapter(Method):
         return self.added(model) + (count(head.parameters()) if head is not None else 0)
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Freeze the base; hang a bottleneck on every feed-forward layer."""
+        """Freeze the base; attach a bottleneck to every feed-forward layer."""
         freeze(model)
         self.hang(model)
         head = classifier(model)

@@ -23,8 +23,8 @@ class MAM(BottleneckAdapter):
     declaration: ClassVar[Declaration] = Declaration(
         name="mam",
         summary=(
-            "Mix-and-match: trained keys and values stand before the input's in attention, and a wide bottleneck "
-            "runs beside every feed-forward layer."
+            "Mix-and-match: trained keys and values precede the input's in attention, and a wide bottleneck runs "
+            "parallel to every feed-forward layer."
         ),
         family="adapter",
         trainable=(
@@ -63,7 +63,7 @@ class MAM(BottleneckAdapter):
         return super().added(model) + param_counts.prefix((), self._prefix(), model)
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Bottlenecks on the base, then peft's prefix around it, which takes all that lies inside out of training."""
+        """Bottlenecks on the base, then peft's prefix around it, which freezes everything inside."""
         from peft import get_peft_model
 
         from harness.methods.adapters.network import NAME

@@ -1,4 +1,4 @@
-"""The bottleneck itself, and how it hangs on a feed-forward layer of any architecture."""
+"""The bottleneck, and how it is attached to a feed-forward layer of any architecture."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Parallel(BottleneckAdapter):
 
     declaration: ClassVar[Declaration] = Declaration(
         name="parallel-adapter",
-        summary="A narrow non-linear layer beside the feed-forward layer of every block reads the same input as that.",
+        summary="A narrow non-linear layer parallel to the feed-forward layer of every block reads the same input.",
         family="adapter",
         trainable="2bd at each block, with d the hidden size and b the bottleneck's width; and a classifier's head.",
         paper="2304.01933",

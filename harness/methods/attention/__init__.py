@@ -1,1 +1,1 @@
-"""Methods that change what a token may look at."""
+"""Methods that change the attention pattern."""

@@ -27,8 +27,8 @@ class LongLoRA(PeftMethod):
         "lora",
         {"groups": 4, "target_modules": "attention"},
         name="longlora",
-        summary="LoRA with trained embeddings and norms; in training tokens attend inside groups, half of the heads in "
-        "groups that lie half a group later; what is scored attends to everything.",
+        summary="LoRA with trained embeddings and norms; in training tokens attend inside groups, half of the heads "
+        "in groups shifted by half a group; at scoring all tokens attend to everything.",
         trainable="Σ r(n + m) over the attention's layers, and all parameters of embeddings and norms.",
         paper="2309.12307v3",
         defaults_source="groups of a quarter of the sequence, rank 8 and alpha 16 on q, k, v and o as in the released "
@@ -40,7 +40,7 @@ class LongLoRA(PeftMethod):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever.
+        """Same as the base class.
 
         Raises:
             UserError: ``groups`` is not a whole number above 0.
@@ -84,7 +84,7 @@ class LongLoRA(PeftMethod):
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The adapter as peft does, embeddings and norms beside it."""
+        """The adapter as in peft, plus trained embeddings and norms."""
         from safetensors.torch import save_file
 
         super().save(model, folder)

@@ -1,4 +1,4 @@
-"""LongLoRA's shifted sparse attention, as an attention function that transformers models can be told to use.
+"""LongLoRA's shifted sparse attention, as an attention function for transformers models.
 
 torch and transformers are imported when :func:`register` is called, not before.
 """
@@ -88,7 +88,7 @@ def attention(
 
 
 def visible(mask: torch.Tensor | None, order: torch.Tensor, tokens: int, *, causal: bool) -> torch.Tensor:
-    """Which slots of its group each slot sees: [batch or 1, groups, 1, size, size]. A slot always sees itself.
+    """Visible slots of its group for each slot: [batch or 1, groups, 1, size, size]. A slot always sees itself.
 
     Args:
         mask: as in :func:`attention`.

@@ -82,7 +82,7 @@ class LayerwiseUnmasked(LsUnLlama):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever.
+        """Same as the base class.
 
         Raises:
             UserError: ``groups`` is no text of the digits 0 and 1, or leaves every mask.
@@ -145,5 +145,5 @@ def unmask(model: nn.Module, groups: str) -> None:
         if not causal or "attention_mask" not in inspect.signature(block.forward).parameters:
             raise Unsupported(f"the blocks of {type(model).__name__} have no causal mask that could be removed")
         for attention in causal:
-            attention.is_causal = False  # what attention without a mask goes by
+            attention.is_causal = False  # read by attention without a mask
         block.register_forward_pre_hook(replace, with_kwargs=True)

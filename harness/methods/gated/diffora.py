@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 class DiffoRA(SearchedLora):
-    """LoRA of every module stands behind a gate ``sig(a)``; of the N modules of a block the round(rho N) with the
-    largest a are kept, with the factors that the search has trained, and trained on."""
+    """LoRA of every module has a gate ``sig(a)``; of the N modules of a block the round(rho N) with the largest a are
+    kept, with the factors that the search has trained, and trained further.
+    """
 
     declaration: ClassVar[Declaration] = Declaration(
         name="diffora",

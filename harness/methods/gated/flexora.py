@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 class Flexora(SearchedLora):
-    """LoRA of block i is weighed by ``L softmax(alpha)_i``, alpha learned on validation data; blocks with a positive
-    alpha are adapted anew, the others not at all."""
+    """LoRA of block i is weighted by ``L softmax(alpha)_i``, alpha learned on validation data; blocks with a positive
+    alpha get new adapters, the others none.
+    """
 
     declaration: ClassVar[Declaration] = Declaration(
         name="flexora",

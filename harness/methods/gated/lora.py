@@ -1,4 +1,4 @@
-"""LoRA of our own whose modules may stand behind gates, and the life around a search that opens and closes them."""
+"""LoRA with optional gates on its modules, and the search that opens and closes them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def bilevel(
 
 
 def _step(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], losses: Iterable[Tensor]) -> None:
-    """One step of ``trained`` alone, whatever else the losses depend on."""
+    """One step of ``trained`` only, although the losses depend on more."""
     for loss in losses:
         for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
             if gradient is not None:

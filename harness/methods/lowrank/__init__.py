@@ -1,1 +1,1 @@
-"""Adapters of our own whose change of the weight is a product of small factors, beside peft's."""
+"""Low-rank adapters that peft does not have: the change of the weight is a product of small factors."""

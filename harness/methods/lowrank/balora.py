@@ -59,7 +59,7 @@ class BALoRA(LowRank):
         take_out(module, self.delta(module))
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """As every adapter; the model is asked a second time for the penalties."""
+        """Same as the base class; the model runs a second time for the penalties."""
         self._model = super().attach(model)
         return self._model
 
@@ -75,7 +75,7 @@ class BALoRA(LowRank):
         return found
 
     def original_logits(self, batch: Batch) -> torch.Tensor:
-        """What the original model answers; the tuned one is there again afterwards."""
+        """Answers of the original model; the tuned one is restored afterwards."""
         import torch
 
         training = self._model.training

@@ -1,4 +1,4 @@
-"""What our low-rank adapters share: rank and scale, LoRA's start, and the weight that some of them start from."""
+"""Shared by our low-rank adapters: rank and scale, LoRA's initialisation, and the weight that some start from."""
 
 from __future__ import annotations
 

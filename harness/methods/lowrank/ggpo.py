@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 class LoRAGGPO(LowRank):
-    """LoRA; while it trains, row i of every weight is shifted by ``N(0, 1) c_i``, drawn anew in every forward pass.
+    """LoRA; while it trains, row i of every weight is shifted by ``N(0, 1) c_i``, drawn again in every forward pass.
 
     ``c_i = (sigma sqrt(||W_0||^2 + ||dW_i||^2) + beta ||G_i||^2) / sqrt(m)``: ||W_0|| is the mean norm of the base's
     rows, dW_i and G_i are rows of the adapter's product and of ``s (B grad(A) + grad(B) A)``, after the last step.

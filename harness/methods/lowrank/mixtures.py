@@ -1,4 +1,4 @@
-"""Weighted sums of random matrices that nobody keeps: they are drawn again whenever they are needed."""
+"""Weighted sums of random matrices that are not stored: they are drawn again whenever they are needed."""
 
 from __future__ import annotations
 

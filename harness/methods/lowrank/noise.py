@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def noisy_product(x: Tensor, sizes: Tensor) -> Tensor:
-    """``x E^T`` with ``E_ij = N(0, 1) sizes_i``, drawn anew; the gradient reaches x.
+    """``x E^T`` with ``E_ij = N(0, 1) sizes_i``, drawn again at each call; the gradient reaches x.
 
     The seed comes from torch's CPU generator, which gradient checkpointing sets back, so that a forward pass that is
     repeated sees the same noise.

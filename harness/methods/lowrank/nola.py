@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # heavy, and only for types
 class NOLA(LowRank):
     """``dW = s B A`` with ``A = sum a_i A_i`` and ``B = sum b_j B_j``; A_i and B_j are uniform on [-1, 1) and frozen.
 
-    They are drawn anew from a seed in every forward and backward pass, so that only the mixing numbers a and b are
-    held, trained and stored: as many for a large matrix as for a small one. b starts at zero.
+    They are drawn again from a seed in every forward and backward pass, so that only the mixing numbers a and b are
+        stored and trained: as many for a large matrix as for a small one. b starts at zero.
     """
 
     tensors = ("nola_a", "nola_b", "nola_seed")
@@ -28,7 +28,7 @@ class NOLA(LowRank):
         name="nola",
         summary="LoRA whose factors are mixtures of seeded random matrices, of which only the mixing numbers train.",
         family="adapter",
-        trainable="2k per linear layer of the blocks, whatever its shape and the rank, and a classifier's head.",
+        trainable="2k per linear layer of the blocks, independent of its shape and the rank, and a classifier's head.",
         paper="2310.02556",
         bases=ADAPTS,
         refuses=REFUSES,
@@ -45,7 +45,7 @@ class NOLA(LowRank):
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
-            UserError: as every low-rank adapter, or a number of matrices that is not a positive whole number.
+            UserError: as in every low-rank adapter, or a number of matrices that is not a positive whole number.
         """
         resolved = super().resolve(params, where=where)
         positive("k of method 'nola'", resolved["k"], where)

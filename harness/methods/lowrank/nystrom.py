@@ -32,7 +32,7 @@ class Structured(LowRank):
         return r * (layer.inputs + layer.outputs) + r * r
 
     def core(self, module: Any) -> torch.Tensor:
-        """What stands between the factors."""
+        """The part between the factors."""
         found: torch.Tensor = module.nys_n
         return found
 
@@ -110,7 +110,7 @@ class NLoRA(Structured):
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
-            UserError: as every low-rank adapter, or a mode that is neither ``paper`` nor ``repo``.
+            UserError: as in every low-rank adapter, or a mode that is neither ``paper`` nor ``repo``.
         """
         resolved = super().resolve(params, where=where)
         one_of(f"mode of method {cls.declaration.name!r}", resolved["mode"], ("paper", "repo"), where)
@@ -118,7 +118,7 @@ class NLoRA(Structured):
 
     @property
     def released(self) -> bool:
-        """Whether it is done as in the released code."""
+        """True if it follows the released code."""
         return bool(self.params["mode"] == "repo")
 
     def cut(self, module: nn.Module, layer: Linear) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

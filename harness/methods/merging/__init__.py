@@ -1,1 +1,1 @@
-"""What is done to a model when training is over: compress it, average it, move it to another base."""
+"""Post-training steps: compress a model, average it, move it to another base."""

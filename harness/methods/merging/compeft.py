@@ -167,7 +167,7 @@ class ComPeft(Method):
         return self.chosen
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Where signs stand and which they are, as packed and deflated bits; the length; a head as it is."""
+        """Positions and values of signs, as packed and deflated bits; the length; a head as it is."""
         import torch
         from safetensors.torch import save_file
 
@@ -226,7 +226,7 @@ def trained(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter is a classifier's."""
+    """True if a parameter is a classifier's."""
     return bool({*CLASSIFIER_NAMES} & {*name.split(".")})
 
 

@@ -104,7 +104,7 @@ class Merged(Full):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever; ``of`` is needed, and ``over`` is ``seeds`` or ``tasks``.
+        """Same as the base class; ``of`` is required, and ``over`` is ``seeds`` or ``tasks``.
 
         Raises:
             UserError: ``of`` is missing, or ``over`` is something else.

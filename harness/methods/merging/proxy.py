@@ -21,7 +21,7 @@ class ProxyTuning(Method):
     """z = z_large + strength (z_expert - z_anti): row ``of`` on the small model ``from``, tuned and as it was.
 
     The sum is made in the model's own forward pass, so that scoring and decoding see nothing else. The small models
-    read the whole text at every token: nothing of theirs is cached, and none of the large model's cache is handed out.
+    read the whole text at every token: their states are not cached, and the large model's cache is not returned.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -51,10 +51,10 @@ class ProxyTuning(Method):
         return 0
 
     def finalize(self, model: nn.Module, workshop: Workshop) -> nn.Module:
-        """Put the two small models beside the large one.
+        """Attach the two small models to the large one.
 
         Raises:
-            Unsupported: they do not speak its vocabulary.
+            Unsupported: their vocabulary differs.
         """
         (ingredient,) = workshop.ingredients
         self._ingredient = ingredient
@@ -90,7 +90,7 @@ class ProxyTuning(Method):
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """What was tuned: the small model's adapter."""
+        """The tuned part: the small model's adapter."""
         self._ingredient.method.save(self._expert, folder)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:

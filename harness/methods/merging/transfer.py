@@ -98,7 +98,7 @@ class FineTuningTransfer(Merged):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever: there is no ``over``."""
+        """Same as the base class, without ``over``."""
         return Method.resolve.__func__(cls, params, where=where)  # type: ignore[attr-defined, no-any-return]  # a classmethod
 
     def finalize(self, model: nn.Module, workshop: Workshop) -> nn.Module:

@@ -28,7 +28,7 @@ class AdamW8bit(Full):
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """As ever, and bitsandbytes must be there."""
+        """Same as the base class; also checks that bitsandbytes is installed."""
         return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name) or super().check(kind, base, params)
 
     def _class(self) -> Any:
@@ -47,7 +47,7 @@ class AdamW8bit(Full):
 
 
 class PagedAdamW(AdamW8bit):
-    """AdamW whose states lie in unified memory: the driver moves them to the host when the GPU is full."""
+    """AdamW with its states in unified memory: the driver moves them to the host when the GPU is full."""
 
     declaration: ClassVar[Declaration] = low_rank_row(
         "adamw-paged",
@@ -60,7 +60,7 @@ class PagedAdamW(AdamW8bit):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever; bits are 8 or 32.
+        """Same as the base class; bits are 8 or 32.
 
         Raises:
             UserError: another number of bits.

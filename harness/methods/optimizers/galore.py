@@ -26,7 +26,7 @@ def block_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
 
 
 def lacks(package: str, pip: str, name: str) -> str | None:
-    """Why the method cannot run without its package, or None if it is there."""
+    """Reason why the method cannot run without its package, or None if it is installed."""
     return None if util.find_spec(package) else f"{name} needs the package {pip!r}: pip install {pip}"
 
 
@@ -36,7 +36,7 @@ class LowRankStates(Full):
     optimizer_class: ClassVar[str]
     """Of :mod:`harness.methods.optimizers.projected` or ``projected_variants``."""
     own: ClassVar[tuple[str, ...]] = ()
-    """Parameters that the optimizer's class takes besides those of GaLore."""
+    """Parameters of the optimizer's class in addition to those of GaLore."""
 
     @classmethod
     def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
@@ -87,7 +87,7 @@ def projected_adamw(
         params: ``rank``, ``update_gap``, ``scale``, and those in ``own``.
         setting: learning rate, betas and weight decay.
         optimizer_class: of :mod:`harness.methods.optimizers.projected` or ``projected_variants``.
-        own: parameters that this class takes besides GaLore's.
+        own: parameters of this class in addition to GaLore's.
     """
     from harness.methods.optimizers import projected, projected_variants
 
@@ -162,7 +162,7 @@ class GaLore8bit(LowRankStates):
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """As ever, and bitsandbytes must be there."""
+        """Same as the base class; also checks that bitsandbytes is installed."""
         return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name) or super().check(kind, base, params)
 
 
@@ -198,11 +198,11 @@ class NaturalGaLore(LowRankStates):
 
 
 class Fira(LowRankStates):
-    """GaLore's step plus what lies outside the subspace, scaled as Adam scaled the part within."""
+    """GaLore's step plus the part outside the subspace, scaled as Adam scaled the part within."""
 
     declaration: ClassVar[Declaration] = low_rank_row(
         "fira",
-        "GaLore's states, but the gradient outside the subspace is used too, scaled as Adam scaled what lies within.",
+        "GaLore's states, but the gradient outside the subspace is used too, scaled as Adam scaled the part within.",
         "2410.01623v3",
         defaults={"rank": 8, "update_gap": None},
         defaults_source=f"the growth limit 1.01 is the paper's; {SOURCE}",
@@ -210,7 +210,7 @@ class Fira(LowRankStates):
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """As ever, and pytorch-optimizer must be there."""
+        """Same as the base class; also checks that pytorch-optimizer is installed."""
         missing = lacks("pytorch_optimizer", "pytorch-optimizer", cls.declaration.name)
         return missing or super().check(kind, base, params)
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters with an optimizer of their own: GradNormLoRP, and LoRA refactorized with a momentum reset."""
+"""Low-rank adapters with special optimizers: GradNormLoRP, and LoRA refactorized with a momentum reset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 class OwnOptimizer(PeftMethod):
-    """A row of peft whose further parameters ``own`` are the optimizer's."""
+    """A row of peft whose extra parameters ``own`` are the optimizer's."""
 
 
 PAPER_GAP = 500
@@ -49,7 +49,7 @@ class GradNormLoRP(OwnOptimizer):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever; the mode is ``paper`` or ``repo``.
+        """Same as the base class; the mode is ``paper`` or ``repo``.
 
         Raises:
             UserError: another mode.
@@ -68,7 +68,7 @@ class GradNormLoRP(OwnOptimizer):
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """As ever, and 8-bit moments need bitsandbytes."""
+        """Same as the base class; 8-bit moments also need bitsandbytes."""
         why = lacks("bitsandbytes", "bitsandbytes", "gradnormlorp") if params.get("bits") == 8 else None
         return why or super().check(kind, base, params)
 
@@ -97,7 +97,7 @@ class GradNormLoRP(OwnOptimizer):
 
 
 class RefactorizedLora(OwnOptimizer):
-    """LoRA that now and then writes its product B A as balanced factors and lets Adam start anew on them."""
+    """LoRA that periodically rewrites its product B A as balanced factors and restarts Adam's states."""
 
     own = frozenset({"resets"})
     row = derived(

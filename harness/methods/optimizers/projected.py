@@ -12,7 +12,7 @@ import torch
 class ProjectedAdamW(torch.optim.Optimizer):
     """AdamW (decoupled decay) on R = P^T G where G is m x n with m <= n, on R = G P otherwise.
 
-    P holds the first ``rank`` singular vectors of the gradient of the smaller side, taken anew every ``update_gap``
+    P has the first ``rank`` singular vectors of the gradient of the smaller side, recomputed every ``update_gap``
     steps; the states stay. The step is scale * P N (or N P^T), N being Adam's normalised step in the subspace. A
     parameter whose smaller side does not exceed the rank, or with ``rank`` None, has plain AdamW.
 
@@ -66,7 +66,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         gradient = parameter.grad
-        assert gradient is not None  # step looks at it first
+        assert gradient is not None  # step checks it first
         state = self.state[parameter]
         low_rank = group["rank"] is not None and parameter.ndim == 2 and group["rank"] < min(parameter.shape)
         if low_rank and "projector" not in state and not gradient.any():
@@ -86,7 +86,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
     # --- what variants change ------------------------------------------------------------------
     def _due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
-        """Whether the subspace is taken anew at this step."""
+        """True if the subspace is recomputed at this step."""
         return bool((state["step"] - 1) % group["update_gap"] == 0)
 
     def _renew(self, state: dict[str, Any], gradient: torch.Tensor, group: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class EightBitProjectedAdamW(ProjectedAdamW):
 
 
 class LazyProjectedAdamW(EightBitProjectedAdamW):
-    """Q-GaLore's optimizer (arXiv:2407.08296): a 4-bit projector, taken anew the less often the less it turns.
+    """Q-GaLore's optimizer (arXiv:2407.08296): a 4-bit projector, recomputed less often the less it turns.
 
     When the last ``patience`` projectors resembled their predecessors by ``threshold`` or more on average, the gap to
     the next one doubles. Resemblance is the mean absolute cosine of singular vectors of one rank; their sign means

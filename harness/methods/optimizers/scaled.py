@@ -52,7 +52,7 @@ class ApolloAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         gradient = parameter.grad
-        assert gradient is not None  # step looks at it first
+        assert gradient is not None  # step checks it first
         state, rank = self.state[parameter], group["rank"]
         state["step"] = state.get("step", 0) + 1
         auxiliary = rank is not None and parameter.ndim == 2 and rank < min(parameter.shape)

@@ -482,7 +482,7 @@ ROWS = (
         "shadow",
         "ShadowConfig",
         counts.unknown,
-        "ShadowPEFT: a small shadow of the model runs beside it and corrects its hidden states layer by layer.",
+        "ShadowPEFT: a small shadow of the model runs in parallel and corrects its hidden states layer by layer.",
         "",
         lr=10,
         defaults={"target_modules": None, "r": 8, "alpha": 0.1, "dropout": 0.2, "shadow_model": "mirror"},

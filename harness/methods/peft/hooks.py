@@ -1,4 +1,4 @@
-"""Rows of the peft table that need a hook: data, an optimizer, a step of their own, or a look at the tokenizer."""
+"""Rows of the peft table that need a hook: data, an optimizer, a custom step, or the tokenizer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Reparameterized(PeftMethod):
 
 
 class FromData(Reparameterized):
-    """An initialisation that looks at training batches before the adapter is there."""
+    """An initialisation that reads training batches before the adapter is attached."""
 
     batches_read = 8  # at most; billed to the stage ``prepare``
 
@@ -269,7 +269,7 @@ class NeedsText(PeftMethod):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever, and the text must be there."""
+        """Same as the base class; the text is required."""
         resolved = super().resolve(params, where=where)
         text = resolved[cls.text_parameter]
         if not isinstance(text, str) or not text:
@@ -340,7 +340,7 @@ class ContextPrompt(Prompt, NeedsText):
 
     text_parameter = "context"
     token_field = "cpt_token_ids"
-    meaning = "the context, for example solved examples, to stand before every input"
+    meaning = "the context, for example solved examples, that precedes every input"
 
     def config_params(self, model: nn.Module) -> dict[str, Any]:
         """Every token of the context is input (type 2 of peft's four)."""
@@ -406,7 +406,7 @@ class Lily(PeftMethod):
 
 
 class Norms(PeftMethod):
-    """LN-tuning: every normalisation layer, whatever the model calls it."""
+    """LN-tuning: every normalisation layer, under any name."""
 
     def config_params(self, model: nn.Module) -> dict[str, Any]:
         """With the normalisation layers by name."""
@@ -427,7 +427,7 @@ class Beft(PeftMethod):
 
 
 class Shadow(PeftMethod):
-    """ShadowPEFT: the update of the shadow after the last block is read by nobody."""
+    """ShadowPEFT: the update of the shadow after the last block is not used."""
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model and remember which block is the last."""

@@ -56,7 +56,9 @@ def _lora(
     further: frozenset[str] = frozenset(),
     **declared: Any,
 ) -> Row:
-    """A row over ``LoraConfig``; it differs from plain LoRA in what is given, and trains on ``further`` bases."""
+    """A row over ``LoraConfig``; it differs from plain LoRA in the given options, and trains on the bases in
+    ``further`` too.
+    """
     fixed = fixed or {}
     refused = {**bases.because(bases.NO_GRADIENT, bases.DYNAMIC), **(refuses or {})}
     declaration = Declaration(
@@ -212,7 +214,8 @@ ROWS = (
     ),
     _lora(
         "kasa",
-        "KaSA: the base loses its smallest singular values, and trained singular values stand between LoRA's factors.",
+        "KaSA: the base loses its smallest singular values, and trained singular values are placed between LoRA's "
+        "factors.",
         "2412.06071",
         defaults={"beta": 1e-4, "gamma": 1e-3},
         nested=("kasa_config", "KasaConfig"),
@@ -301,7 +304,7 @@ ROWS = (
             "deltaT": 1,
             "orth_reg_weight": 0.5,
         },
-        fixed={"r": 8},  # has no effect beside init_r and target_r
+        fixed={"r": 8},  # has no effect with init_r and target_r
         count=adaptive,
         variant="AdaLora",
         defaults_source="ranks 12 → 8 as peft's; warm-up and final phase as shares as in the paper's GLUE schedules",

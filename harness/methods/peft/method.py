@@ -66,7 +66,7 @@ class PeftMethod(Method):
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """As ever, and a package that the row needs must be there."""
+        """Same as the base class; also checks that the row's optional package is installed."""
         if cls.row.needs is not None and util.find_spec(cls.row.needs[0]) is None:
             name, pip = cls.declaration.name, cls.row.needs[1]
             return f"{name} needs the package {pip!r}, which peft does not install: pip install {pip}"

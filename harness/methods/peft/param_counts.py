@@ -1,11 +1,11 @@
-"""How many parameters each peft method trains, by formula from the sizes of the layers it targets.
+"""Number of trainable parameters of each peft method, by formula from the sizes of the layers it targets.
 
 Written from the methods' definitions and kept apart from peft, because the count is a check on peft: an option that
 it ignores shows here. Notation: a target maps n inputs to m outputs; r is the rank; k runs over the targets.
 Every function takes the targets, the method's configuration (attributes as in peft) and the base model.
 """
 
-# ruff: noqa: ARG001 - all formulas take the same arguments, whatever each of them reads
+# ruff: noqa: ARG001 - all formulas take the same arguments, although each reads only some of them
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _factor(size: int, limit: int) -> tuple[int, int]:
 
 
 def granular(targets: Sequence[Linear], config: Any, model: nn.Module) -> int:
-    """Σ r(n + m), cut into k × k blocks; a plain pair of rank h beside it adds h(n + m)."""
+    """Σ r(n + m), cut into k × k blocks; an additional plain pair of rank h adds h(n + m)."""
     return sum((int(config.r) + int(config.hybrid_r)) * (t.inputs + t.outputs) for t in targets)
 
 
@@ -311,7 +311,7 @@ def sparse(targets: Sequence[Linear], config: Any, model: nn.Module) -> int:
 
 
 def largest_entries(targets: Sequence[Linear], config: Any, model: nn.Module) -> int | None:
-    """Σ ⌊(1 - s)nm⌋ entries at sparsity s; unknown with a low-rank part beside them."""
+    """Σ ⌊(1 - s)nm⌋ entries at sparsity s; unknown with an additional low-rank part."""
     if config.r:
         return None
     return sum(int((1 - config.sparsity) * (t.inputs * t.outputs)) for t in targets)

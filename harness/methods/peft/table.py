@@ -1,8 +1,8 @@
-"""What peft offers, as data: one row a method. Nothing heavy is imported; peft comes in when a row is attached.
+"""Methods of peft, as data: one row per method. Nothing heavy is imported; peft comes in when a row is attached.
 
-A row's parameters are the fields of its peft configuration class. Three names are the same in all rows, whatever
-peft calls them: ``alpha`` (``lora_alpha``, …), ``dropout`` (``lora_dropout``, …) and ``init`` (``init_lora_weights``);
-peft's own spelling is accepted as well.
+A row's parameters are the fields of its peft configuration class. Three names are the same in all rows: ``alpha``
+(``lora_alpha``, …), ``dropout`` (``lora_dropout``, …) and ``init`` (``init_lora_weights``); peft's own spelling is
+accepted as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Row:
         count: trainable-parameter formula over the targeted layers.
         fixed: configuration fields that make this row what it is; a sweep cannot set them.
         renamed: our parameter name to the configuration's field.
-        nested: a configuration field that holds a configuration of its own, and that one's class in peft; parameters
-            with the names of its fields are passed to it.
+        nested: a configuration field that is itself a configuration, and its class in peft; parameters with the names
+            of its fields are passed to it.
         divisors: parameters that may be ``auto``: the largest number up to the given one that divides the sizes
             (``inputs``, ``outputs`` or ``both``) of every targeted layer.
         no_gradient: pattern of parameter names that rightly never get a gradient, and why.
@@ -57,7 +57,7 @@ def table() -> dict[str, Row]:
 
 
 def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> Row:
-    """The row of a peft method with parameters of ours besides its own, or other defaults, under another name."""
+    """The row of a peft method with our own extra parameters, or other defaults, under another name."""
     row = table()[parent]
     defaults = {**row.declaration.defaults, **own}
     return replace(row, declaration=replace(row.declaration, defaults=defaults, **declared))

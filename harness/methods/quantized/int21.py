@@ -41,7 +41,7 @@ class Int21(WeightDelta):
         family="quantized weights",
         trainable="Σ r(m + n) over the linear layers of the blocks, and a classifier's head.",
         paper="2306.08162v1",
-        bases=bases.FLOAT,  # a zero has a code of its own, so that pruned weights stay zero
+        bases=bases.FLOAT,  # zero has its own code, so that pruned weights stay zero
         refuses=bases.because(OWN_BITS, bases.QUANTIZED, bases.DYNAMIC),
         mergeable="no",
         defaults={"bits": 2, "group_size": 32, "r": 8, "alpha": 16, "repair_steps": None, "repair_rate": 3e-3},
@@ -115,7 +115,7 @@ class Int21(WeightDelta):
         module.register_parameter(B, parameter(second.clone(), module))
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Round the base, then put the adapters beside it."""
+        """Round the base, then attach the adapters."""
         self.quantize(model)
         return super().attach(model)
 

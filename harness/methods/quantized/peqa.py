@@ -57,7 +57,7 @@ class PEQA(InPlace):
 
 
 def packed_layers(model: nn.Module) -> list[PackedLinear]:
-    """The quantized layers of our own.
+    """Our quantized layers.
 
     Raises:
         Unsupported: there is none.

@@ -35,7 +35,7 @@ class SketchLinear(nn.Module):
         self.bias = linear.bias
 
     def places(self) -> Tensor:
-        """Where each weight's number stands in its row's flattened grid: [outputs, inputs]."""
+        """Index of each weight's number in its row's flattened grid: [outputs, inputs]."""
         codes = unpack(self.sketch_codes, self.bits, self.in_features).long()
         groups = self.sketch_grid.shape[1]
         size = -(-self.in_features // groups)

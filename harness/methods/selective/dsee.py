@@ -25,8 +25,8 @@ class DSEE(WeightDelta):
 
     S has its entries where a greedy decomposition of W into a low-rank and a sparse part (GreBsmo) has the sparse
     part's. M leaves out the given share of all entries, the smallest of all matrices together, once ``prune_at`` of the
-    steps are done; the rest of the steps are the retraining. The product of what is left out is taken off the layer's
-    output, on whatever kind of base, so that here pruning saves neither time nor memory: a kernel for sparse
+    steps are done; the rest of the steps are the retraining. The product of the pruned entries is subtracted from the
+    layer's output, on any kind of base, so that here pruning saves neither time nor memory: a kernel for sparse
     matrices would. This is the paper's unstructured form; heads and channels are not pruned.
     """
 
@@ -107,7 +107,7 @@ class DSEE(WeightDelta):
             self.prune(model)
 
     def prune(self, model: nn.Module) -> None:
-        """Find the size below which the given share of all entries lies; from now on they count as zero."""
+        """Find the threshold below which the given share of all entries falls; from now on they count as zero."""
         modules: list[Any] = [m for m in model.modules() if hasattr(m, LIMIT)]
         sizes = sum(m.dsee_up.shape[0] * m.dsee_down.shape[1] for m in modules)
         low, high = 0.0, max(float(_weight(m).abs().max()) for m in modules)
@@ -119,7 +119,7 @@ class DSEE(WeightDelta):
             module.dsee_limit = high
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """What was trained, where the entries belong, and the size below which weights are pruned."""
+        """The trained values, their positions, and the threshold below which weights are pruned."""
         import torch
         from safetensors.torch import save_file
 

@@ -167,7 +167,7 @@ class GreenTrainer(InPlace):
             yield weight_of(model, name)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
-        """What was chosen is what was saved."""
+        """The chosen tensors are the saved ones."""
         from safetensors import safe_open
 
         names = {layer.name for layer in linears(base)}

@@ -1,4 +1,4 @@
-"""LIFT: the weights that stand out in a low-rank picture of the matrix train (arXiv:2506.00772)."""
+"""LIFT: weights that are large in a low-rank approximation of the matrix are trained (arXiv:2506.00772)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 class LIFT(InPlace):
     """Of each matrix the (m + n) ``rank`` entries train that are largest in its best approximation of rank ``picture``.
 
-    They are chosen anew every ``interval`` steps. Adam's states exist for the chosen entries alone; those of an entry
+    They are chosen again every ``interval`` steps. Adam's states exist for the chosen entries alone; those of an entry
     that stays go with it.
     """
 

@@ -22,7 +22,7 @@ class Lisa(Full):
 
     declaration: ClassVar[Declaration] = Declaration(
         name="lisa",
-        summary="Embeddings and head train always, of the blocks only a few at a time, drawn anew every few steps.",
+        summary="Embeddings and head train always, of the blocks only a few at a time, drawn again every few steps.",
         family="selective",
         trainable="All parameters, though never all at once.",
         paper="2403.17919",
@@ -90,7 +90,7 @@ class Lisa(Full):
         return {"awake": self._awake}
 
     def draw(self, depth: int, chance: random.Random) -> set[int]:
-        """Which of ``depth`` blocks train until the next draw: ``active`` of them, each as likely as the others."""
+        """Draw which of ``depth`` blocks train until the next draw: ``active`` of them, all equally likely."""
         return set(chance.sample(range(depth), min(int(self.params["active"]), depth)))
 
     def expects_gradient(self, name: str) -> bool:

@@ -21,8 +21,8 @@ OFFSET, HEADS = "lofit_offset", "lofit_heads"
 class LoFiT(Method):
     """Heads are chosen in ``prepare`` by how far a learned scaling moves them; then z + v trains on the chosen ones.
 
-    z is a head's output before the attention's output projection. The choice costs a short training of its own,
-    which is billed to the row.
+    z is a head's output before the attention's output projection. The choice costs a short extra training, which is
+    billed to the row.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -121,7 +121,7 @@ class LoFiT(Method):
         return model
 
     def _first(self, model: nn.Module) -> dict[str, list[int]]:
-        """What is counted where there are no batches to search with: as many heads, whichever they are."""
+        """The count if there are no batches to search with: the same number of heads, whichever they are."""
         left, width, found = self._count(model), head_width(model), {}
         for layer in output_projections(model):
             here = min(left, layer.inputs // width)

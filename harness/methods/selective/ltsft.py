@@ -31,7 +31,7 @@ class LotteryTicket(SparseInPlace):
         defaults={"share": 0.08},
         defaults_source=(
             "the share is recalled from the paper's task runs; both phases are of one length, half of the cell's "
-            "steps, so that the row has no more of them than the others, and each has a schedule of its own"
+            "steps, so that the row has no more of them than the others, and each has a separate schedule"
         ),
         in_place=True,
         unverified=True,

@@ -62,7 +62,7 @@ class SparseInPlace(Full):
         return chosen
 
     def expects_gradient(self, name: str) -> bool:
-        """Whether a tensor is among what is kept is known in the end only; :meth:`check_kept` looks then."""
+        """It is known only at the end whether a tensor is among the kept ones; :meth:`check_kept` checks it then."""
         return False
 
     def check_kept(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:

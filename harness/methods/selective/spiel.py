@@ -80,7 +80,7 @@ class _SpIEL(WeightDelta):
         raise NotImplementedError
 
     def chooses_after(self, step: int) -> bool:
-        """Whether new places are chosen when ``step`` steps (from 1) are done."""
+        """True if new positions are chosen after ``step`` steps (from 1)."""
         interval, first = int(self.params["interval"]), int(self.params["watched"])
         return step == first or (step > first and step % interval == 0 and step < self.setting.steps)
 
@@ -91,7 +91,7 @@ class _SpIEL(WeightDelta):
         return LATER_SHARE * (1 - step / max(1, self.setting.steps))
 
     def on_step(self, model: nn.Module, step: int) -> None:
-        """Where it is time: choose new places in every layer."""
+        """If it is due: choose new positions in every layer."""
         import torch
 
         if self.chooses_after(step):

@@ -105,7 +105,7 @@ class Watch:
 
 
 def smallest(module: Any, number: int) -> Tensor:
-    """Which entries of a layer are the ``number`` smallest in size, the smallest first."""
+    """Indices of the ``number`` smallest entries of a layer by size, the smallest first."""
     return cast(Tensor, module.spiel_delta.detach().abs().argsort()[:number])
 
 

@@ -1,1 +1,1 @@
-"""Side networks: a small network beside a frozen backbone, into which no gradient flows."""
+"""Side networks: a small network in parallel to a frozen backbone, into which no gradient flows."""

@@ -21,7 +21,7 @@ ROLES = {
     "up": r".*(up_proj|fc1|intermediate\.dense)",
     "down": r".*(down_proj|fc2|(?<!attention\.)output\.dense)",
 }
-"""What a layer of a backbone's block is called that plays the part of a :class:`SideBlock`'s."""
+"""Names of the layers of a backbone's block that correspond to a :class:`SideBlock`'s."""
 
 
 class LadderNetwork(SideNetwork):

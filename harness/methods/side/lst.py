@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 class LST(SideTuning):
-    """A ladder beside a frozen backbone: every rung mixes a block's hidden state into a narrow transformer.
+    """A ladder parallel to a frozen backbone: every rung mixes a block's hidden state into a narrow transformer.
 
     ``s_l = block_l(m_l down_l(h_l) + (1 - m_l) s_(l-1))`` with ``m_l = sig(a_l / 0.1)``, one a rung; the head reads
     up(s_L) and not the backbone's own last state. The side blocks begin as the backbone's, pruned to the rows and
@@ -53,7 +53,7 @@ class LST(SideTuning):
         return LadderNetwork(Sizes.of(model, int(self.params["reduction"])))
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """As every side network; then its blocks take over the backbone's strongest rows and columns."""
+        """As in every side network; then its blocks are initialised with the backbone's strongest rows and columns."""
         from harness.methods.side.ladder import prune_into
 
         model = super().attach(model)

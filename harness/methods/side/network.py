@@ -1,8 +1,8 @@
 """The side network itself, and how it listens to a backbone of any architecture.
 
-Hooks take the output of every block of the backbone, detached. When the last block has run, the side network runs
-over what was taken, and its result stands in the place of the last block's output: the backbone's own final norm and
-head follow. Nothing below that point requires a gradient, so that no activation of the backbone is kept.
+Hooks take the output of every block of the backbone, detached. When the last block has run, the side network runs on
+the collected states, and its result replaces the last block's output: the backbone's own final norm and head follow.
+Nothing below that point requires a gradient, so that no activation of the backbone is kept.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def rotate(x: Tensor, start: int) -> Tensor:
 
 
 def visible(queries: int, keys: int, padding: Tensor | None, *, causal: bool, device: torch.device) -> Tensor:
-    """Which keys the last ``queries`` of ``keys`` positions see: bool, [batch or 1, 1, queries, keys].
+    """Keys visible to the last ``queries`` of ``keys`` positions: bool, [batch or 1, 1, queries, keys].
 
     Every position sees itself, padding too: attention over nothing would be no number, and spread from there.
     """
@@ -129,7 +129,7 @@ def visible(queries: int, keys: int, padding: Tensor | None, *, causal: bool, de
 
 
 class SideNetwork(nn.Module):
-    """Blocks beside a backbone. What goes in and how it comes out is up to the subclass."""
+    """Blocks in parallel to a backbone. What goes in and how it comes out is up to the subclass."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class SideNetwork(nn.Module):
         self.blocks = nn.ModuleList(SideBlock(sizes) for _ in range(sizes.depth))
 
     def entering(self, index: int, tapped: Tensor, state: Tensor) -> Tensor:
-        """What block ``index`` is given: the backbone's output there and the side network's so far."""
+        """Input of block ``index``: the backbone's output there and the side network's so far."""
         raise NotImplementedError
 
     def beginning(self, embedded: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class SideNetwork(nn.Module):
         raise NotImplementedError
 
     def leaving(self, state: Tensor, last: Tensor) -> Tensor:
-        """What takes the place of ``last``, the output of the backbone's last block."""
+        """Replacement of ``last``, the output of the backbone's last block."""
         raise NotImplementedError
 
     def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Any = None) -> Tensor:
@@ -154,7 +154,7 @@ class SideNetwork(nn.Module):
         Args:
             taps: the first block's input and every block's output, [batch, positions, hidden] each, detached.
             padding: see :class:`SideBlock`.
-            cache: the backbone's key-value cache; the side network's keys and values become further layers of it.
+            cache: the backbone's key-value cache; the side network's keys and values become additional layers of it.
         """
         state = self.beginning(taps[0].float())
         for index, block in enumerate(self.blocks):

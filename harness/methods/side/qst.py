@@ -19,7 +19,7 @@ MODES = ("paper", "repo")
 
 
 class QST(SideTuning):
-    """A narrow transformer beside a frozen backbone, which may be held in 4 bits, fed through low-rank adapters.
+    """A narrow transformer parallel to a frozen backbone, which may be in 4 bits, fed through low-rank adapters.
 
     With h_l the backbone's hidden states and s_l the side network's: ``s_l = block_l((1 - sig(z_l)) down_l(h_l) +
     sig(z_l) s_(l-1))``, ``s_0 = down_0(embeddings)``, and the head reads ``a h_L + (1 - a) up(s_L)``. The paper's a

@@ -1,4 +1,4 @@
-"""What every side-tuning method shares: a frozen backbone, the side network as its submodule, files of its tensors."""
+"""Shared by the side-tuning methods: a frozen backbone, the side network as its submodule, files of its tensors."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _quantile(weight: torch.Tensor, share: float) -> torch.Tensor:
 
 
 class ZoSparse(Mezo):
-    """z is zeroed in a random share of its entries, drawn anew at every step from the step's seed."""
+    """z is zeroed in a random share of its entries, drawn again at every step from the step's seed."""
 
     declaration: ClassVar[Declaration] = row(
         "zo-sparse",
@@ -161,7 +161,7 @@ class ZoConservative(Mezo):
         "MeZO that looks before it steps: of staying, stepping and stepping back it keeps what has the lowest loss.",
         "2402.11592v3",
         None,
-        "rates as MeZO's; three further forward passes a step",
+        "rates as MeZO's; three additional forward passes per step",
     )
 
     def expects_change(self, name: str) -> bool:
@@ -239,11 +239,11 @@ class ZoBlockwise(Mezo):
 
     @classmethod
     def refused_scopes(cls) -> dict[str, str]:
-        """A prefix lies in no block."""
+        """A prefix belongs to no block."""
         return {"prefix": "a prefix is one tensor outside the blocks; it has no parts to take in turn"}
 
     def descend(self, model: nn.Module, batch: Batch, seed: int, rate: float) -> torch.Tensor:
-        """All parts in turn, each with a direction of its own; returns the last part's loss."""
+        """All parts in turn, each with a separate direction; returns the last part's loss."""
         parts = by_block(model)
         for index, part in enumerate(parts):
             step = Step(model, batch, part, seed * len(parts) + index, rate)
@@ -265,7 +265,7 @@ class ZoHybrid(Mezo):
 
     @classmethod
     def refused_scopes(cls) -> dict[str, str]:
-        """A prefix lies in no block."""
+        """A prefix belongs to no block."""
         return {"prefix": "a prefix is one tensor outside the blocks; it has no last part"}
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -57,7 +57,7 @@ class Mezo(Method):
         "2305.17333v3",
     )
 
-    # --- what trains: a method of its own ------------------------------------------------------
+    # --- the trainable part: a custom method --------------------------------------------------------
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
         """Own parameters, and those of the method behind ``scope``; the scope ``full`` is left out, as it always was.
@@ -180,7 +180,7 @@ class Mezo(Method):
         return loss
 
     def mask(self, trained: list[nn.Parameter], seed: int) -> Mask | None:
-        """Which entries of z count at this step; None: all."""
+        """Mask of the entries of z that count at this step; None: all."""
         return None
 
     def slope(self, step: Step) -> tuple[float, torch.Tensor]:
@@ -202,7 +202,7 @@ class Mezo(Method):
         shift(step.part, step.seed, -step.rate * rho, scale=self.decay(step.rate), mask=step.mask)
 
     def decay(self, rate: float) -> float:
-        """What weight decay leaves of a weight at this rate."""
+        """Remaining factor of a weight after weight decay at this rate."""
         return 1 - rate * self.setting.weight_decay
 
     def task_loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -229,7 +229,7 @@ def _carrier(scope: str) -> type[Method]:
 
 
 def by_block(model: nn.Module, last: int = 0) -> list[list[nn.Parameter]]:
-    """What trains, by block: what lies outside the blocks first, then every block.
+    """Trainable parameters by block: those outside the blocks first, then every block.
 
     With ``last``, two parts: all below, and the last so many blocks with a head behind them.
     """

@@ -1,4 +1,4 @@
-"""What the zeroth-order methods declare in common: one line of arguments a method. Imports nothing heavy."""
+"""Common declaration of the zeroth-order methods: one line of arguments per method. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Results of other tools as records: marked as imported, never ranked with ours, with what they lack stated.
 
-Each importer maps what means the same, gives an honest name of its own to what does not, and names every field
+Each importer maps quantities with the same meaning, gives a separate name to those with another, and names every field
 of the file that it left out, with the reason. Equal files give equal records, so importing twice adds nothing.
 """
 
@@ -22,12 +22,12 @@ IMPORTERS: dict[str, tuple[Callable[[Path], list[Imported]], tuple[str, ...]]] =
     "lm-eval": (lm_eval.read, ("results_*.json",)),
     "optimum-benchmark": (optimum_benchmark.read, ("benchmark.json", "benchmark_report.json")),
 }
-"""Kind to its reader and the file names it looks for in a folder."""
+"""Kind to its reader and the file names it searches for in a folder."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """What an import did.
+    """Result of an import.
 
     Attributes:
         records: all records of the files, new or not.
@@ -82,6 +82,6 @@ def _files(kind: str, paths: Sequence[Path], patterns: Sequence[str]) -> list[Pa
         raise UserError(
             f"no results of {kind} found",
             where=", ".join(str(path) for path in paths),
-            fix=f"Files are looked for as {' or '.join(patterns)}.",
+            fix=f"Files are searched for as {' or '.join(patterns)}.",
         )
     return sorted(found)

@@ -1,4 +1,4 @@
-"""What importers share: reading a file, naming what was not mapped, and making the record."""
+"""Shared by the importers: reading a file, naming unmapped fields, and making the record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where foreign numbers come from, and what became of them.
+    """Source of foreign numbers, and how they were mapped.
 
     Attributes:
         tool: kind of results, a key of :data:`reports.apps.importers.IMPORTERS`.
@@ -47,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Content:
-    """What a record is made of, besides its origin."""
+    """Content of a record, in addition to its origin."""
 
     cell: dict[str, Any]
     outcome: Outcome
@@ -81,7 +81,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def fields(value: Any, prefix: str = "") -> Iterator[str]:
-    """Paths of all leaves of a JSON value, list positions as ``[]``; each path once per place it stands."""
+    """Paths of all leaves of a JSON value, list positions as ``[]``; each path once per occurrence."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             yield from fields(item, f"{prefix}.{name}" if prefix else str(name))

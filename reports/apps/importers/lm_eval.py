@@ -1,6 +1,7 @@
-"""Results of EleutherAI's lm-evaluation-harness: ``results_<date>.json``, with ``samples_<task>_<date>.jsonl`` beside.
+"""Results of EleutherAI's lm-evaluation-harness: ``results_<date>.json``, with ``samples_<task>_<date>.jsonl`` in the
+same folder.
 
-One record a task. Groups are means over tasks and are left out; a board makes means of its own. The harness
+One record a task. Groups are means over tasks and are left out; a board computes its own means. The harness
 trains nothing, so the method is the adapter that was loaded, by its name.
 """
 
@@ -69,14 +70,14 @@ REASONS = {
     "results.*.*": "we have no quantity for this metric",
     "groups*": "means over tasks; a board makes its own",
     "group_subtasks*": "means over tasks; a board makes its own",
-    "higher_is_better*": "directions stand with our quantities",
+    "higher_is_better*": "directions are defined with our quantities",
     "configs.*": "the task's definition; its hash is kept where samples were logged",
     "pretty_env_info": "free text; parsing it would be a guess",
     "tokenizer_*": "follows from the model",
     "eot_token_id": "follows from the model",
     "max_length": "follows from the model",
     "upper_git_hash": "commit of a surrounding checkout",
-    "model_source": "stands in the model's name and arguments",
+    "model_source": "is part of the model's name and arguments",
     "model_name_sanitized": "a folder's name",
     "system_instruction": "its hash is kept",
     "chat_template": "its hash is kept",
@@ -126,7 +127,7 @@ def _task(origin: Origin, content: Mapping[str, Any], task: str) -> Imported:
     )
     used = {reading_.source.removeprefix("lm-eval ") for reading_ in made.metrics.values()}
     others = {
-        f"results.{task}.{key}": f"another filter or form of what {chosen!r} tells already"
+        f"results.{task}.{key}": f"another filter or form of {chosen!r}, which is mapped already"
         for key in sorted(scores)
         if "," in key and key.split(",")[0] in (*ACCURACIES, *OTHERS) and key not in used
     }

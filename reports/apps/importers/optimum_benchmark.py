@@ -1,4 +1,4 @@
-"""Results of optimum-benchmark: ``benchmark.json``, or ``benchmark_report.json`` beside ``benchmark_config.json``.
+"""Results of optimum-benchmark: ``benchmark.json``, or ``benchmark_report.json`` with ``benchmark_config.json``.
 
 It measures speed, memory and energy, on random data and possibly random weights, and no accuracy. Latency, memory
 and energy come from three passes. What is known to be wrong in a field is left out and named.
@@ -76,7 +76,7 @@ def read(path: Path) -> list[Imported]:
     """
     if path.name == "benchmark_report.json":
         if path.with_name("benchmark.json").is_file():
-            return []  # the same run, told again
+            return []  # the same run, repeated
         content = {"config": read_json(path.with_name("benchmark_config.json")), "report": read_json(path)}
     else:
         content = read_json(path, "config", "report")

@@ -1,7 +1,7 @@
 """Results of peft's own comparison suite (``method_comparison/MetaMathQA/results``): one JSON file a run.
 
-What the suite measures otherwise than we do keeps a name of its own: its memory peak is that of the whole
-process, its training time holds data preparation and the test generation. Nothing of it is shared between the
+Quantities that the suite defines differently keep a separate name: its memory peak is that of the whole process, its
+training time includes data preparation and the test generation. Nothing of it is shared between the
 kinds of a column.
 """
 
@@ -31,7 +31,7 @@ LACKS = (
     "stages: one memory peak for loading, training and test generation together",
     "energy and latency are not measured",
     "driver, clocks and power limit of the GPU; the processor's model",
-    "what ran besides on the GPU: the suite's check sees its own process only",
+    "foreign processes on the GPU: the suite's check sees its own process only",
     "why a run was cancelled: out of memory, crash and Ctrl-C share one status",
 )
 MAPPED = (
@@ -60,8 +60,8 @@ MAPPED = (
     "meta_info.system_info.*",
 )
 REASONS = {
-    "run_info.peft_branch": "results of other branches lie in other folders; the commit of peft is kept",
-    "run_info.peft_config.peft_version": "stands among the packages",
+    "run_info.peft_branch": "results of other branches are in other folders; the commit of peft is kept",
+    "run_info.peft_config.peft_version": "is listed among the packages",
     "train_info.accelerator_memory_reserved_avg": "what is left after a step, not a peak; depends on cache flushes",
     "train_info.accelerator_memory_reserved_99th": "what is left after a step, not a peak; depends on cache flushes",
     "train_info.metrics.mem *": "what is left after a step, not a peak; depends on cache flushes",
@@ -188,7 +188,7 @@ def _method(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _label(experiment: str, model: str) -> str:
-    """``lora/llama-3.2-3B-rank32`` -> ``lora rank32``: the model stands in a column of its own."""
+    """``lora/llama-3.2-3B-rank32`` -> ``lora rank32``: the model has a separate column."""
     kind, _, name = experiment.partition("/")
     short = model.rpartition("/")[2].lower()
     tail = name[len(short) :].lstrip("-") if name.lower().startswith(short) else name

@@ -30,7 +30,7 @@ def read(root: str, *, sweep: str | None = None) -> History:
 
 
 def look(root: str, *, sweep: str | None = None) -> Report:
-    """What moved, by the records and samples of a store and the decisions kept beside it."""
+    """Changes in the records and samples of a store, given its baseline decisions."""
     store, found = Store(root), read(root, sweep=sweep)
 
     def samples(identity: str) -> pa.Table | None:

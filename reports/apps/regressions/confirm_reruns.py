@@ -1,4 +1,4 @@
-"""A provisional alarm stands only if runs again agree with it (protocol 8.4)."""
+"""Confirm a provisional alarm with reruns (protocol 8.4)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def provisional(findings: Sequence[CellFinding]) -> list[CellFinding]:
 
 
 def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RERUNS) -> list[CellFinding]:
-    """What is left of provisional findings after ``reruns`` further records of their cells.
+    """Provisional findings that remain after ``reruns`` additional records of their cells.
 
-    The alarming value and those run again stand against the earlier values of the same environment: Mann-Whitney,
-    adjusted over the findings (Benjamini and Hochberg), and the medians must differ by more than the floor.
+    The alarming value and the reruns are compared with the earlier values of the same environment: Mann-Whitney,
+        adjusted over the findings (Benjamini and Hochberg), and the medians must differ by more than the floor.
 
     Returns:
         Every finding, with its p value and whether it was ``confirmed`` or is ``noise`` in its reason.
@@ -53,7 +53,7 @@ def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RE
             kind=word,
             effect=effect,
             p=float(p),
-            reason=f"{word} by {reruns} runs again ({effect:+.1%} against the median before)",
+            reason=f"{word} by {reruns} reruns ({effect:+.1%} against the median before)",
         )
     return [judged.get(finding, finding) for finding in findings]
 

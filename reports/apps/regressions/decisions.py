@@ -27,7 +27,7 @@ class Decision(BaseModel):
 
 
 class Decisions(BaseModel):
-    """The file ``baselines.yaml`` beside the records."""
+    """The file ``baselines.yaml`` in the store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class Decisions(BaseModel):
 
 
 def load(store: Store) -> tuple[Decision, ...]:
-    """The decisions kept beside the records of a store; none where there is no file.
+    """The decisions in a store; none if there is no file.
 
     Raises:
         UserError: a mistake in the file.
@@ -80,5 +80,5 @@ def apply(series: Series, decisions: Sequence[Decision]) -> tuple[Point, ...]:
 
 
 def covered(label: str, metric: str, finished: str, decisions: Sequence[Decision]) -> bool:
-    """Whether a decision says that what was finished then no longer counts; the metric of an outcome is ``status``."""
+    """True if a decision excludes what was finished then; the metric of an outcome is ``status``."""
     return any(finished < d.since and fnmatchcase(label, d.cells) and fnmatchcase(metric, d.metric) for d in decisions)

@@ -1,4 +1,4 @@
-"""What moved: in one cell against its own noise, over the whole matrix in pairs, and with a changed environment.
+"""Detect changes: in one cell against its own noise, over the whole matrix in pairs, and with a changed environment.
 
 Every finding says which way it is ("worse" or "better"), because an improvement alarms too: a step that was silently
 skipped looks like speed.
@@ -31,9 +31,9 @@ class CellFinding:
     """A change in one cell.
 
     Attributes:
-        kind: ``level`` (latest value outside its band), ``items`` (paired test on the same items), ``rate``
-            (two rates without items), ``drift`` (change point), ``status`` (no longer ends ok), ``missing`` (came to
-            nothing, or did not follow the others into a new environment) or ``condition`` (throttled or shared).
+        kind: ``level`` (latest value outside its band), ``items`` (paired test on the same items), ``rate`` (two rates
+            without items), ``drift`` (change point), ``status`` (no longer ends ok), ``missing`` (no result, or not
+            rerun in a new environment) or ``condition`` (throttled or shared).
         effect: difference for rates, relative change for seconds, bytes and joules; None for a status.
         p: adjusted over the cells of this look; None where the test has none.
     """
@@ -86,8 +86,8 @@ class Report:
     """Everything one look found; :meth:`as_json` is the shape of ``regressions --json``.
 
     Attributes:
-        flips: items that changed since the last good record, of every cell whose items are kept, alarm or not: an
-            accuracy that stands still may hide as many lost answers as gained ones.
+        flips: items that changed since the last good record, of every cell with stored items, with or without an alarm:
+            an unchanged accuracy may hide as many lost answers as gained ones.
     """
 
     cells: list[CellFinding] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Report:
 
     @property
     def alarmed(self) -> bool:
-        """Whether anything got worse."""
+        """True if anything got worse."""
         return bool(self.cells or self.pooled)
 
 
@@ -126,7 +126,7 @@ def detect(
     Args:
         samples: record id to its scored items, for paired tests; None: aggregates only.
         decisions: recorded moves of baselines.
-        drift: also look for lasting changes inside a segment (slower).
+        drift: also search for lasting changes inside a segment (slower).
     """
     series = [_cut(s, decisions) for s in found.series]
     series = [s for s in series if len(s.points) > 1]
@@ -167,7 +167,9 @@ def _relative(series: Series) -> bool:
 
 
 def direction(quantity: str, change: float) -> str:
-    """``worse`` or ``better``; a change of a quantity with no good direction counts as worse: somebody must look."""
+    """``worse`` or ``better``; a change of a quantity without a good direction counts as worse, so that a person checks
+    it.
+    """
     better = METRICS[quantity].better
     if better == "neither":
         return "worse"
@@ -180,8 +182,9 @@ def _floor(quantity: str) -> float:
 
 # --- one cell ------------------------------------------------------------------------------------
 def _status(found: History, decisions: Sequence[kept.Decision]) -> list[CellFinding]:
-    """An alert class of its own (protocol 8.7), never a value: cells that ended ok and no longer do, that came to
-    nothing or did not follow the others into a new environment, or whose newest run was disturbed."""
+    """A separate alert class (protocol 8.7), never a value: cells that ended ok and no longer do, that produced no
+    result or were not rerun in a new environment, or whose newest run was disturbed.
+    """
     left = _left(found)
     out = []
     for members in found.attempts.values():
@@ -190,7 +193,7 @@ def _status(found: History, decisions: Sequence[kept.Decision]) -> list[CellFind
         latest, earlier = members[-1], [one for one in members[:-1] if one.status == "ok"]
         disturbed = sorted({"throttled", "shared"} & set(latest.marks))
         if latest.status in ("interrupted", "lost") and earlier:
-            out.append(_about_status(latest, "missing", f"came to nothing: {latest.status}, {latest.reason}"))
+            out.append(_about_status(latest, "missing", f"produced no result: {latest.status}, {latest.reason}"))
         elif latest.status != "ok" and earlier:
             reason = f"ended {latest.status} in {latest.stage or 'no stage'}: {latest.reason}"
             out.append(_about_status(latest, "status", reason))
@@ -198,17 +201,17 @@ def _status(found: History, decisions: Sequence[kept.Decision]) -> list[CellFind
             what = " and ".join(disturbed)
             out.append(_about_status(latest, "condition", f"was {what}: its times and energies are not judged"))
         elif latest.status == "ok" and (latest.sweep, latest.fingerprint) in left:
-            reason = f"did not follow the cells of {latest.sweep} that left its environment for a newer one"
+            reason = f"was not rerun in the newer environment of the cells of {latest.sweep}"
             out.append(_about_status(latest, "missing", reason))
     return out
 
 
 def missing(cells: Sequence[tuple[str, str]], known: Sequence[CellFinding]) -> list[CellFinding]:
-    """Findings for cells (key, label) that were to run and left no final record; those already told are left out."""
+    """Findings for planned cells (key, label) without a final record; those already reported are left out."""
     told = {finding.key for finding in known}
     return [
         CellFinding(
-            key, label, "status", "missing", "worse", None, None, None, None, "", "was to run and left no result"
+            key, label, "status", "missing", "worse", None, None, None, None, "", "was planned and has no result"
         )
         for key, label in cells
         if key not in told
@@ -233,7 +236,7 @@ def _about_status(latest: Attempt, kind: str, reason: str) -> CellFinding:
 
 
 def _levels(series: Sequence[Series]) -> list[CellFinding]:
-    """Seconds, bytes and joules outside the band of their own segment (protocol 8.3)."""
+    """Seconds, bytes and joules outside the band of their segment (protocol 8.3)."""
     out = []
     for one in series:
         segment = one.segment()
@@ -255,7 +258,7 @@ def _levels(series: Sequence[Series]) -> list[CellFinding]:
                 alarm.relative,
                 None,
                 segment[-1].finished,
-                f"outside {alarm.low:.4g} to {alarm.high:.4g}: provisional until runs again confirm it",
+                f"outside {alarm.low:.4g} to {alarm.high:.4g}: provisional until reruns confirm it",
                 (segment[-1].record,),
             )
         )
@@ -429,7 +432,7 @@ def _environment_changes(series: Sequence[Series], found: History) -> list[Envir
 
 
 def _suspects(found: History, old: str, new: str) -> tuple[str, ...]:
-    """What differs between two environments, package by package, then machine."""
+    """Differences between two environments, package by package, then machine."""
     if not old or not new:
         return ()
     before, after = _facts(found.environments.get(old, {})), _facts(found.environments.get(new, {}))
@@ -441,7 +444,7 @@ def _suspects(found: History, old: str, new: str) -> tuple[str, ...]:
 
 
 def _facts(environment: Mapping[str, Any]) -> dict[str, str]:
-    """What a fingerprint is made of, by name."""
+    """Parts of a fingerprint, by name."""
     facts = {name: str(version) for name, version in (environment.get("packages") or {}).items() if version}
     if environment.get("python"):
         facts["python"] = ".".join(str(environment["python"]).split(".")[:2])

@@ -72,7 +72,7 @@ def on_items(one: Series, before: Point, after: Point, samples: Samples | None) 
     p = stats.mcnemar(a.right[0], b.right[0]).p
     logs = [_log_probabilities(table, ARMS[one.metric], a.items) for table in tables]
     if logs[0] is not None and logs[1] is not None and len(logs[0]) > 1:
-        # two looks at one change: Bonferroni over the pair
+        # two tests of one change: Bonferroni over the pair
         p = min(1.0, 2 * min(p, stats.paired_t(logs[0], logs[1]).p))
     effect = float(a.right[0].mean() - b.right[0].mean())
     if effect == 0 and logs[0] is not None and logs[1] is not None:

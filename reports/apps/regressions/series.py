@@ -97,11 +97,11 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """Everything that detection looks at.
+    """Input of the detection.
 
     Attributes:
         series: all watched series, in a fixed order.
-        attempts: key and machine to its records, oldest first, disturbed ones and those that came to nothing included.
+        attempts: key and machine to its records, oldest first, disturbed ones and those without a result included.
         environments: fingerprint to the environment of its first record.
         samples: record id to the digest of its samples, for records that have any.
     """

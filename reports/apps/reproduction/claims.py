@@ -31,7 +31,7 @@ class _Frozen(BaseModel):
 
 
 class Printed(_Frozen):
-    """One place where the number stands.
+    """One place where the number is printed.
 
     Attributes:
         value: as printed, in the claim's unit; None where only an order is stated.
@@ -57,14 +57,14 @@ class Scope(_Frozen):
 
 
 class Tolerance(_Frozen):
-    """How far a value may lie from the printed one, in the claim's unit, and why that far."""
+    """Accepted distance of a value from the printed one, in the claim's unit, with the reason."""
 
     value: float = Field(ge=0)
     why: str = Field(min_length=3)
 
 
 class Needs(_Frozen):
-    """What a run of the original claim takes."""
+    """Requirements of a run of the original claim."""
 
     gpu_hours: float | None = Field(default=None, ge=0)
     memory_gib: float | None = Field(default=None, ge=0)
@@ -72,7 +72,7 @@ class Needs(_Frozen):
 
 
 class Arm(_Frozen):
-    """Rows of a sweep by their labels (shell-style patterns) and, where labels do not tell, by parameters."""
+    """Rows of a sweep by their labels (shell-style patterns) and, if labels are not enough, by parameters."""
 
     model: str = "*"
     method: str = "*"
@@ -99,7 +99,7 @@ class Count(_Frozen):
 
 
 class Evidence(_Frozen):
-    """Where the answer comes from. Exactly one kind.
+    """Source of the evidence. Exactly one kind.
 
     Attributes:
         sweep: records of this sweep, together with ``arm`` (and ``baseline``), ``pairs`` or ``levels``.
@@ -131,7 +131,7 @@ class Evidence(_Frozen):
 
 
 class Criterion(_Frozen):
-    """What is measured and what would confirm it; shared by a claim and its proxies.
+    """The measured quantity and the condition that confirms it; shared by a claim and its proxies.
 
     Attributes:
         metric: a defined quantity, or ``printed`` for arithmetic on printed numbers.
@@ -193,7 +193,7 @@ class Criterion(_Frozen):
 
 
 class Proxy(Criterion):
-    """A downscaled version of the claim. Its verdict stands beside the claim's own and never replaces it."""
+    """A downscaled version of the claim. Its verdict is reported separately and never replaces the claim's."""
 
     setup: str = Field(min_length=2, description="what the proxy ran on, in a word")
     differs: str = Field(min_length=10, description="in what the proxy differs from the claim")
@@ -205,7 +205,7 @@ class Claim(Criterion):
     Attributes:
         id: unique over all files.
         statement: the claim in a sentence.
-        printed: every place where its number stands; two that disagree are flagged.
+        printed: every place where its number is printed; two that disagree are flagged.
         doubts: what is known to be wrong with it.
     """
 
@@ -248,7 +248,7 @@ class Paper(_Frozen):
         names = [claim.id for claim in self.claims]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
-            raise ValueError(f"the claim {', '.join(double)} stands twice")
+            raise ValueError(f"the claim {', '.join(double)} is listed twice")
         return self
 
 
@@ -269,7 +269,7 @@ def load_claims(paths: list[Path]) -> list[tuple[Paper, Claim]]:
         paper, _ = load_model(file, Paper)
         for claim in paper.claims:
             if claim.id in seen:
-                raise UserError(f"the claim {claim.id!r} also stands in {seen[claim.id].name}", where=str(file))
+                raise UserError(f"the claim {claim.id!r} is also in {seen[claim.id].name}", where=str(file))
             seen[claim.id] = file
             found.append((paper, claim))
     if not found:

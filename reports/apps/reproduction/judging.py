@@ -1,9 +1,9 @@
 """The verdict on a claim. The rules are those of the measuring protocol, section 7, and nothing else decides.
 
-``reproduced``: the whole interval lies where the claim says. ``partially``: the direction holds, the size does not.
-``not_reproduced``: the whole interval lies elsewhere. ``inconclusive``: the interval straddles the limit, or the
+``reproduced``: the whole interval satisfies the claim. ``partially``: the direction holds, the size does not.
+``not_reproduced``: the whole interval contradicts the claim. ``inconclusive``: the interval straddles the limit, or the
 smallest effect that could have been found is larger than the claimed one. ``not_comparable``: the evidence has
-another scope. ``not_run``: there is no evidence; a proxy's verdict may stand beside it but never replaces it.
+another scope. ``not_run``: there is no evidence; a proxy's verdict is reported separately and never replaces it.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _records(library: Library, test: Criterion, measured: Measured) -> list[Reco
 
 
 def exceeds(test: Criterion, measured: Measured) -> bool:
-    """Whether the effect is beyond the claimed size by more than its interval."""
+    """True if the effect is beyond the claimed size by more than its interval."""
     if test.form not in ("difference", "upto") or test.value is None or measured.low is None or measured.high is None:
         return False
     return measured.low > test.value if test.expect == "greater" else measured.high < test.value
@@ -115,7 +115,7 @@ def exceeds(test: Criterion, measured: Measured) -> bool:
 def decide(test: Criterion, m: Measured) -> tuple[Verdict, str]:
     """Verdict and reason from an effect alone."""
     if not m.exact and m.low is None:
-        return "inconclusive", "one seed: no interval, so nothing can be told apart"
+        return "inconclusive", "one seed: no interval, so no difference can be significant"
     low, high = (m.value, m.value) if m.exact or m.low is None or m.high is None else (m.low, m.high)
     if test.form == "absolute":
         assert test.value is not None  # Criterion checks both
@@ -132,9 +132,9 @@ def decide(test: Criterion, m: Measured) -> tuple[Verdict, str]:
 def _within(low: float, high: float, bottom: float, top: float) -> tuple[Verdict, str]:
     slack = 1e-9 * max(1.0, abs(bottom), abs(top))  # 0.1 + 0.2 is not outside 0.3
     if bottom - slack <= low and high <= top + slack:
-        return "reproduced", "the whole interval lies within the tolerance"
+        return "reproduced", "the whole interval is within the tolerance"
     if high < bottom or low > top:
-        return "not_reproduced", "the whole interval lies outside the tolerance"
+        return "not_reproduced", "the whole interval is outside the tolerance"
     return "inconclusive", "the interval straddles the tolerance"
 
 
@@ -143,7 +143,7 @@ def _ratio(band: tuple[float, float], low: float, high: float) -> tuple[Verdict,
     if verdict == "not_reproduced" and not band[0] <= 1 <= band[1]:
         same_side = low > 1 if band[0] > 1 else high < 1
         if same_side:
-            return "partially", "the direction holds, the size lies outside the band"
+            return "partially", "the direction agrees, the size is outside the band"
     return verdict, reason
 
 
@@ -163,7 +163,7 @@ def _equivalent(test: Criterion, m: Measured, low: float, high: float) -> tuple[
     elif bottom <= m.value <= top:
         return "reproduced", "equal within the margin"
     if low > top or high < bottom:
-        return "not_reproduced", "the whole interval lies outside the margin"
+        return "not_reproduced", "the whole interval is outside the margin"
     return "inconclusive", "the interval is wider than the margin, or straddles it"
 
 
@@ -178,7 +178,7 @@ def _directed(test: Criterion, m: Measured, low: float, high: float) -> tuple[Ve
     if low > 0 and low >= wanted:
         if m.mde is not None and value < m.mde:
             return "inconclusive", f"the effect is smaller than the smallest that could be found ({m.mde:.3g})"
-        return "reproduced", "the whole interval lies on the claimed side"
+        return "reproduced", "the whole interval is on the claimed side"
     if m.mde is not None and test.value is not None and 0 < claimed < m.mde:
         return "inconclusive", f"the smallest effect that could be found ({m.mde:.3g}) is above the claimed one"
     if high < 0 or (test.value is not None and high < wanted):
@@ -186,5 +186,5 @@ def _directed(test: Criterion, m: Measured, low: float, high: float) -> tuple[Ve
             return "inconclusive", "not reached, but not every member of the stated set was measured"
         if low > 0:
             return "partially", "the direction holds, the size is not reached"
-        return "not_reproduced", "the whole interval lies off the claimed side"
+        return "not_reproduced", "the whole interval is on the other side"
     return "inconclusive", "the interval straddles the limit"

@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Absent:
-    """Why there is no effect to judge."""
+    """Reason why there is no effect to judge."""
 
     reason: str
     flags: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ class Absent:
 
 
 def is_timed(test: Criterion) -> bool:
-    """Whether a disturbed device spoils the metric."""
+    """True if a disturbed device spoils the metric."""
     return test.metric in METRICS and METRICS[test.metric].family in ("time", "energy", "memory")
 
 
@@ -174,7 +174,7 @@ def _gather(library: Library, sweep: str, arm: Arm, test: Criterion) -> Found | 
     if found.flags:
         return Absent(f"every record of {named} was refused", frozenset(found.flags))
     if found.failed:
-        return Absent(f"no run of {named} ended well ({'; '.join(found.failed)})")
+        return Absent(f"no run of {named} ended ok ({'; '.join(found.failed)})")
     return Absent(f"no record of {named} in the sweep {sweep!r}")
 
 
@@ -308,7 +308,7 @@ def _largest(test: Criterion, library: Library, sweep: str, pairs: Sequence[Pair
 
 
 def _interaction(test: Criterion, library: Library, sweep: str, levels: Sequence[Pair]) -> Measured | Absent:
-    """How much larger the effect is at the second level than at the first."""
+    """Difference of the effects at the second and the first level."""
     effects = []
     for pair in levels:
         found = _paired(test, library, sweep, pair)

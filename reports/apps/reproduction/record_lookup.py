@@ -1,4 +1,4 @@
-"""Which records a claim may rest on. What is refused is named, so that nothing slips in or out silently."""
+"""Records that can support a claim. What is refused is named, so that nothing slips in or out silently."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Found:
 
 
 class Library:
-    """The records at hand, by sweep and by key.
+    """The store's records, by sweep and by key.
 
     Args:
         records: everything in the store.
@@ -53,7 +53,7 @@ class Library:
             self._by_key[record.key] = (identity, record)
 
     def has(self, sweep: str) -> bool:
-        """Whether any record of the sweep is at hand."""
+        """True if the store has any record of the sweep."""
         return sweep in self._by_sweep
 
     def by_ids(self, sweep: str, ids: Iterable[str]) -> list[Record]:
@@ -87,7 +87,7 @@ class Library:
 
 
 def matches(record: Record, arm: Arm) -> bool:
-    """Whether a record belongs to an arm: its labels match and it is a result, not a trial of tuning."""
+    """True if a record belongs to an arm: its labels match and it is a result, not a trial of tuning."""
     if record.cell.get("role", "result") != "result":
         return False
     for axis in ("model", "method", "quantization", "task"):
@@ -98,7 +98,7 @@ def matches(record: Record, arm: Arm) -> bool:
 
 
 def outside(scope: Scope, records: Iterable[Record]) -> str:
-    """In what the records lie outside a claim's scope; empty where they lie within."""
+    """Conditions of the records that are outside a claim's scope; empty if all are within."""
     for record in records:
         model, task = _part(record.cell, "model"), _part(record.cell, "task")
         if scope.models and not {str(model.get("label")), str(model.get("id"))} & set(scope.models):
@@ -109,7 +109,7 @@ def outside(scope: Scope, records: Iterable[Record]) -> str:
 
 
 def tuned(record: Record) -> bool:
-    """Whether the cell's learning rate was chosen by the sweep's tuning budget (or nothing had to be chosen)."""
+    """True if the cell's learning rate was chosen by the sweep's tuning budget (or nothing had to be chosen)."""
     if _part(record.cell, "method").get("learning_rate") is None:
         return True
     return bool(record.cell.get("tuning"))

@@ -59,7 +59,7 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
 
 
 def sentence(result: Result) -> str:
-    """What a paper could quote."""
+    """Text for a citation in a paper."""
     claim, own = result.claim, result.own
     source = result.paper.paper + (f" (arXiv:{result.paper.arxiv})" if result.paper.arxiv else "")
     if own.measured is None:
@@ -88,7 +88,7 @@ def _proxy_text(judgement: Judgement, test: Criterion) -> str:
 
 
 def printed_text(claim: Claim) -> str:
-    """What was printed, in its unit; an order in words."""
+    """The printed value, in its unit; an order in words."""
     values = [p.value for p in claim.printed if p.value is not None]
     if not values:
         if claim.form == "equivalence":
@@ -125,8 +125,8 @@ def to_markdown(results: Sequence[Result]) -> str:
     lines = [
         "# Reproduction",
         "",
-        "Claims of papers against records of this project. A proxy is a smaller experiment of the same shape: its "
-        "verdict stands beside the claim's own and never replaces it. Verdicts and flags are explained below.",
+        "Claims of papers against records of this project. A proxy is a smaller experiment of the same form: its "
+        "verdict is shown separately and never replaces the claim's. Verdicts and flags are explained below.",
         "",
         f"{len(results)} claims: " + ", ".join(f"{n} {v.replace('_', ' ')}" for v, n in sorted(counts.items())) + ".",
         f"{sum(proxies.values())} proxies: "
@@ -176,8 +176,8 @@ def _proxy_cell(judgement: Judgement, test: Criterion) -> str:
 LEGEND = [
     "## How to read this",
     "",
-    "- **reproduced**: the whole 95 % interval lies where the claim says. **partially**: the direction holds, the size "
-    "does not. **not reproduced**: the whole interval lies elsewhere.",
+    "- **reproduced**: the whole 95 % interval satisfies the claim. **partially**: the direction agrees, the size "
+    "does not. **not reproduced**: the whole interval contradicts the claim.",
     "- **inconclusive**: the interval straddles the limit, or the smallest effect that could have been found is above "
     "the claimed or the measured one. **not comparable**: the evidence has another scope.",
     "- **not run**: no evidence here; the claim file says what a run needs.",

@@ -1,7 +1,7 @@
 """The two kept libraries of the page, taken from their installed packages when a site is built.
 
-Nothing of them stands in this repository: DataTables (the grid) comes out of ``itables``, plotly.js out of
-``plotly``; both are MIT and pinned like every other dependency (docs/decisions/0006-site-assets.md).
+This repository does not contain them: DataTables (the grid) is copied from ``itables``, plotly.js from ``plotly``; both
+are MIT and pinned like every other dependency (docs/decisions/0006-site-assets.md).
 """
 
 from __future__ import annotations

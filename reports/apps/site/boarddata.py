@@ -99,7 +99,9 @@ def _axis(section: Section, number: int) -> dict[str, Any]:
 
 
 def _limit(section: Section, table: BoardTable, metrics: Sequence[str]) -> tuple[dict[str, Any], str | int | None]:
-    """What a limit of the reader applies to in this section, and where a row holds it (column key or axis number)."""
+    """Quantity that a limit of the reader applies to in this section, and its position in a row (column key or axis
+    number).
+    """
     reasons: set[str] = set()
     for metric in metrics:
         for definition, stage, where in _places(table, section):
@@ -135,7 +137,7 @@ def _held(row: Row, where: str | int) -> Shown:
 
 
 def _settings(table: BoardTable, section: Section) -> list[tuple[str, dict[str, str]]]:
-    """What the cells of a section differ in: field name to configuration to text."""
+    """Differing settings of the cells of a section: field name to configuration to text."""
     cells = {row.config: dict(flat(_without_seed(table.records[row.records[0]].cell))) for row in section.rows}
     names = sorted({name for cell in cells.values() for name in cell})
     differing = [name for name in names if len({cell.get(name, "") for cell in cells.values()}) > 1]

@@ -53,14 +53,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Site:
-    """What was written.
+    """Summary of the written files.
 
     Attributes:
         files: paths below ``out``, sorted.
         boards: how many there are.
         rows: rows over all of them.
         cells: cell pages.
-        damaged: records that could not be read and stand on no page.
+        damaged: records that could not be read and are on no page.
     """
 
     out: Path
@@ -242,7 +242,9 @@ class _Pages:
 
 
 def cell_pages(table: BoardTable) -> dict[str, str]:
-    """Record id to the name of its page: the cell's key, so that links last; with more where a key stands twice."""
+    """Record id to the name of its page: the cell's key, so that links stay valid; with a suffix where a key occurs
+    twice.
+    """
     keys = Counter(record.key for record in table.records.values())
     return {
         identity: page_name(record.key) if keys[record.key] == 1 else f"{page_name(record.key)}-{identity[:8]}"
@@ -251,7 +253,7 @@ def cell_pages(table: BoardTable) -> dict[str, str]:
 
 
 def statuses(table: BoardTable) -> list[tuple[str, int]]:
-    """How the cells ended, and how many of each."""
+    """Number of cells by status."""
     counts = Counter[str](record.outcome.status for record in table.records.values())
     counts["not run"] = table.not_run
     return sorted((status, number) for status, number in counts.items() if number)

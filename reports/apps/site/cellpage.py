@@ -15,7 +15,7 @@ from reports.board.formats.text import MISSING, scale, why_words
 from reports.data.frame import marks
 
 MOST_SAMPLES = 200
-"""Scored items shown of one arm; the page says of how many. All of them lie beside the record."""
+"""Scored items shown of one arm; the page says of how many. All of them are in the record."""
 
 STAGE_QUANTITIES = (
     "peak_rss_bytes",
@@ -146,7 +146,7 @@ def _better(definition: MetricDef) -> str:
 
 
 def _metrics(record: Record) -> list[tuple[str, list[Value]]]:
-    """What has a value, by family and in the order of the definitions."""
+    """Readings with a value, by family and in the order of the definitions."""
     order = {name: number for number, name in enumerate(METRICS)}
     families: dict[str, list[Value]] = {}
     held = [name for name, reading in record.metrics.items() if reading.value is not None]
@@ -157,7 +157,7 @@ def _metrics(record: Record) -> list[tuple[str, list[Value]]]:
 
 
 def _unmeasured(record: Record) -> list[tuple[str, str]]:
-    """What has no value, by reason: ``(reason, labels)``."""
+    """Readings without a value, by reason: ``(reason, labels)``."""
     reasons: dict[str, list[str]] = {}
     for name in sorted(record.metrics):
         value = _value(record.metrics[name])
@@ -194,7 +194,7 @@ def _stages(record: Record) -> dict[str, Any]:
 
 
 def _provenance(record: Record, identity: str) -> list[tuple[str, str]]:
-    """Where the numbers come from. The host's name is left out: it says nothing about them."""
+    """Provenance of the numbers. The host's name is left out: it says nothing about them."""
     environment = record.environment
     harness = _mapping(environment.get("harness"))
     cpu = _mapping(environment.get("cpu"))

@@ -1,4 +1,4 @@
-"""What several records tell together: validation over learning rates, and one cell over the nights."""
+"""Views of several records: validation over learning rates, and one cell over the nights."""
 
 from __future__ import annotations
 

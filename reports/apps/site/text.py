@@ -1,4 +1,4 @@
-"""Text out of records, fit to stand on a page: one line or a block, never longer than a reader can use."""
+"""Text from records, safe for a page: one line or a block, shortened to a readable length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def line(text: object, limit: int = LINE_CHARACTERS) -> str:
     """One line of at most ``limit`` characters; a longer one says how long it was."""
     whole = str(text)
     if len(whole) <= limit:
-        return plain(whole, 8 * limit)  # escapes may be longer than what they stand for
+        return plain(whole, 8 * limit)  # escapes may be longer than the character they replace
     return f"{plain(whole[:limit], 8 * limit)} … (cut; {len(whole):,} characters)"
 
 

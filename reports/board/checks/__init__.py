@@ -1,7 +1,7 @@
 """The eight smells of leaderboards (LBOps, arXiv:2407.04065) as checks on a board's files against its records.
 
-missing, unresponsive, confusing, inaccessible, mismatched, misdisplayed, redundant, deprecated. What a smell means
-is inferred from its name and the threads it was found in; each check says what it looks at.
+missing, unresponsive, confusing, inaccessible, mismatched, misdisplayed, redundant, deprecated. The meaning of a smell
+is inferred from its name and the threads it was found in; each check states what it tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_folder(
     """Everything that smells in a board's folder.
 
     Args:
-        folder: where ``board.json`` lies.
+        folder: folder of ``board.json``.
         store: the records it was made from.
         built: the board and its figures, if they were just made; None: they are made again from the records.
 

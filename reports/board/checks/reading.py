@@ -1,4 +1,4 @@
-"""What the checks look at: the files of a folder as they lie there, and the board as its records give it now."""
+"""Input of the checks: the files of a folder, and the board as its records give it now."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def read_folder(folder: Path, store: Store, built: Built | None = None) -> Files
     content = _json(folder / "board.json")
     if not isinstance(content, dict) or not {"board", "sections", "columns", "about"} <= set(content):
         raise UserError(
-            "no board lies here", where=str(folder / "board.json"), fix="Draw it first: peft-matrix board SWEEP."
+            "there is no board here", where=str(folder / "board.json"), fix="Draw it first: peft-matrix board SWEEP."
         )
     bill = _json(folder / "lbom.json")
     bill = bill if isinstance(bill, dict) else {}
@@ -107,7 +107,7 @@ def read_folder(folder: Path, store: Store, built: Built | None = None) -> Files
         board = Board.model_validate(content["board"])
         try:
             table = build(board, records, store, planned=planned)
-        except UserError as error:  # samples that cannot be read: named, and the rest is still looked at
+        except UserError as error:  # samples that cannot be read: named, and the rest is still checked
             damaged.append(Damage(error.where, error.what))
             table = build(board, records, planned=planned)
         drawn, left_out = draw_all(table)
@@ -214,6 +214,6 @@ class Page(HTMLParser):
             self._quiet -= 1
 
     def handle_data(self, data: str) -> None:
-        """Main text of a place, without what stands beside it."""
+        """Main text of a table cell, without the lighter text."""
         if self._place is not None and not self._quiet:
             self._place.text = (self._place.text + data).strip()

@@ -89,15 +89,15 @@ def unresponsive(files: Files) -> Found:
         yield "board.html", f"{size / 2**20:.0f} MiB; more than {LARGEST_PAGE_BYTES // 2**20} MiB load too slowly"
     ids = Counter(page.ids)
     for identity in sorted(i for i, n in ids.items() if n > 1):
-        yield "board.html", f"the id {identity!r} stands {ids[identity]} times"
+        yield "board.html", f"the id {identity!r} occurs {ids[identity]} times"
     for address in sorted(set(page.addresses)):
         if not address.startswith("#"):
             yield "board.html", f"asks for {address[:120]!r}, which is not in the page"
         elif address[1:] not in ids:
-            yield "board.html", f"the anchor {address[:120]!r} leads nowhere"
+            yield "board.html", f"the anchor {address[:120]!r} has no target"
     for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", files.text("board.md")):
         if not target.startswith("#") and not (files.folder / target).is_file():
-            yield "board.md", f"the link {target[:120]!r} leads nowhere"
+            yield "board.md", f"the link {target[:120]!r} has no target"
 
 
 # --- confusing -----------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ def _order(files: Files, number: int, rows: list[Mapping[str, Any]]) -> Found:
     for above, below in itertools.pairwise(ranked):
         values = [row["cells"].get(metric, {}).get("value") for row in (above, below)]
         if None not in values and sign * values[0] > sign * values[1]:
-            yield f"section {number + 1}", f"{_name(above)} stands above {_name(below)}, which is better"
+            yield f"section {number + 1}", f"{_name(above)} is above {_name(below)}, which is better"
         if above["rank"][0] > below["rank"][1]:
-            yield f"section {number + 1}", f"{_name(above)} stands above {_name(below)}, which ranks before it"
+            yield f"section {number + 1}", f"{_name(above)} is above {_name(below)}, which ranks before it"
 
 
 def _markdown(where: str, table: list[list[str]], rows: tuple[Row, ...], shown: list[ColumnText]) -> Found:
@@ -248,7 +248,7 @@ def _html(where: str, files: Files, number: int, rows: tuple[Row, ...], shown: l
 
 
 def _tells(text: str, column: ColumnText, row: Row) -> bool:
-    """Whether the number shown is the value at the column's scale, to the last digit shown."""
+    """True if the number shown is the value at the column's scale, to the last digit shown."""
     shown = row.cells[column.key]
     main = text.replace("**", "").split(" ")[0] if text else ""
     if shown.text:
@@ -266,20 +266,20 @@ def _tells(text: str, column: ColumnText, row: Row) -> bool:
 
 # --- redundant -----------------------------------------------------------------------------------
 def redundant(files: Files) -> Found:
-    """One row a configuration, one row a record, and no measurement told twice under two names."""
+    """One row per configuration, one row per record, and no measurement listed twice under two names."""
     rows = Counter((number, row["config"]) for number, row in files.rows)
     labels = Counter((number, *sorted(row["labels"].items())) for number, row in files.rows)
     owners = Counter(identity for _, row in files.rows for identity in row["records"])
     for number, row in files.rows:
         if rows[number, row["config"]] > 1:
-            yield _name(row), "stands twice"
+            yield _name(row), "is listed twice"
         elif labels[(number, *sorted(row["labels"].items()))] > 1:
             yield _name(row), "another row has the same labels"
     for identity in sorted(i for i, n in owners.items() if n > 1):
-        yield f"record {identity[:12]}", f"stands under {owners[identity]} rows"
+        yield f"record {identity[:12]}", f"is listed under {owners[identity]} rows"
     for lines, count in Counter(line["records"] for line in files.csv_rows).items():
         if lines and count > 1:
-            yield "board.csv", f"the row of record {lines[:12]} stands {count} times"
+            yield "board.csv", f"the row of record {lines[:12]} occurs {count} times"
     told: dict[str, str] = {}
     for identity, record in sorted(files.table.records.items()):
         if record.outcome.status == "ok" and record.metrics:

@@ -1,4 +1,4 @@
-"""What all figures share: style, bytes that are the same every time, and the way into a page.
+"""Shared by all figures: style, reproducible bytes, and embedding into a page.
 
 Time stamps, random ids and the fonts of the machine stay out: metadata dates are removed, the SVG's ids are
 salted with a constant, and DejaVu Sans, which matplotlib carries, draws the letters.
@@ -61,7 +61,7 @@ def save(paint: Callable[[Any], None], *, width: float = 7.2, height: float = 4.
 
     files = {}
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # a name in a script that DejaVu lacks is drawn as boxes; the table beside has it in full
+        # a name in a script that DejaVu lacks is drawn as boxes; the table has it in full
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)

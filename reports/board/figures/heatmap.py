@@ -20,7 +20,7 @@ CAPTION = "Darker is better. A dash: the cell ended without a result; the table 
 def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     """Methods down, in the table's order; quantizations across; the sorting metric in each place.
 
-    Many quantizations of few methods are turned round, so that there is room for their names.
+    Many quantizations of few methods are transposed, so that there is room for their names.
     """
     methods = list(dict.fromkeys(row.labels["method"] for row in section.rows))
     quantizations = sorted({row.labels["quantization"] for row in section.rows}, key=lambda q: (q != "none", q))

@@ -11,8 +11,8 @@ from reports.board.figures.drawing import ACCENT, COLOURS, MOST_ROWS, name_rows,
 FILE = "rank-intervals"
 NAME = "rank intervals"
 CAPTION = (
-    "Bars: first to last rank that the paired tests allow. Rows whose bars overlap in full cannot be told apart; "
-    "those that may be the best are green."
+    "Bars: first to last rank that the paired tests allow. Rows whose bars overlap in full are not significantly "
+    "different; those that may be the best are green."
 )
 
 

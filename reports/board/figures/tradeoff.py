@@ -48,7 +48,7 @@ def draw(section: Section) -> dict[str, bytes] | str:
 
 
 def _scatter(axes: Any, section: Section) -> None:
-    """Colour tells the method, shape the quantization; rings mark the front."""
+    """Colour shows the method, shape the quantization; rings mark the front."""
     found = points(section)
     y_axis, x_axis = section.axes[:2]
     x_scale = scale(x_axis.definition, [p.x.value or 0.0 for p in found])

@@ -61,7 +61,7 @@
     header.querySelector(".sort")?.addEventListener("click", () => sort(header));
   }
 
-  // filter: every word must stand somewhere in the row; the address keeps it
+  // filter: every word must occur somewhere in the row; the address keeps it
   const box = document.getElementById("filter");
   if (!box) return;
   const frontOnly = document.getElementById("front-only");

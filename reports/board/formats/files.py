@@ -44,7 +44,7 @@ def write_all(
 
     Args:
         drawn: the figures, with ``left_out``, if they were drawn before.
-        further: files to write beside them, by name.
+        further: additional files to write, by name.
 
     Raises:
         UserError: the folder cannot be written.
@@ -69,7 +69,7 @@ def write_all(
 
 
 def _earlier_figures(folder: Path) -> set[str]:
-    """Figures of the board that lies in the folder: one without data any more must not stay beside the new board."""
+    """Figures of the board in the folder: one without data any more must be removed with the old board."""
     try:
         figures = loads((folder / "board.json").read_text(encoding="utf-8"))["figures"]
         names = {str(one["name"]) for one in figures}

@@ -20,10 +20,10 @@ _WHY = {
     "not_supported": "the instrument or library cannot give it",
     "no_device": "there is no such device",
     "no_permission": "the system refuses to give it",
-    "mig": "a partitioned GPU has no sensor of its own",
+    "mig": "a partitioned GPU has no separate sensor",
     "device_lost": "the device went away during the window",
     "window_too_short": "the window was shorter than the sensor needs",
-    "shared": "somebody else used the device",
+    "shared": "a foreign process used the device",
     "too_few": "too few samples for this statistic",
     "not_applicable": "has no meaning for this row",
     "not_measured": "this sweep did not measure it",
@@ -42,7 +42,7 @@ def why_words(why: str) -> str:
 
 
 def plain(text: object, limit: int = LABEL_CHARACTERS) -> str:
-    """``text`` on one line, fit to be shown: control and direction-changing characters stand as escapes.
+    """``text`` on one line, safe to show: control and direction-changing characters are escaped.
 
     A name out of a file may hold anything, a terminal escape sequence included; nothing but its letters may
     have an effect on what surrounds it.
@@ -62,7 +62,7 @@ def _escape(character: str) -> str:
 # --- units ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Scale:
-    """How a column of numbers is printed: ``value * factor`` in ``unit`` with ``decimals`` places."""
+    """Format of a column of numbers: ``value * factor`` in ``unit`` with ``decimals`` places."""
 
     unit: str
     factor: float = 1.0
@@ -113,8 +113,8 @@ _FIELD_LABELS = {
     "status": "status",
 }
 _FIELD_MEANING = {
-    "rank": "First and last rank that paired tests on the stored samples allow; rows that cannot be told apart "
-    "share ranks.",
+    "rank": "First and last rank that paired tests on the stored samples allow; rows that are not significantly "
+    "different share ranks.",
     "method": "Fine-tuning method.",
     "quantization": "How the base model's weights are stored.",
     "model": "The base model.",
@@ -154,7 +154,7 @@ class ColumnText:
 
     @property
     def is_number(self) -> bool:
-        """Whether the column holds numbers (aligned right)."""
+        """True if the column has numbers (aligned right)."""
         return self.scale is not None or self.key in ("rank", "seeds")
 
 
@@ -211,11 +211,11 @@ def _meaning(table: BoardTable, head: Head) -> str:
 # --- places --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Place:
-    """One place of the table: the main text, and what stands beside it in lighter ink.
+    """One cell of the table: the main text, and the lighter text next to it.
 
     Attributes:
         why: reason in words where ``main`` is :data:`MISSING`.
-        hint: further explanation (how the interval came about), "" if none.
+        hint: more explanation (how the interval was computed), "" if none.
     """
 
     main: str
@@ -230,7 +230,7 @@ class Place:
 
 
 def place(column: ColumnText, row: Row) -> Place:
-    """What stands at a column of a row."""
+    """Content of a row at a column."""
     if column.scale is None:
         return _field(column.key, row)
     shown = row.cells[column.key]
@@ -256,7 +256,7 @@ def _aside(scale: Scale, shown: Shown, show: str) -> str:
 
 
 def _hint(shown: Shown) -> str:
-    """How the interval came about, if there is one."""
+    """How the interval was computed, if there is one."""
     if not shown.interval:
         return ""
     items = f", {shown.items:,} items" if shown.items else ""
@@ -275,7 +275,7 @@ def _field(key: str, row: Row) -> Place:
 
 
 def mark_words(row: Row) -> list[str]:
-    """Why a row is shown and not ranked, in words."""
+    """Reasons why a row is shown and not ranked, in words."""
     return [MARK_WORDS.get(mark, mark) for mark in row.marks]
 
 
@@ -287,7 +287,7 @@ def rank_text(rank: tuple[int, int] | None) -> str:
 
 
 def failure_line(failure: Failure) -> tuple[str, str, str]:
-    """Which cells, how they ended, and why: three plain texts."""
+    """Cells, their status, and the reason: three plain texts."""
     names = [failure.row.labels[axis] for axis in ("model", "method", "quantization", "task")]
     seeds = ", ".join(plain(seed, 12) for seed in failure.seeds)
     which = " · ".join(plain(name, 40) for name in names) + f" · seed{'s' if len(failure.seeds) > 1 else ''} {seeds}"
@@ -296,12 +296,12 @@ def failure_line(failure: Failure) -> tuple[str, str, str]:
 
 
 def leading(row: Row) -> bool:
-    """Whether no row of its section is known to be better."""
+    """True if no row of its section is known to be better."""
     return row.rank is not None and row.rank[0] == 1
 
 
 def not_run_line(table: BoardTable) -> str:
-    """How many planned cells have no record yet; "" if none."""
+    """Number of planned cells without a record; "" if none."""
     if not table.not_run:
         return ""
     return f"{table.not_run:,} planned cell{'s have' if table.not_run > 1 else ' has'} not been run yet."

@@ -15,7 +15,7 @@ LABELS = ("model", "method", "quantization", "task", "hardware")
 def neutral(text: str) -> str:
     """A text cell that no spreadsheet takes for a formula: those that look like one get a leading apostrophe.
 
-    Text longer than a spreadsheet's cell is cut; the JSON beside holds all of it.
+    Text longer than a spreadsheet's cell is cut; the JSON file has all of it.
     """
     text = text.replace("\x00", "")[:MOST_CHARACTERS]
     return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith(_FORMULA) else text

@@ -39,12 +39,12 @@ class _Cell:
 
     @property
     def missing(self) -> bool:
-        """Whether there is nothing but a reason."""
+        """True if there is nothing but a reason."""
         return self.place.main == MISSING
 
     @property
     def tip(self) -> str:
-        """What a reader learns by pointing at it."""
+        """Tooltip text."""
         return self.place.why if self.missing else self.place.hint
 
 
@@ -65,7 +65,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of a section; ``first`` ones stand open above the table, the others fold out below it."""
+    """A figure of a section; ``first`` ones are shown above the table, the others fold out below it."""
 
     kind: str
     caption: str
@@ -112,7 +112,7 @@ def _line(row: Row, shown: list[ColumnText]) -> _Line:
 
 
 def _aside_widths(table: BoardTable, shown: list[ColumnText]) -> dict[str, int]:
-    """Characters that the lighter ink of every column of numbers takes, so that its numbers stand in line."""
+    """Width in characters of the lighter text of every column of numbers, so that the numbers align."""
     rows = [row for section in table.sections for row in section.rows]
     return {c.key: max((len(place(c, row).aside) for row in rows), default=0) for c in shown if c.scale is not None}
 
@@ -132,10 +132,10 @@ def _figures(section: Section, number: int, drawn: Sequence[Drawing]) -> list[_F
     found = []
     for order, one in enumerate(one for one in drawn if one.section == number):
         first = one.kind == tradeoff.NAME
-        label = f"{one.kind}; the values stand in the table below"
+        label = f"{one.kind}; the values are in the table below"
         if first:
             y, x = section.axes[:2]
-            label = f"{y.definition.label} against {x.definition.label}; the values stand in the table below"
+            label = f"{y.definition.label} against {x.definition.label}; the values are in the table below"
         svg = for_page(one.files["svg"], prefix=f"figure{number + 1}-{order + 1}-")  # matplotlib escapes its text
         found.append(_Figure(one.kind, one.caption, label, Markup(svg), first))
     return found

@@ -52,7 +52,7 @@ def _section(table: BoardTable, section: Section, shown: list[ColumnText]) -> li
     rows = [row for row in section.rows if row.status == "ok"]
     left_out = len(section.rows) - len(rows)
     if left_out:
-        caption += f" {left_out} further configuration{'s' if left_out > 1 else ''} ended without a result."
+        caption += f" {left_out} more configuration{'s' if left_out > 1 else ''} ended without a result."
     return [
         "",
         r"\begin{table}",

@@ -48,7 +48,7 @@ def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[
 
 
 def _section(section: Section, shown: list[ColumnText]) -> list[str]:
-    """A table; reasons for what is missing stand below it, numbered in the order of reading."""
+    """A table; reasons for missing values follow below it, numbered in the order of reading."""
     notes: dict[str, int] = {}
     lines = [f"## {escape(section.title)}", ""]
     lines += [" · ".join(f"{escape(name)}: {escape(text)}" for name, text in section.conditions), ""]

@@ -71,13 +71,13 @@ def _text(column: ColumnText, row: Row) -> Text:
     there = place(column, row)
     style = "bold" if column.key == "rank" and leading(row) else ""
     text = Text(there.main if column.is_number else plain(there.main, 28), style=style)
-    if there.aside and not column.head.column.difference:  # the interval of a difference stands in the files
+    if there.aside and not column.head.column.difference:  # the interval of a difference is in the files
         text.append(f" {there.aside}", style="dim")
     return text
 
 
 def _fit(shown: list[ColumnText], cells: list[list[Text]], width: int) -> tuple[list[int], list[int]]:
-    """Which columns fit side by side, and which do not; names and rank come before numbers."""
+    """Columns that fit on a line, and those that do not; names and rank come before numbers."""
     left = width - 1 - _GAP
     used: list[int] = []
     left_out: list[int] = []

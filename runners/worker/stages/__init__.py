@@ -58,7 +58,7 @@ TRIAL: tuple[tuple[str, Stage], ...] = (
 def stages_of(moment: str, role: str | None = None, *, finalizes: bool = False) -> tuple[tuple[str, Stage], ...]:
     """The stages of a cell that quantizes ``before_training`` or ``after_merge``; fewer for a trial of tuning.
 
-    With ``finalizes``, what the method does after training is a stage of its own, right behind it.
+    With ``finalizes``, the method's post-processing is a separate stage, right after training.
     """
     stages = _stages_of(moment, role)
     if not finalizes:

@@ -1,7 +1,7 @@
 """The stages of ``moment: after_merge``: score and merge in full precision, then quantize what is deployed.
 
-The row's own accuracy, retention, latency and bytes are those of the merged and quantized model, which is another
-model than the one that was trained; that one's accuracy is kept beside it.
+The row's accuracy, retention, latency and bytes are those of the merged and quantized model, which differs from the
+trained one; the accuracy before quantization is recorded too.
 """
 
 from __future__ import annotations

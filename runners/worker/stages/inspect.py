@@ -1,6 +1,6 @@
 """Stage ``inspect``: what quantization left: bytes on disk, bits per weight, error of every layer, kernels.
 
-It has a span of its own, so that looking at the model is billed neither to quantization nor to training.
+It has a separate span, so that the inspection is billed neither to quantization nor to training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run(ctx: Context) -> None:
 
 
 def run_merged(ctx: Context) -> None:
-    """Look at the model that was quantized after the merge; the weights before it lie in the job's folder."""
+    """Inspect the model that was quantized after the merge; the weights before it are in the job's folder."""
     folder = ctx.folder / ORIGINAL_FOLDER
     inspect(ctx, WeightFiles.of(folder))
     shutil.rmtree(folder, ignore_errors=True)

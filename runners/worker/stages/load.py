@@ -50,7 +50,7 @@ def run(ctx: Context) -> None:
 
 
 def model_path(ctx: Context) -> str:
-    """What ``from_pretrained`` is given; builds a built-in model that the cache does not hold yet."""
+    """Argument of ``from_pretrained``; builds a built-in model that is not in the cache yet."""
     roots = [Path(w) for w in ctx.job.workspaces]
 
     def examples(name: str, n: int) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Stage ``merge``: fold the adapter into the base and score the result again, as an arm of its own.
+"""Stage ``merge``: fold the adapter into the base and score the result again, as a separate arm.
 
 A merged model is another model wherever the base is quantized, so no merged number is ever copied.
 """

@@ -21,7 +21,7 @@ def run(ctx: Context) -> None:
     Raises:
         UserError: the task has fewer training items than the method shows as examples.
         Unsupported: the task's completions leave no room for a prompt, or lm-eval would score without the start token
-            that the model expects; said before anything is trained.
+            that the model expects; checked before training.
     """
     for task in (ctx.task, *ctx.retain):
         if task.definition.wants_completions and not ctx.random_weights:

@@ -24,7 +24,7 @@ def run(ctx: Context) -> None:
 
 
 def probe_arm(ctx: Context, arm: Arm) -> None:
-    """Measure one arm: the adapter beside its base, or the model it was merged into."""
+    """Measure one arm: the unmerged adapter, or the merged model."""
     probe_forward(ctx, arm)
     probe_grid(ctx, arm)
 

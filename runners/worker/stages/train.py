@@ -62,8 +62,8 @@ def run(ctx: Context) -> None:
         return
     if ctx.method.whole_steps and ctx.training.gradient_accumulation > 1:
         raise Unsupported(
-            f"{ctx.method.declaration.name} takes whole steps of its own; with gradient accumulation each micro-batch "
-            "would be one"
+            f"{ctx.method.declaration.name} has a custom training step; with gradient accumulation each micro-batch "
+            "would be one step"
         )
     clock = StepClock(ctx.device)
     hooks = Hooks(ctx, clock)
@@ -259,7 +259,7 @@ def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None
 
 
 def record_memory(ctx: Context, attribution: Attribution | Exception | None) -> None:
-    """Whose bytes a step's memory is. The peak is the stage's own: the panel reset it when the stage began."""
+    """Attribution of a step's memory. The peak is the stage's own: the panel reset it when the stage began."""
     if isinstance(attribution, Attribution):
         peak = torch.cuda.max_memory_allocated(ctx.device) if ctx.device.type == "cuda" else None
         for found in attribution.readings(peak):

@@ -14,7 +14,7 @@
     automargin: true, ...extra,
   });
 
-  // describe() gives { traces, x, y, xExtra, yExtra, legend } anew for each theme
+  // describe() gives { traces, x, y, xExtra, yExtra, legend } again for each theme
   PM.plot = (element, describe) => {
     const paint = () => {
       const { traces, x, y, xExtra, yExtra, legend, annotations, shapes } = describe();
