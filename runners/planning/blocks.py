@@ -21,11 +21,11 @@ NOT_TIMED = frozenset({"role", "replicate", "arm", "evaluation", "probes", "held
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a cell stands in the order of a run.
+    """Position of a cell in the order of a run.
 
     Attributes:
         block: number of its block, from 0, among the blocks of cells that may be compared with it.
-        position: place inside the block, from 0.
+        position: index inside the block, from 0.
         size: cells in the block.
     """
 
@@ -43,7 +43,8 @@ def in_blocks(
 ) -> tuple[list[Cell], dict[str, Slot]]:
     """Cells in randomised blocks, and the slot of each.
 
-    Tuning trials come first, in the order given: nobody reads their times. Then the first block of every comparable
+    Tuning trials come first, in the given order, because their times are not reported. Then the first block of every
+    comparable
     set, the second of every set, and so on: one block per seed, and one per replicate of time.
 
     Args:
@@ -85,7 +86,7 @@ def in_blocks(
 
 
 def _comparable(cell: Cell) -> str:
-    """What cells of one block share."""
+    """Settings that the cells of one block share."""
     shared = {k: v for k, v in cell.common.identity.items() if k not in NOT_TIMED}
     if cell.common.identity.get("role") == "shared-lr":
         shared["role"] = "shared-lr"

@@ -1,10 +1,10 @@
-"""Which cells first, and which at all when the time is short.
+"""Order cells by priority and fit them into a time budget.
 
 Rule: the sweep's ``priority`` comes first. Without a time budget cells run in randomised blocks
 (:mod:`runners.planning.blocks`), so that the machine's load falls on all methods alike. Under a budget the first
 seed of every cell comes before the second seed of any, and among equals the cell that is predicted to be cheaper: as
-many cells as possible are complete at every moment. A cell starts only if its predicted end lies within the budget;
-what has started is finished.
+many cells as possible are complete at every moment. A cell starts only if its predicted end is within the budget;
+started cells are finished.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ class Budget:
         return cls(hours * 3600, time.monotonic())
 
     def refuses(self, predicted_s: float | None) -> str | None:
-        """Why a cell should not start now, or None. One whose duration nothing predicts starts while time is left."""
+        """Reason why a cell should not start now, or None.
+
+        One whose duration nothing predicts starts while time is left.
+        """
         left = self.began + self.seconds - time.monotonic()
         if left <= 0:
             return f"the budget of {self.seconds / 3600:.3g} h is used up"
@@ -82,7 +85,7 @@ class Budget:
 def fitting(
     cells: Sequence[Cell], predicted: Predicted, *, seconds: float, slots: int
 ) -> tuple[list[Cell], list[Cell]]:
-    """What a budget is expected to hold, and what not, if every prediction were true.
+    """Cells that fit the budget, and cells that do not, if every prediction were true.
 
     Args:
         cells: in order.

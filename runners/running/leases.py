@@ -1,8 +1,8 @@
-"""Who has which device. A cell whose cost is measured is alone on its device, also when several runs share the machine.
+"""Leases of devices. A cell whose cost is measured is alone on its device, also when several runs share the machine.
 
-GPUs are leased by UUID and held by a kernel lock in a folder that all runs of the machine share, so that a second
-sweep waits for a free one instead of measuring beside the first. CPU cores are handed out without overlap within one
-run; how many cells ran beside a cell stands in its record.
+GPUs are leased by UUID under a kernel lock in a folder that all runs of the machine share, so that a second sweep waits
+for a free one instead of measuring at the same time. CPU cores are leased without overlap within one run; the record
+says how many cells ran at the same time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Pool:
 
     @property
     def free(self) -> bool:
-        """Whether this run has a device that none of its own cells uses."""
+        """True if this run has a device that none of its cells uses."""
         return any(not place.measured and not place.unmeasured for place in self._places)
 
     def give(self, lease: Lease) -> None:

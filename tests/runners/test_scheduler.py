@@ -1,4 +1,4 @@
-"""What the scheduler does with cells that end badly, with devices that are taken, and with too little time."""
+"""The scheduler with cells that fail, devices that are in use, and too little time."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_only_what_may_end_otherwise_is_tried_again(endings: tuple[Scheduler, di
 def test_a_worker_that_falls_silent_is_killed_and_lost(endings: tuple[Scheduler, dict[str, list[Record]]]) -> None:
     _, found = endings
     assert statuses(found["silent"]) == ["lost", "lost"]
-    assert "no sign of life for 3 s" in found["silent"][0].outcome.reason
+    assert "no heartbeat for 3 s" in found["silent"][0].outcome.reason
     assert found["silent"][0].outcome.stage == "train"
 
 
-def test_half_the_batch_is_tried_only_where_asked_and_the_record_says_so(
+def test_batch_is_halved_only_on_request_and_recorded(
     endings: tuple[Scheduler, dict[str, list[Record]]], tmp_path: Path
 ) -> None:
     _, found = endings
@@ -96,10 +96,10 @@ def test_a_method_that_accumulates_no_gradients_says_so(tmp_path: Path) -> None:
     )
     _, found = run(sweep, tmp_path)
     assert statuses(found["needs-2"]) == ["oom"]
-    assert "takes whole steps of its own" in found["needs-2"][0].outcome.reason
+    assert "has a custom training step" in found["needs-2"][0].outcome.reason
 
 
-def test_a_second_attempt_is_not_made_where_another_run_has_finished_the_cell(tmp_path: Path) -> None:
+def test_no_second_attempt_if_another_run_finished_the_cell(tmp_path: Path) -> None:
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
     first, second = cheap.scheduler(sweep, tmp_path), cheap.scheduler(sweep, tmp_path)
     second._queue = type(second._queue)((cell, Attempt(2)) for cell, _ in second._queue)
@@ -109,7 +109,7 @@ def test_a_second_attempt_is_not_made_where_another_run_has_finished_the_cell(tm
 
 
 # --- devices -------------------------------------------------------------------------------------
-def test_a_measured_cell_is_alone_on_its_device_and_trials_may_share_one(tmp_path: Path) -> None:
+def test_measured_cell_has_its_device_alone_trials_may_share(tmp_path: Path) -> None:
     leases = [Lease(gpus=("GPU-a",)), Lease(gpus=("GPU-b",))]
     pool = Pool(leases, cells_per_device=2, locks=tmp_path)
     measured = pool.take(shares=False)
@@ -143,7 +143,7 @@ def test_another_run_on_the_machine_cannot_lease_the_same_gpu(tmp_path: Path) ->
     assert "GPU-a" in asks()
 
 
-# --- order, time and room ------------------------------------------------------------------------
+# --- order, time, disk and memory ----------------------------------------------------------------
 def cells_of(tmp_path: Path, labels: list[str], **changes: object) -> list[Cell]:
     return cheap.scheduler(cheap.sweep_of(tmp_path / "sweep.yaml", labels, **changes), tmp_path).plan.run
 
@@ -181,7 +181,7 @@ def test_a_record_says_its_place_in_the_order(tmp_path: Path) -> None:
     assert started == [c.key for c in scheduler.plan.run]
 
 
-def test_under_a_budget_first_seeds_come_first_then_the_cheaper_and_priority_before_all(tmp_path: Path) -> None:
+def test_budget_order_is_priority_first_seeds_then_cost(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, ["dear", "cheap", "wanted"], seeds=2)
     costs = {"dear": 100.0, "cheap": 10.0, "wanted": 50.0}
 
@@ -214,7 +214,7 @@ def test_what_a_budget_does_not_hold_is_not_run_and_says_why(tmp_path: Path) -> 
     assert Budget(0.0, 0.0).refuses(None) is not None
 
 
-def test_a_cell_waits_for_room_and_is_not_run_where_nothing_can_make_any(tmp_path: Path) -> None:
+def test_cell_waits_for_free_memory_or_is_not_run(tmp_path: Path) -> None:
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"], limits={"min_free_disk_gib": 1e9})
     scheduler = cheap.scheduler(sweep, tmp_path)
     assert scheduler.run() == {}
