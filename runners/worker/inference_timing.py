@@ -6,7 +6,6 @@ host sync per token. Prompts have no padding, so no attention mask is needed. Wh
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from harness.errors import PeftMatrixError
+from runners.worker.likelihood import takes_logits_to_keep
 
 
 class LengthMismatch(PeftMatrixError):
@@ -106,10 +106,8 @@ class Decoder:
         self.later = model.base_model if soft_prompt else model
         self.virtual_tokens = int(config.num_virtual_tokens) if soft_prompt and config is not None else 0
         self.clock = Clock(device)
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        accepted = inspect.signature(plain.forward).parameters
         self._options: dict[str, Any] = {"use_cache": True}
-        if "logits_to_keep" in accepted:
+        if takes_logits_to_keep(model):
             self._options["logits_to_keep"] = 1
 
     def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:

@@ -2,12 +2,13 @@
 one pass over a prompt that several continuations share.
 
 Sharing a prompt means reading the model's cache of it. Not every method supports that (for example one that searches
-for a token of the prompt in every call), so the first batch is scored both ways; a model that differs is scored without
+for a token of the prompt in every call), so two or three prompts are scored both ways; a model that differs is scored without
 sharing.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,11 +64,13 @@ def log_probs(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, window in enumerate(asked):
         groups.setdefault(tuple(window.head), []).append(i)
-    together = [rows for head, rows in groups.items() if len(rows) > 1 and len(head) > 1]
+    together = sorted((rows for rows in groups.values() if len(rows) > 1), key=lambda r: (-len(asked[r[0]].head), r[0]))
     shared = {i for rows in together for i in rows}
     alone = [i for i in range(len(asked)) if i not in shared]
     shares: bool | None = None  # not known before the first batch
-    for batch in _batches_of_groups(asked, together, ctx.evaluation.batch_size):
+    probe, others = _probe(asked, together)
+    batches = _batches_of_groups(asked, others, ctx.evaluation.batch_size)
+    for batch in [*([probe] if probe else []), *batches]:
         order = [i for rows in batch for i in rows]
         if shares is None:
             found = _plain_in_batches(ctx, [asked[i] for i in order])
@@ -84,16 +87,32 @@ def log_probs(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
     return [value for value in out if value is not None]
 
 
+def _probe(asked: Sequence[Window], groups: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """The groups that are scored both ways, and the others: little work, and as different as the groups get.
+
+    They are the longest head, the shortest, and the one with the longest continuation.
+    """
+    if not groups:
+        return [], []
+    longest = max(range(len(groups)), key=lambda k: max(len(asked[i].tail) for i in groups[k]))
+    chosen = sorted({0, longest, len(groups) - 1})
+    return [groups[k] for k in chosen], [group for k, group in enumerate(groups) if k not in chosen]
+
+
 def _batches_of_groups(asked: Sequence[Window], groups: list[list[int]], size: int) -> list[list[list[int]]]:
-    """Groups, longest heads first, such that a batch holds ``size`` continuations at most (or one group)."""
+    """Groups in their order, such that a batch has ``size`` rows at most (or one group).
+
+    A head is a row of the first pass, a continuation of two and more tokens one of the second.
+    """
     batches: list[list[list[int]]] = []
     held = 0
-    for rows in sorted(groups, key=lambda rows: (-len(asked[rows[0]].head), rows[0])):
-        if not batches or held + len(rows) > size:
+    for rows in groups:
+        needed = max(1, sum(len(asked[i].tail) > 1 for i in rows))
+        if not batches or held + needed > size:
             batches.append([])
             held = 0
         batches[-1].append(rows)
-        held += len(rows)
+        held += needed
     return batches
 
 
@@ -107,10 +126,41 @@ def _plain_in_batches(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
 
 
 def _plain(ctx: Context, batch: Sequence[Window]) -> list[LogProb]:
-    """One row per window; right padding, which a causal model does not see, so that no mask is needed."""
+    """One row per window; right padding, which a causal model does not see, so that no mask is needed.
+
+    Only positions from the shortest head's end on get logits: over a vocabulary of 49,152 words those of the prompts,
+    which nobody reads, take a fifth of the pass.
+    """
     ids = pad([w.head + w.tail[:-1] for w in batch], ctx.tokenizer.pad_token_id).to(ctx.device)
-    logits = token_logits(ctx.model(input_ids=ids).logits, ids.shape[1])
-    return [_read(logits[k, len(w.head) - 1 : len(w.head) - 1 + len(w.tail)], w.tail) for k, w in enumerate(batch)]
+    _, logits, first = last_logits(ctx.model, ids, min(len(w.head) for w in batch) - 1)
+    starts = [len(w.head) - 1 - first for w in batch]
+    return [
+        _read(logits[k, at : at + len(w.tail)], w.tail) for k, (at, w) in enumerate(zip(starts, batch, strict=True))
+    ]
+
+
+def last_logits(model: Any, ids: torch.Tensor, first: int, **more: Any) -> tuple[Any, torch.Tensor, int]:
+    """The model's output, its logits of the positions from ``first`` on, and the position they really begin at.
+
+    A model that does not take ``logits_to_keep``, or ignores it, gives all of them. Soft prompts put virtual positions
+    in front, which are dropped.
+
+    Args:
+        ids: token ids, shape (rows, positions).
+        more: further arguments of the model.
+    """
+    width = ids.shape[1]
+    if first > 0 and takes_logits_to_keep(model):
+        more["logits_to_keep"] = width - first
+    output = model(input_ids=ids, **more)
+    found = min(width, output.logits.shape[1])
+    return output, token_logits(output.logits, found), width - found
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the architecture under ``model`` can compute the logits of the last positions alone."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(plain.forward).parameters
 
 
 def _read(logits: torch.Tensor, tail: Ids) -> LogProb:
@@ -140,20 +190,47 @@ def _compare(ctx: Context, asked: Sequence[Window], batch: list[list[int]], plai
 def _shared(ctx: Context, asked: Sequence[Window], batch: list[list[int]]) -> list[LogProb]:
     """One row per prompt, then one row per continuation on the prompts' cache.
 
-    The prompt's last token is read with the continuation, whose first token it predicts. Prompts are padded on the
-    right and read without a mask, which a causal model does not need and attention is faster without; in the cache
-    the padding is masked.
+    The prompt's last token predicts the first token of all its continuations, so a second pass reads those of two and
+    more tokens only. Prompts are padded on the right and read without a mask, which a causal model does not need and
+    attention is faster without; in the cache the padding is masked.
     """
-    heads = [asked[rows[0]].head[:-1] for rows in batch]
+    heads = [asked[rows[0]].head for rows in batch]
+    owner = [k for k, rows in enumerate(batch) for _ in rows]
+    asked_ = [asked[i] for rows in batch for i in rows]
+    longer = [k for k, window in enumerate(asked_) if len(window.tail) > 1]
     ids = pad(heads, ctx.tokenizer.pad_token_id).to(ctx.device)
-    cache = ctx.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    order = [i for rows in batch for i in rows]
-    owner = torch.tensor([k for k, rows in enumerate(batch) for _ in rows], device=ctx.device)
-    cache.batch_select_indices(owner)
-    rest = [asked[i].head[-1:] + asked[i].tail[:-1] for i in order]
+    output, logits, first = last_logits(ctx.model, ids, min(map(len, heads)) - 1, use_cache=bool(longer))
+    last = torch.stack([logits[k, len(head) - 1 - first] for k, head in enumerate(heads)])
+    logp = last.detach().float().log_softmax(-1)
+    best = logp.argmax(-1).tolist()
+    opening = torch.tensor([window.tail[0] for window in asked_], device=logp.device)
+    totals = logp[torch.tensor(owner, device=logp.device), opening].tolist()
+    found = [LogProb(total, best[k] == window.tail[0]) for total, k, window in zip(totals, owner, asked_, strict=True)]
+    if longer:
+        rest = _on_the_cache(
+            ctx, output.past_key_values, heads, [owner[k] for k in longer], [asked_[k] for k in longer]
+        )
+        for k, more in zip(longer, rest, strict=True):
+            found[k] = LogProb(found[k].total + more.total, found[k].greedy and more.greedy)
+    return found
+
+
+def _on_the_cache(
+    ctx: Context, cache: Any, heads: Sequence[Ids], owner: Sequence[int], continuations: Sequence[Window]
+) -> list[LogProb]:
+    """All but the first token of continuations of two and more tokens, read on the cache of their heads.
+
+    Args:
+        cache: of the heads, padded on the right; it is changed.
+        owner: which head each continuation follows.
+    """
+    select = torch.tensor(owner, device=ctx.device)
+    cache.batch_select_indices(select)
+    rest = [window.tail[:-1] for window in continuations]
     more = pad(rest, ctx.tokenizer.pad_token_id).to(ctx.device)
-    mask = torch.cat([pad([[1] * len(h) for h in heads], 0)[owner.cpu()], pad([[1] * len(r) for r in rest], 0)], dim=1)
-    lengths = torch.tensor([len(h) for h in heads], device=ctx.device)[owner]
+    read = pad([[1] * len(head) for head in heads], 0)[torch.tensor(owner)]
+    mask = torch.cat([read, pad([[1] * len(r) for r in rest], 0)], dim=1)
+    lengths = torch.tensor([len(heads[k]) for k in owner], device=ctx.device)
     logits = ctx.model(
         input_ids=more,
         attention_mask=mask.to(ctx.device),
@@ -161,7 +238,7 @@ def _shared(ctx: Context, asked: Sequence[Window], batch: list[list[int]]) -> li
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return [_read(logits[k, : len(asked[i].tail)], asked[i].tail) for k, i in enumerate(order)]
+    return [_read(logits[k, : len(w.tail) - 1], w.tail[1:]) for k, w in enumerate(continuations)]
 
 
 def token_logits(logits: torch.Tensor, width: int) -> torch.Tensor:

@@ -264,3 +264,72 @@ def test_a_sweep_of_real_tests_runs_with_the_test_split_alone(bench: Bench, data
     assert facts["items_cut"]["adapted/piqa"]["n"] == 6, "128 positions, and the model reads letter by letter"
     assert "unpinned" not in facts
     assert "uses the task's test split only" in records["lora"]["outcome"]["reason"]
+
+
+# --- what is not computed ------------------------------------------------------------------------
+class Counting(torch.nn.Module):
+    """Counts the positions that a model gives logits for, and the tokens that it reads."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+        self.read = self.given = 0
+
+    def get_base_model(self) -> Any:
+        return self.inner
+
+    def forward(self, input_ids: Any, **more: Any) -> Any:
+        out = self.inner(input_ids=input_ids, **more)
+        self.read += input_ids.numel()
+        self.given += out.logits.shape[0] * out.logits.shape[1]
+        return out
+
+
+def test_only_positions_that_are_read_get_logits(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    counting = Counting(model)
+    ctx = context(counting, tokenizer, batch_size=64)
+    pairs = [(text(40 + n % 3, n), " ab") for n in range(30)]
+    found = scoring.answer_logps(ctx, pairs).logps
+    assert counting.given <= 30 * (3 + 1 + 2), "three tokens, the end, and up to two for prompts of unequal length"
+    assert counting.read >= 30 * 40
+    bos_first = tokenizer(pairs[0][0])["input_ids"]
+    tail = [*tokenizer(" ab", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert found[0] == pytest.approx(by_hand(model, bos_first, tail), abs=1e-4)
+
+
+def test_options_of_one_token_cost_one_pass_over_their_prompt(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    counting = Counting(model)
+    ctx = context(counting, tokenizer, batch_size=8)
+    prompts = [text(20 + n % 5, n) for n in range(24)]
+    asked = [(prompt, option) for prompt in prompts for option in "abcd"]
+    found = scoring.answer_logps(ctx, asked, end=False).logps
+    probe = 2 * (1 + 24) * 4 + 2 * 26  # two prompts, plainly for each option, and once more shared
+    assert counting.read <= probe + 24 * 26
+    alone = [scoring.answer_logps(context(model, tokenizer), [pair], end=False).logps[0] for pair in asked]
+    assert found == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_model_that_ignores_what_is_asked_of_its_logits_is_read_alike(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+
+    class Full(Counting):
+        def forward(self, input_ids: Any, **more: Any) -> Any:
+            more.pop("logits_to_keep", None)
+            return super().forward(input_ids, **more)
+
+    asked = [(text(n, n), option) for n in (5, 30, 60) for option in (" a", " bcd", "e")]
+    right = scoring.answer_logps(context(model, tokenizer), asked, end=False).logps
+    assert scoring.answer_logps(context(Full(model), tokenizer), asked, end=False).logps == pytest.approx(
+        right, abs=1e-5
+    )
+
+
+def test_sharing_is_tried_with_the_longest_continuation() -> None:
+    """Options of one token need no cache: they would prove nothing about the items whose options are longer."""
+    one = [Window([5] * n, [k]) for n in (4, 9, 12) for k in (6, 7)]
+    long = [Window([5] * 7, [6, 7, 8, 9]), Window([5] * 7, [7, 8])]
+    probe, others = likelihood._probe([*one, *long], [[4, 5], [2, 3], [6, 7], [0, 1]])
+    assert probe == [[4, 5], [6, 7], [0, 1]]
+    assert others == [[2, 3]]
