@@ -270,6 +270,8 @@ class Probes(Spec):
         latency_repeats: requests measured at every shape. Percentiles need 20 (p50), 100 (p90) or 300 (p99).
         output_tokens: generated tokens of a request, forced; needs ``prompt_tokens``. Empty: 1, a prefill alone.
         energy: shapes at which joules per token are measured, each in windows as long as the meter needs.
+        inspect: what is looked at after loading: ``full`` saves the model, decodes its layers and profiles a pass;
+            ``none`` counts bytes alone; ``auto`` looks closely at a base that the cell quantized.
     """
 
     latency_repeats: int = Field(default=20, ge=0)
@@ -277,6 +279,7 @@ class Probes(Spec):
     prompt_tokens: tuple[PositiveInt, ...] = ()
     output_tokens: tuple[PositiveInt, ...] = ()
     energy: Literal["headline", "grid", "none"] = "headline"
+    inspect: Literal["auto", "full", "none"] = "auto"
 
     @model_validator(mode="after")
     def _grid_is_whole(self) -> Probes:
@@ -286,7 +289,7 @@ class Probes(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Probe fields that are part of the cell key: all, except later fields at their default."""
-        later = {"energy"}
+        later = {"energy", "inspect"}
         content = self.model_dump(mode="json")
         return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 

@@ -2,8 +2,8 @@
 one pass over a prompt that several continuations share.
 
 Sharing a prompt means reading the model's cache of it. Not every method supports that (for example one that searches
-for a token of the prompt in every call), so two or three prompts are scored both ways; a model that differs is scored without
-sharing.
+for a token of the prompt in every call), so two or three prompts are scored both ways; a model that differs is scored
+without sharing.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ ORIGINAL_FOLDER = "before-quantization"
 MAX_LAYERS = 64
 """Layers whose error is taken, evenly spread over the model, so that a large one costs seconds."""
 KERNELS = 6
+SAME_SIZE = 0.02
+"""Part by which the tensors of files may differ in size from the model they were loaded into: its buffers."""
 
 
 def run(ctx: Context) -> None:
@@ -56,9 +58,38 @@ def inspect(ctx: Context, original: WeightFiles | None) -> None:
         ctx.record("bits_per_weight", bits, source=source, details={"nominal": nominal})
         layout["packed"] = bits <= nominal + 2  # more than scales and zero points explain: whole bytes, or copies
     ctx.facts["layout"] = layout
-    ctx.facts["kernels"] = kernels(ctx)
-    _record_disk(ctx, held)
-    _record_errors(ctx, original)
+    if closely(ctx):
+        ctx.facts["kernels"] = kernels(ctx)
+        _record_disk(ctx, held)
+        _record_errors(ctx, original)
+    else:
+        _record_files(ctx, held)
+        note = "the base is not quantized" if ctx.probes.inspect == "auto" else "the sweep does not ask for it"
+        ctx.record_missing("layer_error_mean", "not_measured", source="inspect", note=note)
+
+
+def closely(ctx: Context) -> bool:
+    """Whether the model is saved, decoded and profiled: of a base that nobody quantized only where the sweep asks."""
+    asked = ctx.probes.inspect
+    return asked == "full" or (asked == "auto" and ctx.job.cell["quantization"]["name"] != "none")
+
+
+def _record_files(ctx: Context, held: int) -> None:
+    """The size of the checkpoint's own files, where the model holds what they hold."""
+    name, source = "base_disk_bytes", "the checkpoint's own safetensors files"
+    files = list(Path(ctx.path).glob("*.safetensors")) if Path(ctx.path).is_dir() else []
+    tensors = sum(_tensor_bytes(file) for file in files)
+    if files and abs(tensors - held) <= SAME_SIZE * held:
+        ctx.record(name, sum(file.stat().st_size for file in files), source=source, n=len(files))
+    else:
+        note = "the files hold other bytes than the model; probes: {inspect: full} saves it"
+        ctx.record_missing(name, "not_measured", source=source, note=note)
+
+
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of a safetensors file behind its header, whose length stands in the first 8 bytes."""
+    with path.open("rb") as stream:
+        return path.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
 
 
 def _record_disk(ctx: Context, held: int) -> None:
