@@ -59,20 +59,25 @@ class Attribution:
         weights: parameters, buffers and quantization state of the model.
         gradients: gradients between ``backward`` and ``zero_grad``.
         optimizer_state: after at least one step of the optimizer.
+        method_state: what the method holds outside of both, such as a copy of the weights it started from.
     """
 
     weights: int
     gradients: int
     optimizer_state: int
+    method_state: int = 0
 
     @classmethod
-    def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Attribution:
+    def take(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer | None, held: Iterable[torch.Tensor] = ()
+    ) -> Attribution:
         """Count now: after a step's ``backward`` (best its optimizer step too), before gradients are dropped."""
         state = optimizer_bytes(optimizer) if optimizer is not None else 0
-        return cls(model_bytes(model), gradient_bytes(model), state)
+        return cls(model_bytes(model), gradient_bytes(model), state, tensor_bytes(*held))
 
     def readings(self, peak_allocated_bytes: int | None) -> list[Reading]:
-        """``weights_bytes``, ``gradient_bytes``, ``optimizer_state_bytes``, ``activation_peak_bytes``.
+        """``weights_bytes``, ``gradient_bytes``, ``optimizer_state_bytes``, ``method_state_bytes``,
+        ``activation_peak_bytes``.
 
         Args:
             peak_allocated_bytes: ``torch.cuda.max_memory_allocated`` over whole steps, with optimizer state
@@ -82,11 +87,12 @@ class Attribution:
             reading("weights_bytes", self.weights, source=SOURCE),
             reading("gradient_bytes", self.gradients, source=SOURCE),
             reading("optimizer_state_bytes", self.optimizer_state, source=SOURCE),
+            reading("method_state_bytes", self.method_state, source=SOURCE),
         ]
         if peak_allocated_bytes is None:
             why = {"why": "no allocator statistics on this device"}
             return [*readings, missing("activation_peak_bytes", "not_supported", source=SOURCE, details=why)]
-        rest = peak_allocated_bytes - self.weights - self.gradients - self.optimizer_state
+        rest = peak_allocated_bytes - self.weights - self.gradients - self.optimizer_state - self.method_state
         if rest < 0:
             # weights shared with the host, or offloaded: the difference says nothing about activations
             why = {"why": "the attributed parts exceed the device's peak: some of them are elsewhere"}

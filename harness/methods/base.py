@@ -295,6 +295,17 @@ class Method:
         """
         return None
 
+    def active_parameters(self, model: nn.Module) -> int | None:
+        """Entries that one step of the loop moves at most, where these are fewer than the trainable ones; else None.
+
+        Called after :meth:`attach`.
+        """
+        return None
+
+    def held(self) -> Iterable[torch.Tensor]:
+        """Tensors that the method keeps outside model and optimizer while it trains (copies of weights, masks)."""
+        return ()
+
     # --- training ------------------------------------------------------------------------------
     def select(self, model: nn.Module, step: int) -> None:
         """Before each step: choose which parameters train now (see the catalogue's trap 5)."""
@@ -323,6 +334,11 @@ class Method:
     def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The loss to minimise, given the model's outputs and the task's own loss ``reference`` (scalar)."""
         return reference
+
+    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """The task's own loss, without what the method adds to it: what ``train_loss`` is the mean of."""
+        loss: torch.Tensor = outputs.loss
+        return loss
 
     def on_step(self, model: nn.Module, step: int) -> None:
         """After each optimizer step (from 1), before the gradients are cleared."""

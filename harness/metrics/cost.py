@@ -18,6 +18,23 @@ QUANTITIES: tuple[MetricDef, ...] = (
     # size
     MetricDef("trainable_parameters", "trainable", "1", "lower", "Parameters that receive updates.", "size", digits=6),
     MetricDef(
+        "active_parameters",
+        "active",
+        "1",
+        "lower",
+        "Entries that one step moves at most, where a method moves fewer than are trainable (LIFT, LISA, LT-SFT, ...).",
+        "size",
+        digits=6,
+    ),
+    MetricDef(
+        "method_state_bytes",
+        "method state",
+        "B",
+        "lower",
+        "Bytes that a method holds outside model and optimizer while it trains, such as a copy of the weights.",
+        "memory",
+    ),
+    MetricDef(
         "total_parameters",
         "parameters",
         "1",

@@ -102,7 +102,7 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "optimizer state",
         "B",
         "lower",
-        "Bytes of the optimizer's state after its first step.",
+        "Bytes held by the optimizer's state, the largest seen: at the second step, each tenth of the run, its end.",
         "memory",
     ),
     MetricDef(

@@ -129,7 +129,8 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """The loop, with hooks instead of per-method branches.
 
     Attributes:
-        losses: of every micro-batch.
+        losses: of every micro-batch, with what the method adds to the task's.
+        task_losses: the task's own; empty where the method takes whole steps.
         tokens: trained so far, padding left out.
         computed_tokens: the same with padding, which is computed too.
     """
@@ -141,6 +142,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.model_accepts_loss_kwargs = False  # the loss of a micro-batch is a mean; Trainer averages them
         self.context = context
         self.losses: list[torch.Tensor] = []
+        self.task_losses: list[torch.Tensor] = []
         self.grad_norms: list[torch.Tensor] = []
         self.tokens = 0
         self.computed_tokens = 0
@@ -172,6 +174,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The task's loss, through the method's ``loss`` hook."""
         outputs = model(**inputs)
+        self.task_losses.append(self.context.method.task_loss(outputs, inputs).detach())
         return self.context.method.loss(outputs, inputs, outputs.loss)
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -296,7 +299,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         step = state.global_step + 1
         if step == min(ATTRIBUTED_STEP, state.max_steps):
             try:
-                self.attribution = Attribution.take(model, kwargs.get("optimizer"))
+                self.attribution = Attribution.take(model, kwargs.get("optimizer"), self.context.method.held())
             except Exception as error:  # an instrument never harms the cell
                 self.attribution = error
         self.context.method.on_step(model, step)

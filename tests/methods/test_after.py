@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,8 +119,34 @@ def test_breadcrumbs_drops_both_ends_of_every_tensor() -> None:
 
 def test_pcb_prefers_what_is_large_and_agreed_upon() -> None:
     tau = torch.tensor([[3.0, 3.0, 0.1, -2.0], [3.0, -3.0, 0.1, -2.0]])
-    merged = rules.pcb(tau, density=0.5)
-    assert merged.tolist() == pytest.approx([3.0, 0.0, 0.0, -2.0], abs=1e-5)
+    merged = rules.pcb(tau, density=0.75)
+    assert float(merged[1]) == 0.0
+    assert float(merged[0]) > 1.0
+    assert float(merged[3]) < -1.0
+
+
+def test_pcb_s_extremes_do_not_decide_the_weights_of_the_rest() -> None:
+    torch.manual_seed(0)
+    tau = torch.randn(2, 20_000)
+    clean = rules.pcb(tau, density=0.1)
+    tau[0, 7] = 1e3  # one entry that went wild
+    spoiled = rules.pcb(tau, density=0.1)
+    same = torch.arange(20_000) != 7
+    assert torch.nn.functional.cosine_similarity(clean[same], spoiled[same], dim=0) > 0.99
+    assert float(spoiled[7].abs()) < 10
+
+
+def test_pcb_is_the_formula_of_its_released_code() -> None:
+    tau = np.random.default_rng(0).normal(size=(3, 5000))
+    ordered = np.sort(np.abs(tau), axis=1)
+    size = np.clip(np.abs(tau), ordered[:, [0]], ordered[:, [int(5000 * (1 - 1e-4) - 1)]])
+    within = ((size - size.min(1, keepdims=True)) / np.ptp(size, axis=1, keepdims=True)) ** 2
+    score = np.exp(3 * within) * np.tanh(tau * tau.sum(0))
+    cut = np.maximum(score, np.sort(score, axis=1)[:, [int(5000 * 0.9)]])
+    weight = (cut - cut.min(1, keepdims=True)) / np.ptp(cut, axis=1, keepdims=True)
+    expected = (weight * np.sign(tau) * size).sum(0) / np.maximum(weight.sum(0), 1e-12)
+    merged = rules.pcb(torch.tensor(tau), density=0.1)
+    assert np.allclose(merged.numpy(), expected, atol=1e-9)
 
 
 # --- on models -----------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from harness.methods.optimizers.projected_variants import (
     EightBitProjectedAdamW,
     LazyProjectedAdamW,
     NaturalProjectedAdamW,
+    RowNormalisedAdamW,
     TwoSidedAdamW,
     natural,
 )
 from harness.methods.optimizers.scaled import ApolloAdamW, random_projection
-from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, made, train
+from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama, made, train
 
 SHAPES = [(8, 20), (20, 8)]
 
@@ -349,3 +350,103 @@ def test_paged_states_need_a_gpu_and_say_so() -> None:
     assert cls.declaration.devices == {"cuda"}  # on a CPU bitsandbytes pages nothing and only warns
     with pytest.raises(UserError, match="bits of adamw-paged must be 8 or 32, not 16"):
         cls.resolve({"bits": 16})
+
+
+# --- subspaces that follow the run ---------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["galore", "galore-8bit", "q-galore", "natural-galore", "fira", "apollo", "gradnormlorp"]
+)
+def test_a_subspace_is_renewed_in_a_short_run_too(name: str) -> None:
+    cls = METHODS.get(name)
+    short: Any = made(name, steps=40).optimizer(attached(made(name, steps=40), llama()))
+    groups = [g for g in short.param_groups if g.get("rank") is not None]
+    gaps = {g.get("update_gap", g.get("update_proj_gap")) for g in groups}
+    assert gaps == {10}
+    assert cls.remark(cls.resolve({}), 40) is None
+    stated = cls.resolve({"update_gap": 40})
+    assert "never renewed in this run" in (cls.remark(stated, 40) or "")
+    assert cls.remark(stated, 41) is None
+
+
+def test_layerwise_updates_are_galore_s_and_leave_no_gradient_behind() -> None:
+    def trained_by(layerwise: bool) -> dict[str, torch.Tensor]:
+        method = made("galore", steps=8, update_gap=2, layerwise=layerwise)
+        model = attached(method, llama())
+        assert method.whole_steps is layerwise
+        optimizer = method.optimizer(model)
+        assert optimizer is not None
+        for seed in range(4):
+            inputs = batch(CAUSAL, seed)
+            if method.training_step(model, inputs) is None:
+                model(**inputs).loss.backward()
+            elif layerwise:
+                assert all(p.grad is None for p in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    one, other = trained_by(False), trained_by(True)
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_layerwise_is_no_part_of_a_cell_where_it_is_off() -> None:
+    resolve = METHODS.get("galore").resolve
+    assert resolve({"update_gap": 200}) == {"rank": 8, "update_gap": 200, "scale": 1.0}  # as before there was one
+    assert resolve({"layerwise": True})["layerwise"] is True
+
+
+def test_gradnormlorp_in_8_bits_steps_alike_with_a_quarter_of_the_moments() -> None:
+    def trained_by(bits: int) -> tuple[torch.Tensor, int]:
+        method = made("gradnormlorp", bits=bits)
+        model = attached(method, llama())
+        optimizer: Any = method.optimizer(model)
+        for _ in range(3):
+            model(**batch(CAUSAL)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        name = next(n for n, _ in model.named_parameters() if "lora_B" in n)
+        state = optimizer.state[model.get_parameter(name)]
+        moments = state["exp_avg"]
+        size = moments.numel() * 4 if bits == 32 else moments[0].numel()
+        return model.get_parameter(name).detach(), size
+
+    (wide, wide_bytes), (narrow, narrow_bytes) = trained_by(32), trained_by(8)
+    assert narrow_bytes * 4 == wide_bytes
+    assert torch.nn.functional.cosine_similarity(wide.flatten(), narrow.flatten(), dim=0) > 0.95
+
+
+def test_gradnormlorp_in_repo_mode_steps_lengths_and_directions() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(6, 5)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = RowNormalisedAdamW([{"params": [weight], "rank": 5}], lr=0.1)  # nothing is projected at full rank
+    gradient = torch.randn(6, 5)
+    weight.grad = gradient.clone()
+    optimizer.step()
+    v = start - 0.1 * gradient / (gradient.abs() + 1e-8)  # Adam's first step is a sign
+    lengths = start.norm(dim=1, keepdim=True)
+    slope = (gradient * start / lengths).sum(1, keepdim=True)
+    expected = (lengths - 0.1 * slope.sign()) * v / v.norm(dim=1, keepdim=True)
+    assert torch.allclose(weight, expected, atol=1e-4)
+    weight.grad = torch.randn(6, 5)
+    before = weight.detach().clone()
+    optimizer.step()
+    assert not torch.allclose(weight, before)
+
+
+def test_q_galore_s_released_likeness_is_signed_and_of_the_first_vector() -> None:
+    def gap_after(mode: str) -> int:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(8, 12))
+        optimizer = LazyProjectedAdamW(
+            [{"params": [weight], "rank": 2}], lr=0.0, threshold=0.9, patience=2, mode=mode, update_gap=1
+        )
+        left, right = torch.linalg.qr(torch.randn(8, 8)).Q, torch.linalg.qr(torch.randn(12, 12)).Q
+        for step in range(6):  # the first direction stays, the second is another one every time
+            second = torch.outer(left[:, 1 + step], right[:, 1 + step])
+            weight.grad = 2 * torch.outer(left[:, 0], right[:, 0]) + second
+            optimizer.step()
+        return int(optimizer.state[weight]["gap"])
+
+    assert gap_after("paper") == 1  # half of the directions turned away each time
+    assert gap_after("repo") > 1

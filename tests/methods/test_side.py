@@ -14,7 +14,7 @@ from harness.methods.side.ladder import LadderNetwork, strongest
 from harness.methods.side.tuning import NAME
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, logits, made, train
 
-SIDE = ["qst", "lst"]
+SIDE: list[tuple[str, dict[str, Any]]] = [("qst", {}), ("qst", {"mode": "repo"}), ("lst", {})]
 
 
 def trained(name: str, kind: str = CAUSAL, **params: Any) -> tuple[Method, nn.Module]:
@@ -25,9 +25,11 @@ def trained(name: str, kind: str = CAUSAL, **params: Any) -> tuple[Method, nn.Mo
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
-@pytest.mark.parametrize("name", SIDE)
-def test_backbone_gets_no_gradient_and_keeps_no_activations(name: str, kind: str) -> None:
-    _, model = trained(name, kind)
+@pytest.mark.parametrize(("name", "params"), SIDE)
+def test_backbone_gets_no_gradient_and_keeps_no_activations(
+    name: str, params: dict[str, Any], kind: str
+) -> None:
+    _, model = trained(name, kind, **params)
     prefix, layers = blocks(model)
     outputs: list[torch.Tensor] = []
     kept: list[int] = []
@@ -45,9 +47,9 @@ def test_backbone_gets_no_gradient_and_keeps_no_activations(name: str, kind: str
     assert all(p.grad is not None for p in model.get_submodule(NAME).parameters())
 
 
-@pytest.mark.parametrize("name", SIDE)
-def test_cached_decoding_equals_uncached(name: str) -> None:
-    _, model = trained(name)
+@pytest.mark.parametrize(("name", "params"), SIDE)
+def test_cached_decoding_equals_uncached(name: str, params: dict[str, Any]) -> None:
+    _, model = trained(name, **params)
     model.eval()
     ids = batch(CAUSAL)["input_ids"][:2]
     with torch.no_grad():
@@ -61,9 +63,11 @@ def test_cached_decoding_equals_uncached(name: str) -> None:
     assert first.past_key_values.get_seq_length() == ids.shape[1]
 
 
-@pytest.mark.parametrize("name", SIDE)
-def test_causal_side_network_ignores_future_and_padding(name: str) -> None:
-    _, model = trained(name)
+@pytest.mark.parametrize(("name", "params"), SIDE)
+def test_causal_side_network_ignores_future_and_padding(
+    name: str, params: dict[str, Any]
+) -> None:
+    _, model = trained(name, **params)
     model.eval()
     ids = batch(CAUSAL)["input_ids"][:1]
     other = ids.clone()
@@ -82,6 +86,20 @@ def test_qst_gate_starts_at_base_in_paper_mode_only() -> None:
     before = logits(base(CAUSAL), CAUSAL)
     assert gap(logits(attached(made("qst"), base(CAUSAL)), CAUSAL), before) < 1e-5
     assert gap(logits(attached(made("qst", mode="repo"), base(CAUSAL)), CAUSAL), before) > 1e-3
+
+
+def test_qst_in_repo_mode_mixes_behind_the_final_norm() -> None:
+    _, model = trained("qst", mode="repo")
+    like: Any = model
+    side = like.get_submodule(NAME)
+    assert not hasattr(side, "first")  # the embeddings go through the first block's adapter
+    with torch.no_grad():
+        side.share.fill_(1e4)  # sig(a) = 1: the backbone's normalised state, and the head at once
+        assert gap(logits(model, CAUSAL), logits(base(CAUSAL), CAUSAL)) < 1e-4
+        side.share.fill_(-1e4)  # the side network alone; nothing normalises what comes back up
+        side.back.weight.zero_()
+        side.back.bias.normal_()
+        assert gap(logits(model, CAUSAL), like.lm_head(side.back.bias)[None]) < 1e-4
 
 
 def test_qst_answers_through_the_side_network() -> None:

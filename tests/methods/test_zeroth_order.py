@@ -14,9 +14,9 @@ from torch import nn
 from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.catalog import METHODS
-from harness.methods.zeroth_order.directions import directions, shift
-from harness.methods.zeroth_order.mezo import by_block
-from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, logits, made, train
+from harness.methods.zeroth_order.directions import bits, directions, shift, unpacked
+from harness.methods.zeroth_order.mezo import Step, by_block
+from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, llama, logits, made, train
 
 ESTIMATORS = [name for name in METHODS if METHODS.get(name).declaration.family == "zeroth-order"]
 RATE = 5e-3
@@ -252,3 +252,50 @@ def test_a_mask_is_the_same_in_every_shift() -> None:
     for by in (1e-2, -2e-2, 1e-2):
         shift([weight], 3, by, mask=mask)
     assert torch.allclose(weight, start, atol=1e-6)
+
+
+def test_a_mask_of_bits_is_the_mask() -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(5, 13) > 0.5
+    packed = bits(mask)
+    assert packed.numel() == -(-65 // 8)
+    assert torch.equal(unpacked(packed, mask.shape), mask)
+
+
+def test_sparse_mezo_holds_a_bit_a_weight_in_a_step() -> None:
+    method: Any = made("sparse-mezo")
+    model = attached(method, llama())
+    method.optimizer(model)
+    method.training_step(model, batch(CAUSAL))
+    assert method._mask_bytes <= sum(-(-p.numel() // 8) for p in model.parameters())
+
+
+def test_several_directions_average_their_estimates_at_the_same_weights() -> None:
+    rate = 1e-2
+    method: Any = made("mezo", directions=3)
+    model = attached(method, llama())
+    start = [p.detach().clone() for p in model.parameters()]
+    inputs = batch(CAUSAL)
+    expected = [p.clone().double() for p in start]
+    with torch.no_grad():
+        for seed in (30, 31, 32):
+            rho, _ = method.slope(Step(model, inputs, list(model.parameters()), seed, rate))
+            for total, z in zip(expected, directions(list(model.parameters()), seed), strict=True):
+                total -= rate * rho * z / 3
+            for p, was in zip(model.parameters(), start, strict=True):
+                p.copy_(was)
+        method.descend(model, inputs, 10, rate)
+    assert all(torch.allclose(p.double(), e, atol=1e-5) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_a_constant_schedule_leaves_the_rate_where_it_is() -> None:
+    constant: Any = made("mezo", schedule="constant")
+    swept: Any = made("mezo")
+    for method in (constant, swept):
+        model = attached(method, llama())
+        method.optimizer(model).param_groups[0]["lr"] = 0.0  # where a cosine ends
+    assert constant.rate_now() == constant.setting.learning_rate
+    assert swept.rate_now() == 0.0
+    assert METHODS.get("mezo").resolve({}) == {"eps": 1e-3}  # as before there was a choice
+    with pytest.raises(UserError, match="schedule must be sweep or constant"):
+        METHODS.get("mezo").resolve({"schedule": "cosine"})

@@ -34,6 +34,7 @@ class Row:
     own: Mapping[str, Any]
     source: str
     unverified: bool = True
+    revision: int = 1
 
 
 TABLE: dict[str, Row] = {
@@ -74,6 +75,8 @@ TABLE: dict[str, Row] = {
         "2410.02396",
         {"density": 0.1, "scale": 1.2},
         "a tenth kept and factor 1.2, as in the paper's code",
+        unverified=False,
+        revision=2,
     ),
 }
 
@@ -96,6 +99,7 @@ def _declaration(name: str) -> Declaration:
         needs_search=row.own.get("scale") == "auto" or name == "soup-greedy",
         combines=True,
         unverified=row.unverified,
+        revision=row.revision,
     )
 
 

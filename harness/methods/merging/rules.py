@@ -55,19 +55,34 @@ def breadcrumbs(tau: torch.Tensor, sizes: Sequence[int], bottom: float, top: flo
     return torch.cat(masked, dim=1).sum(dim=0)
 
 
+EXTREME = 1e-4
+"""Share of the smallest and of the largest magnitudes that PCB's released code pulls in before it compares sizes."""
+
+
 def pcb(tau: torch.Tensor, density: float) -> torch.Tensor:
     """PCB (arXiv:2410.02396): entries weighted by how large they are within a model and how well models agree on them.
 
-    S_i = exp(N |tau_i|^2 / max) * tanh(tau_i * sum_j tau_j); the highest ``density`` of S is kept, brought to [0, 1]
-    per model, and the result is sum(S tau) / sum(S).
+    As in the released code: magnitudes are clamped to all but their extremes, S_i = exp(N norm(|tau_i|)^2) *
+    tanh(tau_i * sum_j tau_j) with norm bringing a model's magnitudes to [0, 1], S is cut from below so that the highest
+    ``density`` of it is left, brought to [0, 1] per model, and the result is sum(S tau) / sum(S).
     """
-    squares = tau.square()
-    size = squares / squares.amax(dim=1, keepdim=True).clamp(min=1e-30)
-    shared = tau * tau.sum(dim=0)
-    shared = torch.tanh(shared / shared.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))
-    score = torch.exp(len(tau) * size) * shared
-    keep = max(1, round(density * tau.shape[1]))
-    limit = score.topk(keep, dim=1).values[:, -1:]
-    kept = torch.where((score >= limit) & (score > 0), score, torch.zeros_like(score))
-    kept = kept / kept.amax(dim=1, keepdim=True).clamp(min=1e-30)
-    return (kept * tau).sum(dim=0) / kept.sum(dim=0).clamp(min=1e-12)
+    magnitudes = clamped(tau.abs(), EXTREME, EXTREME)
+    score = torch.exp(len(tau) * unit_range(magnitudes).square()) * torch.tanh(tau * tau.sum(dim=0))
+    weight = unit_range(clamped(score, 1 - density, 0.0))
+    total_weight = weight.sum(dim=0).clamp(min=1e-12)
+    return (weight * tau.sign() * magnitudes).sum(dim=0) / total_weight
+
+
+def clamped(rows: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Every row with its ``low`` share of smallest values, and its ``high`` share of largest, at the limits."""
+    n = rows.shape[1]
+    ordered = rows.sort(dim=1).values
+    least = ordered[:, min(n - 1, int(n * low)), None]
+    most = ordered[:, max(0, int(n * (1 - high) - 1)), None]
+    return torch.minimum(torch.maximum(rows, least), torch.maximum(most, least))
+
+
+def unit_range(rows: torch.Tensor) -> torch.Tensor:
+    """Every row brought to [0, 1]; a constant row to zeros."""
+    low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
+    return (rows - low) / (high - low).clamp(min=1e-30)

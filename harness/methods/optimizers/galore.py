@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP, Full
@@ -170,16 +171,28 @@ class QGaLore(GaLore8bit):
     """GaLore with 4-bit projectors that are renewed lazily, and 8-bit moments; weights stay in floating point."""
 
     optimizer_class = "LazyProjectedAdamW"
-    own = ("threshold", "patience")
+    own = ("threshold", "patience", "mode")
     declaration: ClassVar[Declaration] = low_rank_row(
         "q-galore",
         "GaLore with 8-bit states and 4-bit projectors, renewed ever less often where the subspace has settled; "
         "the weights themselves stay in floating point here, not in the paper's INT8.",
         "2407.08296",
-        defaults={**SHAPE, "threshold": 0.4, "patience": 5},
-        defaults_source=f"threshold and 5 projectors as in the paper; {SOURCE}",
-        unverified=True,
+        defaults={**SHAPE, "threshold": 0.4, "patience": 5, "mode": "paper"},
+        later={**LATER, "mode": "paper"},
+        defaults_source=f"threshold and 5 projectors as in the released code; {SOURCE}",
     )
+
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """As ever; the mode is ``paper`` or ``repo``.
+
+        Raises:
+            UserError: another mode.
+        """
+        mode = params.get("mode", "paper")
+        if mode not in ("paper", "repo"):
+            raise UserError(f"mode of q-galore must be paper or repo, not {mode!r}", where=where)
+        return super().resolve(params, where=where)
 
 
 class NaturalGaLore(LowRankStates):

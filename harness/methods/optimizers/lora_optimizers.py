@@ -29,8 +29,8 @@ class GradNormLoRP(OwnOptimizer):
     """W = m (W0 + B A) / |W0 + B A| per row, with Adam on a low-rank projection of the factors' gradients.
 
     ``mode: paper`` projects a gradient from both sides, U (U^T D V) V^T. ``mode: repo`` is the released optimizer: it
-    projects the smaller side only. The row lengths that it also keeps are set back to the rows' own at every step,
-    which leaves the projected step as it is.
+    projects the smaller side only and writes every factor as row lengths times directions, both of which it steps
+    (:class:`harness.methods.optimizers.projected_variants.RowNormalisedAdamW`).
     """
 
     own = frozenset(GRADNORM)
@@ -85,7 +85,7 @@ class GradNormLoRP(OwnOptimizer):
         if p["mode"] == "paper":
             made = variants.EightBitTwoSidedAdamW if p["bits"] == 8 else variants.TwoSidedAdamW
         else:
-            made = variants.EightBitProjectedAdamW if p["bits"] == 8 else ProjectedAdamW
+            made = variants.EightBitRowNormalisedAdamW if p["bits"] == 8 else variants.RowNormalisedAdamW
         return made(
             [{"params": factors, "rank": int(p["projected_rank"])}, {"params": others, "rank": None}],
             lr=s.learning_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -54,12 +55,20 @@ class LazyProjectedAdamW(EightBitProjectedAdamW):
 
     When the last ``patience`` projectors resembled their predecessors by ``threshold`` or more on average, the gap to
     the next one doubles. Resemblance is the mean absolute cosine of singular vectors of one rank; their sign means
-    nothing.
+    nothing. As in the released code, ``mode`` "repo" takes the signed cosine of the first vector alone, and keeps the
+    likenesses after the gap has doubled.
     """
 
-    def __init__(self, params: Any, *, threshold: float, patience: int, **kwargs: Any) -> None:
+    def __init__(self, params: Any, *, threshold: float, patience: int, mode: str = "paper", **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
-        self.threshold, self.patience = threshold, patience
+        self.threshold, self.patience, self.mode = threshold, patience, mode
+
+    def _likeness(self, state: dict[str, Any], new: torch.Tensor) -> float:
+        """How much the new singular vectors are the last ones."""
+        if self.mode == "repo":
+            return float(torch.nn.functional.cosine_similarity(new[:, 0].float(), state["first"].float(), dim=0))
+        cosine = torch.nn.functional.cosine_similarity(new.float(), self._basis(state).float(), dim=0)
+        return float(cosine.abs().mean())
 
     def _due(self, state: dict[str, Any], group: dict[str, Any]) -> bool:
         state["due"] = state.get("due", 0) - 1
@@ -69,10 +78,13 @@ class LazyProjectedAdamW(EightBitProjectedAdamW):
         new = projector(gradient, group["rank"])
         gap = state.setdefault("gap", group["update_gap"])
         if "projector" in state:
-            cosine = torch.nn.functional.cosine_similarity(new.float(), self._basis(state).float(), dim=0)
-            state["alike"] = [*state.get("alike", []), float(cosine.abs().mean())][-self.patience :]
+            state["alike"] = [*state.get("alike", []), self._likeness(state, new)][-self.patience :]
             if len(state["alike"]) == self.patience and sum(state["alike"]) / self.patience >= self.threshold:
-                state["gap"], state["alike"] = 2 * gap, []
+                state["gap"] = 2 * gap
+                if self.mode == "paper":
+                    state["alike"] = []
+        if self.mode == "repo":
+            state["first"] = new[:, 0].clone()
         state["due"] = state["gap"] - 1
         rows = new.T.contiguous()  # a singular vector's entries share scales
         scale, zero = INT4.fit(rows)
@@ -142,3 +154,43 @@ class TwoSidedAdamW(ProjectedAdamW):
 
 class EightBitTwoSidedAdamW(TwoSidedAdamW, EightBitProjectedAdamW):
     """The projection from both sides, with block-wise 8-bit moments (the 8-bit form of GradNormLoRP)."""
+
+
+class RowNormalisedAdamW(ProjectedAdamW):
+    """GradNormLoRP's released optimizer (``mode: repo``).
+
+    A matrix is written as g v / |v| by rows. At the beginning of a step g is set to |v|; the gradient of v is projected
+    and Adam's step taken on it, Adam takes a step on g too, and the weight becomes g v / |v| of the new values: that is
+    what is saved, and where the next gradient is taken. A row of zeros has no direction (the released code divides by
+    zero there); it moves by v's step alone.
+    """
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        if group["rank"] is None or parameter.ndim != 2:
+            super()._update(parameter, group)
+            return
+        gradient = parameter.grad
+        assert gradient is not None  # step looks at it first
+        if not gradient.any():
+            return
+        state = self.state[parameter]
+        v = state.setdefault("v", parameter.detach().clone())
+        lengths = v.norm(dim=1, keepdim=True)
+        of_length = (gradient * v).sum(dim=1, keepdim=True) / lengths.clamp(min=1e-12)
+        lengths_state = state.setdefault("length", {})
+        parameter.copy_(v)
+        super()._update(parameter, group)  # v's step: projected where the rank is below the smaller side
+        v.copy_(parameter)
+        first, second = group["betas"]
+        exp_avg, exp_avg_sq = self._moments(lengths_state, of_length, group["betas"], projected=False)
+        steps = state["step"]
+        corrected = math.sqrt(1 - second**steps) / (1 - first**steps)
+        new = (lengths - group["lr"] * corrected * exp_avg / (exp_avg_sq.sqrt() + group["eps"])) * (
+            1 - group["lr"] * group["weight_decay"]
+        )
+        now = v.norm(dim=1, keepdim=True)
+        parameter.copy_(torch.where(lengths > 0, new * v / now.clamp(min=1e-12), v))
+
+
+class EightBitRowNormalisedAdamW(RowNormalisedAdamW, EightBitProjectedAdamW):
+    """The same with block-wise 8-bit moments."""

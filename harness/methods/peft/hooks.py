@@ -226,6 +226,15 @@ class AdaLora(PeftMethod):
         warmup, final = int(params.pop("warmup_share") * steps), int(params.pop("final_share") * steps)
         return {**params, "tinit": warmup, "tfinal": final, "total_step": steps}
 
+    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of the answers: peft adds the orthogonality term to the model's own loss."""
+        from torch.nn.functional import cross_entropy
+
+        logits, labels = outputs.logits, batch["labels"]
+        if self.setting.kind == "causal-lm":
+            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return cross_entropy(logits.float(), labels, ignore_index=-100)
+
     def on_step(self, model: nn.Module, step: int) -> None:
         """Prune by the schedule; reads the step's gradients."""
         adapted: Any = model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.baselines import ONLY_FP, InPlace
-from harness.methods.modules import blocks, classifier, linears
+from harness.methods.modules import blocks, classifier, count, linears
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -46,6 +46,13 @@ class LIFT(InPlace):
         for layer in linears(model):
             if layer.name.startswith(f"{prefix}."):
                 yield model.get_parameter(f"{layer.name}.weight")
+
+    def active_parameters(self, model: nn.Module) -> int:
+        """(m + n)·rank of every matrix, and a classifier's head."""
+        head = classifier(model)
+        rank = int(self.params["rank"])
+        own = sum(min(sum(p.shape) * rank, p.numel()) for p in self.chosen(model))
+        return own + (count(head.parameters()) if head is not None else 0)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW on the chosen entries; on all of a classifier's head."""

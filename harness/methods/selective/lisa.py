@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.baselines import ONLY_FP, Full
-from harness.methods.modules import blocks
+from harness.methods.modules import blocks, count
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -84,6 +84,12 @@ class Lisa(Full):
         finally:
             for parameter in asleep:
                 parameter.requires_grad_(True)
+
+    def active_parameters(self, model: nn.Module) -> int:
+        """All but the sleeping blocks; of unequal blocks the largest are taken to be awake."""
+        _, layers = blocks(model)
+        sizes = sorted((count(block.parameters()) for block in layers), reverse=True)
+        return count(model.parameters()) - sum(sizes[int(self.params["active"]) :])
 
     def facts(self) -> dict[str, Any]:
         """Blocks that trained from each switch on, by its step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ class SparseInPlace(Full):
         model = super().attach(model)
         self.start = {n: p.detach().clone() for n, p in model.named_parameters() if n not in self.head_names(model)}
         return model
+
+    def held(self) -> Iterable[torch.Tensor]:
+        """The copy of the weights."""
+        return self.start.values()
 
     def head_names(self, model: nn.Module) -> set[str]:
         """Names of the classifier's parameters, which are trained whole."""

@@ -136,6 +136,9 @@ class SideNetwork(nn.Module):
         self.sizes = sizes
         self.blocks = nn.ModuleList(SideBlock(sizes) for _ in range(sizes.depth))
 
+    after_norm = False
+    """Whether the result takes the place of the final norm's output (where there is one) instead of its input."""
+
     def entering(self, index: int, tapped: Tensor, state: Tensor) -> Tensor:
         """Input of block ``index``: the backbone's output there and the side network's so far."""
         raise NotImplementedError
@@ -152,7 +155,8 @@ class SideNetwork(nn.Module):
         """Run over what was taken from the backbone.
 
         Args:
-            taps: the first block's input and every block's output, [batch, positions, hidden] each, detached.
+            taps: the first block's input and every block's output, [batch, positions, hidden] each, detached; with
+                ``after_norm`` the last one normalised, behind them.
             padding: see :class:`SideBlock`.
             cache: the backbone's key-value cache; the side network's keys and values become additional layers of it.
         """
@@ -176,6 +180,7 @@ def _further_layer(cache: Any, index: int) -> Any:
 def listen(model: nn.Module, side: SideNetwork) -> None:
     """Hook the side network into the backbone; it must already be a submodule of ``model``."""
     _, layers = blocks(model)
+    norm = final_norm(model) if side.after_norm else None
     taps: list[Tensor] = []
     seen: dict[str, Any] = {}
 
@@ -189,13 +194,28 @@ def listen(model: nn.Module, side: SideNetwork) -> None:
     def leave(module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
         taps.append(hidden.detach())
-        if module is not layers[-1]:
+        if module is layers[-1] and norm is not None:
+            seen["cache"] = kwargs.get("past_key_values")  # the norm, which runs next, is not told of it
+        if module is not (layers[-1] if norm is None else norm):
             return output
-        found = side(list(taps), seen["padding"], kwargs.get("past_key_values")).to(hidden.dtype)
+        cache = kwargs.get("past_key_values") if norm is None else seen["cache"]
+        found = side(list(taps), seen["padding"], cache).to(hidden.dtype)
         taps.clear()  # or they would live until the next batch
         return (found, *output[1:]) if isinstance(output, tuple) else found
 
     model.register_forward_pre_hook(begin, with_kwargs=True)
     layers[0].register_forward_pre_hook(enter, with_kwargs=True)
-    for layer in layers:
+    for layer in (*layers, *([norm] if norm is not None else [])):
         layer.register_forward_hook(leave, with_kwargs=True)
+
+
+NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The normalisation between the last block and the head, beside the blocks; None where blocks end in one."""
+    prefix, _ = blocks(model)
+    parent = model.get_submodule(prefix.rpartition(".")[0])
+    return next(
+        (getattr(parent, name) for name in NORM_NAMES if isinstance(getattr(parent, name, None), nn.Module)), None
+    )

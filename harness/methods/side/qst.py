@@ -23,7 +23,8 @@ class QST(SideTuning):
 
     With h_l the backbone's hidden states and s_l the side network's: ``s_l = block_l((1 - sig(z_l)) down_l(h_l) +
     sig(z_l) s_(l-1))``, ``s_0 = down_0(embeddings)``, and the head reads ``a h_L + (1 - a) up(s_L)``. The paper's a
-    starts at one, where the model is the base; the released code (``mode: repo``) takes sig(a), which is 0.73 there.
+    starts at one, where the model is the base. ``mode: repo`` is the released network
+    (:class:`harness.methods.side.gated.GatedNetwork`), which mixes behind the final norm with sig(a), 0.73 at first.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -35,7 +36,8 @@ class QST(SideTuning):
         family="side network",
         trainable=(
             "With d = max(16, n/16): per block r(n + d) + 3d of its adapter and gate and 4d² + 3df + 2d of the block; "
-            "r(n + d) + 2d at the embeddings; nd + n at the output; and a classifier's head."
+            "r(n + d) + 2d at the embeddings; nd + n at the output; and a classifier's head. With mode: repo nothing "
+            "at the embeddings, and nd + 2n + d at the output."
         ),
         paper="2401.07159",
         bases=bases.ALL | bases.DYNAMIC,
@@ -59,7 +61,7 @@ class QST(SideTuning):
         from harness.methods.side.network import Sizes
 
         sizes = Sizes.of(model, int(self.params["reduction"]))
-        return GatedNetwork(sizes, int(self.params["rank"]), squashed=self.params["mode"] == "repo")
+        return GatedNetwork(sizes, int(self.params["rank"]), released=self.params["mode"] == "repo")
 
     def side_parameters(self, model: nn.Module) -> int:
         """See the declaration."""
@@ -67,4 +69,5 @@ class QST(SideTuning):
 
         s = Sizes.of(model, int(self.params["reduction"]))
         adapter = int(self.params["rank"]) * (s.hidden + s.width) + 2 * s.width
-        return s.depth * (adapter + s.width + s.block_parameters) + adapter + s.hidden * s.width + s.hidden
+        ends = s.width + 2 * s.hidden if self.params["mode"] == "repo" else adapter + s.hidden
+        return s.depth * (adapter + s.width + s.block_parameters) + s.hidden * s.width + ends

@@ -31,3 +31,16 @@ def shift(
     for index, (parameter, z) in enumerate(zip(parameters, directions(parameters, seed), strict=True)):
         masked = z if mask is None else mask(index, z)
         parameter.data.copy_(parameter.data.float().mul_(scale).add_(masked, alpha=by))
+
+
+def bits(mask: torch.Tensor) -> torch.Tensor:
+    """A boolean tensor as bytes of eight entries each, flat; the last byte is filled up with zeros."""
+    flat = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (flat.to(torch.uint8) * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpacked(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """What :func:`bits` packed."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] >> places) & 1).bool().flatten()[: shape.numel()].view(shape)

@@ -26,9 +26,10 @@ class SparseMezo(Mezo):
         "sparse-mezo",
         "MeZO on the smallest weights of each tensor only, on which the noise of the estimate does least harm.",
         "2402.15751v2",
-        {"share": 0.25},
+        {"share": 0.25, "directions": 1},
         "a quarter of the weights, the middle of the paper's sparsities; its rates are several times MeZO's",
         lr_factor=0.3,
+        later={"directions": 1},
     )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -39,9 +40,15 @@ class SparseMezo(Mezo):
         return made
 
     def mask(self, trained: list[nn.Parameter], seed: int) -> Mask:
-        """|theta| <= h, of theta before it is shifted: a byte a weight while the step lasts."""
-        small = [p.detach().abs() <= h for p, h in zip(trained, self._thresholds, strict=True)]
-        return lambda index, z: z * small[index]
+        """|theta| <= h, of theta before it is shifted: a bit a weight while the step lasts.
+
+        From the shifted weights the mask could not be taken again exactly.
+        """
+        from harness.methods.zeroth_order.directions import bits, unpacked
+
+        small = [bits(p.detach().abs() <= h) for p, h in zip(trained, self._thresholds, strict=True)]
+        self._mask_bytes = sum(packed.numel() for packed in small)
+        return lambda index, z: z * unpacked(small[index], z.shape)
 
 
 def _quantile(weight: torch.Tensor, share: float) -> torch.Tensor:

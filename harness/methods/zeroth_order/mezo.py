@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError, did_you_mean
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method
-from harness.methods.zeroth_order.rows import EPS, RATE, SCOPES, row
+from harness.methods.zeroth_order.rows import EPS, RATE, SCOPES, SOURCE, row
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -55,6 +55,9 @@ class Mezo(Method):
         "mezo",
         "Estimates the gradient along one random direction a step from two forward passes: inference memory.",
         "2305.17333v3",
+        {"directions": 1},
+        f"{SOURCE}; more than one direction a step averages their estimates, two forward passes each",
+        later={"directions": 1},
     )
 
     # --- the trainable part: a custom method --------------------------------------------------------
@@ -87,7 +90,10 @@ class Mezo(Method):
         resolved = {**own, **mine, **carried}
         if resolved.get("mode") not in (None, "paper", "repo"):
             raise UserError(f"mode must be paper or repo, not {resolved['mode']!r}", where=where)
-        return resolved
+        if resolved["schedule"] not in ("sweep", "constant"):
+            raise UserError(f"schedule must be sweep or constant, not {resolved['schedule']!r}", where=where)
+        later = cls.declaration.later
+        return {name: value for name, value in resolved.items() if name not in later or value != later[name]}
 
     @classmethod
     def refused_scopes(cls) -> dict[str, str]:
@@ -169,15 +175,31 @@ class Mezo(Method):
         seed = self.setting.seed * 1_000_003 + self._step
         self._step += 1
         with evaluating(model), torch.no_grad():
-            return self.descend(model, batch, seed, float(self._optimizer.param_groups[0]["lr"]))
+            return self.descend(model, batch, seed, self.rate_now())
+
+    def rate_now(self) -> float:
+        """The learning rate of this step."""
+        if self.params["schedule"] == "constant":
+            return self.setting.learning_rate
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def descend(self, model: nn.Module, batch: Batch, seed: int, rate: float) -> torch.Tensor:
-        """Estimate and update; returns the mean of the two losses."""
+        """Estimate and update; returns the mean of the losses."""
+        import torch
+
         trained = [p for p in model.parameters() if p.requires_grad]
-        step = Step(model, batch, trained, seed, rate, self.mask(trained, seed))
-        rho, loss = self.slope(step)
-        self.update(step, rho)
-        return loss
+        number = int(self.params.get("directions", 1))
+        if number == 1:
+            step = Step(model, batch, trained, seed, rate, self.mask(trained, seed))
+            rho, loss = self.slope(step)
+            self.update(step, rho)
+            return loss
+        seeds = [seed * number + index for index in range(number)]
+        steps = [Step(model, batch, trained, one, rate / number, self.mask(trained, one)) for one in seeds]
+        found = [self.slope(step) for step in steps]  # all at the same weights
+        for step, (rho, _) in zip(steps, found, strict=True):
+            self.update(step, rho)
+        return torch.stack([loss for _, loss in found]).mean()
 
     def mask(self, trained: list[nn.Parameter], seed: int) -> Mask | None:
         """Mask of the entries of z that count at this step; None: all."""

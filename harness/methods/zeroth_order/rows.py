@@ -25,6 +25,7 @@ def row(
     *,
     lr_factor: float = 0.1,
     no_eps: bool = False,
+    later: Mapping[str, Any] | None = None,
 ) -> Declaration:
     """A declaration in the scope ``full``."""
     return Declaration(
@@ -39,8 +40,9 @@ def row(
             **bases.because(f"{bases.DENSE_AGAIN} (scope: lora or prefix)", "sparse"),
         },
         mergeable="exactly",
-        defaults={"scope": "full", **({} if no_eps else {"eps": EPS["full"]}), **(own or {})},
-        defaults_source=source,
+        defaults={"scope": "full", **({} if no_eps else {"eps": EPS["full"]}), **(own or {}), "schedule": "sweep"},
+        later={**(later or {}), "schedule": "sweep"},
+        defaults_source=f"{source}; `schedule: constant` is the paper's, the sweep's is what all rows share",
         lr_factor=lr_factor,
         in_place=True,
     )

@@ -24,4 +24,7 @@ def run(ctx: Context) -> None:
     if expected is not None and trainable != expected:
         raise CheckFailed("trainable-count", f"{trainable} parameters train, {expected} were declared")
     ctx.record("trainable_parameters", trainable, source="count of requires_grad")
+    active = ctx.method.active_parameters(ctx.model)
+    if active is not None:
+        ctx.record("active_parameters", active, source="the method's formula")
     ctx.record("total_parameters", total, source="count over tensors, packed weights unpacked")

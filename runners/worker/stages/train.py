@@ -90,7 +90,10 @@ def run(ctx: Context) -> None:
     losses = torch.stack(trainer.losses).float().cpu().tolist()
     ctx.series["loss"] = tuple(losses)
     ctx.series["grad_norm"] = tuple(torch.stack(trainer.grad_norms).float().cpu().tolist())
-    tail = losses[-max(1, len(losses) // 10) :]
+    task = torch.stack(trainer.task_losses).float().cpu().tolist() if trainer.task_losses else losses
+    if task != losses:
+        ctx.series["task_loss"] = tuple(task)
+    tail = task[-max(1, len(task) // 10) :]
     ctx.record("train_loss", statistics.fmean(tail), source="mean over the last tenth of the steps", n=len(tail))
 
 
@@ -265,7 +268,13 @@ def record_memory(ctx: Context, attribution: Attribution | Exception | None) -> 
         for found in attribution.readings(peak):
             ctx.keep(found)
         return
-    for name in ("weights_bytes", "gradient_bytes", "optimizer_state_bytes", "activation_peak_bytes"):
+    for name in (
+        "weights_bytes",
+        "gradient_bytes",
+        "optimizer_state_bytes",
+        "method_state_bytes",
+        "activation_peak_bytes",
+    ):
         ctx.record_missing(name, "failed", source=SOURCE, error=repr(attribution))
 
 
