@@ -47,7 +47,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  run          {cell.label}  {cell.key}{_expected(plan.predict(cell))}", **plain)
     if len(plan.run) > 200:
         console.print(f"  ... and {len(plan.run) - 200} more to run (all of them: --json)")
-    for name, reasons in (("elsewhere", plan.elsewhere), ("unsupported", plan.unsupported)):
+    for name, reasons in (
+        ("elsewhere", plan.elsewhere),
+        ("unsupported", plan.unsupported),
+        ("remark", plan.remarks()),
+    ):
         by_reason: dict[str, list[str]] = {}
         for cell, why in reasons:
             by_reason.setdefault(why, []).append(cell.label)

@@ -80,6 +80,16 @@ class Plan:
         if held := entries.get(cell.key):
             self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
 
+    def remarks(self) -> list[tuple[Cell, str]]:
+        """What a reader should know of cells to run: parts of a method that never act in a run of that length."""
+        found = []
+        for cell in self.run:
+            identity = cell.method.identity
+            remark = METHODS.get(cell.method.name).remark(identity["params"], identity["steps"] or 0)
+            if remark is not None and identity["steps"]:
+                found.append((cell, remark))
+        return found
+
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
 
@@ -101,6 +111,7 @@ class Plan:
             "elsewhere": why(self.elsewhere),
             "unsupported": why(self.unsupported),
             "later": named(self.later),
+            "remarks": why(self.remarks()),
             "waiting_for_tuning": self.waiting,
             "unpinned": self.unpinned,
             "unpinned_models": self.unpinned_models,

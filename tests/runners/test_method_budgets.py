@@ -25,6 +25,10 @@ METHODS: list[Any] = [
     "lofit",
     "grafting",
     "hft",
+    "adalora",
+    "lift",
+    {"name": "galore", "params": {"layerwise": True}},
+    {"name": "apollo", "params": {"update_gap": 100}},
     {"name": "int21", "params": {"repair_steps": 2}},
     {"name": "flexora", "params": {"search_steps": STEPS}},
 ]
@@ -47,10 +51,14 @@ def records(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
             "limits": {"threads": 1, "timeout_s": 120},
         },
     )
-    run = bench("run", str(bench.write()))
+    path = str(bench.write())
+    planned = bench("plan", path, "--json")
+    (root / "plan.json").write_text(planned.stdout)
+    assert "remark       " in bench("plan", path).stdout
+    run = bench("run", path)
     found = {r["cell"]["method"]["name"]: r for r in bench.records()}
     assert found, run.stdout + run.stderr
-    return found
+    return {**found, "plan": json.loads(planned.stdout)}
 
 
 def value(record: dict[str, Any], name: str) -> float:
@@ -60,7 +68,8 @@ def value(record: dict[str, Any], name: str) -> float:
 
 
 def test_every_cell_of_the_sweep_ended_as_it_should(records: dict[str, dict[str, Any]]) -> None:
-    endings = {name: (r["outcome"]["status"], r["outcome"]["reason"]) for name, r in records.items()}
+    cells = {name: r for name, r in records.items() if name != "plan"}
+    endings = {name: (r["outcome"]["status"], r["outcome"]["reason"]) for name, r in cells.items()}
     status, reason = endings.pop("flexora")
     assert status == "unsupported"
     assert f"takes {STEPS} of the cell's {STEPS} steps for its search" in reason
@@ -84,6 +93,9 @@ def test_a_step_of_the_method_s_own_is_counted_and_undone(records: dict[str, dic
     assert value(records["mezo"], "step_flops") == pytest.approx(forward, rel=0.2)  # two forward passes, both in it
     assert value(records["lomo"], "step_flops") > 1.5 * value(records["full"], "step_flops")  # two backward passes
     assert value(records["zo-forward-grad"], "step_flops") > 0
+    # its projections are in the backward pass, and so in the count
+    assert value(records["galore"], "step_flops") >= value(records["full"], "step_flops")
+    assert value(records["galore"], "gradient_bytes") == 0  # layerwise: none is left when the step ends
 
 
 @pytest.mark.parametrize(("name", "taken"), [("diffora", 6), ("lofit", 6), ("grafting", 6), ("int21", 2)])
@@ -110,7 +122,7 @@ def test_rows_without_a_search_have_no_such_numbers(records: dict[str, dict[str,
 
 
 def test_what_a_method_chose_is_in_its_record(records: dict[str, dict[str, Any]]) -> None:
-    facts = {name: record["environment"]["facts"] for name, record in records.items()}
+    facts = {name: record["environment"]["facts"] for name, record in records.items() if name != "plan"}
     assert len(facts["owlore"]["calibration"]["outlier_shares"]) == 2
     assert facts["owlore"]["calibration"]["drawn_by_outliers"] in (True, False)
     assert sum(len(heads) for heads in facts["lofit"]["calibration"]["heads"].values()) == 1
@@ -120,3 +132,47 @@ def test_what_a_method_chose_is_in_its_record(records: dict[str, dict[str, Any]]
     assert any("mlp" in name for name in facts["hft"]["method"]["trained"])
     for name in ("grafting", "lt-sft"):
         assert sum(facts[name]["method"]["kept_entries"].values()) > 0
+
+
+def test_the_plan_says_what_never_acts_in_the_run(records: dict[str, dict[str, Any]]) -> None:
+    (remark,) = records["plan"]["remarks"]
+    assert remark["cell"]["label"].endswith(".apollo.none.strings-copy.s0")
+    assert f"update_gap is 100, the run has {STEPS} steps" in remark["why"]
+
+
+def test_the_training_loss_is_the_task_s_own(records: dict[str, dict[str, Any]]) -> None:
+    penalised = records["adalora"]["series"]
+    assert penalised["task_loss"][0] == pytest.approx(records["lora"]["series"]["loss"][0], rel=1e-3)
+    assert penalised["loss"][0] > penalised["task_loss"][0] + 0.1  # the orthogonality term
+    tail = penalised["task_loss"][-2:]
+    assert value(records["adalora"], "train_loss") == pytest.approx(sum(tail) / 2)
+    assert "task_loss" not in records["lora"]["series"]
+
+
+def test_memory_and_entries_of_a_method_s_own_have_their_names(records: dict[str, dict[str, Any]]) -> None:
+    everything = value(records["full"], "trainable_parameters")
+    assert value(records["full"], "method_state_bytes") == 0
+    assert value(records["lt-sft"], "method_state_bytes") == 4 * everything  # the weights it goes back to
+    assert value(records["lt-sft"], "active_parameters") == pytest.approx(0.08 * everything, rel=0.01)
+    assert value(records["lift"], "active_parameters") < 0.5 * value(records["lift"], "trainable_parameters")
+    assert value(records["lisa"], "active_parameters") == everything  # both of its blocks are awake
+    assert "active_parameters" not in records["full"]["metrics"]
+
+
+def test_every_phase_has_a_schedule_from_its_beginning() -> None:
+    import torch
+
+    from runners.worker.trainer import restarting
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = restarting(optimizer, "cosine", (8, 4), warmup_fraction=0.25)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    first, second = rates[:8], rates[8:]
+    assert first[0] == second[0] == 0.0  # warm-up begins
+    assert max(first) == max(second) == 2.0
+    assert first[-1] < 0.2
+    assert second[-1] < 1.0
