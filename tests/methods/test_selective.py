@@ -197,8 +197,12 @@ def test_greentrainer_chooses_again_and_drops_old_states() -> None:
     history = method.facts()["selections"]
     assert [one["step"] for one in history] == [0, 2, 4, 6]
     assert trained == [{f"{n}.weight" for n in history[step // 2]["selected"]} for step in range(8)]
+    with method.counted(model):
+        counted = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert counted == trained[-1]
     assert len({tuple(one["selected"]) for one in history}) > 1  # it adapts
     assert changed(model, before) == {f"{n}.weight" for one in history for n in one["selected"]}
+    method.finish(model)
     saved = {n for n, p in model.named_parameters() if p.requires_grad}
     assert saved == changed(model, before)
 

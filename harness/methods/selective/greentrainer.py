@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP, InPlace
-from harness.methods.modules import TENSORS_FILE, freeze, linears
+from harness.methods.modules import TENSORS_FILE, classifier, count, freeze, linears
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -36,7 +37,8 @@ class GreenTrainer(InPlace):
         name="greentrainer",
         summary="Only the weights that lower the loss most for their FLOPs train, within a stated share of the FLOPs.",
         family="selective",
-        trainable="The weights that a knapsack over importance and FLOPs chooses, and a classifier's head.",
+        trainable="The linear weights, of which those train that a knapsack over importance and FLOPs chooses, and a "
+        "classifier's head.",
         paper="2309.13192",
         bases=ONLY_FP,
         refuses=bases.NOT_IN_PLACE,
@@ -55,6 +57,8 @@ class GreenTrainer(InPlace):
         self._batches: list[Batch] = []
         self._history: list[dict[str, Any]] = []
         self._ever: set[str] = set()
+        self._candidates: set[str] = set()
+        self._loading = False
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
@@ -88,43 +92,66 @@ class GreenTrainer(InPlace):
         return max(1, math.ceil(self.setting.steps / int(self.params["selections"])))
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer | None:
-        """AdamW over every candidate, where more than one choice is made; what is not chosen has neither gradient nor
-        state.
-        """
+        """AdamW over all candidates, of which the chosen have gradient and state; the usual one for one choice."""
         import torch
 
         if int(self.params["selections"]) == 1:
             return None
         s = self.setting
-        candidates = {id(p): p for p in (weight_of(model, layer.name) for layer in linears(model))}
-        trained = [
-            *candidates.values(),
-            *(p for p in model.parameters() if p.requires_grad and id(p) not in candidates),
-        ]
+        trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
         return self._optimizer
 
     def select(self, model: nn.Module, step: int) -> None:
-        """At every interval but the first: choose again on another batch."""
-        if not step or step % self.interval:
+        """At every interval: choose again, on another batch (the first choice is made); free what is chosen alone."""
+        if step % self.interval or int(self.params["selections"]) == 1:
             return
-        training = model.training
-        trained = {n for n, p in model.named_parameters() if p.requires_grad}
-        self._choose(model, self._batches[step // self.interval], step)
-        model.train(training)
-        wanted = {f"{name}.weight" for name in self.selected or ()}
-        candidates = {f"{layer.name}.weight" for layer in linears(model)}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in wanted or (name in trained and name not in candidates))
-            if name in candidates and name not in wanted:
-                parameter.grad = None
-                self._optimizer.state.pop(parameter, None)
+        if step:
+            training = model.training
+            self._choose(model, self._batches[step // self.interval], step)
+            model.train(training)
+        self._free_chosen(model)
+        for layer in linears(model):
+            weight = weight_of(model, layer.name)
+            if not weight.requires_grad:
+                weight.grad = None
+                self._optimizer.state.pop(weight, None)
+
+    def _free_chosen(self, model: nn.Module) -> None:
+        chosen = set(self.selected or ())
+        for layer in linears(model):
+            weight_of(model, layer.name).requires_grad_(layer.name in chosen)
+
+    @contextmanager
+    def counted(self, model: nn.Module) -> Iterator[None]:
+        """With what the first choice trains."""
+        self._free_chosen(model)
+        try:
+            yield
+        finally:
+            for parameter in self._trained(model):
+                parameter.requires_grad_(True)
+
+    def active_parameters(self, model: nn.Module) -> int:
+        """What the first choice trains, and a classifier's head."""
+        head = classifier(model)
+        own = count(weight_of(model, name) for name in self.selected or ())
+        return own + (count(head.parameters()) if head is not None else 0)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """All that was ever chosen was trained, and is saved."""
-        for name in self._ever:
-            weight_of(model, name).requires_grad_(True)
+        for layer in linears(model):
+            weight_of(model, layer.name).requires_grad_(layer.name in self._ever)
         return model
+
+    def expects_gradient(self, name: str) -> bool:
+        """Of the candidates only what was chosen first must have one within the first steps."""
+        first = self._history[0]["selected"] if self._history else self.selected or ()
+        return name.removesuffix(".weight") in first or name.removesuffix(".weight") not in self._candidates
+
+    def expects_change(self, name: str) -> bool:
+        """What was chosen later has moved."""
+        return name.removesuffix(".weight") in self._ever
 
     def facts(self) -> dict[str, Any]:
         """Every choice, with the importances relative to the largest."""
@@ -160,16 +187,18 @@ class GreenTrainer(InPlace):
         return [value / largest for value in found]
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
-        """Weights of the selected layers."""
+        """Weights of the linear layers, of which the selected ones train; where there is one choice only, these."""
         if self.selected is None:
             raise RuntimeError("greentrainer chooses its tensors in calibrate, which was not called")
-        for name in self.selected:
+        self._candidates = {layer.name for layer in linears(model)}
+        for name in self.selected if self._loading or int(self.params["selections"]) == 1 else sorted(self._candidates):
             yield weight_of(model, name)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """The chosen tensors are the saved ones."""
         from safetensors import safe_open
 
+        self._loading = True
         names = {layer.name for layer in linears(base)}
         with safe_open(folder / TENSORS_FILE, "pt") as file:
             self.selected = [key.removesuffix(".weight") for key in file.keys() if key.removesuffix(".weight") in names]  # noqa: SIM118 - not a dict
