@@ -26,9 +26,7 @@ def trained(name: str, kind: str = CAUSAL, **params: Any) -> tuple[Method, nn.Mo
 
 @pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
 @pytest.mark.parametrize(("name", "params"), SIDE)
-def test_backbone_gets_no_gradient_and_keeps_no_activations(
-    name: str, params: dict[str, Any], kind: str
-) -> None:
+def test_backbone_gets_no_gradient_and_keeps_no_activations(name: str, params: dict[str, Any], kind: str) -> None:
     _, model = trained(name, kind, **params)
     prefix, layers = blocks(model)
     outputs: list[torch.Tensor] = []
@@ -64,9 +62,7 @@ def test_cached_decoding_equals_uncached(name: str, params: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(("name", "params"), SIDE)
-def test_causal_side_network_ignores_future_and_padding(
-    name: str, params: dict[str, Any]
-) -> None:
+def test_causal_side_network_ignores_future_and_padding(name: str, params: dict[str, Any]) -> None:
     _, model = trained(name, **params)
     model.eval()
     ids = batch(CAUSAL)["input_ids"][:1]
