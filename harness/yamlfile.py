@@ -115,14 +115,33 @@ def _explain(error: dict[str, Any], model: type[BaseModel], path: Path, lines: d
     where = f"{path}, line {line_of(lines, loc)}, key '{key}'"
     kind, shown = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        allowed = allowed_keys(model, loc[:-1])
-        return UserError(f"unknown key {str(raw[-1])!r}", where=where, fix=did_you_mean(str(raw[-1]), allowed))
+        name, allowed = str(raw[-1]), allowed_keys(model, loc[:-1])
+        homes = [] if name in allowed else keys_with(model, name)
+        fix = f"It belongs under {' or '.join(repr(home) for home in homes)}." if homes else did_you_mean(name, allowed)
+        return UserError(f"unknown key {name!r}", where=where, fix=fix)
     if kind == "missing":
         return UserError(f"the key {str(raw[-1])!r} is missing", where=where, fix="Add it.")
     if kind == "literal_error":
         return UserError(f"{shown!r} is not allowed here", where=where, fix=f"Allowed: {error['ctx']['expected']}.")
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = NEEDED.get(kind) or str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return UserError(message, where=where, fix="" if kind == "value_error" else f"Found: {shown!r}.")
+
+
+NEEDED = {
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "must be a list, such as [a, b]"),
+    **dict.fromkeys(("dict_type", "model_type", "mapping_type", "model_attributes_type"), "must have keys and values"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be a text",
+}
+"""Requirement behind each error type of pydantic, in words of YAML."""
+
+
+def keys_with(model: type[BaseModel], name: str) -> list[str]:
+    """Keys of ``model`` whose mapping or list of mappings has a key ``name``."""
+    inner = {key: _model_in(annotation) for key, annotation in _fields(model).items()}
+    return [key for key, found in inner.items() if found is not None and name in _fields(found)]
 
 
 def _in_file(raw: Loc, lines: dict[Loc, int]) -> Loc:

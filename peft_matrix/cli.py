@@ -6,35 +6,81 @@ Heavy imports are inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
 from harness.errors import EXIT_BAD_INPUT, UserError
 from peft_matrix.commands import GROUPS, VERBS
 
+PANELS = {
+    "Sweeps": ("init", "plan", "run", "status", "show", "fetch"),
+    "Boards and pages": ("board", "site", "check", "import", "publish"),
+    "Comparison": ("compare", "reproduce", "regressions", "nightly", "bisect"),
+    "Lists": ("methods", "quantizers", "tasks", "models", "compat"),
+    "Set-up and records": ("doctor", "env", "results"),
+}
+"""Groups of commands in ``--help``, in this order."""
+EPILOG = (
+    "Exit codes: 0 done; 1 a cell failed, a metric got worse or a board has smells; 2 the input is wrong; 130 stopped. "
+    "An option overrides its environment variable (PEFT_MATRIX_RESULTS, PEFT_MATRIX_DATA, PEFT_MATRIX_CACHE), and both "
+    "override the workspace."
+)
+
 app = typer.Typer(
     name="peft-matrix",
     help="Sweep models x fine-tuning methods x quantization x hardware; record accuracy, memory, time and energy.",
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for verb in VERBS:
-    app.command(verb.__name__.rstrip("_").replace("_", "-"))(verb)  # import_ is a keyword without its tail
-for group in GROUPS:
-    app.add_typer(group)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"peft-matrix {metadata.version('peft-matrix')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def _add_commands() -> None:
+    """Add every command to its panel of the help."""
+    verbs = {verb.__name__.rstrip("_").replace("_", "-"): verb for verb in VERBS}  # import_ is a keyword without "_"
+    groups = {str(group.info.name): group for group in GROUPS}
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    for name in sorted({*verbs, *groups}, key=lambda name: list(panels).index(name) if name in panels else len(panels)):
+        if name in verbs:
+            app.command(name, rich_help_panel=panels.get(name, "More"))(verbs[name])
+        else:
+            app.add_typer(groups[name], rich_help_panel=panels.get(name, "More"))
+
+
+_add_commands()
 
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is exit code 130."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="peft-matrix")
     except UserError as error:
         typer.echo(f"peft-matrix: {error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            typer.echo(f"peft-matrix: {error.format_message()} See 'peft-matrix --help'.", err=True)
+            context = getattr(error, "ctx", None)
+            called = context.command_path if context is not None else "peft-matrix"
+            if message := error.format_message():  # empty where a call without arguments has printed the help
+                typer.echo(f"peft-matrix: {message.rstrip('.')}. See '{called} --help'.", err=True)
             sys.exit(EXIT_BAD_INPUT)
         raise
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from peft_matrix.cli import PANELS, app
 from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("verb", ["methods", "quantizers", "tasks", "models", "doctor"])
@@ -79,7 +84,8 @@ def test_a_corrupt_record_is_named_and_the_rest_loads(bench: Bench) -> None:  # 
     ("arguments", "words"),
     [
         (["rnu"], ["rnu"]),
-        (["run"], ["Missing argument", "sweep"]),
+        (["run"], ["Missing argument", "sweep", "See 'peft-matrix run --help'."]),
+        (["results", "gc", "--bogus"], ["--bogus", "See 'peft-matrix results gc --help'."]),
         (["run", "no-such-sweep"], ["unknown sweep", "Allowed", "quickstart"]),
         (["run", "./nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         (["plan", "quickstart", "--only", "*nothing*"], ["no cell matches", "for example"]),
@@ -93,6 +99,25 @@ def test_a_mistake_on_the_command_line_is_one_sentence(bench: Bench, arguments: 
     assert len(ended.stderr.strip().splitlines()) == 1
     for word in words:
         assert word in ended.stderr
+
+
+def test_the_help_has_every_command_in_one_group() -> None:
+    grouped = [name for names in PANELS.values() for name in names]
+    commands = [command.name for command in app.registered_commands]
+    assert sorted(grouped) == sorted([*commands, *(group.typer_instance.info.name for group in app.registered_groups)])
+    text = CliRunner().invoke(app, ["-h"]).stdout
+    assert all(panel in text for panel in PANELS)
+    assert "Exit codes" in text
+
+
+def test_version_and_a_call_without_arguments() -> None:
+    program = [sys.executable, "-m", "peft_matrix.cli"]
+    version = subprocess.run([*program, "--version"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert version.stdout == f"peft-matrix {metadata.version('peft-matrix')}\n"
+    bare = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert bare.returncode == 2
+    assert "Usage" in bare.stdout + bare.stderr
+    assert "peft-matrix: " not in bare.stderr
 
 
 def test_a_finished_sweep_needs_no_heavy_library(bench: Bench) -> None:  # noqa: F811

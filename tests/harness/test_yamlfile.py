@@ -105,11 +105,19 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path:
         ),
         (
             "name: x\nparts:\n  - {from: a, rows: 0}\n",
-            "kit.yaml, line 3, key 'parts.0.rows': Input should be greater than 0. Found: 0.",
+            "kit.yaml, line 3, key 'parts.0.rows': must be greater than 0. Found: 0.",
         ),
         (
             "name: [x]\n",
-            "kit.yaml, line 1, key 'name': Input should be a valid string. Found: ['x'].",
+            "kit.yaml, line 1, key 'name': must be a text. Found: ['x'].",
+        ),
+        ("name: x\nparts: 3\n", "kit.yaml, line 2, key 'parts': must be a list, such as [a, b]. Found: 3."),
+        ("name: x\nspare: 3\n", "kit.yaml, line 2, key 'spare': must have keys and values. Found: 3."),
+        ("name: x\nrate: fast\n", "kit.yaml, line 2, key 'rate': must be a number. Found: 'fast'."),
+        (
+            "name: x\nrows: 3\n",
+            "kit.yaml, line 2, key 'rows': unknown key 'rows'. "
+            "It belongs under 'parts' or 'by_name' or 'spare' or 'mixed'.",
         ),
         ("name: x\nname: y\n", "kit.yaml, line 2: the key 'name' is given twice"),
         ("name: x\nparts:\n  - from: a\n    from: b\n", "kit.yaml, line 4: the key 'from' is given twice"),
