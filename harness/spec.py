@@ -270,8 +270,8 @@ class Probes(Spec):
         latency_repeats: requests measured at every shape. Percentiles need 20 (p50), 100 (p90) or 300 (p99).
         output_tokens: generated tokens of a request, forced; needs ``prompt_tokens``. Empty: 1, a prefill alone.
         energy: shapes at which joules per token are measured, each in windows as long as the meter needs.
-        inspect: what is looked at after loading: ``full`` saves the model, decodes its layers and profiles a pass;
-            ``none`` counts bytes alone; ``auto`` looks closely at a base that the cell quantized.
+        inspect: inspection after loading: ``full`` saves the model, decodes its layers and profiles a pass; ``none``
+            only counts bytes; ``auto`` is ``full`` for a base that the cell quantized, else ``none``.
     """
 
     latency_repeats: int = Field(default=20, ge=0)

@@ -128,8 +128,8 @@ def _plain_in_batches(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
 def _plain(ctx: Context, batch: Sequence[Window]) -> list[LogProb]:
     """One row per window; right padding, which a causal model does not see, so that no mask is needed.
 
-    Only positions from the shortest head's end on get logits: over a vocabulary of 49,152 words those of the prompts,
-    which nobody reads, take a fifth of the pass.
+    Only positions from the shortest head's end on get logits: with a vocabulary of 49,152 words the unused logits of
+    the prompts take a fifth of the pass.
     """
     ids = pad([w.head + w.tail[:-1] for w in batch], ctx.tokenizer.pad_token_id).to(ctx.device)
     _, logits, first = last_logits(ctx.model, ids, min(len(w.head) for w in batch) - 1)

@@ -1,4 +1,4 @@
-"""What looking at the model costs: nothing where nobody asked for it."""
+"""Cost of the inspection: none where the sweep does not ask for it."""
 
 from __future__ import annotations
 

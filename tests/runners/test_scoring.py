@@ -311,7 +311,7 @@ def test_options_of_one_token_cost_one_pass_over_their_prompt(loaded: tuple[Any,
     assert found == pytest.approx(alone, abs=1e-4)
 
 
-def test_a_model_that_ignores_what_is_asked_of_its_logits_is_read_alike(loaded: tuple[Any, Any]) -> None:
+def test_model_returning_all_logits_is_scored_alike(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
 
     class Full(Counting):

@@ -69,7 +69,7 @@ def inspect(ctx: Context, original: WeightFiles | None) -> None:
 
 
 def closely(ctx: Context) -> bool:
-    """Whether the model is saved, decoded and profiled: of a base that nobody quantized only where the sweep asks."""
+    """True if the model is saved, decoded and profiled: for an unquantized base only if the sweep asks for it."""
     asked = ctx.probes.inspect
     return asked == "full" or (asked == "auto" and ctx.job.cell["quantization"]["name"] != "none")
 
@@ -87,7 +87,7 @@ def _record_files(ctx: Context, held: int) -> None:
 
 
 def _tensor_bytes(path: Path) -> int:
-    """Bytes of a safetensors file behind its header, whose length stands in the first 8 bytes."""
+    """Bytes of a safetensors file after its header; the first 8 bytes give the header's length."""
     with path.open("rb") as stream:
         return path.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
 
