@@ -102,7 +102,8 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "optimizer state",
         "B",
         "lower",
-        "Bytes held by the optimizer's state, the largest seen: at the second step, each tenth of the run, its end.",
+        "Bytes of the optimizer's state, the largest of several counts: at the second step, each tenth of the run, "
+        "its end.",
         "memory",
     ),
     MetricDef(

@@ -81,7 +81,7 @@ class Plan:
             self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
 
     def remarks(self) -> list[tuple[Cell, str]]:
-        """What a reader should know of cells to run: parts of a method that never act in a run of that length."""
+        """Notes on cells to run: parts of a method that never act in a run of that length."""
         found = []
         for cell in self.run:
             identity = cell.method.identity

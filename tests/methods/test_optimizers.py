@@ -368,7 +368,7 @@ def test_a_subspace_is_renewed_in_a_short_run_too(name: str) -> None:
     assert cls.remark(stated, 41) is None
 
 
-def test_layerwise_updates_are_galore_s_and_leave_no_gradient_behind() -> None:
+def test_layerwise_updates_equal_galore_and_free_gradients() -> None:
     def trained_by(layerwise: bool) -> dict[str, torch.Tensor]:
         method = made("galore", steps=8, update_gap=2, layerwise=layerwise)
         model = attached(method, llama())
@@ -395,7 +395,7 @@ def test_layerwise_is_no_part_of_a_cell_where_it_is_off() -> None:
     assert resolve({"layerwise": True})["layerwise"] is True
 
 
-def test_gradnormlorp_in_8_bits_steps_alike_with_a_quarter_of_the_moments() -> None:
+def test_gradnormlorp_8bit_steps_alike_with_smaller_states() -> None:
     def trained_by(bits: int) -> tuple[torch.Tensor, int]:
         method = made("gradnormlorp", bits=bits)
         model = attached(method, llama())
@@ -434,7 +434,7 @@ def test_gradnormlorp_in_repo_mode_steps_lengths_and_directions() -> None:
     assert not torch.allclose(weight, before)
 
 
-def test_q_galore_s_released_likeness_is_signed_and_of_the_first_vector() -> None:
+def test_q_galore_released_similarity_is_signed_first_vector() -> None:
     def gap_after(mode: str) -> int:
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(8, 12))

@@ -270,7 +270,7 @@ def test_sparse_mezo_holds_a_bit_a_weight_in_a_step() -> None:
     assert method._mask_bytes <= sum(-(-p.numel() // 8) for p in model.parameters())
 
 
-def test_several_directions_average_their_estimates_at_the_same_weights() -> None:
+def test_several_directions_average_their_estimates() -> None:
     rate = 1e-2
     method: Any = made("mezo", directions=3)
     model = attached(method, llama())

@@ -184,7 +184,7 @@ class QGaLore(GaLore8bit):
 
     @classmethod
     def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """As ever; the mode is ``paper`` or ``repo``.
+        """Same as the base class; the mode is ``paper`` or ``repo``.
 
         Raises:
             UserError: another mode.

@@ -170,7 +170,7 @@ class RowNormalisedAdamW(ProjectedAdamW):
             super()._update(parameter, group)
             return
         gradient = parameter.grad
-        assert gradient is not None  # step looks at it first
+        assert gradient is not None  # step checks it first
         if not gradient.any():
             return
         state = self.state[parameter]

@@ -133,7 +133,7 @@ class GreenTrainer(InPlace):
                 parameter.requires_grad_(True)
 
     def active_parameters(self, model: nn.Module) -> int:
-        """What the first choice trains, and a classifier's head."""
+        """Number of parameters of the first choice and of a classifier's head."""
         head = classifier(model)
         own = count(weight_of(model, name) for name in self.selected or ())
         return own + (count(head.parameters()) if head is not None else 0)
@@ -150,7 +150,7 @@ class GreenTrainer(InPlace):
         return name.removesuffix(".weight") in first or name.removesuffix(".weight") not in self._candidates
 
     def expects_change(self, name: str) -> bool:
-        """What was chosen later has moved."""
+        """Parameters that were chosen later have moved."""
         return name.removesuffix(".weight") in self._ever
 
     def facts(self) -> dict[str, Any]:

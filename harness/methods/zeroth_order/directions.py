@@ -41,6 +41,6 @@ def bits(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpacked(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """What :func:`bits` packed."""
+    """Unpack the output of :func:`bits`."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> places) & 1).bool().flatten()[: shape.numel()].view(shape)
