@@ -4,12 +4,13 @@ VENV ?= .venv
 export VENV PYTHON
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-llm test lint types bench docs-site clean
+.PHONY: help demo demo-llm test lint types bench docs docs-site clean
 help:
 	@echo "make demo       install, run the built-in sweep, print the leaderboard"
 	@echo "make demo-llm   the same with a real language model of 135 M parameters, on film reviews"
 	@echo "make test       install, lint, check types, run the whole suite"
 	@echo "make bench      print the performance figures (ratios; nothing is asserted)"
+	@echo "make docs       regenerate the pages made from code: methods, compat, tasks, metrics"
 	@echo "make docs-site  build the documentation into build/site; a broken link fails"
 
 demo:
@@ -37,6 +38,9 @@ test:
 bench:
 	@scripts/setup.sh test
 	@$(BIN)/python -m tests.benchmarks
+
+docs:
+	@$(BIN)/python -m scripts.make_docs
 
 docs-site:
 	@scripts/setup.sh docs

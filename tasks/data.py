@@ -146,7 +146,7 @@ class HubOrigin:
         except (DatasetsError, OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the data set {hub.id!r}, split {self.split!r}, cannot be had from the Hub: {reason}",
+                f"the data set {hub.id!r}, split {self.split!r}, cannot be downloaded from the Hub: {reason}",
                 fix=DATA_ROOT_HINT.format(self.instead),
             ) from error
         return HubRows(f"{hub.id}[{self.split}]", datasets.concatenate_datasets(parts), hub.columns)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from harness import metrics
 from harness.record import Record
 from harness.store.store import samples_schema
 from peft_matrix.cli import app
+from scripts import make_docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,11 +60,10 @@ def test_the_glossary_has_at_most_40_terms() -> None:
     assert terms == sorted(terms, key=str.lower)
 
 
-def test_the_page_of_quantities_is_current() -> None:
-    page = ROOT / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == metrics.to_markdown(), (
-        "run: python -c 'from harness import metrics; print(metrics.to_markdown(), end=\"\")' > docs/metrics.md"
-    )
+@pytest.mark.parametrize("page", make_docs.PAGES)
+def test_generated_pages_are_current(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == make_docs.PAGES[page](), f"docs/{page} is not up to date. Run: make docs"
 
 
 def test_every_field_of_a_record_is_explained() -> None:

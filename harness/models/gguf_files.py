@@ -127,7 +127,7 @@ def hub_file(model_id: str, revision: str | None) -> Path:
     """The file of ``gguf:OWNER/NAME/FILE.gguf``, downloaded or from the Hub's local cache.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -137,7 +137,7 @@ def hub_file(model_id: str, revision: str | None) -> Path:
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the file {inside!r} of {owner}/{name} cannot be had from the Hub: {reason}") from error
+        raise UserError(f"the file {inside!r} of {owner}/{name} cannot be downloaded from the Hub: {reason}") from error
 
 
 def identity(model_id: str, *, revision: str | None, digests: FileDigests, where: str = "") -> dict[str, Any]:

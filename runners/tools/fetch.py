@@ -55,7 +55,7 @@ def fetch(sweep: LoadedSweep, workspace: Workspace, to: Path, say: Callable[[str
     """Gather the models and data of a sweep in ``to``, a new or empty folder or one that an earlier fetch made.
 
     Raises:
-        UserError: something cannot be had, a Hub model is not pinned, or the folder contains other files.
+        UserError: something cannot be downloaded, a Hub model is not pinned, or the folder contains other files.
     """
     if to.exists() and any(to.iterdir()) and not any((to / name).is_file() for name in (MANIFEST, _DRAFT)):
         raise UserError("the folder contains other files", where=str(to), fix="Name a new or empty folder.")

@@ -136,7 +136,7 @@ class Suite:
         """lm-eval's answer for one task: its results and every sample; no cache of responses is read or written.
 
         Raises:
-            UserError: the task's data cannot be had.
+            UserError: the task's data cannot be loaded.
         """
         from lm_eval import simple_evaluate
 
@@ -155,7 +155,7 @@ class Suite:
                 )
         except (OSError, ConnectionError) as error:
             raise UserError(
-                f"the data of the lm-eval task {use.task!r} cannot be had: {str(error).splitlines()[0]}",
+                f"the data of the lm-eval task {use.task!r} cannot be loaded: {str(error).splitlines()[0]}",
                 fix="Fetch it once with a network, or name a task whose data is here.",
             ) from error
         return found

@@ -11,13 +11,11 @@ import pytest
 from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.base import Method
-from harness.methods.catalog import METHODS, to_markdown
+from harness.methods.catalog import METHODS
 from harness.methods.peft.table import NOT_OFFERED, table
 from harness.quantizers.catalog import QUANTIZERS
 from harness.spec import load
 from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS
-
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,12 +104,6 @@ def test_reasons_come_before_any_model_is_there() -> None:
     assert "quanto" in str(METHODS.get("lora").check_merge("quanto-int8"))
     assert METHODS.get("prompt").check_merge("fp") == "prompt cannot be merged"
     assert METHODS.get("lora").check(CAUSAL, "fp", {}) is None
-
-
-def test_the_page_in_the_docs_is_the_generated_one() -> None:
-    assert PAGE.read_text(encoding="utf-8") == to_markdown(), (
-        "docs/methods.md is not up to date: write harness.methods.catalog.to_markdown() to it"
-    )
 
 
 def test_every_method_stands_in_the_sweep_of_all_methods() -> None:

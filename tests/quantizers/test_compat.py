@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from runners.tools import compat
 
-PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 SAMPLE = 40
 """About how many pairs: every n-th of all that a CPU can run."""
 
@@ -23,12 +21,6 @@ def test_the_table_loads_no_model_library() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'peft', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_committed_page_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == compat.to_markdown(compat.pairs()), (
-        "run: peft-matrix compat --out docs/compat.md"
-    )
 
 
 def test_every_pair_is_there_and_answers_hang_together() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.catalog import to_markdown
 from tasks.data import contamination, load_split, task_digest, unpinned
 from tasks.task import BUILT_IN, COMPLETION, SPLITS, HubSource, find_tasks, load_task
 
@@ -76,11 +75,6 @@ addition wikitext-2
 
 def test_every_family_has_its_tasks() -> None:
     assert set(FAMILIES.split()) <= set(NAMES)
-
-
-def test_the_page_of_the_library_is_current() -> None:
-    page = Path(__file__).parents[2] / "docs" / "tasks.md"
-    assert page.read_text(encoding="utf-8") == to_markdown(), "run: peft-matrix tasks --out docs/tasks.md"
 
 
 def test_a_commit_pins_and_a_branch_does_not() -> None:
