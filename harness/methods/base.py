@@ -254,6 +254,11 @@ class Method:
         """Lengths in steps of the parts of the loop that each have a learning-rate schedule from its beginning."""
         return (self.loop_steps,)
 
+    @property
+    def wants_text(self) -> bool:
+        """Whether :meth:`calibrate` is to see general text instead of the task's training items."""
+        return False
+
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any] | None:
         """Stage ``prepare``: data-driven initialisation.
 

@@ -288,6 +288,51 @@ class LastBlocks(InPlace):
             yield from block.parameters()
 
 
+class ReinitTop(Full):
+    """Full fine-tuning after the last blocks were set back to a fresh start."""
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="reinit-top",
+        summary="The last k blocks (and an encoder's pooler) start from random values again; then all is trained.",
+        family="baseline",
+        trainable="All parameters.",
+        paper="2006.05987",
+        bases=ONLY_FP,
+        refuses=bases.NOT_IN_PLACE,
+        mergeable="exactly",
+        defaults={"k": 1},
+        defaults_source="the paper's range begins at one block; which k is best depends on the task",
+        identity_at_start=False,
+        in_place=True,
+        unverified=True,
+    )
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Draw the last blocks again, with the architecture's own initialisation; free every parameter."""
+        import torch
+
+        like: Any = model
+        _, layers = blocks(model)
+        tops = [*list(layers)[len(layers) - int(self.params["k"]) :]]
+        pooler = getattr(getattr(like, like.base_model_prefix, None), "pooler", None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.setting.seed)
+            for module in (m for top in (*tops, *([pooler] if pooler is not None else [])) for m in top.modules()):
+                for parameter in module.parameters(recurse=False):
+                    vars(parameter).pop("_is_hf_initialized", None)
+                vars(module).pop("_is_hf_initialized", None)
+                like._init_weights(module)
+        return super().attach(model)
+
+    def load(self, base: nn.Module, folder: Path) -> nn.Module:
+        """What was saved; nothing is drawn."""
+        model = Full.attach(self, base)
+        like: Any = model
+        saved = type(like).from_pretrained(folder, config=like.config, dtype=like.dtype)
+        model.load_state_dict(saved.state_dict())
+        return model
+
+
 class FreezeLow(InPlace):
     """Everything but the embeddings and the lowest blocks."""
 

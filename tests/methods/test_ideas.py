@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from harness.errors import Unsupported, UserError
+from harness.methods.modules import blocks
+from harness.methods.peft.loftq import alternate, nearest
 from tests.methods.tiny import (
     CAUSAL,
     CLASSIFIER,
@@ -222,9 +224,90 @@ def test_an_architecture_without_the_targets_is_unsupported() -> None:
         attached(made("llama-adapter"), base(CLASSIFIER))
 
 
-def test_the_loftq_kernel_is_asked_for_before_anything_happens() -> None:
-    with pytest.raises(Unsupported, match="CUDA"):
-        made("loftq").attach(llama())
+@pytest.mark.parametrize("bits", [4, 8])
+def test_loftq_is_nearer_to_the_model_than_rounding_alone(bits: int) -> None:
+    original: Any = llama()
+    method = made("loftq", loftq_bits=bits)
+    model: Any = attached(method, llama())
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    weight = original.model.layers[0].mlp.up_proj.weight.detach()
+    rounded = layer.base_layer.weight.detach()
+    assert torch.allclose(rounded, nearest(rounded, bits), atol=1e-6)  # it lies on the grid
+    corrected = rounded + layer.get_delta_weight("default").detach()  # with LoRA's scale
+    assert float((corrected - weight).norm()) < 0.9 * float((nearest(weight, bits) - weight).norm())
+
+
+def test_more_rounds_of_loftq_do_not_lose() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 48)
+
+    def error(rounds: int) -> float:
+        rounded, left, right = alternate(weight, 8, 4, rounds)
+        return float((rounded + left @ right - weight).norm())
+
+    assert error(5) < error(1)
+    with pytest.raises(UserError, match="loftq_bits must be 4"):
+        made("loftq", loftq_bits=2).attach(llama())
+
+
+def test_corda_kpm_calibrates_on_general_text() -> None:
+    assert made("corda", corda_method="kpm").wants_text
+    assert not made("corda").wants_text
+    assert not made("lora").wants_text
+
+
+def test_cpt_counts_the_answers_of_its_examples_and_keeps_their_embeddings() -> None:
+    method: Any = made("cpt", context=None, examples=2)
+    inputs = batch(CAUSAL)
+    inputs["labels"][:, :8] = -100  # a prompt of eight tokens
+    method.calibrate(llama(), lambda count: [inputs] * count)
+    first = int(inputs["attention_mask"][0].sum())
+    assert method._types[:first] == [2] * 8 + [4] * (first - 8)
+    assert method._types[first : first + 8] == [6] * 8  # the second example, with types of its own
+    model = method.attach(llama())
+    found = model(**inputs)
+    alone = method.task_loss(found, inputs)
+    assert float(found.loss) != pytest.approx(float(alone), rel=1e-3)  # the context's answers are in the loss
+    train(method, model)
+    delta = next(p for n, p in model.named_parameters() if "delta_embedding" in n)
+    labels = torch.tensor(method._types) % 4 == 0
+    assert float(delta[labels].abs().max()) == 0.0
+    assert float(delta[~labels].abs().max()) > 0.0
+    with pytest.raises(UserError, match="examples of cpt"):
+        made("cpt", context=None, examples=0)
+
+
+@pytest.mark.parametrize("name", ["neftune", "lora-neftune"])
+def test_neftune_s_noise_is_bounded_and_only_there_while_training(name: str) -> None:
+    method = made(name)
+    model: Any = attached(method, llama())
+    embed = model.get_input_embeddings()
+    ids = batch(CAUSAL)["input_ids"]
+    model.eval()
+    quiet = embed(ids)
+    assert torch.equal(embed(ids), quiet)
+    model.train()
+    noise = (embed(ids) - quiet).detach()
+    bound = 5 / (12 * 64) ** 0.5  # alpha / sqrt(L d)
+    assert 0.9 * bound < float(noise.abs().max()) <= bound
+    assert float(noise.mean().abs()) < 0.05 * bound
+    method.finish(model)
+    assert torch.equal(embed(ids), quiet)
+
+
+@pytest.mark.parametrize("kind", [CAUSAL, CLASSIFIER])
+def test_reinit_top_draws_the_last_blocks_again(kind: str) -> None:
+    before, after = base(kind), attached(made("reinit-top", kind), base(kind))
+    prefix, layers = blocks(after)
+    top = f"{prefix}.{len(layers) - 1}."
+    changed = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert changed
+    assert all(n.startswith(top) or "pooler" in n for n in changed)
+    assert any("pooler" in n for n in changed) == (kind == CLASSIFIER)
+    weight = next(p for n, p in after.named_parameters() if n.startswith(top) and p.ndim == 2)
+    assert float(weight.std()) == pytest.approx(after.config.initializer_range, rel=0.1)
+    again = attached(made("reinit-top", kind), base(kind))
+    assert all(torch.equal(p, after.get_parameter(n)) for n, p in again.named_parameters())  # by the seed
 
 
 def test_sizes_that_must_divide_are_found() -> None:

@@ -23,7 +23,7 @@ MARK = "#"  # the text that methods acting on certain tokens are given; one toke
 PARAMS: dict[str, dict[str, Any]] = {
     "alora": {"invocation": MARK},
     "trainable-tokens": {"text": MARK},
-    "cpt": {"context": MARK},
+    "cpt": {"context": MARK},  # in these batches every token is an answer, whose embedding CPT keeps
 }
 DECODERS = frozenset({"ls-unllama", "layerwise-unmask"})  # methods that make a classifier of a decoder only
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import Unsupported, UserError
 from harness.methods.base import Batch
 from harness.methods.modules import add_bias, blocks, linears, targeted
+from harness.methods.peft.loftq import LoftQ as LoftQ
 from harness.methods.peft.method import PeftMethod
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -69,6 +70,11 @@ class Corda(FromData):
         """With the targets inside the blocks only: a covariance is one over tokens, a pooler sees single vectors."""
         params = super().config_params(model)
         return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
+
+    @property
+    def wants_text(self) -> bool:
+        """``kpm`` keeps what general text needs, so its covariance is that of such text; ``ipm`` follows the task's."""
+        return bool(self.params["corda_method"] == "kpm")
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Gather the covariance of every target's input."""
@@ -130,16 +136,6 @@ class Eva(PeftMethod):
     def expected_trainable(self, model: nn.Module) -> int | None:
         """Unknown: the data decides how the ranks are shared out."""
         return None
-
-
-class LoftQ(PeftMethod):
-    """LoftQ: factors that make up for the error of quantizing the base."""
-
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Only on CUDA, where its quantizer runs."""
-        if not self.setting.device.startswith("cuda"):
-            raise Unsupported("loftq quantizes with a kernel that exists for CUDA only")
-        return super().attach(model)
 
 
 # --- optimizers --------------------------------------------------------------------------------------
@@ -345,17 +341,57 @@ class MultitaskPrompt(Prompt):
 
 
 class ContextPrompt(Prompt, NeedsText):
-    """CPT: a context in words, whose embeddings are trained inside a small ball around where they start."""
+    """CPT: worked examples precede every input, and their embeddings move inside a small ball around where they start.
+
+    The examples are training items, drawn in ``prepare``: their prompts are input (type 2 of peft's four), their
+    answers labels (type 4), which count in the loss, the less the further from the input; embeddings of labels stay
+    fixed. A ``context`` given as text is input from end to end.
+    """
 
     text_parameter = "context"
     token_field = "cpt_token_ids"
-    meaning = "the context, for example solved examples, that precedes every input"
+    own = frozenset({"examples"})
+
+    @classmethod
+    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Same as the base class; examples are drawn where no text is given.
+
+        Raises:
+            UserError: neither.
+        """
+        resolved = super(NeedsText, cls).resolve(params, where=where)
+        text, number = resolved["context"], resolved["examples"]
+        if text is not None and (not isinstance(text, str) or not text):
+            raise UserError(f"context of cpt must be a text, not {text!r}", where=where)
+        if text is None and (not isinstance(number, int) or number < 1):
+            raise UserError(f"examples of cpt must be a whole number above 0, not {number!r}", where=where)
+        return resolved if text is None else {k: v for k, v in resolved.items() if k != "examples"}
+
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any] | None:
+        """Draw the examples, where no text is given."""
+        if self.params["context"] is not None:
+            return None
+        self._context: list[int] = []
+        self._types: list[int] = []
+        wanted = int(self.params["examples"])
+        rows = ((b, row) for b in batches(wanted) for row in range(len(b["input_ids"])))
+        for number, (batch, row) in zip(range(wanted), rows, strict=False):
+            kept = batch["attention_mask"][row].bool()
+            labelled = (batch["labels"][row] != -100)[kept].tolist()
+            self._context += batch["input_ids"][row][kept].tolist()
+            self._types += [4 * number + (4 if label else 2) for label in labelled]
+        return {"context_tokens": len(self._context), "label_tokens": sum(t % 4 == 0 for t in self._types)}
 
     def config_params(self, model: nn.Module) -> dict[str, Any]:
-        """Every token of the context is input (type 2 of peft's four)."""
-        params = super().config_params(model)
-        length = len(params["cpt_token_ids"])
-        return {**params, "cpt_mask": [1] * length, "cpt_tokens_type_mask": [2] * length}
+        """The context's tokens and what each of them is."""
+        if self.params["context"] is not None:
+            params = super().config_params(model)
+            params["cpt_tokens_type_mask"] = [2] * len(params["cpt_token_ids"])
+        else:
+            params = super(NeedsText, self).config_params(model)
+            params.pop("context")
+            params["cpt_token_ids"], params["cpt_tokens_type_mask"] = self._context, self._types
+        return {**params, "cpt_mask": [1] * len(params["cpt_token_ids"])}
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model; its loss counts the labelled tokens only."""
@@ -364,6 +400,14 @@ class ContextPrompt(Prompt, NeedsText):
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """As :meth:`attach`, with the saved prompt."""
         return _mark_labels(super().load(base, folder))
+
+    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Of the input's own answer; the model's loss is over the examples' answers too."""
+        from torch.nn.functional import cross_entropy
+
+        length = batch["labels"].shape[1]
+        logits, labels = outputs.logits[:, -length:][:, :-1], batch["labels"][:, 1:]
+        return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
 
 class Poly(PeftMethod):
@@ -518,13 +562,19 @@ def _first_task(adapted: nn.Module, marker: str) -> nn.Module:
 def _mark_labels(adapted: nn.Module) -> nn.Module:
     """Tell CPT's loss which tokens are labels.
 
-    peft adds the context's greatest type, 2, to the types given here, and takes multiples of 4 for labels.
+    peft adds the context's greatest type to the types given here, and takes multiples of 4 for labels: that type is 2
+    for a text, and the last example's answer, a multiple of 4, otherwise.
     """
+    untyped: Any = adapted
+    greatest = max(untyped.peft_config["default"].cpt_tokens_type_mask)
+    label = 4 - greatest % 4
+
+    import torch
 
     def mark(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         labels = kwargs.get("labels")
         if labels is not None:
-            kwargs["input_type_mask"] = 1 + (labels != -100).long()
+            kwargs["input_type_mask"] = torch.where(labels != -100, label, 1 if label == 2 else 2)
         return args, kwargs
 
     adapted.register_forward_pre_hook(mark, with_kwargs=True)

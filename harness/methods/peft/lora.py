@@ -195,7 +195,6 @@ ROWS = (
         fixed={"init_lora_weights": "loftq"},
         nested=("loftq_config", "LoftQConfig"),
         variant="LoftQ",
-        devices=frozenset({"cuda"}),
         bases=frozenset({"fp"}),
         refuses=bases.because(
             "loftq quantizes the weights itself and needs them in floating point", bases.QUANTIZED, "sparse"

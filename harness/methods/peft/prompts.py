@@ -90,9 +90,10 @@ ROWS = (
         "cpt",
         "CPTConfig",
         counts.context_prompt,
-        "CPT: a context in words whose embeddings may move inside a small ball around where they start.",
+        "CPT: worked examples precede every input; their embeddings may move inside a small ball, and their answers "
+        "count in the loss.",
         "2410.17222",
-        defaults={"context": None, "opt_projection_epsilon": 0.1},
+        defaults={"context": None, "examples": 4, "opt_projection_epsilon": 0.1},
         variant="ContextPrompt",
         kinds=CAUSAL_LM,
         refuses_kind={"sequence-classification": "peft has it for language models only: its loss is one over tokens"},

@@ -31,7 +31,7 @@ def run(ctx: Context) -> None:
         ["test"] if use.get("test_only") else [s for s in SPLITS if not (ctx.trial and s == "test")]
     )
     read = {
-        split: load_split(ctx.task, split, data_root=_data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
+        split: load_split(ctx.task, split, data_root=data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)
         if split in wanted and split in ctx.task.definition.splits
         else []
         for split in SPLITS
@@ -42,7 +42,7 @@ def run(ctx: Context) -> None:
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
     ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
     ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
-    if loose := unpinned(ctx.task, data_root=_data_root(ctx), splits=wanted):
+    if loose := unpinned(ctx.task, data_root=data_root(ctx), splits=wanted):
         ctx.facts["unpinned"] = loose
     if "train" in wanted:  # else nothing was compared, and a count of 0 would say that it was
         double = contamination(ctx.splits.train, ctx.splits.test)
@@ -54,14 +54,14 @@ def model_path(ctx: Context) -> str:
     roots = [Path(w) for w in ctx.job.workspaces]
 
     def examples(name: str, n: int) -> list[tuple[str, str]]:
-        items = load_split(load_task(name, roots), "train", data_root=_data_root(ctx), max_items=n, seed=0)
+        items = load_split(load_task(name, roots), "train", data_root=data_root(ctx), max_items=n, seed=0)
         return [(item.prompt, item.answer) for item in items]
 
     path = nano.locate(
         ctx.job.model,
         cache=Path(ctx.job.cache),
         examples=examples,
-        task_digest=lambda name: task_digest(load_task(name, roots), data_root=_data_root(ctx)),
+        task_digest=lambda name: task_digest(load_task(name, roots), data_root=data_root(ctx)),
         progress=lambda step, steps: ctx.say("progress", what="pre-training the built-in model", at=step, of=steps),
         dtype=ctx.job.cell["model"]["dtype"],
         revision=ctx.job.cell["model"].get("revision"),
@@ -103,5 +103,6 @@ def hub_revision(ctx: Context) -> str | None:
     return None if Path(ctx.path).is_dir() else revision
 
 
-def _data_root(ctx: Context) -> Path | None:
+def data_root(ctx: Context) -> Path | None:
+    """Folder with data sets that users keep themselves, None where there is none."""
     return Path(ctx.job.data_root) if ctx.job.data_root else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from harness.errors import Unsupported
 from harness.methods.base import Batch
@@ -13,6 +14,11 @@ from runners.worker.encoding import encode_training
 from runners.worker.lm_eval_suite import check_start
 from runners.worker.sandbox import check_allowed
 from runners.worker.scoring import new_tokens, samples_of
+from runners.worker.stages.load import data_root
+from tasks.data import load_split
+
+GENERAL_TEXTS = 256
+"""Texts that a method which keeps general knowledge may see."""
 
 
 def run(ctx: Context) -> None:
@@ -35,7 +41,8 @@ def run(ctx: Context) -> None:
         check_budget(ctx)
         seen = ctx.searched
         with seen.timed(ctx.device):
-            found = ctx.method.calibrate(ctx.model, lambda n: seen.counting(calibration_batches(ctx, n)))
+            rows = general_rows(ctx) if ctx.method.wants_text else None
+            found = ctx.method.calibrate(ctx.model, lambda n: seen.counting(calibration_batches(ctx, n, rows)))
             chosen = ctx.method.search(
                 ctx.model, lambda n: seen.counting(calibration_batches(ctx, n)), validation_batches(ctx)
             )
@@ -43,6 +50,30 @@ def run(ctx: Context) -> None:
             ctx.facts["calibration"] = found
         if chosen:
             ctx.facts["search"] = chosen
+
+
+def general_rows(ctx: Context) -> list[dict[str, Any]]:
+    """Training rows of the sweep's held-out texts: what a method calibrates on that must keep general knowledge.
+
+    Raises:
+        Unsupported: the sweep names no such text.
+    """
+    name = ctx.method.declaration.name
+    if not ctx.held_out:
+        raise Unsupported(
+            f"{name} with these parameters calibrates on general text: name one under evaluation.held_out, "
+            "for example wikitext-2; its training split is read"
+        )
+    text = ctx.held_out[0]
+    items = load_split(text, "train", data_root=data_root(ctx), max_items=GENERAL_TEXTS, seed=ctx.seed)
+    longest = ctx.training.max_length
+    if ctx.kind == "causal-lm":
+        rows, _ = encode_training(ctx.tokenizer, items, ctx.kind, longest)
+    else:  # the label is not read
+        texts = (ctx.tokenizer(item.prompt + item.answer)["input_ids"] for item in items)
+        rows = [{"input_ids": ids[:longest], "labels": 0} for ids in texts]
+    ctx.facts["calibrated_on"] = {"task": text.definition.name, "split": "train", "texts": len(rows)}
+    return rows
 
 
 def check_budget(ctx: Context) -> None:
