@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.digests import digest_file, digest_text
 
 SETTLED_S = 2.0
-"""Age from which on a file's times tell whether it was written again; file systems keep them to two seconds."""
+"""Age from which a file's times show whether it was written again; file systems keep them to two seconds."""
 
 
 class FileDigests:

@@ -85,8 +85,8 @@ class Registry(Generic[T]):
     def code(self, name: str, *, where: str = "") -> str | None:
         """Digest of the code of a plug-in from outside this project, for the identity of the cells that use it.
 
-        It covers every Python and extension file of the top-level package that the plug-in lies in: a plug-in may use
-        any of them. Nothing is imported.
+        It covers every Python and extension file of the plug-in's top-level package: a plug-in may use any of them.
+        Nothing is imported.
 
         Returns:
             32 hexadecimal digits; None for a plug-in of this project, whose changes raise the protocol's version.

@@ -51,7 +51,7 @@ def pin(name: str, workspaces: list[Path], *, where: str = "") -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The YAML, what it and its includes include, other tasks of a group, the code beside them, and their data.
+    """The YAML, its includes and their includes, other tasks of a group, the code in their folders, and their data.
 
     Data are the files that ``dataset_kwargs.data_files`` names, and everything in a ``dataset_path`` or ``data_dir``
     that is a folder or file of this machine.

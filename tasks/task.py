@@ -379,7 +379,7 @@ class Task:
 
     @property
     def options(self) -> ListedOptions | None:
-        """How the prompt lists the options; None: it does not, and their order cannot matter."""
+        """Format of the options in the prompt; None: not listed, and their order cannot matter."""
         if self.format == "letter":
             return ListedOptions(marker="\n{option}. ", before="\nAnswer:")
         return self.definition.options if self.format == "finetune" else None

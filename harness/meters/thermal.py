@@ -21,7 +21,7 @@ SLOPE = 0.01
 
 @dataclass(frozen=True)
 class Settled:
-    """How a device was brought to a thermal state.
+    """State of a device before a cell, and whether it was reached.
 
     Attributes:
         reached: False if the cap ended it first; the record then carries the flag.

@@ -267,7 +267,7 @@ class Method:
             batches: yields n training batches.
 
         Returns:
-            what was found or chosen, plain JSON for the record; None where there is nothing to tell.
+            the result of the search, plain JSON for the record; None if there is nothing to report.
         """
         return None
 
@@ -326,7 +326,7 @@ class Method:
 
     @property
     def whole_steps(self) -> bool:
-        """Whether :meth:`training_step` replaces the usual step, backward pass and update included."""
+        """True if :meth:`training_step` replaces the usual step, backward pass and update included."""
         return type(self).training_step is not Method.training_step
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:

@@ -67,6 +67,13 @@ def named_by(name: str, names: str | Iterable[str]) -> bool:
     return any(name == n or name.endswith(f".{n}") for n in names)
 
 
+def no_module(model: nn.Module, names: str | Iterable[str]) -> str:
+    """The message for ``names`` that match no module: what was asked for, and what the model has."""
+    asked = names if isinstance(names, str) else " or ".join(sorted(map(repr, names)))
+    has = sorted({layer.name.rpartition(".")[2] for layer in linears(model)})
+    return f"{type(model).__name__} has no module named {asked}; its linear layers are {', '.join(has)}"
+
+
 def classifier(model: nn.Module) -> nn.Module | None:
     """The classification head of a sequence classifier, None for other models."""
     for name in CLASSIFIER_NAMES:

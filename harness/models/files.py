@@ -27,14 +27,14 @@ TEMPLATES = "additional_chat_templates"
 def source_files(folder: Path, *, where: str = "") -> dict[str, Path]:
     """Name (relative to the folder) to path of every file that loading the model or its tokenizer may read.
 
-    That is every file of the folder, shards that an index names in folders below it, and further chat templates.
-    Left out are hidden files, descriptions, what a training run keeps beside its weights, and weights in other formats
-    than safetensors, which are never read. A file that is not known here is kept: too long a list costs a run, too
+    That is every file of the folder, shards that an index names in subfolders, and additional chat templates.
+    Left out are hidden files, descriptions, other files of a training run, and weights in other formats than
+        safetensors, which are never read. A file that is not known here is kept: too long a list costs a run, too
     short a list gives a wrong number.
 
     Raises:
-        UserError: there are no safetensors weights; an index names a file that is missing or lies outside the folder;
-            the folder is an adapter's.
+        UserError: there are no safetensors weights; an index names a file that is missing or outside the folder; the
+            folder is an adapter's.
     """
     shown = where or str(folder)
     found = {
@@ -83,7 +83,7 @@ def _shards(folder: Path, index: Path, where: str) -> dict[str, Path]:
         raise UserError(f"{index.name} is not an index of weights ({type(error).__name__})", where=where) from None
     for name, path in paths.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{index.name} names {name!r}, which lies outside the model's folder", where=where)
+            raise UserError(f"{index.name} names {name!r}, which is outside the model's folder", where=where)
         if not path.is_file():
             raise UserError(f"{index.name} names {name!r}, which does not exist", where=where, fix="Copy it again.")
     return paths
@@ -93,7 +93,7 @@ def files_digest(files: Mapping[str, Path], digests: FileDigests, *, more: Mappi
     """The revision of a model source: ``sha256:`` and 32 hexadecimal digits over the names and bytes of its files.
 
     Args:
-        files: name to path; names are part of the digest, the folder they lie in is not.
+        files: name to path; names are part of the digest, their folder is not.
         digests: reads (or remembers) the bytes.
         more: anything else that decides what is loaded, as plain JSON.
 

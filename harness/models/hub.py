@@ -12,12 +12,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision names a commit and not a branch or tag, which may move."""
+    """True if a revision names a commit and not a branch or tag, which may move."""
     return bool(_COMMIT.fullmatch(revision or ""))
 
 
 def offline() -> bool:
-    """Whether the environment forbids asking the Hub."""
+    """True if the environment forbids requests to the Hub."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

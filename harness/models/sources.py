@@ -181,7 +181,7 @@ def identity(
 
 
 def unpinned(model_id: str, revision: str | None) -> str | None:
-    """Why the weights of a Hub model may change under the name that the sweep gives it, or None."""
+    """Reason why the weights of a Hub model may change under the name that the sweep gives it, or None."""
     if (repository := hub_repository(model_id)) is None or hub.is_commit(revision):
         return None
     commit = hub.resolve(repository, revision)

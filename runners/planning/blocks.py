@@ -16,7 +16,7 @@ from harness.digests import canonical_json
 from harness.matrix import Cell
 
 NOT_TIMED = frozenset({"role", "replicate", "arm", "evaluation", "probes", "held_out", "tuning", "pruning"})
-"""Parts of what a sweep's cells share that do not decide which cells run beside each other."""
+"""Settings shared by a sweep's cells that do not decide which cells are compared."""
 
 
 @dataclass(frozen=True)

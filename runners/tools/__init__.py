@@ -1,1 +1,1 @@
-"""Tools beside plan and run: bisect, fetch, environments, init, listings."""
+"""Tools around plan and run: bisect, fetch, environments, init, listings."""

@@ -27,7 +27,7 @@ class Examples:
     Attributes:
         items: in the order in which they are shown.
         separator: ends each of them.
-        facts: for the record; ``fewer`` counts and names the items whose context had no room for all.
+        facts: for the record; ``fewer`` counts and names the items whose context was too short for all.
     """
 
     items: tuple[Item, ...]

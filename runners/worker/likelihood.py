@@ -147,7 +147,7 @@ def last_logits(model: Any, ids: torch.Tensor, first: int, **more: Any) -> tuple
 
     Args:
         ids: token ids, shape (rows, positions).
-        more: further arguments of the model.
+        more: additional arguments of the model.
     """
     width = ids.shape[1]
     if first > 0 and takes_logits_to_keep(model):
@@ -158,7 +158,7 @@ def last_logits(model: Any, ids: torch.Tensor, first: int, **more: Any) -> tuple
 
 
 def takes_logits_to_keep(model: Any) -> bool:
-    """Whether the architecture under ``model`` can compute the logits of the last positions alone."""
+    """True if the architecture under ``model`` can compute the logits of the last positions alone."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(plain.forward).parameters
 

@@ -180,7 +180,7 @@ def batch_facts(job: Job) -> dict[str, Any] | None:
 
 
 def measures_cost(job: Job) -> bool:
-    """Whether the sweep records memory, time, energy and FLOPs; without, the cell may have shared its device."""
+    """True if the sweep records memory, time, energy and FLOPs; otherwise the cell may have shared its device."""
     return bool(job.cell.get("measure_cost", True))
 
 

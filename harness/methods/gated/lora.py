@@ -10,7 +10,7 @@ from harness.errors import Unsupported
 from harness.methods.base import Batch, Setting
 from harness.methods.budget import search_length
 from harness.methods.delta import WeightDelta, parameter
-from harness.methods.modules import TENSORS_FILE, Linear, targeted
+from harness.methods.modules import TENSORS_FILE, Linear, no_module, targeted
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -47,8 +47,7 @@ class SearchedLora(WeightDelta):
         """
         found = targeted(super().targets(model), self.params["target_modules"])
         if not found:
-            wanted = self.params["target_modules"]
-            raise Unsupported(f"{self.declaration.name}: {type(model).__name__} has no module named {wanted}")
+            raise Unsupported(f"{self.declaration.name}: {no_module(model, self.params['target_modules'])}")
         return [layer for layer in found if self.chosen is None or layer.name in self.chosen]
 
     def size(self, layer: Linear) -> int:

@@ -45,8 +45,8 @@ def generating(z: Tensor, z0: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def spectrum(rows: Tensor) -> Tensor:
-    """The negative share of the largest singular values in the sum of all: of :data:`LARGEST`, or of fewer where there
-    are no more than so many, because the share of all of them is one whatever they are.
+    """The negative share of the largest singular values in the sum of all: of :data:`LARGEST`, or of fewer if there are
+    not more than that, because the share of all of them is always one.
 
     From the Gram matrix of the shorter side: sequences times words are too many for a decomposition.
     """

@@ -34,7 +34,7 @@ class Apollo(Full):
 
     @classmethod
     def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
-        """Whether the projection changes."""
+        """True if the projection changes."""
         return never_renewed(params, steps)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

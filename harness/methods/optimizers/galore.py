@@ -41,7 +41,7 @@ class LowRankStates(Full):
 
     @classmethod
     def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
-        """Whether the subspace moves."""
+        """True if the subspace moves."""
         return never_renewed(params, steps)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -52,7 +52,7 @@ class LowRankStates(Full):
 
     @property
     def whole_steps(self) -> bool:
-        """Where the update is in the backward pass."""
+        """True if the update happens in the backward pass."""
         return bool(self.params.get("layerwise", False))
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:

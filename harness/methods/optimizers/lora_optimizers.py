@@ -63,7 +63,7 @@ class GradNormLoRP(OwnOptimizer):
 
     @classmethod
     def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
-        """Whether the subspace moves."""
+        """True if the subspace moves."""
         return never_renewed(params, steps)
 
     @classmethod

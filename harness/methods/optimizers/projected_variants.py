@@ -64,7 +64,7 @@ class LazyProjectedAdamW(EightBitProjectedAdamW):
         self.threshold, self.patience, self.mode = threshold, patience, mode
 
     def _likeness(self, state: dict[str, Any], new: torch.Tensor) -> float:
-        """How much the new singular vectors are the last ones."""
+        """Similarity of the new singular vectors to the last ones."""
         if self.mode == "repo":
             return float(torch.nn.functional.cosine_similarity(new[:, 0].float(), state["first"].float(), dim=0))
         cosine = torch.nn.functional.cosine_similarity(new.float(), self._basis(state).float(), dim=0)

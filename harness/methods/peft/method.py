@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import Unsupported, UserError, did_you_mean
 from harness.methods.base import Method, ModelKind
-from harness.methods.modules import Linear, classifier, count, linears, named_by, targeted
+from harness.methods.modules import Linear, classifier, count, linears, named_by, no_module, targeted
 from harness.methods.peft.table import Row, table
 from harness.silence_stderr import quiet_stderr
 
@@ -130,7 +130,7 @@ class PeftMethod(Method):
         config = self.config(model)
         names = getattr(config, "target_modules", None)
         if names is not None and not any(named_by(n, names) for n, _ in model.named_modules()):
-            raise Unsupported(f"{self.declaration.name}: {type(model).__name__} has no module named {names}")
+            raise Unsupported(f"{self.declaration.name}: {no_module(model, names)}")
         return get_peft_model(model, config)  # type: ignore[no-any-return]  # peft has no types
 
     def expected_trainable(self, model: nn.Module) -> int | None:

@@ -84,7 +84,7 @@ class Grafting(SparseInPlace):
         yield from (p for p in model.parameters() if id(p) not in fixed)
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """As every method in place; a copy of what may move is kept."""
+        """Same as the base class; keeps a copy of the tensors that may change."""
         model = super().attach(model)
         self.start = {n: start for n, start in self.start.items() if model.get_parameter(n).requires_grad}
         return model

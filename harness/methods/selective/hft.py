@@ -40,7 +40,7 @@ class HalfFineTuning(InPlace):
         return {"trained": self._drawn}
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """As every method in place; note what was drawn."""
+        """Same as the base class; notes the drawn parameters."""
         model = super().attach(model)
         prefix, _ = blocks(model)
         self._drawn = [n for n, p in model.named_parameters() if p.requires_grad and n.startswith(f"{prefix}.")]

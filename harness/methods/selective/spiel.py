@@ -43,7 +43,7 @@ class _SpIEL(WeightDelta):
         module.register_parameter(DELTA, parameter(torch.zeros(self.size(layer)), module))
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """As every adapter; where the weight can be decoded, the layer multiplies once, with the sum of both."""
+        """Same as the base class; if the weight can be decoded, the layer multiplies once, with the sum of both."""
         model = super().attach(model)
         if self.setting.base in DECODED:
             for name, hook in self._hooks.items():

@@ -137,7 +137,7 @@ class SideNetwork(nn.Module):
         self.blocks = nn.ModuleList(SideBlock(sizes) for _ in range(sizes.depth))
 
     after_norm = False
-    """Whether the result takes the place of the final norm's output (where there is one) instead of its input."""
+    """True if the result replaces the final norm's output (if there is one) instead of its input."""
 
     def entering(self, index: int, tapped: Tensor, state: Tensor) -> Tensor:
         """Input of block ``index``: the backbone's output there and the side network's so far."""
@@ -195,7 +195,7 @@ def listen(model: nn.Module, side: SideNetwork) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         taps.append(hidden.detach())
         if module is layers[-1] and norm is not None:
-            seen["cache"] = kwargs.get("past_key_values")  # the norm, which runs next, is not told of it
+            seen["cache"] = kwargs.get("past_key_values")  # the norm, which runs next, does not know of it
         if module is not (layers[-1] if norm is None else norm):
             return output
         cache = kwargs.get("past_key_values") if norm is None else seen["cache"]
@@ -213,7 +213,7 @@ NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:
-    """The normalisation between the last block and the head, beside the blocks; None where blocks end in one."""
+    """The normalisation between the last block and the head, outside the blocks; None if blocks end in one."""
     prefix, _ = blocks(model)
     parent = model.get_submodule(prefix.rpartition(".")[0])
     return next(

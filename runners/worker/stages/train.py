@@ -191,7 +191,7 @@ def count_step(ctx: Context) -> Reading:
 
 @contextlib.contextmanager
 def _undone(model: torch.nn.Module) -> Iterator[None]:
-    """Afterwards the trainable parameters are what they were; meanwhile a copy of them lies in the host's memory."""
+    """Afterwards the trainable parameters are as before; meanwhile a copy of them is in the host's memory."""
     kept = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
     try:
         yield
