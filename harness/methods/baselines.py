@@ -325,7 +325,7 @@ class ReinitTop(Full):
         return super().attach(model)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
-        """Load the saved adapter; nothing is drawn."""
+        """Load the saved weights; nothing is drawn."""
         model = Full.attach(self, base)
         like: Any = model
         saved = type(like).from_pretrained(folder, config=like.config, dtype=like.dtype)

@@ -256,7 +256,7 @@ def test_corda_kpm_calibrates_on_general_text() -> None:
     assert not made("lora").wants_text
 
 
-def test_cpt_counts_the_answers_of_its_examples_and_keeps_their_embeddings() -> None:
+def test_cpt_counts_example_answers_and_keeps_embeddings() -> None:
     method: Any = made("cpt", context=None, examples=2)
     inputs = batch(CAUSAL)
     inputs["labels"][:, :8] = -100  # a prompt of eight tokens
@@ -278,7 +278,7 @@ def test_cpt_counts_the_answers_of_its_examples_and_keeps_their_embeddings() -> 
 
 
 @pytest.mark.parametrize("name", ["neftune", "lora-neftune"])
-def test_neftune_s_noise_is_bounded_and_only_there_while_training(name: str) -> None:
+def test_neftune_noise_is_bounded_and_only_in_training(name: str) -> None:
     method = made(name)
     model: Any = attached(method, llama())
     embed = model.get_input_embeddings()
