@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from harness import spec
 from harness.record import Record
 from harness.store.store import samples_schema
+from harness.yamlfile import load_model
 from peft_matrix.cli import app
+from reports.apps.reproduction.claims import load_claims
 from scripts import make_docs
+from tasks.task import TaskDefinition
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +55,40 @@ def test_every_page_of_the_site_navigation_exists() -> None:
     assert len(nav) > 15
     for name in nav:
         assert (ROOT / name.removeprefix("source/") if name.startswith("source/") else ROOT / "docs" / name).is_file()
+
+
+def yaml_blocks(*keys: str) -> list[Any]:
+    """YAML examples of the pages that have all of these keys at the top."""
+    blocks = [
+        (page, text)
+        for page in PAGES
+        for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    ]
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}")
+        for page, text in blocks
+        if all(re.search(rf"^{key}:", text, flags=re.M) for key in keys)
+    ]
+
+
+@pytest.mark.parametrize("text", yaml_blocks("name", "models", "methods"))
+def test_sweeps_in_the_pages_are_valid(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert spec.load(path).spec.methods
+
+
+@pytest.mark.parametrize("text", yaml_blocks("name", "version", "kind"))
+def test_tasks_in_the_pages_are_valid(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_model(path, TaskDefinition)[0].kind
+
+
+@pytest.mark.parametrize("text", yaml_blocks("paper", "claims"))
+def test_claims_in_the_pages_are_valid(text: str, tmp_path: Path) -> None:
+    (tmp_path / "claims.yaml").write_text(text, encoding="utf-8")
+    assert load_claims([tmp_path])
 
 
 def test_the_glossary_has_at_most_40_terms() -> None:
