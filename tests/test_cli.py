@@ -88,6 +88,7 @@ def test_a_corrupt_record_is_named_and_the_rest_loads(bench: Bench) -> None:  # 
         (["results", "gc", "--bogus"], ["--bogus", "See 'peft-matrix results gc --help'."]),
         (["run", "no-such-sweep"], ["unknown sweep", "Allowed", "quickstart"]),
         (["run", "./nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["plan", "quickstart", "--rerun", "eror"], ["unknown status 'eror'", "Did you mean 'error'", "stale"]),
         (["plan", "quickstart", "--only", "*nothing*"], ["no cell matches", "for example"]),
         (["tasks", "--data-root", "/no/such/folder"], ["data root", "not a folder"]),
     ],

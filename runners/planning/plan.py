@@ -9,15 +9,15 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from harness import hardware as hw
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.matrix import Cell, Matrix
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
-from harness.record import FINAL_STATUSES, Record
+from harness.record import FINAL_STATUSES, Record, Status
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
 from runners import environments
@@ -196,8 +196,9 @@ def make(
         slots: cells at once, for that expectation.
 
     Raises:
-        UserError: a name in the sweep that is not known; ``only`` matches nothing.
+        UserError: a name in the sweep or a status in ``rerun`` that is not known; ``only`` matches nothing.
     """
+    check_rerun(rerun)
     profiles = hw.load_profiles(workspace.roots)
     resolver = Resolver(sweep, workspace, machine)
     matrix = resolver.matrix(profiles)
@@ -341,6 +342,14 @@ def select(cells: list[Cell], only: str | None) -> list[Cell]:
             f"no cell matches {only!r}", where="--only", fix=f"Cells are called, for example, {cells[0].label!r}."
         )
     return chosen
+
+
+def check_rerun(rerun: Sequence[str]) -> None:
+    """Raises UserError for a word that selects no cells."""
+    known = ("all", "stale", *get_args(Status))
+    for word in rerun:
+        if word not in known:
+            raise UserError(f"unknown status {word!r}", where="--rerun", fix=did_you_mean(word, known))
 
 
 def _asked_again(known: list[Entry], present: str, rerun: Sequence[str]) -> bool:
