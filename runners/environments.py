@@ -21,6 +21,7 @@ from typing import Any
 from harness import provenance
 from harness.errors import UserError, did_you_mean
 from harness.quantizers.base import Quantizer
+from runners.executors.import_path import safe_environment
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "envs"
@@ -168,7 +169,7 @@ def _uv() -> str | None:
 
 def _call(command: list[str], name: str) -> str:
     """Run one step of the building; its standard output."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = safe_environment({k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, root=ROOT)
     links = environ.get("PIP_FIND_LINKS") or _pip_find_links()
     if links and "UV_FIND_LINKS" not in environ:
         environ["UV_FIND_LINKS"] = links  # uv does not read pip's own setting

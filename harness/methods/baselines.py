@@ -22,6 +22,7 @@ from harness.methods.modules import (
     output_head,
     save_trainable,
 )
+from harness.models import conv1d
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -212,12 +213,13 @@ class Full(InPlace):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a whole checkpoint that ``from_pretrained`` reads."""
         saver: Any = model
-        saver.save_pretrained(folder)
+        saver.save_pretrained(folder, **conv1d.for_saving(model))
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """Read the checkpoint through the model class's own loader and copy it into the base."""
         like: Any = base
         saved = type(like).from_pretrained(folder, config=like.config, dtype=like.dtype)
+        conv1d.to_linear(saved)
         base.load_state_dict(saved.state_dict())
         return self.attach(base)
 

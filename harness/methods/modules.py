@@ -75,11 +75,17 @@ def no_module(model: nn.Module, names: str | Iterable[str]) -> str:
 
 
 def classifier(model: nn.Module) -> nn.Module | None:
-    """The classification head of a sequence classifier, None for other models."""
+    """The classification head of a sequence classifier, None for other models.
+
+    DistilBERT's head has two layers, both drawn fresh, as attributes of their own; they are returned as one list.
+    """
+    from torch.nn import ModuleList
+
     for name in CLASSIFIER_NAMES:
         head: Any = getattr(model, name, None)
         if head is not None:
-            return head  # type: ignore[no-any-return]  # attributes of a module are untyped
+            before: Any = getattr(model, f"pre_{name}", None)
+            return ModuleList([before, head]) if before is not None else head
     return None
 
 

@@ -7,6 +7,7 @@ Any other source of a model (an adapter, a single-file checkpoint) builds its id
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,43 @@ def _of(path: Path, digests: FileDigests) -> str:
         return digests.of(path)
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+LFS = b"version https://git-lfs"
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+def safetensors_elements(path: Path, *, where: str = "") -> int:
+    """Elements of all tensors of a safetensors file, from its header (its length in 8 bytes, then JSON).
+
+    Raises:
+        UserError: the file is a git-lfs pointer, empty, cut off, or no safetensors file.
+    """
+    shown = where or str(path)
+
+    def wrong(what: str, fix: str = "Copy or download it again.") -> UserError:
+        return UserError(f"{path.name} {what}", where=shown, fix=fix)
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            if start == LFS[:8]:
+                raise wrong("is a git-lfs pointer and holds no weights", "Run: git lfs pull")
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise wrong(f"is no safetensors file, or cut off: it has {size:,} bytes")
+            header = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        shapes = [[int(n) for n in entry["shape"]] for entry in tensors.values()]
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise wrong(f"is no safetensors file: its header cannot be read ({type(error).__name__})") from None
+    if not tensors:
+        raise wrong("holds no tensor", "Save the model again with save_pretrained.")
+    if end > size - 8 - length or any(n < 0 for shape in shapes for n in shape):
+        raise wrong(f"is cut off: its tensors need {end + 8 + length:,} bytes and {size:,} are there")
+    return sum(math.prod(shape) for shape in shapes)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.models import gguf_files
+from harness.models.files import safetensors_elements
 from harness.models.skeleton import skeleton
 from harness.models.sources import local_folder, recipe, scheme_of
 
@@ -39,19 +39,12 @@ def shape_of(model_id: str, revision: str | None = None) -> Shape | None:
         return None
     folder = local_folder(model_id) if scheme_of(model_id) in ("path", "package") else None
     if folder is not None:
-        return replace(shape, parameters=sum(map(_elements, folder.glob("*.safetensors"))))
+        return replace(shape, parameters=sum(map(safetensors_elements, folder.glob("*.safetensors"))))
     if scheme_of(model_id) == "gguf" and (file := gguf_files.local_file(model_id)) is not None:
         return replace(shape, parameters=sum(gguf_files.header(file).tensor_types.values()))
     if scheme_of(model_id) == "skeleton" and not skeleton(model_id).overrides:
         return replace(shape, parameters=skeleton(model_id).parameters)
     return shape
-
-
-def _elements(path: Path) -> int:
-    """Elements of all tensors of a safetensors file, from its header (its length in 8 bytes, then JSON)."""
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def from_config(config: Mapping[str, Any]) -> Shape | None:

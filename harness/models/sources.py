@@ -176,7 +176,12 @@ def identity(
     folder = local_folder(model_id, where=where)
     if folder is None:
         return {"id": model_id, "revision": hub.resolve(model_id, revision) or revision}
-    found = files.files_digest(files.source_files(folder, where=where), digests or FileDigests())
+    read_config(folder / "config.json", where=where and f"{where}: {folder / 'config.json'}")
+    named = files.source_files(folder, where=where)
+    for name, path in named.items():
+        if name.endswith(".safetensors"):
+            files.safetensors_elements(path, where=where)
+    found = files.files_digest(named, digests or FileDigests())
     return {"id": model_id if scheme == "package" else short_name(model_id), "revision": found}
 
 
@@ -199,8 +204,15 @@ def hub_repository(model_id: str) -> str | None:
     return model_id if scheme == "hub" else None
 
 
+MAX_CONFIG_BYTES = 4 * 2**20
+
+
 def config(model_id: str) -> dict[str, Any] | None:
-    """The configuration (``config.json``) of a model with local files, None if that would need a download."""
+    """The configuration (``config.json``) of a model whose files are at hand, None if that would need a download.
+
+    Raises:
+        UserError: the file is no configuration.
+    """
     scheme = scheme_of(model_id)
     if scheme == "builtin":
         return {"model_type": "llama", **recipe(model_id.partition(":")[2]).data["config"]}
@@ -210,7 +222,32 @@ def config(model_id: str) -> dict[str, Any] | None:
     if scheme == "gguf":
         return gguf_files.config(model_id)
     folder = local_folder(model_id)
-    return None if folder is None else dict(json.loads((folder / "config.json").read_text()))
+    return None if folder is None else read_config(folder / "config.json")
+
+
+def read_config(path: Path, *, where: str = "") -> dict[str, Any]:
+    """A ``config.json``, checked for size, form and ``model_type``.
+
+    Raises:
+        UserError: it is not JSON, no object, too large, or names no model type.
+    """
+    shown = where or str(path)
+    fix = "Save the model again with save_pretrained."
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise UserError(f"config.json has {size:,} bytes, which no configuration has", where=shown, fix=fix)
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        if "text" in locals() and str(text).startswith("version https://git-lfs"):
+            raise UserError("config.json is a git-lfs pointer", where=shown, fix="Run: git lfs pull") from None
+        raise UserError(f"config.json is not readable JSON ({type(error).__name__})", where=shown, fix=fix) from None
+    if not isinstance(found, dict):
+        raise UserError("config.json holds no configuration: an object is expected", where=shown, fix=fix)
+    if not isinstance(found.get("model_type"), str):
+        raise UserError("config.json names no 'model_type'", where=shown, fix=fix)
+    return found
 
 
 def model_type(model_id: str) -> str | None:
@@ -220,29 +257,122 @@ def model_type(model_id: str) -> str | None:
 
 
 ENCODERS = frozenset(
-    {
+    [
+        "albert",
         "bert",
-        "roberta",
-        "distilbert",
+        "big_bird",
+        "camembert",
+        "canine",
+        "convbert",
+        "data2vec-text",
         "deberta",
         "deberta-v2",
+        "distilbert",
         "electra",
-        "albert",
-        "xlm-roberta",
+        "ernie",
+        "esm",
+        "eurobert",
+        "flaubert",
+        "fnet",
+        "funnel",
+        "ibert",
+        "layoutlm",
+        "longformer",
+        "luke",
+        "megatron-bert",
+        "mobilebert",
         "modernbert",
         "mpnet",
+        "mra",
+        "neobert",
+        "nomic_bert",
+        "nystromformer",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roformer",
+        "splinter",
+        "squeezebert",
+        "xlm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+        "yoso",
+    ]
+)
+"""Architectures that read in both directions. The worker checks every language model: a gap here costs a start."""
+
+ENCODER_DECODERS = frozenset(
+    [
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "encoder-decoder",
+        "fsmt",
+        "led",
+        "longt5",
+        "m2m_100",
+        "marian",
+        "mbart",
+        "mt5",
+        "mvp",
+        "nllb-moe",
+        "pegasus",
+        "pegasus_x",
+        "plbart",
+        "prophetnet",
+        "seamless_m4t",
+        "speech-encoder-decoder",
+        "switch_transformers",
+        "t5",
+        "t5gemma",
+        "umt5",
+        "whisper",
+        "xlm-prophetnet",
+    ]
+)
+"""Architectures of two parts, whose decoder alone is not the model."""
+
+EAGER_ONLY = frozenset(
+    {
+        "big_bird",
+        "bloom",
+        "codegen",
+        "deberta",
+        "deberta-v2",
+        "flaubert",
+        "funnel",
+        "gpt_neo",
+        "gptj",
+        "mpnet",
+        "mpt",
+        "xlm",
+        "xlnet",
     }
 )
-"""Architectures without a causal language-model head."""
+"""Architectures that transformers runs with ``attention: eager`` alone."""
 
 
-def check(model_id: str, kind: str) -> str | None:
-    """Reason why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None."""
+def check(model_id: str, kind: str, attention: str = "eager") -> str | None:
+    """Why the model cannot be used as ``kind`` (``causal-lm`` or ``sequence-classification``), or None.
+
+    Args:
+        attention: what the sweep asks for.
+    """
     if scheme_of(model_id) == "gguf":
         if (reason := gguf_files.check()) is not None:
             return reason
         if kind != "causal-lm":
             return "a GGUF file is read as a causal language model; give a text task, such as sst2-text"
-    if kind == "causal-lm" and model_type(model_id) in ENCODERS:
-        return f"{short_name(model_id)} is an encoder and does not generate"
+    found, name = config(model_id), short_name(model_id)
+    if found is None:
+        return None
+    own = found["model_type"]
+    if found.get("is_encoder_decoder") is True or own in ENCODER_DECODERS:
+        return f"{name} ({own}) is an encoder-decoder model, and only decoders and encoders are supported"
+    if kind == "causal-lm" and own in ENCODERS and found.get("is_decoder") is not True:
+        return f"{name} is an encoder and does not generate"
+    if own in EAGER_ONLY and attention != "eager":
+        return f"{name} ({own}) runs with 'attention: eager' alone, and the sweep asks for {attention!r}"
     return None

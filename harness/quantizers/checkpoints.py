@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness.digests import digest, digest_file
 from harness.errors import Unsupported
+from harness.models import conv1d
 from harness.models.build_once import made_once
 from harness.provenance import SIDE_PACKAGES, packages
 from harness.quantizers.base import Quantizer
@@ -81,8 +82,8 @@ class CheckpointQuantizer(Quantizer):
         threads = torch.get_num_threads()
         with tempfile.TemporaryDirectory(prefix="peft-matrix-quantize-") as scratch:
             source = Path(scratch) / "source"
-            whole.save_pretrained(source)
-            self.tokenizer.save_pretrained(source)  # the libraries require one, although the rows are tokens already
+            whole.save_pretrained(source, **conv1d.for_saving(model))
+            self.tokenizer.save_pretrained(source)  # the libraries look for one, although the rows are tokens already
             folder = (self.cache or Path(scratch)) / "quantized" / f"{self.declaration.name}-{self._key(source)[:16]}"
             made_once(folder, lambda target: self._make(source, target))
             self._made = json.loads((folder / MADE).read_text(encoding="utf-8"))

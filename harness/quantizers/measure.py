@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from harness.meters.attribution import model_bytes
+from harness.models import conv1d
 from harness.quantizers.layers import in_head, is_plain
 from harness.quantizers.packing import PackedLinear
 
@@ -104,19 +105,29 @@ class WeightFiles:
 
     Args:
         files: tensor name to file.
+        checkpoint: whether they are a checkpoint of the architecture.
     """
 
-    def __init__(self, files: dict[str, Path]) -> None:
+    def __init__(self, files: dict[str, Path], *, checkpoint: bool = True) -> None:
         self._files = files
+        self.checkpoint = checkpoint
+
+    def transposed(self, model: nn.Module) -> bool:
+        """Whether these files hold the body's weights as [inputs, outputs], as GPT-2's do."""
+        return self.checkpoint and str(getattr(model.config, "model_type", "")) in conv1d.MODEL_TYPES
 
     @classmethod
-    def of(cls, folder: Path) -> WeightFiles | None:
-        """The files of ``folder``, or None if it holds none (or is no folder of this machine)."""
+    def of(cls, folder: Path, *, checkpoint: bool = True) -> WeightFiles | None:
+        """The files of ``folder``, or None if it holds none (or is no folder of this machine).
+
+        Args:
+            checkpoint: whether they are a checkpoint of the architecture, and not weights that a stage wrote down.
+        """
         files: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
             with safe_open(path, framework="pt") as opened:
                 files |= dict.fromkeys(opened.keys(), path)
-        return cls(files) if files else None
+        return cls(files, checkpoint=checkpoint) if files else None
 
     def weight(self, module: str, prefix: str) -> Tensor | None:
         """The weight of the linear layer at a module path, or None if the files have none of that name.
@@ -147,6 +158,7 @@ def file_errors(original: WeightFiles, model: nn.Module, *, at_most: int) -> dic
     for name in names[::step]:
         weight = original.weight(name, getattr(model, "base_model_prefix", ""))
         if weight is not None:
+            weight = weight.T if original.transposed(model) else weight
             found = dequantize(model.get_submodule(name)).float().cpu()
             errors[name] = float((weight.float() - found).norm() / weight.float().norm())
     return errors

@@ -17,6 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from runners.executors.base import Ended, Lease, Message
+from runners.executors.import_path import use_safe_environment
 from runners.executors.side_environment import OutsideProcess
 from runners.worker.job import JOB_FILE, Job
 from runners.worker.process import WORK, entry
@@ -74,6 +75,7 @@ class LocalExecutor:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
         self._running: dict[int, tuple[Job, ForkServerProcess | OutsideProcess, connection.Connection]] = {}
+        use_safe_environment()
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread pool starves its neighbours
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

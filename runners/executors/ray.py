@@ -20,6 +20,7 @@ from harness import hardware
 from harness.digests import digest_text
 from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
+from runners.executors.import_path import use_safe_environment
 from runners.executors.local import PRELOAD
 from runners.executors.node import Node, at_home, machine_of, probe
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
@@ -130,6 +131,7 @@ def connect(address: str | None) -> list[RayNode]:
         raise UserError(f"Ray is not installed: {error}", fix="pip install 'peft-matrix[ray]'") from error
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    use_safe_environment()  # for workers of a cluster that is started here
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

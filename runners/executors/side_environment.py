@@ -8,9 +8,8 @@ from multiprocessing import connection
 from pathlib import Path
 
 from harness.errors import UserError
+from runners.executors.import_path import ROOT, safe_environment
 from runners.worker.job import LOG_FILE
-
-ROOT = Path(__file__).parents[2]
 
 
 class OutsideProcess:
@@ -28,7 +27,7 @@ class OutsideProcess:
     def __init__(self, python: str, job_file: str, channel: connection.Connection) -> None:
         if not hasattr(os, "pidfd_open"):
             raise UserError("cells of side environments need Linux 5.3 or newer", where=python)
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environ = safe_environment({k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, root=ROOT)
         # to the job's log from the first line on: an interpreter that cannot import the worker says so there
         with (Path(job_file).parent / LOG_FILE).open("ab") as log:
             self._process = subprocess.Popen(

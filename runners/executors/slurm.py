@@ -22,6 +22,7 @@ from harness import hardware
 from harness.digests import canonical_json
 from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
+from runners.executors.import_path import use_safe_environment
 from runners.executors.local import PRELOAD
 from runners.executors.node import Node, at_home, machine_of, probe
 from runners.worker.job import JOB_FILE, QUEUED_FILE, Job, write_atomically
@@ -169,6 +170,7 @@ class SlurmExecutor:
         work: str = WORK,
         preload: Sequence[str] = PRELOAD,
     ) -> None:
+        use_safe_environment()  # Slurm hands it on to the job
         self.leases = [Lease() for _ in range(places)]
         self._submitter = submitter(
             cache / "slurm" / "submitit", options, minutes=math.ceil(timeout_s / 60) + SPARE_MIN, cpus=threads

@@ -141,7 +141,7 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     declared = method.declared(params)
     before = quantization["moment"] == "before_training"
     reason = (
-        sources.check(cell.model.name, kind)
+        sources.check(cell.model.name, kind, cell.model.identity["attention"])
         or environments.why_not(quantizer, device, quantization["moment"], cache)
         or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
     )

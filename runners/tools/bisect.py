@@ -29,6 +29,7 @@ from harness.digests import digest
 from harness.errors import UserError
 from harness.store.store import Store, current
 from runners.environments import READY, ROOT, install
+from runners.executors.import_path import safe_environment
 
 Verdict = Literal["good", "bad", "unresolved"]
 ALPHA = 0.01
@@ -367,7 +368,7 @@ class Environments:
         command = [str(python), "-m", "peft_matrix.cli", "run", str(self.sweep), "--only", self.cell, "--rerun", "all"]
         done = subprocess.run(
             [*command, "--results", store.root, *self.arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=safe_environment({k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, root=ROOT),
             capture_output=True,
             text=True,
             check=False,

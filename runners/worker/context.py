@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -194,7 +195,26 @@ class Context:
         self.samples.extend({"arm": arm, "task": task, **s.as_row()} for s in scored)
 
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+"""What configurations call the number of positions. Without any (ALiBi, relative positions) there is no limit."""
+
+
 def context_length(ctx: Context) -> int:
-    """Positions the model has, in tokens (the tokenizer's limit where it is smaller)."""
-    config: Any = ctx.model.config
-    return int(min(config.max_position_embeddings, ctx.tokenizer.model_max_length))
+    """Positions the model has, in tokens (the tokenizer's limit where it is smaller); huge where there is no limit."""
+    return int(min(positions(ctx.model), ctx.tokenizer.model_max_length))
+
+
+def positions(model: Any) -> float:
+    """Tokens that the model can place; infinite where its configuration names no limit.
+
+    RoBERTa and its kin count positions from behind the padding id, so that a table of 514 rows places 512 tokens.
+    """
+    config = model.config.get_text_config()
+    found = next((n for name in POSITIONS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+    if found is None or getattr(config, "position_embedding_type", "") == "alibi" or config.model_type == "bloom":
+        return math.inf
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None) if name.endswith("position_embeddings") else None
+        if padding is not None and getattr(module, "num_embeddings", None) == found:
+            return int(found - padding - 1)
+    return int(found)

@@ -29,7 +29,7 @@ from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store.store import samples_ref, samples_to_parquet
 from runners.planning.plan import MODEL_KIND
-from runners.worker import model_files
+from runners.worker import loading, model_files
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
@@ -125,6 +125,8 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
             say("stage", stage=stage)
             if stage == "train":
                 train.before(ctx)
+            if stage == "prepare":  # the base is loaded; looking at it is billed to no stage
+                loading.check_loaded(ctx)
             panel.begin(stage)
             try:
                 work(ctx)

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from runners.executors.import_path import leave_current_folder
 from runners.worker.job import LOG_FILE, Job
 
 Say = Callable[..., None]
@@ -33,6 +34,7 @@ def entry(job_file: str, channel: Connection | None, work: str = WORK) -> None:
         work: ``module:function``, called with the job and ``say``.
     """
     job = Job.read(Path(job_file))
+    leave_current_folder(Path(job.folder))
     log = os.open(Path(job.folder) / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

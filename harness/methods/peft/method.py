@@ -26,7 +26,9 @@ NOT_PARAMETERS = frozenset(
 )
 """Fields of every peft configuration that describe the run, not the method."""
 
-CHANGES_THE_COUNT = frozenset({"target_parameters", "layer_replication", "trainable_token_indices", "megatron_config"})
+CHANGES_THE_COUNT = frozenset(
+    {"target_parameters", "layer_replication", "trainable_token_indices", "megatron_config", "modules_to_save"}
+)
 """Options whose trainable count the formulas do not follow; with one of them set, no count is promised."""
 
 
@@ -139,11 +141,25 @@ class PeftMethod(Method):
         if any(getattr(config, option, None) for option in CHANGES_THE_COUNT):
             return None
         targets = self._targets(model, config)
+        if len(targets) < self._named(model, config):  # embeddings, or the output layer, which may be tied to them
+            return None
         added = self.row.count(targets, config, model)
         if added is None:
             return None
         head = classifier(model) if self.setting.kind == "sequence-classification" else None
         return added + (count(head.parameters()) if head is not None else 0) + _biases(model, targets, config)
+
+    def _named(self, model: nn.Module, config: Any) -> int:
+        """How many modules of any kind ``target_modules`` names; 0 where it names parts of the formula's layers."""
+        names = getattr(config, "target_modules", None)
+        if not names or isinstance(names, str):
+            return 0
+        outside = {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out"}
+        return (
+            sum(named_by(n, names) for n, _ in model.named_modules())
+            if outside & {n.split(".")[-1] for n in names}
+            else 0
+        )
 
     def _targets(self, model: nn.Module, config: Any) -> list[Linear]:
         chosen = targeted(linears(model), getattr(config, "target_modules", None) or ())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.meters.attribution import model_bytes
+from harness.models import conv1d
 from harness.quantizers.measure import WeightFiles, body_bits_per_weight, file_errors, linear_kinds, unquantized_bytes
 from runners.worker.context import Context
 
@@ -33,7 +34,7 @@ def run(ctx: Context) -> None:
 def run_merged(ctx: Context) -> None:
     """Inspect the model that was quantized after the merge; the weights before it are in the job's folder."""
     folder = ctx.folder / ORIGINAL_FOLDER
-    inspect(ctx, WeightFiles.of(folder))
+    inspect(ctx, WeightFiles.of(folder, checkpoint=False))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -99,7 +100,7 @@ def _record_disk(ctx: Context, held: int) -> None:
         ctx.record_missing("base_disk_bytes", "not_measured", source=source, note="not enough free disk to save it")
         return
     try:
-        ctx.model.save_pretrained(folder, safe_serialization=True)
+        ctx.model.save_pretrained(folder, safe_serialization=True, **conv1d.for_saving(ctx.model))
         files = list(folder.glob("*.safetensors"))
         ctx.record("base_disk_bytes", sum(f.stat().st_size for f in files), source=source, n=len(files))
     except Exception as error:  # each back end refuses in its own way; the reason is kept

@@ -11,6 +11,7 @@ from runners.worker import lm_eval_suite
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
+from runners.worker.loading import hub_revision
 from tasks.data import contamination, load_split, task_digest, unpinned
 from tasks.task import SPLITS, SplitName, load_task
 
@@ -94,13 +95,12 @@ def tokenizer(ctx: Context) -> object:
             )
         loaded.pad_token = loaded.eos_token
         ctx.facts["pad_token"] = "eos"
+    if loaded.eos_token_id is None and ctx.kind == "causal-lm":
+        raise UserError(
+            f"the tokenizer of {model['id']!r} has no end-of-sequence token, and an answer ends with one",
+            fix="Name it in the tokenizer (tokenizer.eos_token = ...) and save it again.",
+        )
     return loaded
-
-
-def hub_revision(ctx: Context) -> str | None:
-    """The revision to ask the Hub for; None for files on this machine, whose revision is a digest of ours."""
-    revision: str | None = ctx.job.cell["model"]["revision"]
-    return None if Path(ctx.path).is_dir() else revision
 
 
 def data_root(ctx: Context) -> Path | None:

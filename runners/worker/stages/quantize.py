@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from harness.models import skeleton
 from runners.worker import model_files
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
-from runners.worker.stages.load import hub_revision
+from runners.worker.loading import from_pretrained
 
 
 def run(ctx: Context) -> None:
@@ -40,42 +37,4 @@ def quantize(ctx: Context, model: Any) -> Any:
     model = ctx.quantizer.apply(model)
     ctx.facts["quantizer"] = ctx.quantizer.facts()
     model.eval()
-    return model
-
-
-def from_pretrained(ctx: Context, path: str, **kwargs: Any) -> Any:
-    """``from_pretrained`` with the cell's settings; safetensors only, remote code only where the sweep says so."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    cell = ctx.job.cell["model"]
-    common: dict[str, Any] = {
-        "dtype": getattr(torch, cell["dtype"]),
-        "attn_implementation": cell["attention"],
-        "use_safetensors": True,
-        "trust_remote_code": cell["trust_remote_code"],
-        **kwargs,
-    }
-    if path == ctx.path:
-        common["revision"] = hub_revision(ctx)
-    if ctx.device.type == "cuda":
-        common["device_map"] = {"": 0}
-    labels: dict[str, Any] = {}
-    if ctx.kind == "sequence-classification":
-        names = ctx.task.definition.labels
-        labels = {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {label: i for i, label in enumerate(names)},
-        }
-    if skeleton.is_bare(path):
-        settings = {"dtype": common["dtype"], "attention": cell["attention"], **labels}
-        return skeleton.build(path, ctx.kind, device=ctx.device, **settings)
-    torch.manual_seed(ctx.seed)
-    common |= labels
-    if ctx.kind == "sequence-classification":
-        model = AutoModelForSequenceClassification.from_pretrained(path, **common)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, **common)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = ctx.tokenizer.pad_token_id
     return model

@@ -1,0 +1,115 @@
+"""Nothing in the current folder is imported, and a fresh workspace runs from any folder inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runners.executors.import_path import ROOT, leave_current_folder, safe_environment
+from tests.runners.conftest import Bench
+
+TRAPS = ("pandas", "torch", "numpy", "multiprocessing", "runpy", "sitecustomize", "yaml", "psutil", "tasks", "harness")
+PACKAGES = ("harness", "tasks", "runners", "reports", "peft_matrix")
+
+
+def script(folder: Path) -> Path:
+    """The command as pip installs it: a file in a folder of its own, so that the driver has no current folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "peft-matrix"
+    path.write_text("import sys\nfrom peft_matrix.cli import main\nsys.exit(main())\n")
+    return path
+
+
+def test_modules_beside_a_sweep_are_not_imported(bench: Bench, tmp_path: Path) -> None:
+    """Both ways to import them: at the start of the template and of the worker."""
+    mark = tmp_path / "imported"
+    for name in TRAPS:
+        (bench.root / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write('{name} ')\n")
+    for package in ("transformers", "peft", "datasets"):
+        (bench.root / package).mkdir()
+        (bench.root / package / "__init__.py").write_text(f"open({str(mark)!r}, 'a').write('{package} ')\n")
+    sweep = bench.write(methods=["none"])
+    done = subprocess.run(
+        [sys.executable, str(script(tmp_path / "bin")), "run", str(sweep)],
+        cwd=bench.root, env=bench.environment, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not mark.exists(), mark.read_text()
+    assert set(bench.outcomes().values()) == {"ok"}
+
+
+def test_an_empty_entry_of_pythonpath_is_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty = safe_environment({"PYTHONPATH": os.pathsep.join(["", "/somewhere", ""])})
+    assert empty["PYTHONPATH"] == "/somewhere"
+    assert empty["PYTHONSAFEPATH"] == "1"
+    assert "PYTHONPATH" not in safe_environment({"PYTHONPATH": ""})
+    assert safe_environment({"PYTHONPATH": "/a"}, root=ROOT)["PYTHONPATH"] == f"{ROOT}{os.pathsep}/a"
+
+
+def test_a_worker_leaves_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/elsewhere", str(ROOT)])
+    (tmp_path / "job").mkdir()
+    leave_current_folder(tmp_path / "job")
+    assert sys.path == ["/elsewhere", str(ROOT)]
+    assert Path.cwd() == tmp_path / "job"
+
+
+@pytest.fixture(scope="module", params=["editable", "wheel"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Interpreter of an environment in which a copy of this project is installed by pip, editable or as a wheel."""
+    pytest.importorskip("pip", reason="pip installs the copy")
+    pytest.importorskip("setuptools", reason="it builds the copy")
+    folder = tmp_path_factory.mktemp(request.param)
+    source = folder / "source"
+    source.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "reference", "node_modules")
+    for name in PACKAGES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "setup.py", "setup.cfg", "MANIFEST.in"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    others = [p for p in sys.path if p.endswith("site-packages") and Path(p).is_dir()]
+    (site / "others.pth").write_text("".join(f"{p}\n" for p in others))
+    command = [sys.executable, "-m", "pip", "--python", str(folder / "env" / "bin" / "python"), "install", "-q"]
+    how = ["-e", str(source)] if request.param == "editable" else [str(source)]
+    done = subprocess.run(
+        [*command, "--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed", *how],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "env" / "bin" / "peft-matrix"
+
+
+def test_the_first_sweep_of_a_fresh_workspace_runs(installed: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """From two folders of the workspace; on a tiny model instead of the built-in one."""
+    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    environ |= {"PEFT_MATRIX_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def command(*arguments: str, cwd: Path) -> str:
+        done = subprocess.run(
+            [str(installed), *arguments], cwd=cwd, env=environ, text=True, capture_output=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    command("init", "ws", cwd=tmp_path)
+    (sweep,) = (tmp_path / "ws").rglob("first.yaml")
+    sweep.write_text(sweep.read_text().replace("builtin:nano", str(tiny_model)).replace("steps: 60", "steps: 2"))
+    command("run", "first", cwd=tmp_path / "ws")
+    records = [json.loads(p.read_text()) for p in (tmp_path / "ws" / "results" / "records").glob("*/*.json")]
+    assert [r["outcome"]["status"] for r in records] == ["ok"] * 3
+    for record in records:
+        assert str(installed.parents[2]) not in json.dumps(record["outcome"])
+    assert "3 already done" in command("run", "first", cwd=tmp_path / "ws" / "results")
