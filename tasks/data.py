@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.file_digests import FileDigests
 from tasks import formats
 from tasks.generators import GENERATORS
-from tasks.parsers import PARSERS
+from tasks.parsers import PARSER_VERSIONS, PARSERS
 from tasks.task import (
     COMPLETION,
     SPLITS,
@@ -96,8 +96,8 @@ class JsonlRows:
 
     def __getitem__(self, index: int, /) -> Row:
         try:
-            row = json.loads(self.lines[index][1])
-        except ValueError as error:
+            row = json.loads(self.lines[index][1], parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             fix = "Each line must be one JSON object."
             raise UserError(f"not valid JSON: {error}", where=self.where(index), fix=fix) from None
         if not isinstance(row, dict):
@@ -111,6 +111,10 @@ class JsonlRows:
     def values(self, column: str) -> list[Any]:
         """One column of all rows."""
         return [self[i].get(column) for i in range(len(self))]
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number; write null or leave the field out")
 
 
 @dataclass(frozen=True)
@@ -256,12 +260,16 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
     return digest({"definition": said, "splits": rules, "rows": rows, **_code(definition)})
 
 
-def _code(definition: TaskDefinition) -> dict[str, str]:
-    """Digests of the code of a parser or generator from outside this project; nothing for those of this project."""
+def _code(definition: TaskDefinition) -> dict[str, Any]:
+    """Digests of the code of a parser or generator from outside this project, and the version of a parser that changed
+    since records were made; nothing for the others of this project."""
     used = {"parser": PARSERS.code(definition.parser) if definition.judges_completions else None}
     if definition.source.generator:
         used["generator"] = GENERATORS.code(definition.source.generator)
-    return {f"code:{name}": code for name, code in used.items() if code is not None}
+    found: dict[str, Any] = {f"code:{name}": code for name, code in used.items() if code is not None}
+    if definition.judges_completions and definition.kind == "generation" and definition.parser in PARSER_VERSIONS:
+        found["parser_version"] = PARSER_VERSIONS[definition.parser]
+    return found
 
 
 def in_file(task: Task, split: SplitName, *, data_root: Path | None) -> bool:
@@ -396,7 +404,7 @@ def _sample(indices: list[int], n: int | None, salt: str) -> list[int]:
 def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
     def field(key: str, read: Callable[[], Any]) -> Any:
         try:
-            return read()
+            return _writable(read())
         except FieldError as error:
             raise UserError(f"{error}; the task's '{key}' needs it", where=where) from None
 
@@ -412,13 +420,29 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
         )
         label = _index(right, options, key, where)
         choices = tuple(definition.delimiter + option for option in options)
-        if not all(choices):
-            raise UserError("an option is empty: it has no likelihood", where=where, fix="Give the task a delimiter.")
+        if not all(option.strip() for option in options):
+            raise UserError("an option is empty: it has no likelihood", where=where, fix="Give every option a text.")
         return Item(item_id, prompt, choices[label], label, choices)
     answer: str = field("answer", lambda: render(definition.answer, row))
     if not answer.strip():
         raise UserError("the answer is empty", where=where)
     return Item(item_id, prompt, definition.delimiter + answer)
+
+
+def _writable(value: Any) -> Any:
+    """``value``, if all text in it can be encoded.
+
+    Raises:
+        FieldError: it holds half of a character, as a cut emoji leaves it.
+    """
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                half = text[error.start : error.end].encode("unicode_escape").decode()
+                raise FieldError(f"the text holds {half}, which is half of a character") from None
+    return value
 
 
 def _judged(definition: TaskDefinition, item: Item, row: Row, where: str) -> Item:
@@ -443,7 +467,9 @@ def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[
         found = lookup(choices, row)
         if not isinstance(found, list | tuple) or not found:
             raise FieldError(f"column {choices!r} holds no list of options")
-        return tuple(map(str, found))
+        if any(option is None or isinstance(option, list | dict) for option in found):
+            raise FieldError(f"column {choices!r} holds an option that is no text: {found!r}"[:200])
+        return tuple(option if isinstance(option, str) else json.dumps(option) for option in found)
     _, mark, after = str(lookup(choices.field, row)).rpartition(choices.after)
     if not mark:
         raise FieldError(f"column {choices.field!r} does not say {choices.after!r}")
@@ -451,14 +477,31 @@ def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[
 
 
 def _index(value: Any, names: Sequence[str], key: str, where: str) -> int:
-    """Position that ``value``, a name or a position, has among ``names``."""
-    if isinstance(value, str) and value.strip() in names:
-        return names.index(value.strip())
-    if isinstance(value, int) and 0 <= value < len(names):
-        return int(value)
-    raise UserError(
-        f"the {key} {value!r} is outside the set", where=where, fix=f"Allowed: {', '.join(names)} (or its index)."
-    )
+    """Position that ``value``, a name or a position, has among ``names``.
+
+    A JSON boolean is never a position: its text is looked up. A number that is the name of another position is refused.
+
+    Raises:
+        UserError: the value is none of them, or could be either.
+    """
+    text = value.strip() if isinstance(value, str) else json.dumps(value) if isinstance(value, bool | int) else None
+    named = next((i for i, name in enumerate(names) if name == text), None)
+    if named is None and isinstance(value, bool):
+        named = next((i for i, name in enumerate(names) if name.casefold() == text), None)
+    placed = value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names) else None
+    if named is not None and placed is not None and named != placed:
+        raise UserError(
+            f"the {key} {value!r} is ambiguous: it is position {value} ({names[placed]!r}, from 0) and the name "
+            f"of position {named}",
+            where=where,
+            fix='Write names as text ("2"), or give names that are no positions.',
+        )
+    found = named if named is not None else placed
+    if found is None:
+        raise UserError(
+            f"the {key} {value!r} is outside the set", where=where, fix=f"Allowed: {', '.join(names)} (or its index)."
+        )
+    return int(found)
 
 
 def _check_answers(definition: TaskDefinition, items: Iterable[Item]) -> None:

@@ -23,7 +23,10 @@ PARSERS: Registry[Parser] = Registry(
     },
 )
 
-# a sign counts only where it cannot be a minus between two operands; it may precede or follow the currency
+PARSER_VERSIONS = {"gsm8k": 2, "boxed": 2}
+"""Parsers that find other answers than they used to; the version is part of the digest of the tasks that use them."""
+
+# a sign counts only where it cannot be a minus between two operands; it may stand before or after the currency
 _NUMBER = re.compile(
     r"(?:(?<![0-9A-Za-z)\]])(?P<sign>[-−+]))?(?:[$€£¥]\s?(?P<inner>[-−])?)?"
     r"(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?P<fraction>\.[0-9]+)?"
@@ -40,21 +43,24 @@ def first_line(text: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
 
+_SUM = re.compile(r"\A(?:[^=A-Za-z#]*[0-9][^=A-Za-z#]*=)+")
+"""A line's beginning that calculates: numbers and signs up to an equals sign."""
+
+
 def gsm8k(text: str) -> str | None:
     """The number of a worked answer, as in GSM8K (Cobbe et al. 2021, arXiv:2110.14168).
 
-    The last number on the line of the first ``####``; without that mark, the last number of the text. Text after the
-    marked answer (for example another question) does not count.
+    The first number behind the first ``####``, on its line (behind the sum where the line begins with one, as in
+    ``5*3 = 15``); without that mark, the last number of the text. What a model writes after its marked answer (a unit,
+    a remark, a further question) does not count. LaTeX's ``{,}`` between digits is a thousands separator.
     """
-    _, mark, after = text.partition("####")
-    if mark:
-        text = after.lstrip().partition("\n")[0]
-    found = None
-    for match in _NUMBER.finditer(text):
-        if match["digits"] or match["fraction"]:
-            found = match
-    if found is None:
+    _, mark, after = text.replace("{,}", ",").partition("####")
+    line = after.lstrip().partition("\n")[0] if mark else text.replace("{,}", ",")
+    line = _SUM.sub("", line) if mark else line
+    numbers = [match for match in _NUMBER.finditer(line) if match["digits"] or match["fraction"]]
+    if not numbers:
         return None
+    found = numbers[0 if mark else -1]
     negative = (found["sign"] or found["inner"] or "+") in "-−"
     return _canonical_number(negative, (found["digits"] or "0").replace(",", ""), found["fraction"] or "")
 
@@ -120,6 +126,7 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _canonical_latex(text: str) -> str | None:
+    text = text.replace("{,}", ",")
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:left|right|!|,|;|:|quad|qquad)(?![A-Za-z])|\^\{?\\circ\}?|\\?[$%]|~", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)

@@ -170,7 +170,7 @@ def score_choices(
                 logps,
                 length=0 if lengths is None else int(lengths[i][item.label]),
                 cut=cut is not None and any(cut[i]),
-                correct_norm=int(np.argmax(per_byte)) == item.label,
+                correct_norm=item.choices[int(np.argmax(per_byte))] == item.choices[item.label],
             )
         )
     return scored
@@ -189,7 +189,7 @@ def _choice(
     wrong = [logp for k, logp in enumerate(logps) if k != item.label]
     return Scored(
         item=item.id,
-        correct=chosen == item.label,
+        correct=names[chosen] == names[item.label],  # of equal options the first is chosen, whichever is labelled
         prediction=names[chosen],
         answer=item.answer,
         logp_answer=logps[item.label],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,20 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers has no 
 
 
 def complete(
-    ctx: Context, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[str] = (), decoding: Decoding
+    ctx: Context,
+    prompts: Sequence[Ids],
+    *,
+    new_tokens: int,
+    stops: Sequence[str] = (),
+    decoding: Decoding,
+    keep: Collection[int] = (),
 ) -> list[Completion]:
     """One completion per prompt, in the order given. A prompt too long loses its beginning.
 
     Args:
         new_tokens: at most so many, fewer than the model has positions.
         stops: texts that end a completion; none of them is part of it.
+        keep: special tokens that are part of the text (:func:`runners.worker.answerable.special_ids`).
     """
     limit = context_length(ctx) - new_tokens
     settings: dict[str, Any] = {
@@ -78,11 +85,21 @@ def complete(
         ends = StoppingCriteriaList([StopTexts(ctx.tokenizer, stops, ids.shape[1])] if stops else [])
         produced = ctx.model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=ends, **settings)
         for i, row in zip(batch, produced[:, ids.shape[1] :].tolist(), strict=True):
-            text = ctx.tokenizer.decode(row, skip_special_tokens=True)
+            text = as_text(ctx.tokenizer, row, keep)
             before = before_any(text, stops)
             tokens = written(row, ctx.tokenizer, padded=len(before) < len(text))
             out[i] = Completion(before, tokens, len(prompts[i]) > limit)
     return [found for found in out if found is not None]
+
+
+def as_text(tokenizer: Any, ids: Ids, keep: Collection[int] = ()) -> str:
+    """What was written up to the end-of-sequence token, without special tokens but for those to ``keep``."""
+    if not keep:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+    dropped = set(tokenizer.all_special_ids) - set(keep)
+    return str(tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=False))
 
 
 def before_any(text: str, stops: Sequence[str]) -> str:

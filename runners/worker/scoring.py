@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from harness.errors import Unsupported, UserError
-from runners.worker import likelihood, sandbox
+from runners.worker import answerable, likelihood, sandbox
 from runners.worker.completion import Completion, complete
 from runners.worker.context import Context, context_length
 from runners.worker.encoding import by_length, encode_answer, encode_prompt, encode_training, pad
@@ -176,6 +176,7 @@ def generate(ctx: Context, task: Task, items: Sequence[Item]) -> list[Completion
         new_tokens=new_tokens(ctx, task),
         stops=stops_of(ctx, task),
         decoding=ctx.evaluation.decoding,
+        keep=answerable.special_ids(ctx.tokenizer, [i.answer for i in items]),
     )
 
 

@@ -131,6 +131,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     Attributes:
         losses: of every micro-batch, with what the method adds to the task's.
         task_losses: the task's own; empty where the method takes whole steps.
+        samples: rows trained so far.
         tokens: trained so far, padding left out.
         computed_tokens: the same with padding, which is computed too.
     """
@@ -144,6 +145,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.losses: list[torch.Tensor] = []
         self.task_losses: list[torch.Tensor] = []
         self.grad_norms: list[torch.Tensor] = []
+        self.samples = 0
         self.tokens = 0
         self.computed_tokens = 0
 
@@ -191,10 +193,13 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
                 without waiting for the device.
         """
         self.tokens += inputs.pop("tokens")
+        self.samples += len(inputs["input_ids"])
         self.computed_tokens += inputs["input_ids"].numel()
         own = self.context.method.training_step(model, self._prepare_inputs(inputs))
         loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(loss.detach() * (1 if own is not None else self.args.gradient_accumulation_steps))
+        # the last window of an epoch may hold fewer micro-batches, and Trainer divides by what it holds
+        window = 1 if own is not None else self.current_gradient_accumulation_steps
+        self.losses.append(loss.detach() * window)
         look_at = -1 if loss.device.type == "cpu" else -2
         if len(self.losses) >= -look_at and not torch.isfinite(self.losses[look_at]):
             raise Diverged(

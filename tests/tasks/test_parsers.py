@@ -27,6 +27,12 @@ from tasks.parsers import PARSERS, boxed, choice_letter, exact, first_line, gsm8
         ("#### 18%", "18"),
         ("#### 18 dollars", "18"),
         ("#### 5*3 = 15", "15"),
+        ("#### 3 + 4 = 7 (since 3+4)", "7"),
+        ("#### 7 (since 3+4)", "7"),
+        ("#### 5 apples and 3 pears", "5"),
+        ("#### 12 cm2", "12"),
+        ("#### 9{,}500", "9500"),
+        ("The answer is $9{,}500.", "9500"),
         ("#### 18\n\nQuestion: what is 2 + 2?\nAnswer: #### 4", "18"),
         ("#### 18\nThe answer is: 19", "18"),
         ("#### none", None),
@@ -129,3 +135,8 @@ def test_no_text_breaks_a_parser(name: str, text: str) -> None:
 def test_gsm8k_reads_every_integer_with_and_without_commas(number: int) -> None:
     assert gsm8k(f"steps 1 2 3\n#### {number}") == str(number)
     assert gsm8k(f"so the total is {number:,}.") == str(number)
+
+
+def test_boxed_thousands_separators_are_one_number() -> None:
+    assert boxed(r"\boxed{10{,}000}") == boxed(r"\boxed{10,000}") == "10000"
+    assert boxed(r"\boxed{$9{,}500}") == "9500"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
-from runners.worker import lm_eval_suite
+from runners.worker import answerable, lm_eval_suite
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
@@ -43,11 +43,27 @@ def run(ctx: Context) -> None:
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
     ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
     ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
+    check_rows(ctx)
+    answerable.check(ctx)
     if loose := unpinned(ctx.task, data_root=data_root(ctx), splits=wanted):
         ctx.facts["unpinned"] = loose
     if "train" in wanted:  # else nothing was compared, and a count of 0 would say that it was
         double = contamination(ctx.splits.train, ctx.splits.test)
         ctx.facts["contamination"] = {"test_items_in_train": len(double), "items": double[:20]}
+
+
+def check_rows(ctx: Context) -> None:
+    """A batch needs as many rows as it is large: the rest of an epoch that fills none is left out.
+
+    Raises:
+        UserError: the training split is smaller.
+    """
+    rows, size = len(ctx.train_rows), ctx.training.batch_size
+    if ctx.trains and rows < size:
+        raise UserError(
+            f"the task {ctx.task.definition.name!r} has {rows} training rows here, and a batch needs {size}",
+            fix="Lower training.batch_size, or give the task more rows (train_items).",
+        )
 
 
 def model_path(ctx: Context) -> str:

@@ -65,6 +65,8 @@ def run(ctx: Context) -> None:
             f"{ctx.method.declaration.name} has a custom training step; with gradient accumulation each micro-batch "
             "would be one step"
         )
+    if (window := micro_batches(ctx))["of_the_last_step_of_an_epoch"] != window["wanted"]:
+        ctx.facts["micro_batches"] = window
     clock = StepClock(ctx.device)
     hooks = Hooks(ctx, clock)
     trainer = MatrixTrainer(
@@ -129,6 +131,14 @@ def after(ctx: Context, span: Span) -> None:
         ctx.keep(_gpu_cost(ctx, stated.price_per_gpu_hour, details))
 
 
+def micro_batches(ctx: Context) -> dict[str, int]:
+    """How many micro-batches a step has: the last step of an epoch takes those that are left of it."""
+    epoch = len(ctx.train_rows) // ctx.training.batch_size
+    wanted = ctx.training.gradient_accumulation
+    full = min(wanted, epoch)
+    return {"wanted": wanted, "of_a_full_step": full, "of_the_last_step_of_an_epoch": epoch % full or full}
+
+
 def forward_once(ctx: Context) -> None:
     """A forward pass of the shape that will be trained; changes neither the model nor any random number."""
     with torch.no_grad(), _as_it_was(ctx):
@@ -180,7 +190,7 @@ def count_step(ctx: Context) -> Reading:
             with _as_it_was(ctx), _undone(ctx.model), _step_of_its_own(ctx, batch) as own:
                 return step_flops(own, ctx.model, tokens)
         with _as_it_was(ctx), ctx.method.counted(ctx.model):
-            return step_flops(step, ctx.model, tokens, micro_batches=ctx.training.gradient_accumulation)
+            return step_flops(step, ctx.model, tokens, micro_batches=micro_batches(ctx)["of_a_full_step"])
     except Exception as error:  # an instrument never harms the cell
         why_missing: WhyMissing = "oom" if is_out_of_memory(error) else "failed"
         details = {"error": f"{type(error).__name__}: {error}"}
@@ -247,8 +257,7 @@ def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None
             ctx.record_missing(name, "too_few", source=source, steps=len(steps))
         else:
             ctx.record(name, statistics.median(values), source=source, n=len(values), spread=statistics.stdev(values))
-    samples = len(steps) * ctx.training.batch_size * ctx.training.gradient_accumulation
-    tokens = trainer.tokens
+    samples, tokens = trainer.samples, trainer.tokens
     if taken:
         samples, tokens = samples + searched.samples, tokens + searched.tokens
     ctx.record("train_tokens_per_s", tokens / seconds, source=source, n=len(steps))
