@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness import migrations
 from harness.digests import digest
@@ -208,7 +208,25 @@ class Record(Frozen):
             raise UserError(f"another record than expected: its id does not begin with {id_prefix}", where=where)
         try:
             record = cls.model_validate(migrations.upgrade(data, to=SCHEMA_VERSION))
+        except ValidationError as error:
+            words = _unknown_words(error)
+            if words is not None:
+                raise UnknownLayout(
+                    f"this version does not know {words}", where=where, fix="Update peft-matrix, or move the file away."
+                ) from error
+            raise UserError(f"not a record: {error}", where=where) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a record: {error}", where=where) from error
         record.__dict__["id"] = actual_id  # cached_property: computing the digest is expensive, so fill it now
         return record
+
+
+def _unknown_words(error: ValidationError) -> str | None:
+    """The words of closed lists (a status, a reason for a missing value) that are all that is wrong, else None.
+
+    A later version may have added a word; such a record is not damaged.
+    """
+    faults = error.errors()
+    if not all(fault["type"] == "literal_error" and isinstance(fault["input"], str) for fault in faults):
+        return None
+    return ", ".join(sorted({f"{fault['loc'][-1]} {fault['input']!r}" for fault in faults}))

@@ -5,6 +5,7 @@ Configuration objects do nothing: no network, no device query, no environment va
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,6 +25,11 @@ from pydantic import (
 from harness.digests import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library's generator takes: NumPy's reads 32 bits."""
+MAX_CELLS = 1_000_000
+_NUMBERS = (int, float, int | None, float | None)
+
 
 class Spec(BaseModel):
     """Base of every part of a sweep: immutable, and unknown keys are errors.
@@ -35,6 +41,16 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any) -> Any:
+        """``steps: true`` is a slip of the pen, although Python counts ``True`` as 1."""
+        if isinstance(value, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(value.get(name), bool) and field.annotation in _NUMBERS:
+                    raise ValueError(f"{name!r} is a number, not {str(value[name]).lower()}")
+        return value
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -363,7 +379,7 @@ class Tune(Spec):
     factor: float = Field(default=3.0, gt=1)
     knob: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
     select: Literal["validation_nll"] = "validation_nll"
-    seed: int = 1000
+    seed: Seed = 1000
     shared_learning_rate: float | None = Field(default=None, gt=0)
     sampler: Literal["grid", "optuna-tpe", "optuna-random"] = "grid"
     trials: int | None = Field(default=None, gt=2)
@@ -425,7 +441,7 @@ class Inclusion(Spec):
     method: MethodSpec
     quantization: QuantizationSpec
     task: TaskUse
-    seed: int = 0
+    seed: Seed = 0
 
     @field_validator("model", mode="before")
     @classmethod
@@ -453,7 +469,7 @@ class SweepSpec(Spec):
     quantization: tuple[QuantizationSpec, ...] = Field(default=(QuantizationSpec(name="none"),), min_length=1)
     tasks: tuple[TaskUse, ...] = Field(min_length=1)
     hardware: tuple[str, ...] = Field(default=("any",), min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     training: Training
     evaluation: Evaluation = Evaluation()
     probes: Probes = Probes()
@@ -501,6 +517,14 @@ class SweepSpec(Spec):
                 "limits: cells_per_device above 1 needs 'measure_cost: false': cells that share a device disturb each "
                 "other's time, memory and energy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_expanded(self) -> SweepSpec:
+        axes = (self.models, self.methods, self.quantization, self.tasks, self.hardware, self.seeds)
+        cells = math.prod(map(len, axes))
+        if cells > MAX_CELLS:
+            raise ValueError(f"the axes have {cells:,} cells, and a sweep at most {MAX_CELLS:,}: split it")
         return self
 
     @model_validator(mode="after")

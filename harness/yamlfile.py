@@ -18,6 +18,14 @@ M = TypeVar("M", bound=BaseModel)
 Loc = tuple[int | str, ...]
 
 
+MAX_BYTES = 4 * 2**20
+MAX_NODES = 200_000
+"""Values of a file with every alias written out; the largest sweep of the library has a few thousand."""
+MAX_DEPTH = 40
+MAX_DIGITS = 30
+"""Digits of a whole number; 64 bits have 19."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that also reads ``3e-4`` as a number (YAML 1.1 asks for ``3.0e-4``) and refuses double keys."""
 
@@ -41,6 +49,8 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
         raise UserError("no such file", where=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from error
+    if len(text) > MAX_BYTES:
+        raise UserError(f"the file has {len(text):,} characters, {MAX_BYTES:,} are read", where=str(path))
     lines: dict[Loc, int] = {}
     try:
         loader = _Loader(text)
@@ -48,6 +58,7 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
             root = loader.get_single_node()
             if root is None:
                 raise UserError("the file is empty", where=str(path))
+            _check_size(root, path)
             _mark(root, (), lines, path)
             return loader.construct_document(root), lines
         finally:
@@ -58,6 +69,41 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
         raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=f"{path}{line}") from error
     except RecursionError:
         raise UserError("nested too deeply, or an alias that holds itself", where=str(path)) from None
+
+
+def _check_size(root: yaml.Node, path: Path) -> None:
+    """Refuse a file that is small only because its aliases are not written out, before they are.
+
+    Raises:
+        UserError: too many values, too deep, or a number of thousands of digits.
+    """
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        where = f"{path}, line {node.start_mark.line + 1}"
+        if id(node) in open_:
+            raise UserError("nested too deeply, or an alias that holds itself", where=str(path))
+        if depth > MAX_DEPTH:
+            raise UserError(f"nested more than {MAX_DEPTH} deep", where=where)
+        if id(node) not in sizes:
+            open_.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                inside = [n for pair in node.value for n in pair]
+            else:
+                inside = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+                raise UserError(f"a number of {len(node.value):,} digits", where=where, fix="Write a smaller one.")
+            found = 1
+            for one in inside:
+                found += size(one, depth + 1)
+                if found > MAX_NODES:
+                    raise UserError(f"more than {MAX_NODES:,} values, its aliases written out", where=where)
+            sizes[id(node)] = found
+            open_.discard(id(node))
+        return sizes[id(node)]
+
+    size(root, 0)
 
 
 def _mark(node: yaml.Node, at: Loc, lines: dict[Loc, int], path: Path) -> None:

@@ -36,17 +36,23 @@ def waste(store: Store) -> Found:
     """Files of a store that may go.
 
     - temporary files that a dead writer left more than an hour ago,
-    - records that another one corrects (``supersedes``), and interrupted or lost attempts at a cell that has a final
-      record since. Other repeats stay: they are the cell's history,
+    - records that a finished record of the same cell corrects (``supersedes``), and interrupted or lost attempts at a
+      cell that has a final record since. Other repeats stay: they are the cell's history,
     - samples that no remaining record refers to and that were written more than an hour ago, since a writer puts
-      samples before the record that refers to them. They stay as long as any record cannot be read.
+      samples before the record that refers to them. They stay as long as any record cannot be read, also one in
+      ``quarantine/``.
 
     Raises:
         UserError: a folder may not be listed.
     """
     loaded = index.load(store)
     rows = {n: loaded.flat.rows.column(n).to_pylist() for n in ("id", "key", "status", "supersedes", "samples")}
-    superseded = set(rows["supersedes"]) - {None}
+    cell_of = dict(zip(rows["id"], rows["key"], strict=True))
+    superseded = {
+        corrected
+        for corrected, key, status in zip(rows["supersedes"], rows["key"], rows["status"], strict=True)
+        if corrected is not None and status in FINAL_STATUSES and cell_of.get(corrected) == key
+    }
     finished = {k for k, status in zip(rows["key"], rows["status"], strict=True) if status in FINAL_STATUSES}
     found = [Waste(path, store.files.size(path) or 0, "left by a writer that died") for path in _leftovers(store)]
     needed: set[str] = set()
@@ -62,6 +68,10 @@ def waste(store: Store) -> Found:
     if loaded.damaged:
         first = loaded.damaged[0]
         why = f"samples: {len(loaded.damaged)} records cannot be read and may need them ({first.path}: {first.reason})"
+        return Found(tuple(found), (why,))
+    quarantined = [name for _, name in store.files.listing("quarantine") if name.endswith(".json")]
+    if quarantined:
+        why = f"samples: {len(quarantined)} records in quarantine may need them ({quarantined[0]})"
         return Found(tuple(found), (why,))
     return Found((*found, *_orphans(store, needed)))
 

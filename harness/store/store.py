@@ -361,8 +361,8 @@ A = TypeVar("A", bound=Attempt)
 def current(records: Iterable[A]) -> dict[str, A]:
     """The current record of each key.
 
-    A superseded record drops out; a finished cell goes before an interrupted or lost attempt, which says
-    nothing about it; of the rest the one that finished last is taken.
+    A record that a finished one of the same key supersedes is left out; a finished record goes before an interrupted
+    or lost attempt; of the rest the one that finished last is taken.
     """
     by_key: dict[str, list[A]] = {}
     for record in records:
@@ -373,7 +373,7 @@ def current(records: Iterable[A]) -> dict[str, A]:
 def _best(group: Sequence[A]) -> A:
     if len(group) == 1:  # spares the digest of a record that was not read from disk
         return group[0]
-    superseded = {record.supersedes for record in group}
+    superseded = {record.supersedes for record in group if record.status in FINAL_STATUSES}
     standing = [record for record in group if record.id not in superseded] or group
     return max(standing, key=lambda r: (r.status in FINAL_STATUSES, r.finished, r.attempt, r.id))
 

@@ -39,7 +39,10 @@ def query(
     elif csv:
         from csv import writer
 
-        writer(sys.stdout, lineterminator="\n").writerows([names, *rows])
+        from reports.board.formats.to_csv import neutral
+
+        shown = ([neutral(v) if isinstance(v, str) else v for v in row] for row in rows)
+        writer(sys.stdout, lineterminator="\n").writerows([names, *shown])
     else:
         from rich.table import Table
 

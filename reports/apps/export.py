@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.store import index
 from harness.store.store import Store, samples_schema
 from reports.apps.sql import samples_of
+from reports.board.formats.to_csv import neutral
 from reports.data.frame import PLAIN, speaking, wide
 
 KINDS = (".zip", ".parquet", ".csv")
@@ -81,8 +82,15 @@ def _tables(store: Store, flat: index.Flat, to: Path) -> list[Path]:
         table.to_parquet(to, index=False)
         parquet.write_table(items, beside, compression="zstd")
     else:
+        texts = table.select_dtypes(include=["object", "string"]).columns
+        table[texts] = table[texts].map(lambda value: neutral(value) if isinstance(value, str) else value)
         table.to_csv(to, index=False, lineterminator="\n")
         at = items.schema.get_field_index("logp_choices")
-        texts = [None if value is None else json.dumps(value) for value in items.column(at).to_pylist()]
-        csv.write_csv(items.set_column(at, "logp_choices", pa.array(texts, pa.string())), beside)
+        logps = [None if value is None else json.dumps(value) for value in items.column(at).to_pylist()]
+        items = items.set_column(at, "logp_choices", pa.array(logps, pa.string()))
+        for at, field in enumerate(items.schema):
+            if pa.types.is_string(field.type) and field.name != "logp_choices":
+                shown = [None if value is None else neutral(value) for value in items.column(at).to_pylist()]
+                items = items.set_column(at, field.name, pa.array(shown, pa.string()))
+        csv.write_csv(items, beside)
     return [to, beside]

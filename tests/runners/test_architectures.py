@@ -6,6 +6,7 @@ worker (trainable count, gradients, reload) are those of every cell.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ PARAMS: dict[str, dict[str, Any]] = {"lora": {"r": 2}}
 
 def save(kind: str, family: str, sizes: dict[str, Any], folder: Path, **more: Any) -> Path:
     """A random model of that architecture with a tokenizer of one token per character, as files."""
+    from tokenizers import decoders
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = AutoConfig.for_model(family, **{**ids, **sizes, **more})
     torch.manual_seed(0)
@@ -102,9 +105,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "splits": {"train": {"from": "train"}, "test": {"from": "test"}},
         "prompt": "{q}=",
     }
-    copy = {**common, "name": "copy", "kind": "generation", "answer": "{a}", "max_new_tokens": 4}
+    words_task = {**common, "name": "copy", "kind": "generation", "answer": "{a}", "max_new_tokens": 4}
     classes = {**common, "name": "classes", "kind": "sequence-classification", "label": "label", "labels": ["x", "y"]}
-    for content in (copy, classes):
+    for content in (words_task, classes):
         (root / "tasks" / f"{content['name']}.yaml").write_text(yaml.safe_dump(content))
     return root
 

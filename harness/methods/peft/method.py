@@ -26,6 +26,9 @@ NOT_PARAMETERS = frozenset(
 )
 """Fields of every peft configuration that describe the run, not the method."""
 
+POSITIVE = frozenset({"r", "rank", "alpha", "lora_alpha", "num_virtual_tokens", "init_r", "target_r", "adapter_len"})
+"""Sizes that no method can use at 0 or below."""
+
 CHANGES_THE_COUNT = frozenset(
     {"target_parameters", "layer_replication", "trainable_token_indices", "megatron_config", "modules_to_save"}
 )
@@ -63,6 +66,8 @@ class PeftMethod(Method):
                 )
             if _is_number(known.get(own)) and not _is_number(value):
                 raise UserError(f"{key} of method {name!r} must be a number, not {value!r}", where=where)
+            if own in POSITIVE and _is_number(value) and value <= 0:
+                raise UserError(f"{key} of method {name!r} must be above 0, not {value!r}", where=where)
             resolved[own] = value
         return resolved
 
