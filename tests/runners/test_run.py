@@ -112,6 +112,7 @@ def test_impossible_cells_are_rows_with_their_reason(bench: Bench) -> None:
             "waiting_for_tuning",
             "unpinned",
             "unpinned_models",
+            "remarks",
             "not_run",
         ),
         "predicted",
