@@ -26,7 +26,7 @@ from harness.digests import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every library's generator takes: NumPy's reads 32 bits."""
+"""Every library's generator takes it: NumPy's reads 32 bits."""
 MAX_CELLS = 1_000_000
 _NUMBERS = (int, float, int | None, float | None)
 

@@ -21,7 +21,7 @@ from typing import Any
 from harness import provenance
 from harness.errors import UserError, did_you_mean
 from harness.quantizers.base import Quantizer
-from runners.executors.import_path import safe_environment
+from runners.worker.import_path import safe_environment
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "envs"

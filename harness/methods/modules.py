@@ -77,7 +77,7 @@ def no_module(model: nn.Module, names: str | Iterable[str]) -> str:
 def classifier(model: nn.Module) -> nn.Module | None:
     """The classification head of a sequence classifier, None for other models.
 
-    DistilBERT's head has two layers, both drawn fresh, as attributes of their own; they are returned as one list.
+    DistilBERT's head has two layers, both drawn fresh, as two attributes; they are returned as one list.
     """
     from torch.nn import ModuleList
 

@@ -17,8 +17,8 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from runners.executors.base import Ended, Lease, Message
-from runners.executors.import_path import use_safe_environment
 from runners.executors.side_environment import OutsideProcess
+from runners.worker.import_path import use_safe_environment
 from runners.worker.job import JOB_FILE, Job
 from runners.worker.process import WORK, entry
 

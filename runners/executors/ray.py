@@ -20,9 +20,9 @@ from harness import hardware
 from harness.digests import digest_text
 from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
-from runners.executors.import_path import use_safe_environment
 from runners.executors.local import PRELOAD
 from runners.executors.node import Node, at_home, machine_of, probe
+from runners.worker.import_path import use_safe_environment
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.process import WORK
 from runners.workspace import Workspace

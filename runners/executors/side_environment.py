@@ -8,7 +8,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from harness.errors import UserError
-from runners.executors.import_path import ROOT, safe_environment
+from runners.worker.import_path import ROOT, safe_environment
 from runners.worker.job import LOG_FILE
 
 

@@ -29,7 +29,7 @@ from harness.digests import digest
 from harness.errors import UserError
 from harness.store.store import Store, current
 from runners.environments import READY, ROOT, install
-from runners.executors.import_path import safe_environment
+from runners.worker.import_path import safe_environment
 
 Verdict = Literal["good", "bad", "unresolved"]
 ALPHA = 0.01

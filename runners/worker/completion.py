@@ -93,7 +93,7 @@ def complete(
 
 
 def as_text(tokenizer: Any, ids: Ids, keep: Collection[int] = ()) -> str:
-    """What was written up to the end-of-sequence token, without special tokens but for those to ``keep``."""
+    """The text up to the end-of-sequence token, without special tokens but for those to ``keep``."""
     if not keep:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
     if tokenizer.eos_token_id in ids:

@@ -196,7 +196,7 @@ class Context:
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
-"""What configurations call the number of positions. Without any (ALiBi, relative positions) there is no limit."""
+"""Names that configurations give the number of positions. Without any (ALiBi, relative positions) there is no limit."""
 
 
 def context_length(ctx: Context) -> int:

@@ -130,7 +130,7 @@ def check_weights(model: Any, info: Mapping[str, Any], classes: Sequence[str], n
 
 
 def check_head(config: Mapping[str, Any], classes: Sequence[str], *, fresh: set[str], name: str) -> str:
-    """Whose head it is: drawn from the seed, or read from the files for the same classes.
+    """The head's origin: drawn from the seed, or read from the files for the same classes.
 
     Raises:
         UserError: it was trained for other classes, or for the same ones in another order.
@@ -200,7 +200,7 @@ def _own_settings(ctx: Context, model: Any, *, classify: bool) -> dict[str, Any]
 
 # --- the loaded model against its tokenizer and task -----------------------------------------------
 def check_loaded(ctx: Context) -> None:
-    """What can only be seen on the loaded model; called once, outside every measured stage.
+    """Checks that need the loaded model; called once, outside every measured stage.
 
     Raises:
         UserError: tokens without a row in the embedding; scores that are not finite.

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from runners.executors.import_path import leave_current_folder
+from runners.worker.import_path import leave_current_folder
 from runners.worker.job import LOG_FILE, Job
 
 Say = Callable[..., None]

@@ -1,4 +1,4 @@
-"""Sweep files, stores and tables that somebody else wrote: bounded, and nothing is lost or executed by reading them."""
+"""Sweep files, stores and tables from other people: bounded, and nothing is lost or executed by reading them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runners.executors.import_path import ROOT, leave_current_folder, safe_environment
+from runners.worker.import_path import ROOT, leave_current_folder, safe_environment
 from tests.runners.conftest import Bench
 
 TRAPS = ("pandas", "torch", "numpy", "multiprocessing", "runpy", "sitecustomize", "yaml", "psutil", "tasks", "harness")
@@ -19,7 +19,7 @@ PACKAGES = ("harness", "tasks", "runners", "reports", "peft_matrix")
 
 
 def script(folder: Path) -> Path:
-    """The command as pip installs it: a file in a folder of its own, so that the driver has no current folder."""
+    """The command as pip installs it: a file in a separate folder, so that the driver has no current folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "peft-matrix"
     path.write_text("import sys\nfrom peft_matrix.cli import main\nsys.exit(main())\n")

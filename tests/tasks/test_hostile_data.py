@@ -1,4 +1,4 @@
-"""What a data file may bring: each input gives the right value, or one sentence with file, line and field."""
+"""Faulty and hostile data files: each input gives the right value, or one sentence with file, line and field."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_bad_row_is_one_sentence_with_file_and_line(
     assert "test.jsonl, line 2" in str(raised.value)
 
 
-def test_half_a_character_in_a_column_that_is_not_used_is_no_fault(tmp_path: Path) -> None:
+def test_half_a_character_in_an_unused_column_is_no_fault(tmp_path: Path) -> None:
     assert items(tmp_path, [{"q": "x", "a": "b", "other": "\ud83d"}], **GENERATION)[0].answer == "b"
 
 

@@ -46,7 +46,7 @@ def use_safe_environment() -> None:
 def leave_current_folder(folder: Path) -> None:
     """In a worker: work in ``folder``, and import nothing from the folder that the run was started in.
 
-    ``multiprocessing`` hands a worker the path of its parent, in which the current folder may stand by name.
+    ``multiprocessing`` hands a worker the import path of its parent, which may name the current folder.
     """
     here = os.getcwd()
     named = {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
