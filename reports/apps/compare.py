@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness import stats
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
 from harness.record import Record
 from reports.data.frame import comparable, configuration, current, is_trial, machine, marks
@@ -90,7 +90,7 @@ def compare(a: Side, b: Side, metric: str, samples: SampleSource) -> Compared:
         UserError: unknown metric, or a side that has no value of it.
     """
     if metric not in METRICS:
-        raise UserError(f"unknown metric {metric!r}", where="--metric")
+        raise UserError(f"unknown metric {metric!r}", where="--metric", fix=did_you_mean(metric, METRICS))
     warnings = _warnings(a, b)
     if metric in ARMS:
         tables = [gather([(s, samples(i)) for s, (i, _) in sorted(x.records.items())], ARMS[metric]) for x in (a, b)]
