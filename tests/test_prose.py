@@ -104,14 +104,18 @@ def test_documents_and_pages_use_plain_words() -> None:
     assert not found, f"{len(found)} lines to reword (words: docs/glossary.md):\n" + "\n".join(found)
 
 
-def test_test_names_are_short() -> None:
-    long = [
-        f"{path.relative_to(ROOT)}: {node.name} ({len(node.name)})"
+def test_test_names_are_short_and_plain() -> None:
+    names = [
+        (path.relative_to(ROOT), node.name)
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) > LONGEST_TEST_NAME
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
+    assert len(names) > 500
+    long = [f"{path}: {name} ({len(name)})" for path, name in names if len(name) > LONGEST_TEST_NAME]
     assert not long, f"{len(long)} test names over {LONGEST_TEST_NAME} characters:\n" + "\n".join(long)
+    odd = [f"{path}: {name}" for path, name in names if phrases(name.replace("_", " "))]
+    assert not odd, f"{len(odd)} test names with listed phrases:\n" + "\n".join(odd)
 
 
 @pytest.mark.parametrize(

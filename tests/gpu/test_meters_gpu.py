@@ -142,7 +142,7 @@ def test_matmul_flops_are_counted_and_below_peak() -> None:
     assert done * 2 * size**3 < 5e15  # no GPU of today reaches it
 
 
-def test_the_hottest_assigned_gpu_tells_its_temperature() -> None:
+def test_the_hottest_assigned_gpu_is_read() -> None:
     celsius = thermometer(visible_uuids())()
     assert celsius is not None
     assert 0 < celsius < 120

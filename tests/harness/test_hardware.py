@@ -269,7 +269,7 @@ def test_a_gpu_is_read_without_touching_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert driver.open == 0
 
 
-def test_a_partitioned_gpu_stands_for_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partitioned_gpu_is_listed_as_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [{"name": "NVIDIA H100 MIG 1g.10gb", "uuid": f"MIG-{n}", "memory": 10} for n in range(2)]
     FakeDriver({**WHOLE, "capability": (9, 0), "instances": parts}).install(monkeypatch)
     gpus, _, _ = find_gpus()

@@ -89,7 +89,7 @@ def test_changed_file_is_read_again_despite_the_index(tmp_path: Path) -> None:
     assert load(store).damaged == ()
 
 
-def test_what_stamps_cannot_tell_a_rebuild_does(tmp_path: Path) -> None:
+def test_rebuild_finds_changes_that_stamps_miss(tmp_path: Path) -> None:
     """The limit of the rule, as the module states it: same name, same size, same time of modification."""
     store = filled(tmp_path)
     load(store, fewest=1)

@@ -46,7 +46,7 @@ def test_an_environment_is_plain_json_and_complete(monkeypatch: pytest.MonkeyPat
     assert fingerprint(found) == fingerprint(json.loads(json.dumps(found)))
 
 
-def test_two_hosts_are_told_apart_and_one_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_hosts_differ_and_one_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = []
     for name in ("a", "b", "a"):
         monkeypatch.setattr(provenance.socket, "gethostname", lambda name=name: name)

@@ -132,7 +132,7 @@ def test_older_schema_is_migrated_and_keeps_its_id(monkeypatch: pytest.MonkeyPat
         later.from_json(text)
 
 
-def test_a_changed_copy_has_an_id_of_its_own() -> None:
+def test_a_changed_copy_has_a_new_id() -> None:
     record = make_record()
     assert record.model_copy(update={"label": "other"}).id != record.id
     assert record.model_copy().id == record.id
@@ -186,7 +186,7 @@ def test_a_record_that_cannot_be_trusted_says_why_and_where(text: str, said: str
     assert caught.value.where == "results/x.json"
 
 
-def test_an_unknown_layout_is_told_from_damage() -> None:
+def test_an_unknown_schema_is_not_reported_as_damage() -> None:
     with pytest.raises(UnknownLayout, match="Update peft-matrix"):
         Record.from_json(changed(schema_version=2))
 

@@ -31,7 +31,7 @@ def complaint(folder: Path, text: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-def test_short_forms_stand_for_their_long_ones(tmp_path: Path) -> None:
+def test_short_forms_equal_their_long_ones(tmp_path: Path) -> None:
     spec = read(tmp_path, SMALL).spec
     assert spec.models[0].id == "builtin:nano"
     assert [m.name for m in spec.methods] == ["lora", "lora"]

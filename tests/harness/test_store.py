@@ -154,7 +154,7 @@ def test_correction_wins_over_superseded_even_if_earlier(store: Store) -> None:
 
 
 @pytest.mark.parametrize("status", ["interrupted", "lost"])
-def test_an_attempt_that_came_to_nothing_does_not_hide_a_result(status: str) -> None:
+def test_an_attempt_without_result_does_not_hide_a_result(status: str) -> None:
     result = make_record(finished="2026-01-01T00:00:00")
     attempt = make_record(finished="2026-01-02T00:00:00", outcome=Outcome(status=status))  # type: ignore[arg-type]
     assert current([result, attempt])[result.key] == result
@@ -271,7 +271,7 @@ def test_samples_come_back_as_they_were(store: Store) -> None:
     assert record.samples.rows == 2
 
 
-def test_equal_samples_give_equal_bytes_and_stand_once(store: Store) -> None:
+def test_equal_samples_give_equal_bytes_and_are_stored_once(store: Store) -> None:
     data = make_samples()
     assert data == make_samples()
     assert data != make_samples(4)

@@ -106,7 +106,7 @@ def test_reasons_come_before_any_model_is_there() -> None:
     assert METHODS.get("lora").check(CAUSAL, "fp", {}) is None
 
 
-def test_every_method_stands_in_the_sweep_of_all_methods() -> None:
+def test_the_all_methods_sweep_has_every_method() -> None:
     sweep = load(Path(__file__).parents[2] / "runners" / "sweeps" / "all-methods.yaml").spec
     named = {method.name for method in sweep.methods} | {row.method.name for row in sweep.include}
     assert named == set(METHODS)

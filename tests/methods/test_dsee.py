@@ -13,7 +13,7 @@ from harness.quantizers.measure import dequantize
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, logits, made, train
 
 
-def test_entries_stand_where_a_low_rank_matrix_cannot_follow() -> None:
+def test_entries_are_where_low_rank_cannot_fit() -> None:
     generator = torch.Generator().manual_seed(0)
     smooth = torch.randn(40, 4, generator=generator) @ torch.randn(4, 60, generator=generator)
     spikes = torch.randperm(2400, generator=generator)[:16].sort().values

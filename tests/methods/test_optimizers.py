@@ -261,7 +261,7 @@ def test_refactorizing_keeps_product_and_balances_factors() -> None:
     assert torch.allclose(a @ a.T, torch.diag(torch.diag(a @ a.T)), atol=1e-4)
 
 
-def test_refactorized_lora_starts_adam_anew_at_each_reset() -> None:
+def test_refactorized_lora_restarts_adam_at_each_reset() -> None:
     method = made("lora-refactor", steps=6, resets=1)
     model = attached(method, base(CAUSAL))
     optimizer = method.optimizer(model)

@@ -126,7 +126,7 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         sources.identity(str(tmp_path), revision=None, task_digest=str)
 
 
-def test_where_a_folder_lies_is_no_part_of_the_identity(tmp_path: Path) -> None:
+def test_a_folders_path_is_not_part_of_the_identity(tmp_path: Path) -> None:
     for name in ("here/m", "there/m"):
         folder = tmp_path / name
         folder.mkdir(parents=True)

@@ -42,7 +42,7 @@ def test_every_pair_is_there_and_answers_hang_together() -> None:
         ("lora", "prune-dsnot", True, False, True),
     ],
 )
-def test_what_is_known_stands_in_it(method: str, quantizer: str, trains: bool, merges: bool, after: bool) -> None:
+def test_the_table_has_the_known_facts(method: str, quantizer: str, trains: bool, merges: bool, after: bool) -> None:
     p = compat.pair(method, quantizer, "cpu", "causal-lm")
     assert (not p.trains, not p.merges, not p.after_merge) == (trains, merges, after), p
 

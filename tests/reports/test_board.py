@@ -99,7 +99,7 @@ def test_ranks_are_those_of_the_paired_tests(store, table):
     assert max(first for first, _ in expected.values()) > 10, "the example must have significant differences"
 
 
-def test_like_rows_share_a_rank_and_nobody_leads_alone(tmp_path):
+def test_similar_rows_share_a_rank_without_a_single_leader(tmp_path):
     made = [ok_record(cell(name, seed=s), accuracy=0.6) for name in ("lora", "dora", "ia3") for s in (0, 1)]
     (section,) = built(stored(tmp_path, *made)).sections
     assert [row.rank for row in section.rows] == [(1, 3)] * 3
@@ -173,7 +173,7 @@ def test_one_seed_rows_say_so(table):
 
 
 # --- sections ------------------------------------------------------------------------------------
-def test_machines_and_protocols_get_tables_of_their_own(tmp_path):
+def test_machines_and_protocols_get_separate_tables(tmp_path):
     other = copy.deepcopy(ENVIRONMENT)
     other["cpu"]["model"] = "Example CPU 4000"
     made = [ok_record(cell("lora")), ok_record(cell("lora"), environment=other), ok_record(cell("lora", protocol=2))]
@@ -183,7 +183,7 @@ def test_machines_and_protocols_get_tables_of_their_own(tmp_path):
     assert named == {("Example CPU 3000", "1"), ("Example CPU 4000", "1"), ("Example CPU 3000", "2")}
 
 
-def test_rows_with_equal_labels_are_told_apart(tmp_path):
+def test_rows_with_equal_labels_are_disambiguated(tmp_path):
     cells = [cell("lora"), cell("lora")]
     for one, rank in zip(cells, (4, 8), strict=True):
         one["method"]["params"] = {"rank": rank}
@@ -236,7 +236,7 @@ def test_front_by_hand():
     assert "best" not in pareto_front(shared, axes, "accuracy", Ranking())
 
 
-def test_a_tested_tie_drops_nobody(tmp_path):
+def test_a_tested_tie_removes_no_row(tmp_path):
     # three points apart on 200 items: not significant, so the lower one stays on the front if memory is alike
     made = [ok_record(cell("lora"), accuracy=0.60, rss=5e8), ok_record(cell("dora"), accuracy=0.62, rss=5e8)]
     (section,) = built(stored(tmp_path, *made)).sections
@@ -270,7 +270,7 @@ def test_retention_is_shown_against_the_base_model(table):
     assert retained.delta == pytest.approx(retained.value - 0.95, abs=0.02)
 
 
-def test_failures_are_told_with_stage_and_reason(table):
+def test_failures_are_listed_with_stage_and_reason(table):
     told = {(f.row.labels["method"], f.status, f.stage, f.reason, f.seeds) for f in table.failures}
     assert ("ia3", "oom", "train", "CPU memory limit of 2 GiB reached", (1,)) in told
     assert ("full", "unsupported", "", "full trains on fp bases, not on bnb-int8", (0, 1)) in told

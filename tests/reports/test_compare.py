@@ -22,7 +22,7 @@ def both(store: Store, a: str, b: str, metric: str = "accuracy"):  # type: ignor
     return compare(*sides, metric, lambda i: store.samples(named[i]) if named[i].samples is not None else None)
 
 
-def test_a_real_difference_is_told_with_its_interval(tmp_path: Path) -> None:
+def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None:
     store = filled_store(tmp_path)
     found = both(store, "nano.lora.none", "nano.lora-r1.none")
     assert 0.2 < found.low < found.effect < found.high < 0.5

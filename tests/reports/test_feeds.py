@@ -30,7 +30,7 @@ def titles(feed: ET.Element, name: str = "title") -> list[str]:
     return [entry.findtext(f"{{{ATOM}}}{name}") or "" for entry in feed.findall(f"{{{ATOM}}}entry")]
 
 
-def test_the_feed_tells_new_and_changed_rows_newest_first(tmp_path):
+def test_the_feed_lists_new_and_changed_rows_newest_first(tmp_path):
     store = Store(tmp_path)
     store.append(*ok_record(cell(), accuracy=0.5))
     store.append(*ok_record(cell(), accuracy=0.9, finished="2026-03-01T01:00:00+01:00", fingerprint="e" * 64))

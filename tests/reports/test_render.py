@@ -389,7 +389,7 @@ def test_publish_reads_writes_and_prints(store, tmp_path):
     assert "1 planned cell has not been run yet." in out.getvalue()
 
 
-def test_a_damaged_record_is_named_and_the_rest_stands(tmp_path):
+def test_a_damaged_record_is_named_and_the_rest_loads(tmp_path):
     store = filled_store(tmp_path / "store")
     victim = sorted((tmp_path / "store" / "records").rglob("*.json"))[0]
     victim.write_text(victim.read_text()[:200])

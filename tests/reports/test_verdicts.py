@@ -112,7 +112,7 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path: Path) -> None:
     )
 
 
-def test_a_proxy_never_speaks_for_the_claim(tmp_path: Path) -> None:
+def test_a_proxy_never_replaces_the_claims_verdict(tmp_path: Path) -> None:
     put(tmp_path, "a", accuracy=0.9), put(tmp_path, "b", accuracy=0.5)
     base = claim().model_dump(
         exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "proxies"}

@@ -86,7 +86,7 @@ def test_options_are_compared_after_the_examples_too(loaded: tuple[Any, Any]) ->
     assert found == by_hand
 
 
-def test_another_task_is_asked_as_ever(loaded: tuple[Any, Any]) -> None:
+def test_another_task_is_prompted_without_examples(loaded: tuple[Any, Any]) -> None:
     ctx = asked(loaded, few_shot(k=3, separator="\n"))
     skill = task(metrics=("accuracy", "answer_nll"), max_new_tokens=20)
     assert told(scoring.score(ctx, skill, TEST)) == told(scoring.score(context(*loaded), skill, TEST))

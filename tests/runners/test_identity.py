@@ -254,7 +254,7 @@ def test_an_adapter_is_not_taken_for_a_model(place: Path) -> None:
         key(place)
 
 
-def test_where_a_model_lies_is_not_in_the_key(place: Path) -> None:
+def test_a_models_path_is_not_in_the_key(place: Path) -> None:
     before = key(place)
     shutil.copytree(place / "one", place / "moved")
     moved = str(place / "moved" / "final")

@@ -6,7 +6,7 @@ from harness.spec import Probes
 from tests.runners.conftest import Bench
 
 
-def test_a_base_that_nobody_quantized_is_not_saved_again(bench: Bench) -> None:
+def test_unquantized_base_is_not_saved_again(bench: Bench) -> None:
     quantization = ["none", {"name": "rtn", "params": {"bits": 4, "group_size": 32}}]
     path = bench.write(methods=["none"], quantization=quantization, probes={"latency_repeats": 0})
     done = bench("run", str(path))

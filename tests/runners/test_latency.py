@@ -219,7 +219,7 @@ print(json.dumps([prefill, decode]))
 """
 
 
-def test_joules_per_token_come_from_windows_of_their_own(sim: Simulator) -> None:  # noqa: F811 - a fixture
+def test_joules_per_token_come_from_separate_windows(sim: Simulator) -> None:  # noqa: F811 - a fixture
     script = sim.script([SimDevice("GPU-0", constant(250))])
     done = subprocess.run(
         [sys.executable, "-c", ENERGY],

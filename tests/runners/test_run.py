@@ -281,7 +281,7 @@ def test_data_file_mistake_is_reported_once_before_any_cell(bench: Bench, train:
         assert word in ended.stderr
 
 
-def test_a_workspace_of_ones_own_runs_as_laid_out(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_new_workspace_runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("w") / "mine"
     assert bench("init", str(folder)).returncode == 0
     inside = Bench(folder, {}, bench.environ)

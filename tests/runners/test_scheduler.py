@@ -227,7 +227,7 @@ def test_cell_waits_for_free_memory_or_is_not_run(tmp_path: Path) -> None:
     )
 
 
-def test_the_front_door_keeps_what_was_not_run(tmp_path: Path) -> None:
+def test_the_run_command_stores_cells_not_run(tmp_path: Path) -> None:
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
     command = [sys.executable, "-m", "peft_matrix.cli"]
     where = [str(sweep.path), "--results", str(tmp_path / "results")]

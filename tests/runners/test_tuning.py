@@ -65,7 +65,7 @@ def finals(found: Any) -> list[Cell]:
     return [c for c in found.cells if "role" not in c.common.identity]
 
 
-def test_the_grid_lies_around_the_method_s_centre() -> None:
+def test_the_grid_is_around_the_methods_centre() -> None:
     assert rates(1e-3, 5, 3) == [0.0001111, 0.0003333, 0.001, 0.003, 0.009]
 
 
@@ -109,7 +109,7 @@ def test_a_knob_costs_everybody_the_same_number_of_trials() -> None:
     assert len(with_default.tuning[finals(with_default)[0].key]["trials"]) == 7
 
 
-def test_a_shared_rate_adds_cells_of_their_own() -> None:
+def test_a_shared_rate_adds_separate_cells() -> None:
     found = World(bowl(3e-3)).finish(cells(), Tune(shared_learning_rate=5e-4))
     shared = [c for c in found.cells if c.common.identity.get("role") == "shared-lr"]
     assert [c.method.identity["learning_rate"] for c in shared] == [5e-4, 5e-4]

@@ -29,7 +29,7 @@ def test_the_overview_names_every_sweep_and_leads_to_its_board(walk: Walk) -> No
     assert walk["errorBars"] > 0
 
 
-def test_a_quantity_nobody_measured_is_said_and_its_limit_closed(walk: Walk) -> None:
+def test_an_unmeasured_quantity_disables_its_limit(walk: Walk) -> None:
     assert walk["energyOff"]
     assert "no row here has a reading" in walk["energyNote"]
 

@@ -88,7 +88,7 @@ def test_every_real_row_can_be_asked_in_every_format(name: str, data_root: Path)
         assert (first.prompt, first.answer) == CLOZE[name]
 
 
-def test_letters_stand_behind_the_question_with_their_options(data_root: Path) -> None:
+def test_letters_follow_the_question_with_their_options(data_root: Path) -> None:
     task = in_format(load_task("openbookqa", []), "letter")
     item = load_split(task, "test", data_root=data_root, max_items=None, seed=0)[0]
     listed = "\nA. make more phone calls\nB. quit eating lunch out\nC. buy less with monopoly money\nD. have lunch with"

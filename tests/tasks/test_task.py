@@ -13,7 +13,7 @@ def replaced(old: str, new: str) -> str:
     return OWN_TASK.replace(old, new)
 
 
-def test_a_task_of_ones_own_is_ten_lines(tmp_path: Path) -> None:
+def test_a_user_task_is_ten_lines(tmp_path: Path) -> None:
     assert len(OWN_TASK.splitlines()) == 10
     task = tickets(tmp_path)
     assert task.definition.labels == ("billing", "shipping")
