@@ -31,40 +31,39 @@ class Combined:
         told: their source cells.
         pointless: key of a combining cell to why there is nothing to combine.
         was: key of a combining cell to its key before.
+        waiting: combining cells whose sources tuning has not settled yet; they are not among ``cells``.
     """
 
     cells: list[Cell]
     told: Told = field(default_factory=dict)
     pointless: dict[str, str] = field(default_factory=dict)
     was: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
 
 
-def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
+def combined(cells: Sequence[Cell], *, tunes: bool, where: str, seeds: Sequence[int] = ()) -> Combined:
     """Name the ingredients of every cell that combines.
 
-    Over seeds there is one result however many seeds the sweep has: the cell of the first seed.
+    Over seeds there is one result however many seeds the sweep has: the cell of the first seed. Where the sweep tunes,
+    the sources are the rows' final cells, at the rates that tuning chose, and what combines them waits until all are
+    settled.
 
     Raises:
-        UserError: a row or model that the sweep does not have; or the sweep tunes, so that a row is not one
-            configuration before its trials have run.
+        UserError: a row or model that the sweep does not have.
     """
     names = {cell.method.name for cell in cells}
     combining = {name for name in names if METHODS.get(name).declaration.combines}
     if not combining:
         return Combined(list(cells))
-    if tunes:
-        raise UserError(
-            f"{', '.join(sorted(combining))} combine the rows of a sweep, and this one tunes its rows",
-            where=where,
-            fix="Combine in a separate sweep, with the learning rates that tuning found.",
-        )
+    plain = [cell for cell in cells if "role" not in cell.common.identity]
     rows = _Rows(
         methods=_by_task(cells),
         models={label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)},
         tasks=list({cell.task.label: cell.task for cell in cells}.values()),
-        seeds=sorted({cell.seed for cell in cells}),
+        seeds=sorted({*seeds, *(cell.seed for cell in plain)}),
         where=where,
     )
+    finals = {_place(cell): cell for cell in plain} if tunes else None
     found = Combined([])
     for cell in cells:
         over = cell.method.identity["params"].get("over", "model")
@@ -72,6 +71,11 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str) -> Combined:
             found.cells.append(cell)
         elif over != "seeds" or cell.seed == rows.seeds[0]:
             parts = rows.parts(cell, over, combining)
+            if finals is not None:
+                if any(_place(part) not in finals for part in parts):
+                    found.waiting += 1
+                    continue
+                parts = tuple(finals[_place(part)] for part in parts)
             identity = {**cell.method.identity, "ingredients": [part.key for part in parts]}
             point = replace(cell.method, identity=identity)
             made = make_cell((cell.model, point, *cell.points[2:]), cell.seed)
@@ -91,7 +95,7 @@ class _Rows:
     methods: dict[str, dict[str, Point]]
     models: dict[str, Point]
     tasks: list[Point]
-    seeds: list[int]
+    seeds: Sequence[int]
     where: str
 
     def parts(self, cell: Cell, over: str, combining: set[str]) -> tuple[Cell, ...]:
@@ -117,6 +121,12 @@ class _Rows:
             make_cell((model, rows.get(task.label, row), cell.quantization, task, cell.hardware, cell.common), seed)
             for model, task, seed in chosen
         )
+
+
+def _place(cell: Cell) -> tuple[str, str, str, str, str, int]:
+    """Where a cell is in the matrix, whatever learning rate and parameters tuning chose for it."""
+    labels = (cell.method.label, cell.task.label)
+    return (cell.model.canonical, *labels, cell.quantization.canonical, cell.hardware.canonical, cell.seed)
 
 
 def _by_task(cells: Sequence[Cell]) -> dict[str, dict[str, Point]]:

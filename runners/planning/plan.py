@@ -208,14 +208,16 @@ def make(
     predict = Predictor(profiles, machine)
     reasons = _memoised(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
-    parts = combined(wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path))
+    parts = combined(
+        wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path), seeds=sorted(sweep.spec.seeds)
+    )
     cells = select(parts.cells, only)
     plan = Plan(
         sweep=sweep,
         cells=cells,
         predict=predict,
         tuning=wanted.tuning,
-        waiting=wanted.waiting,
+        waiting=wanted.waiting + parts.waiting,
         unpinned=resolver.unpinned(),
         unpinned_models=resolver.unpinned_models(),
     )

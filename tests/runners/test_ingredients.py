@@ -108,7 +108,6 @@ def test_a_sweep_combines_its_own_rows(bench: Bench, tiny_model: Path, updated_m
     [
         ({"methods": ["lora", "soup"]}, "soup: of: is missing"),
         ({"methods": ["lora", {"name": "soup", "params": {"of": "lorra"}}]}, "'lorra' is not in this sweep"),
-        ({"methods": ["lora", {"name": "soup", "params": {"of": "lora"}}], "tune": {}}, "this one tunes its rows"),
     ],
 )
 def test_a_row_that_is_not_there_is_one_sentence(bench: Bench, changes: dict[str, object], message: str) -> None:
@@ -123,3 +122,28 @@ def test_one_seed_is_nothing_to_combine(bench: Bench) -> None:
     assert [u["why"] for u in plan["unsupported"]] == [
         "the sweep has one of its seeds only: there is nothing to combine"
     ]
+
+
+@pytest.mark.slow
+def test_a_tuned_sweep_combines_its_final_cells(bench: Bench) -> None:
+    path = str(
+        bench.write(
+            methods=["lora", {"name": "soup", "params": {"of": "lora"}}],
+            seeds=[0, 1],
+            training={"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "max_length": 32},
+            tune={"learning_rates": 3, "factor": 3},
+        )
+    )
+    first = json.loads(bench("plan", path, "--json").stdout)
+    assert first["waiting_for_tuning"] == 2  # the row's finals, and the soup of them
+    run = bench("run", path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    records = [r for r in bench.records() if "role" not in r["cell"]]
+    (soup,) = [r for r in records if r["cell"]["method"]["name"] == "soup"]
+    finals = [r for r in records if r["cell"]["method"]["name"] == "lora"]
+    assert soup["outcome"]["status"] == "ok"
+    assert len(finals) == 2
+    assert sorted(soup["cell"]["method"]["ingredients"]) == sorted(r["key"] for r in finals)
+    assert len({r["cell"]["method"]["learning_rate"] for r in finals}) == 1  # the chosen rate
+    again = json.loads(bench("plan", path, "--json").stdout)
+    assert (again["run"], again["waiting_for_tuning"]) == ([], 0)
