@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,19 @@ import torch
 
 from harness.errors import Unsupported, UserError
 from harness.methods.attention.shifted import attention, visible
-from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, decoder_classifier, gap, llama, made, train
+from tests.methods.tiny import (
+    CAUSAL,
+    CLASSIFIER,
+    attached,
+    base,
+    batch,
+    decoder_classifier,
+    gap,
+    llama,
+    logits,
+    made,
+    train,
+)
 
 TOKENS, GROUPS, HEADS = 16, 4, 4  # groups of four tokens, shifted by two
 
@@ -169,3 +182,27 @@ def test_what_has_no_causal_mask_is_refused() -> None:
     with pytest.raises(UserError, match="digits 0 and 1"):
         made("layerwise-unmask", CLASSIFIER, groups="0000")
     assert "nothing left to predict" in str(type(made("ls-unllama")).check(CAUSAL, "fp", {}))
+
+
+def test_longlora_interpolates_positions_for_a_longer_context(tmp_path: Path) -> None:
+    def rotation(model: Any, position: int) -> torch.Tensor:
+        found: torch.Tensor = model.model.rotary_emb(torch.zeros(1, 1, 16), torch.tensor([[position]]))[0]
+        return found
+
+    before: Any = llama()
+    own = before.config.max_position_embeddings
+    method = made("longlora", context=own + 1)
+    model: Any = attached(method, llama())
+    inner = model.get_base_model()
+    assert inner.config.max_position_embeddings == 2 * own
+    assert torch.allclose(rotation(inner, 10), rotation(before, 5))
+    assert not torch.allclose(rotation(inner, 10), rotation(before, 10))
+    train(method, model)
+    model = method.finish(model)
+    method.save(model, tmp_path)
+    again = made("longlora", context=own + 1).load(llama(), tmp_path)
+    assert gap(logits(again, CAUSAL), logits(model, CAUSAL)) < 1e-5
+    with pytest.raises(Unsupported, match="rotary positions"):
+        attached(made("longlora", CLASSIFIER, context=10_000), base(CLASSIFIER))
+    with pytest.raises(UserError, match="context of longlora"):
+        made("longlora", context="long")

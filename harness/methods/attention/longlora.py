@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.errors import Unsupported, UserError
 from harness.methods.base import Declaration
 from harness.methods.modules import TENSORS_FILE, count, linears
 from harness.methods.peft.method import PeftMethod
@@ -19,13 +20,15 @@ if TYPE_CHECKING:  # heavy, and only for types
 class LongLoRA(PeftMethod):
     """Attention in groups and LoRA on the attention's layers; what is saved and scored attends to everything.
 
-    The positions' scale is left alone: a sweep trains at a model's own context length, and does not extend it.
+    With ``context``, a number of tokens beyond the model's own, rotary positions are interpolated as in the paper: they
+    are divided by ceil(context / own), and the model takes that many tokens. The sweep's ``max_length`` decides how
+    long the training sequences are.
     """
 
-    own = frozenset({"groups"})
+    own = frozenset({"groups", "context"})
     row = derived(
         "lora",
-        {"groups": 4, "target_modules": "attention"},
+        {"groups": 4, "context": None, "target_modules": "attention"},
         name="longlora",
         summary="LoRA with trained embeddings and norms; in training tokens attend inside groups, half of the heads "
         "in groups shifted by half a group; at scoring all tokens attend to everything.",
@@ -43,12 +46,15 @@ class LongLoRA(PeftMethod):
         """Same as the base class.
 
         Raises:
-            UserError: ``groups`` is not a whole number above 0.
+            UserError: ``groups`` or ``context`` is not a whole number above 0.
         """
         resolved = super().resolve(params, where=where)
         groups = resolved["groups"]
         if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
             raise UserError(f"groups of longlora must be a whole number above 0, not {groups!r}", where=where)
+        context = resolved["context"]
+        if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
+            raise UserError(f"context of longlora must be a number of tokens, not {context!r}", where=where)
         return resolved
 
     def config_params(self, model: nn.Module) -> dict[str, Any]:
@@ -70,12 +76,20 @@ class LongLoRA(PeftMethod):
         from harness.methods.attention.shifted import register
 
         like: Any = model
+        self._lengthen(model)
         self._before = like.config._attn_implementation
         like.set_attn_implementation(register(int(self.params["groups"])))
         adapted = super().attach(model)
         for _, parameter in _dense(adapted):
             parameter.requires_grad_(True)
         return adapted
+
+    def _lengthen(self, model: nn.Module) -> None:
+        if self.params["context"] is not None:
+            lengthen(model, int(self.params["context"]))
+            if self.setting.tokenizer is not None:
+                limit = self.setting.tokenizer.model_max_length
+                self.setting.tokenizer.model_max_length = max(limit, int(self.params["context"]))
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Back to the attention that the cell asks for."""
@@ -94,9 +108,40 @@ class LongLoRA(PeftMethod):
         """Adapter, embeddings and norms onto a fresh base, which attends to everything."""
         from harness.methods.modules import load_tensors
 
+        self._lengthen(base)
         model = super().load(base, folder)
         load_tensors(model, folder)
         return model
+
+
+def lengthen(model: nn.Module, context: int) -> None:
+    """Interpolate the rotary positions (arXiv:2306.15595), so that the model takes ``context`` tokens.
+
+    A context that the model has anyway changes nothing.
+
+    Raises:
+        Unsupported: the model has no rotary positions, or they are scaled already.
+    """
+    like: Any = model
+    config = like.config
+    own = int(config.max_position_embeddings)
+    factor = math.ceil(context / own)
+    if factor <= 1:
+        return
+    holders = [module for module in model.modules() if getattr(module, "rotary_emb", None) is not None]
+    stated = getattr(config, "rope_parameters", None)
+    if not holders or stated is None:
+        raise Unsupported(
+            f"longlora lengthens a context by rotary positions, which {type(model).__name__} does not have"
+        )
+    if stated.get("rope_type", "default") != "default":
+        raise Unsupported(f"longlora: the positions of this model are scaled already ({stated['rope_type']})")
+    config.rope_parameters = {**stated, "rope_type": "linear", "factor": float(factor)}
+    config.max_position_embeddings = own * factor
+    for holder in holders:
+        untyped: Any = holder
+        device = next(iter(untyped.rotary_emb.buffers())).device
+        untyped.rotary_emb = type(untyped.rotary_emb)(config).to(device)
 
 
 def _dense(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
