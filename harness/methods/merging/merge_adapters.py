@@ -38,7 +38,13 @@ class Row:
 
 
 TABLE: dict[str, Row] = {
-    "soup": Row("Uniform soup: the average of the models.", "2203.05482", {}, "nothing to set"),
+    "soup": Row(
+        "Uniform soup: the average of the models.",
+        "2203.05482",
+        {},
+        "nothing to set; as in the released code",
+        unverified=False,
+    ),
     "soup-greedy": Row(
         "Greedy soup: best model first, another one joins the average only if validation does not get worse.",
         "2203.05482",
@@ -63,6 +69,7 @@ TABLE: dict[str, Row] = {
         "2311.03099",
         {"drop": 0.9, "scale": 1.0},
         "nine of ten changes dropped, as in the paper; factor 1",
+        unverified=False,
     ),
     "breadcrumbs": Row(
         "Breadcrumbs: of every tensor the smallest and the very largest changes are dropped, the rest is summed.",

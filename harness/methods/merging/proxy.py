@@ -38,7 +38,6 @@ class ProxyTuning(Method):
         trains=False,
         needs_second_model=True,
         combines=True,
-        unverified=True,
     )
 
     def attach(self, model: nn.Module) -> nn.Module:

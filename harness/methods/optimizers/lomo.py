@@ -69,7 +69,6 @@ class AdaLomo(Lomo):
         "2310.10195v3",
         defaults={"clip": 0.0},
         defaults_source="no clipping of the common norm: each tensor's step is limited by itself; the rate, 25 times "
-        "AdamW's, is that of the paper's instruction tuning",
+        "AdamW's, is that of the paper's instruction tuning; constants and order of the update as in the released code",
         lr_factor=25.0,
-        unverified=True,
     )

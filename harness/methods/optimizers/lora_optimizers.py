@@ -43,7 +43,6 @@ class GradNormLoRP(OwnOptimizer):
         paper="2412.19616",
         defaults_source="projection as in the released code (rank 4 to 8, scale 4, and its gap of 500 steps, or a "
         "quarter of a shorter run); adapter as our DoRA row; bits: 8 stores the moments as in the paper's 8-bit form",
-        unverified=True,
     )
     declaration: ClassVar[Declaration] = row.declaration
 

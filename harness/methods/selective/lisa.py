@@ -30,9 +30,8 @@ class Lisa(Full):
         refuses=bases.NOT_IN_PLACE,
         mergeable="exactly",
         defaults={"active": 2, "interval": 20},
-        defaults_source="the paper: 2 blocks, another draw every 20 steps",
+        defaults_source="the released code: 2 blocks, another draw every 20 steps",
         in_place=True,
-        unverified=True,
     )
 
     def attach(self, model: nn.Module) -> nn.Module:
