@@ -8,21 +8,24 @@ cell is refused with the reason.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from harness.errors import Unsupported, UserError
+from runners.worker import checker
 from runners.worker.context import Context
 from tasks.task import COMPLETION, Item
 
@@ -57,12 +60,16 @@ import ctypes, os, resource, struct, sys
 folder, prefix, python = sys.argv[1:4]
 uid, memory, size, cpu_s = map(int, sys.argv[4:8])
 libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: end with the worker, however that ends
+libc.syscall({"x86_64": 250, "aarch64": 219}[os.uname().machine], 1, None)  # keyctl: a session keyring of its own
 if libc.unshare({flags}) != 0:
     os._exit(120)
 for _ in range(2):
     # the first child is the first process of the new namespace: when it ends, the kernel ends every other one in it.
     # The program is the second, because signals with their default action do not reach a first process
     child = os.fork()
+    if not child:
+        libc.prctl(1, 9, 0, 0, 0)
     if child:
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xff)
@@ -99,7 +106,7 @@ os.execv(python, [python, "-I", "-S", "-B", "program.py"])
 """
 
 
-@cache
+@functools.cache
 def why_not() -> str | None:
     """Reason why generated programs cannot be run here, or None if they can."""
     if sys.platform != "linux":
@@ -122,14 +129,88 @@ def run(program: str, *, time_limit_s: float = TIME_LIMIT_S, memory_bytes: int =
         time_limit_s: wall time; CPU time is limited to as much, rounded up.
         memory_bytes: address space.
     """
-    folder = Path(tempfile.mkdtemp(prefix="program-"))
+    with _started(program, time_limit_s=time_limit_s, memory_bytes=memory_bytes) as running:
+        code, seconds, tail = running.wait(time_limit_s)
+    return Ran("timeout" if code is None else "passed" if code == 0 else "failed", seconds, tail)
+
+
+def check(candidate: str, tests: str, *, time_limit_s: float = TIME_LIMIT_S, scratch: Path | None = None) -> Ran:
+    """Run a candidate and its tests in two sandboxes that share a socket (:mod:`runners.worker.checker`).
+
+    ``passed`` means that the tests' process wrote the random word that it alone was given, after its last statement.
+    """
+    word = secrets.token_hex(16)
+    start = functools.partial(_started, time_limit_s=time_limit_s, scratch=scratch)
+    ours, theirs = socket.socketpair()
+    reads, writes = os.pipe()
+    served = checker.candidate_program(candidate, ours.fileno())
+    tested = checker.test_program(tests, theirs.fileno(), writes, word)
+    try:
+        with (
+            start(served, fds=(ours.fileno(),)) as program,
+            start(tested, fds=(theirs.fileno(), writes)) as judging,
+        ):
+            ours.close()
+            theirs.close()
+            os.close(writes)
+            code, seconds, tail = judging.wait(time_limit_s)
+            said = os.read(reads, 64).decode(errors="replace") if code is not None else ""
+            tail = tail or program.tail()
+    finally:
+        os.close(reads)
+        ours.close()
+        theirs.close()
+        with contextlib.suppress(OSError):
+            os.close(writes)
+    return Ran("timeout" if code is None else "passed" if said == word else "failed", seconds, tail)
+
+
+@dataclass
+class _Running:
+    """A started sandbox."""
+
+    process: subprocess.Popen[bytes]
+    output: BinaryIO
+    began: float
+
+    def wait(self, time_limit_s: float) -> tuple[int | None, float, str]:
+        """Exit code (None if the time was up), wall seconds, and the end of its output; nothing is left running."""
+        try:
+            code: int | None = self.process.wait(timeout=time_limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(self.process)
+        return code, time.monotonic() - self.began, self.tail()
+
+    def tail(self) -> str:
+        """The end of what it printed."""
+        self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return self.output.read().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _started(
+    program: str,
+    *,
+    time_limit_s: float,
+    memory_bytes: int = MEMORY_LIMIT_BYTES,
+    fds: Sequence[int] = (),
+    scratch: Path | None = None,
+) -> Iterator[_Running]:
+    """A program in a sandbox; afterwards neither processes nor files are left.
+
+    Args:
+        fds: descriptors that it keeps.
+        scratch: where its folder is made; a job's folder is removed even if the worker is killed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="program-", dir=scratch))
     launcher = LAUNCHER.replace("{flags}", str(_CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWPID | _CLONE_NEWNET))
     python = Path(os.path.realpath(sys.executable)).relative_to(Path(sys.base_prefix).resolve())
     where = [str(folder), str(Path(sys.base_prefix).resolve()), str("python" / python)]
     limits = [str(n) for n in (NOBODY, memory_bytes, FILE_LIMIT_BYTES, int(time_limit_s) + 1)]
-    began = time.monotonic()
     try:
-        (folder / "program.py").write_text(program, encoding="utf-8")
+        (folder / "program.py").write_bytes(program.encode("utf-8", errors="surrogatepass"))
         with (folder.parent / f"{folder.name}.out").open("w+b") as output:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-c", launcher, *where, *limits],
@@ -139,20 +220,15 @@ def run(program: str, *, time_limit_s: float = TIME_LIMIT_S, memory_bytes: int =
                 env={},
                 cwd="/",
                 start_new_session=True,
+                pass_fds=fds,
             )
             try:
-                code: int | None = process.wait(timeout=time_limit_s)
-            except subprocess.TimeoutExpired:
-                code = None
+                yield _Running(process, output, time.monotonic())
             finally:
                 _end(process)
-            seconds = time.monotonic() - began
-            output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL_BYTES))
-            tail = output.read().decode(errors="replace")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         (folder.parent / f"{folder.name}.out").unlink(missing_ok=True)
-    return Ran("timeout" if code is None else "passed" if code == 0 else "failed", seconds, tail)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -176,10 +252,17 @@ def judge(ctx: Context, items: Sequence[Item], completions: Sequence[str]) -> li
     check_allowed(ctx)
     if not all(item.program for item in items):
         raise UserError("only test items have programs to run", fix="Judge the validation split by validation_nll.")
-    programs = [item.program.replace(COMPLETION, text) for item, text in zip(items, completions, strict=True)]
-    workers = len(os.sched_getaffinity(0))
+    parts = [item.program.partition(COMPLETION) for item in items]
+    if untested := [item.id for item, (_, _, tests) in zip(items, parts, strict=True) if not tests.strip()]:
+        raise UserError(
+            f"the program of {untested[0]} has nothing behind the completion, so nothing tests it",
+            fix="Put the tests behind {completion} in the task's 'program'.",
+        )
+    candidates = [before + text for (before, _, _), text in zip(parts, completions, strict=True)]
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
     with ThreadPoolExecutor(workers) as pool:
-        ran = list(pool.map(run, programs))
+        judged = functools.partial(check, scratch=ctx.folder if ctx.job is not None else None)
+        ran = list(pool.map(judged, candidates, [tests.replace(COMPLETION, "") for _, _, tests in parts]))
     endings = [r.ending for r in ran]
     ctx.facts["programs"] = {ending: endings.count(ending) for ending in ("passed", "failed", "timeout")}
     return [ending == "passed" for ending in endings]
