@@ -75,9 +75,8 @@ for _ in range(2):
         os._exit(os.waitstatus_to_exitcode(status) & 0xff)
 program = open(os.path.join(folder, "program.py"), "rb").read()
 read_only = struct.pack("QQQQ", 1, 0, 0, 0)
-steps = (  # a mount here is seen by nobody else; /proc shows this namespace; all is read-only but one small folder
+steps = (  # a mount here is seen by nobody else; all is read-only but one small folder, which becomes the root
     libc.mount(None, b"/", None, 0x44000, None),
-    libc.mount(b"proc", b"/proc", b"proc", 0, None),
     libc.syscall(442, -100, b"/", 0x8000, read_only, len(read_only)),
     libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=8m,nr_inodes=256,mode=700,uid=%d" % uid),
 )
@@ -88,6 +87,18 @@ os.chdir(folder)
 os.mkdir("python")  # the interpreter may lie where nobody cannot go
 if libc.mount(os.fsencode(prefix), b"python", None, 4096 | 16384, None):
     os._exit(121)
+for name in ("usr/lib", "usr/lib64", "lib", "lib64"):  # what the interpreter is linked with, and no other file
+    if os.path.islink("/" + name):
+        os.symlink(os.readlink("/" + name), name)
+    elif os.path.isdir("/" + name):
+        os.makedirs(name)
+        if libc.mount(os.fsencode("/" + name), os.fsencode(name), None, 4096 | 16384, None):
+            os._exit(121)
+os.mkdir("proc")
+if libc.mount(b"proc", b"proc", b"proc", 0, None):
+    os._exit(121)
+os.chroot(".")
+os.chdir("/")
 with open("program.py", "wb") as file:
     file.write(program)
 os.chmod("program.py", 0o644)
@@ -143,6 +154,7 @@ def check(candidate: str, tests: str, *, time_limit_s: float = TIME_LIMIT_S, scr
     start = functools.partial(_started, time_limit_s=time_limit_s, scratch=scratch)
     ours, theirs = socket.socketpair()
     reads, writes = os.pipe()
+    writer = os.fdopen(writes, "wb", 0)
     served = checker.candidate_program(candidate, ours.fileno())
     tested = checker.test_program(tests, theirs.fileno(), writes, word)
     try:
@@ -152,7 +164,7 @@ def check(candidate: str, tests: str, *, time_limit_s: float = TIME_LIMIT_S, scr
         ):
             ours.close()
             theirs.close()
-            os.close(writes)
+            writer.close()
             code, seconds, tail = judging.wait(time_limit_s)
             said = os.read(reads, 64).decode(errors="replace") if code is not None else ""
             tail = tail or program.tail()
@@ -160,8 +172,7 @@ def check(candidate: str, tests: str, *, time_limit_s: float = TIME_LIMIT_S, scr
         os.close(reads)
         ours.close()
         theirs.close()
-        with contextlib.suppress(OSError):
-            os.close(writes)
+        writer.close()
     return Ran("timeout" if code is None else "passed" if said == word else "failed", seconds, tail)
 
 

@@ -62,6 +62,28 @@ def test_no_file_of_ours_can_be_read_or_written(tmp_path: Path) -> None:
 
 
 @isolated
+def test_no_host_file_or_socket_is_visible(tmp_path: Path) -> None:
+    """Neither files that everybody may read nor Unix sockets; the session keyring is another one."""
+    readable = tmp_path / "readable"
+    readable.write_text("s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        (tmp_path / "s").chmod(0o777)
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+                folder.chmod(0o755)
+        connect = f"import socket\nsocket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})\n"
+        for act in (f"open({str(readable)!r})\n", "open('/etc/passwd')\n", "open('/sys/kernel/notes')\n", connect):
+            ran = sandbox.run(act, time_limit_s=60.0)
+            assert ran.ending == "failed"
+            assert "FileNotFoundError" in ran.tail
+    seen = sandbox.run("import os\nprint(sorted(os.listdir('/')))\n", time_limit_s=60.0).tail
+    assert "'etc'" not in seen
+    assert "'home'" not in seen
+
+
+@isolated
 def test_no_network_not_even_this_machine() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
