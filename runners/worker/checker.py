@@ -135,10 +135,10 @@ def check(tests, fd, verdict_fd, word):
 
 
 def candidate_program(source: str, fd: int) -> str:
-    """What the first sandbox runs: the candidate, and a server of its names on a socket."""
+    """Source of the first sandbox: the candidate, and a server of its names on a socket."""
     return f"{_SERVER}\nserve(json.loads({json.dumps(json.dumps(source))}), {fd})\n"
 
 
 def test_program(tests: str, fd: int, verdict_fd: int, word: str) -> str:
-    """What the second sandbox runs: the tests on proxies; then the word that says that they ended."""
+    """Source of the second sandbox: the tests on proxies; then the word that says that they ended."""
     return f"{_CHECKER}\ncheck(json.loads({json.dumps(json.dumps(tests))}), {fd}, {verdict_fd}, {word!r})\n"

@@ -61,7 +61,7 @@ folder, prefix, python = sys.argv[1:4]
 uid, memory, size, cpu_s = map(int, sys.argv[4:8])
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: end with the worker, however that ends
-libc.syscall({"x86_64": 250, "aarch64": 219}[os.uname().machine], 1, None)  # keyctl: a session keyring of its own
+libc.syscall({"x86_64": 250, "aarch64": 219}[os.uname().machine], 1, None)  # keyctl: join a new session keyring
 if libc.unshare({flags}) != 0:
     os._exit(120)
 for _ in range(2):
