@@ -10,11 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.record import Reading, Record
+from peft_matrix.settings_text import method_line, settings
 from runners.planning.cost_model import Prediction, total
 from runners.planning.plan import Plan
 from runners.running.progress import clock
 
 Rows = list[dict[str, Any]]
+MOST_METHODS = 30
+"""Methods whose settings a plan prints."""
 
 
 def print_rows(rows: Rows, console: Console) -> None:
@@ -43,6 +46,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         highlight=False,
     )
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+    methods = {cell.method.label: cell for cell in [*plan.run, *plan.done, *plan.stale]}
+    for label, cell in list(methods.items())[:MOST_METHODS]:
+        console.print(f"  method       {label}  {method_line(cell.as_dict())}", **plain, markup=False)
+    if len(methods) > MOST_METHODS:
+        console.print(f"  ... and {len(methods) - MOST_METHODS} more methods")
     for cell in plan.run[:200]:
         console.print(f"  run          {cell.label}  {cell.key}{_expected(plan.predict(cell))}", **plain)
     if len(plan.run) > 200:
@@ -104,6 +112,8 @@ def print_status(stands: dict[str, Any], console: Console) -> None:
     for failure in stands["failures"]:
         line = f"  {failure['status']:<12} {failure['cell']}  [{failure['stage']}] {failure['why']}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if stands["failures"]:
+        console.print("  Details and the end of the log of a cell: peft-matrix show CELL", highlight=False)
     for (kind, why), n in Counter((one["kind"], one["why"]) for one in stands["not_run"]).items():
         console.print(f"  not_run      {n} cells  [{kind}] {why}", highlight=False, soft_wrap=True, markup=False)
     for damage in stands["damaged"]:
@@ -111,33 +121,46 @@ def print_status(stands: dict[str, Any], console: Console) -> None:
 
 
 def print_record(record: Record, console: Console) -> None:
-    """One record for people."""
+    """One record: outcome, settings, metrics, stages, missing values by reason, the end of a failed cell's log."""
     outcome = record.outcome
     console.print(f"{record.label}  {record.key}", style="bold", highlight=False)
     why = f": {outcome.reason}" if outcome.reason else ""
     console.print(f"{outcome.status} at stage {outcome.stage}{why}", highlight=False, markup=False)
+    for name, text in settings(record.cell).items():
+        console.print(f"  {name:<14} {text}", highlight=False, markup=False, soft_wrap=True)
+    missing: dict[str, list[str]] = {}
+    for name, reading in sorted(record.metrics.items()):
+        if reading.value is None:
+            missing.setdefault(_why_missing(reading), []).append(name)
+        else:
+            console.print(f"  {name:<28} {_reading_text(reading)}", highlight=False, markup=False)
     stages = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "seconds", "peak RSS, MB"):
+    for column in ("stage", "seconds", "peak RSS (MiB)"):
         stages.add_column(column, justify="left" if column == "stage" else "right")
     for span in record.spans:
         peak = span.get("peak_rss_bytes")
-        shown = f"{peak.value / 1e6:.0f}" if peak is not None and peak.value is not None else "—"
+        shown = f"{peak.value / 2**20:.0f}" if peak is not None and peak.value is not None else "—"
         stages.add_row(span.stage, "—" if span.seconds is None else f"{span.seconds:.2f}", shown)
     console.print(stages)
-    for name, reading in sorted(record.metrics.items()):
-        console.print(f"  {name:<28} {_reading_text(reading)}", highlight=False, markup=False)
+    for why, names in missing.items():
+        console.print(f"No value ({why}): {', '.join(names)}", highlight=False, markup=False)
     if outcome.status not in ("ok", "unsupported") and outcome.log_tail:
         console.print("End of the log:", style="bold")
         console.print(outcome.log_tail, highlight=False, markup=False)
 
 
+def _why_missing(reading: Reading) -> str:
+    note = reading.details.get("note") or reading.details.get("why") or ""
+    return f"{reading.why_missing}: {note}" if note else str(reading.why_missing)
+
+
 def _reading_text(reading: Reading) -> str:
-    if reading.value is None:
-        note = reading.details.get("note") or reading.details.get("why") or ""
-        return f"— {reading.why_missing}{f' ({note})' if note else ''}"
+    value, unit = reading.value, "" if reading.unit == "1" else reading.unit
+    if unit == "B" and value is not None and abs(value) >= 2**20:
+        value, unit = value / 2**20, "MiB"
     count = f"  n={reading.n}" if reading.n is not None else ""
     spread = f"  sd={reading.spread:.3g}" if reading.spread is not None else ""
-    return f"{reading.value:.6g} {reading.unit}{count}{spread}  [{reading.source}]"
+    return f"{value:.6g} {unit}".rstrip() + f"{count}{spread}  [{reading.source}]"
 
 
 def _cell_text(value: Any) -> str:

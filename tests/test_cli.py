@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from peft_matrix.cli import PANELS, app
+from peft_matrix.settings_text import settings
 from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,8 @@ def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
     text = bench("show", label).stdout
     assert "accuracy" in text
     assert "evaluate" in text
+    assert "learning rate" in text
+    assert "No value (no_device: the cell runs on cpu)" in text
     printed = bench("board", path)
     assert printed.returncode == 0, printed.stderr
     folder = bench.root / "results" / "boards" / "quick"
@@ -109,6 +112,35 @@ def test_the_help_has_every_command_in_one_group() -> None:
     text = CliRunner().invoke(app, ["-h"]).stdout
     assert all(panel in text for panel in PANELS)
     assert "Exit codes" in text
+
+
+def test_settings_of_a_cell_are_short_lines() -> None:
+    cell = {
+        "model": {"id": "builtin:nano", "dtype": "float32"},
+        "method": {
+            "name": "lora",
+            "learning_rate": 0.003,
+            "params": {"r": 8, "dropout": 0.0, "target_modules": ["q", "v"]},
+        },
+        "quantization": {"name": "none", "params": {}},
+        "task": {"name": "strings-copy", "train_items": 40, "test_items": 8},
+        "training": {"steps": 100, "batch_size": 32},
+        "seed": 1,
+    }
+    assert settings(cell) == {
+        "model": "builtin:nano, float32",
+        "method": "lora: learning rate 0.003, 100 steps, r=8, target_modules=q v",
+        "quantization": "none",
+        "task": "strings-copy, 40 train, 8 test",
+        "batch": "32 x 1",
+        "seed": "1",
+    }
+
+
+def test_a_plan_prints_learning_rates_and_steps() -> None:
+    done = CliRunner().invoke(app, ["plan", "quickstart", "--only", "*.dora.*"])
+    assert done.exit_code == 0
+    assert "dora: learning rate 0.003, 100 steps, r=8" in " ".join(done.stdout.split())
 
 
 def test_version_and_a_call_without_arguments() -> None:
