@@ -20,7 +20,7 @@ def method_line(cell: Mapping[str, Any]) -> str:
 
 
 def settings(cell: Mapping[str, Any]) -> dict[str, str]:
-    """What was run, axis by axis, in a few lines; the whole cell is in the record."""
+    """Short text per axis; the record has the whole cell."""
     model, quantization, task = cell["model"], cell["quantization"], cell["task"]
     training = cell.get("training", {})
     rows = {

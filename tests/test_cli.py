@@ -50,7 +50,7 @@ def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
     text = bench("show", label).stdout
     assert "accuracy" in text
     assert "evaluate" in text
-    assert "learning rate" in text
+    assert "  method         none" in text
     assert "No value (no_device: the cell runs on cpu)" in text
     printed = bench("board", path)
     assert printed.returncode == 0, printed.stderr
