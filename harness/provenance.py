@@ -155,7 +155,7 @@ def without_own_paths(text: str, *, job: Path | None = None) -> str:
         sys.prefix: "<environment>",
         str(Path(__file__).parents[1]): "<checkout>",
         sys.base_prefix: "<python>",
-        str(Path.home()): "~",
+        os.path.expanduser("~"): "~",  # itself where the account has no home
     }
     for place, name in sorted(places.items(), key=lambda item: -len(item[0])):  # the inner ones first
         if len(place) > 1:  # a home of "/" names nothing

@@ -5,6 +5,7 @@ Heavy imports are inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 
 from harness.errors import EXIT_BAD_INPUT, UserError
 from peft_matrix.commands import GROUPS, VERBS
+from peft_matrix.terminal import guard_streams
 
 PANELS = {
     "Sweeps": ("init", "plan", "run", "status", "show", "fetch"),
@@ -70,10 +72,19 @@ _add_commands()
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is exit code 130."""
+    guard_streams()
     try:
         code = app(standalone_mode=False, prog_name="peft-matrix")
+        sys.stdout.flush()
     except UserError as error:
         typer.echo(f"peft-matrix: {error}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that is gone or may not be read: the system's own sentence
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"peft-matrix: {place}{error.strerror or error}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):

@@ -60,13 +60,12 @@ class Workspace:
                 where="--data-root or PEFT_MATRIX_DATA",
                 fix="Name a folder that holds <data set>/<split>.jsonl.",
             )
-        default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft-matrix"
         named = results or os.environ.get("PEFT_MATRIX_RESULTS")
         return cls(
             roots=(root,) if root else (),
             results=_in_full(named) if named else str((root or here) / "results"),
             data_root=data.resolve() if data else None,
-            cache=Path(os.path.abspath(os.environ.get("PEFT_MATRIX_CACHE") or default_cache)),
+            cache=Path(os.path.abspath(os.environ.get("PEFT_MATRIX_CACHE") or _default_cache())),
             fetched=fetched,
         )
 
@@ -110,3 +109,15 @@ class Workspace:
 def _in_full(results: str) -> str:
     """A results folder as an absolute path, which means the same store in every process; a URL as it is."""
     return results if "://" in results else os.path.abspath(Path(results).expanduser())
+
+
+def _default_cache() -> Path:
+    """``~/.cache/peft-matrix``, or what XDG_CACHE_HOME says.
+
+    Raises:
+        UserError: the account has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise UserError("this account has no home folder", fix="Name a folder for the cache: PEFT_MATRIX_CACHE=DIR.")
+    return Path(base) / "peft-matrix"

@@ -151,8 +151,14 @@ def publish(
     named = folder or (store.folder or Path()) / ("" if to == "hf-dataset" else "boards")
     done = upload(to, repo, named, push=push)
     if as_json:
-        print_json({"target": done.target, "repo": done.repo, "sent": done.sent, "files": dict(done.files)})
+        shown = {"target": done.target, "repo": done.repo, "sent": done.sent, "files": dict(done.files)}
+        print_json({**shown, "left_out": list(done.left_out)})
         return
+    if done.left_out:
+        some = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
+        typer.echo(
+            f"Not published, since no board, site or store wrote them: {len(done.left_out)} files ({some})", err=True
+        )
     size = sum(done.files.values())
     what = f"{len(done.files):,} files, {size / 2**20:.1f} MiB"
     if done.sent:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, did_you_mean
+from reports.apps.publishable import publishable
 
 TARGETS = ("hf-dataset", "hf-space")
 TOKEN = "HF_TOKEN"
@@ -44,6 +45,7 @@ class Upload:
     Attributes:
         files: path in the repository to size in bytes.
         sent: True if it was uploaded; ``address`` is its URL then.
+        left_out: files of the folder that this program did not write; they stay.
     """
 
     target: str
@@ -51,6 +53,7 @@ class Upload:
     files: Mapping[str, int]
     sent: bool
     address: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any = None) -> Upload:
@@ -59,7 +62,7 @@ def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any
     Args:
         target: ``hf-dataset`` or ``hf-space`` (static).
         repo: ``OWNER/NAME``; it is made if it is not there.
-        folder: what to send. Hidden files, locks and quarantined records stay.
+        folder: what to send: records and samples, or pages. Files that this program did not write stay.
         push: send; otherwise nothing leaves this machine.
         api: a ``huggingface_hub.HfApi`` to use.
 
@@ -70,29 +73,18 @@ def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any
         raise UserError(f"cannot publish to {target!r}", fix=did_you_mean(target, TARGETS))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UserError(f"{repo!r} is no repository", fix="Write OWNER/NAME.")
-    files = _files(folder)
+    files, left_out = publishable(folder)
     if not files:
         raise UserError("there is nothing to publish", where=str(folder), fix="Draw the board or the site first.")
     card = _card(target, repo, files)
     sizes = {"README.md": len(card), **{name: path.stat().st_size for name, path in files.items()}}
     if not push:
-        return Upload(target, repo, sizes, sent=False)
+        return Upload(target, repo, sizes, sent=False, left_out=tuple(left_out))
     token = os.environ.get(TOKEN)
     if not token:
         raise UserError("no token", where=TOKEN, fix=f"Put a token with write access into the variable {TOKEN}.")
-    return Upload(target, repo, sizes, sent=True, address=_send(target, repo, files, card, token, api))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    skipped = ("claims", "quarantine")
-    found = {}
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if path.is_file() and not path.is_symlink() and not hidden and parts[0] not in skipped:
-            found["/".join(parts)] = path
-    found.pop("README.md", None)  # the Hub reads the repository's head from it
-    return found
+    address = _send(target, repo, files, card, token, api)
+    return Upload(target, repo, sizes, sent=True, address=address, left_out=tuple(left_out))
 
 
 def _card(target: str, repo: str, files: Mapping[str, Path]) -> bytes:

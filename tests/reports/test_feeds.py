@@ -84,11 +84,22 @@ class FakeHub:
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("board.html", "sub/a.json", ".hidden", "claims/x.lock", "quarantine/y.json"):
+    digest = "0" * 64
+    written = ("board.html", f"samples/{digest}.parquet", "records/aa/aabb.ccdd.ok.0123456789ab.json")
+    theirs = ("sub/a.json", "samples/notes.txt", "id_rsa", ".hidden", "claims/x.lock", "quarantine/y.json")
+    for name in (*written, *theirs):
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "board.html").write_text("s")
+    (tmp_path / "out" / "linked").symlink_to(secret)
+    (tmp_path / "out" / "records" / "aa" / "ffee.ccdd.ok.0123456789ab.json").symlink_to(secret / "board.html")
     return tmp_path / "out"
+
+
+SENT = ["README.md", "board.html", "records/aa/aabb.ccdd.ok.0123456789ab.json", f"samples/{'0' * 64}.parquet"]
 
 
 @pytest.mark.parametrize("target", ["hf-dataset", "hf-space"])
@@ -98,7 +109,8 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(target, folder, monkeypatch)
     hub = FakeHub()
     done = upload(target, "me/board", folder, api=hub)
     assert (done.sent, hub.asked) == (False, [])
-    assert sorted(done.files) == ["README.md", "board.html", "sub/a.json"]
+    assert sorted(done.files) == SENT
+    assert {"id_rsa", "sub/a.json", "samples/notes.txt"} <= set(done.left_out)
 
 
 def test_a_push_makes_the_space_and_sends_one_commit(folder, monkeypatch):
@@ -110,7 +122,7 @@ def test_a_push_makes_the_space_and_sends_one_commit(folder, monkeypatch):
     assert done.address == "https://hub.example/commit"
     assert repo == "me/board"
     assert options == {"repo_type": "space", "exist_ok": True, "space_sdk": "static"}
-    assert sent == ["README.md", "board.html", "sub/a.json"]
+    assert sent == SENT
     assert commit["repo_type"] == "space"
     assert not [path for path in folder.rglob("*") if path.is_file() and "hf_secret" in path.read_text()]
 
@@ -126,6 +138,27 @@ def test_a_refusal_is_one_sentence_without_the_token(folder, monkeypatch):
     with pytest.raises(UserError, match="the Hub refused") as caught:
         upload("hf-dataset", "me/board", folder, push=True, api=hub)
     assert "hf_secret" not in str(caught.value)
+
+
+def test_a_site_is_published_by_its_manifest(tmp_path):
+    for name in ("index.html", "cells/a.html", "secrets.json", "../outside"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    listed = ["index.html", "cells/a.html", "../outside", "no-such-file"]
+    (tmp_path / "out" / "site.json").write_text(json.dumps({"files": listed}))
+    done = upload("hf-space", "me/site", tmp_path / "out")
+    assert sorted(done.files) == ["README.md", "cells/a.html", "index.html", "site.json"]
+    assert done.left_out == ("secrets.json",)
+
+
+def test_a_board_is_published_with_its_figures(tmp_path):
+    for name in ("board.html", "board.csv", "front.svg", "mine.svg"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "board.json").write_text(json.dumps({"figures": [{"name": "front"}]}))
+    done = upload("hf-space", "me/board", tmp_path)
+    assert sorted(done.files) == ["README.md", "board.csv", "board.html", "board.json", "front.svg"]
+    assert done.left_out == ("mine.svg",)
 
 
 def test_what_cannot_be_published_is_named(folder, tmp_path, monkeypatch):

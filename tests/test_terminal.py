@@ -1,0 +1,93 @@
+"""The command line on terminals, pipes and accounts that are not the developer's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peft_matrix.terminal import harmless
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é – 😀\n\ttab", "plain é – 😀\n\ttab"),
+        ("a\x1b]0;title\x07b", "ab"),
+        ("a\x1b]52;c;ZXZpbA==\x1b\\b", "ab"),
+        ("a\x1b[2J\x1b[Hb", "ab"),
+        ("a\x1b[31mred\x1b[0mb", "aredb"),
+        ("a\x9b31mb\x07\x08c", "a31mbc"),
+        ("a\x1bPq#0\x1b\\b\x1bcc", "abc"),
+        ("open\x1b", "open"),
+    ],
+)
+def test_text_of_others_moves_no_terminal(text: str, shown: str) -> None:
+    assert harmless(text) == shown
+    assert "\x1b]" not in harmless(text, styled=True)
+    assert harmless("\x1b[1;32mgo\x1b[0m\x1b[2K", styled=True) == "\x1b[1;32mgo\x1b[0m\x1b[2K"
+    assert harmless("\x1b[2J", styled=True) == ""
+
+
+def command(*arguments: str, **environ: str | None) -> subprocess.CompletedProcess[bytes]:
+    changed = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "peft_matrix.cli", *arguments],
+        env={k: v for k, v in changed.items() if v is not None},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_stream_that_is_not_utf8_is_no_error() -> None:
+    done = command("methods", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert b"lora" in done.stdout
+
+
+def test_a_name_with_escapes_is_printed_without_them() -> None:
+    done = command("plan", "\x1b]0;owned\x07sweep")
+    assert done.returncode == 2
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "peft_matrix.cli", "methods"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False,
+        )  # fmt: skip
+    assert b"Traceback" not in done.stderr
+    assert b"No space left" in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_deleted_current_folder_is_one_sentence(tmp_path: Path) -> None:
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
+    script += f"exec {sys.executable} -P -m peft_matrix.cli plan --list"
+    done = subprocess.run(
+        ["sh", "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_account_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.errors import UserError
+    from runners import workspace
+
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("PEFT_MATRIX_CACHE", raising=False)
+    with pytest.raises(UserError, match="PEFT_MATRIX_CACHE=DIR"):
+        workspace.Workspace.discover()
+    monkeypatch.setenv("PEFT_MATRIX_CACHE", "/somewhere")
+    assert str(workspace.Workspace.discover().cache) == "/somewhere"
