@@ -288,6 +288,8 @@ class Probes(Spec):
         energy: shapes at which joules per token are measured, each in windows as long as the meter needs.
         inspect: inspection after loading: ``full`` saves the model, decodes its layers and profiles a pass; ``none``
             only counts bytes; ``auto`` is ``full`` for a base that the cell quantized, else ``none``.
+        intruder_dimensions: compare the singular vectors of every tuned matrix with its base's; two decompositions a
+            matrix, and a second copy of the base in memory.
     """
 
     latency_repeats: int = Field(default=20, ge=0)
@@ -296,6 +298,7 @@ class Probes(Spec):
     output_tokens: tuple[PositiveInt, ...] = ()
     energy: Literal["headline", "grid", "none"] = "headline"
     inspect: Literal["auto", "full", "none"] = "auto"
+    intruder_dimensions: bool = False
 
     @model_validator(mode="after")
     def _grid_is_whole(self) -> Probes:
@@ -305,7 +308,7 @@ class Probes(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Probe fields that are part of the cell key: all, except later fields at their default."""
-        later = {"energy", "inspect"}
+        later = {"energy", "inspect", "intruder_dimensions"}
         content = self.model_dump(mode="json")
         return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 

@@ -27,6 +27,16 @@ QUANTITIES: tuple[MetricDef, ...] = (
         digits=6,
     ),
     MetricDef(
+        "intruder_dimensions",
+        "intruder dimensions",
+        "1",
+        "lower",
+        "Of the 10 leading left singular vectors of a tuned weight, the number whose cosine with every singular vector "
+        "of the base's weight is below 0.5; mean over the linear layers of the body.",
+        "check",
+        digits=3,
+    ),
+    MetricDef(
         "method_state_bytes",
         "method state",
         "B",

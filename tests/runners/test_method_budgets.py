@@ -48,6 +48,7 @@ def records(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[
             "tasks": [{"name": "strings-copy", "train_items": 64, "validation_items": 8, "test_items": 8}],
             "training": {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32},
             "evaluation": {"batch_size": 8},
+            "probes": {"latency_repeats": 2, "intruder_dimensions": True},
             "limits": {"threads": 1, "timeout_s": 120},
         },
     )
@@ -176,3 +177,11 @@ def test_every_phase_has_a_schedule_from_its_beginning() -> None:
     assert max(first) == max(second) == 2.0
     assert first[-1] < 0.2
     assert second[-1] < 1.0
+
+
+def test_intruder_dimensions_are_counted_on_tuned_and_merged_weights(records: dict[str, dict[str, Any]]) -> None:
+    for name in ("full", "lora"):
+        reading = records[name]["metrics"]["intruder_dimensions"]
+        assert 0 <= reading["value"] <= 10
+        assert reading["n"] == 14  # seven matrices in each of two blocks
+    assert records["int21"]["metrics"]["intruder_dimensions"]["why_missing"] == "not_applicable"

@@ -5,11 +5,16 @@ A merged model is another model wherever the base is quantized, so no merged num
 
 from __future__ import annotations
 
+import statistics
+
+from harness.meters.intruders import intruder_dimensions
+from harness.methods.modules import linears
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.latency import record_not_merged
 from runners.worker.scoring import probe_logits, score
 from runners.worker.stages.evaluate import record_summary
 from runners.worker.stages.probe import probe_arm
+from runners.worker.stages.quantize import load_base
 
 METRIC_NAMES = ("merged_accuracy", "merge_error_max", "merge_error_mean")
 
@@ -17,6 +22,8 @@ METRIC_NAMES = ("merged_accuracy", "merge_error_max", "merge_error_mean")
 def run(ctx: Context) -> None:
     """Record the merged arm and the logit differences, or the reason why there are none."""
     reason = _why_not(ctx)
+    if ctx.probes.intruder_dimensions and reason is not None:
+        record_intruders(ctx, merged=False)
     if reason is not None:
         for name in METRIC_NAMES:
             if name not in ctx.metrics:  # merged before it was quantized: the errors are known
@@ -26,6 +33,8 @@ def run(ctx: Context) -> None:
         record_not_merged(ctx, "not_measured" if not ctx.evaluation.merged else "not_supported", reason)
         return
     fold(ctx)
+    if ctx.probes.intruder_dimensions:
+        record_intruders(ctx, merged=True)
     if ctx.random_weights:
         ctx.record_missing("merged_accuracy", "not_applicable", source="merge", note=RANDOM_WEIGHTS)
     else:
@@ -43,6 +52,30 @@ def fold(ctx: Context) -> None:
     difference = (before - probe_logits(ctx, ctx.model)).abs()
     ctx.record("merge_error_max", difference.max().item(), source="probe batch logits", n=difference.numel())
     ctx.record("merge_error_mean", difference.mean().item(), source="probe batch logits", n=difference.numel())
+
+
+def record_intruders(ctx: Context, *, merged: bool) -> None:
+    """``intruder_dimensions`` of a model whose own weights were trained, or whose adapter is folded in.
+
+    A second copy of the base is loaded. Layers that the tuned model no longer has under their name are left out.
+    """
+    source = "singular vectors of every linear layer, tuned and base"
+    floating = ctx.base == "fp" and ctx.quantizes_before
+    if not floating or not ctx.trains or not (merged or ctx.method.promise.in_place):
+        why = "nothing was trained" if not ctx.trains else "it takes merged weights in floating point"
+        ctx.record_missing("intruder_dimensions", "not_applicable", source=source, note=why)
+        return
+    base = load_base(ctx)
+    tuned = dict(ctx.model.named_parameters())
+    found = [
+        intruder_dimensions(base.get_parameter(f"{layer.name}.weight"), tuned[f"{layer.name}.weight"].detach())
+        for layer in linears(base)
+        if f"{layer.name}.weight" in tuned
+    ]
+    if not found:
+        ctx.record_missing("intruder_dimensions", "not_applicable", source=source, note="no layer of the base is left")
+        return
+    ctx.record("intruder_dimensions", statistics.fmean(found), source=source, n=len(found))
 
 
 def _why_not(ctx: Context) -> str | None:
