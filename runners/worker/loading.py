@@ -183,6 +183,7 @@ def _own_settings(ctx: Context, model: Any, *, classify: bool) -> dict[str, Any]
         )
         said = json.loads(asked.to_json_string(use_diff=True))
         own = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+        own |= {"use_cache", "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"}
         ignored = {k: v for k, v in said.items() if k not in own and v != getattr(plain, k, None)}
         if ignored:
             facts["generation_config_not_used"] = ignored
