@@ -236,3 +236,11 @@ def test_mutated_headers_and_configs_give_sentences_only(tmp_path: Path) -> None
                 refused += 1
         (folder / name).write_bytes(good)
     assert refused > 300
+
+
+def test_a_folder_without_a_tokenizer_says_so(workspace: Path, tmp_path: Path) -> None:
+    folder = save("causal-lm", "llama", LLAMA, tmp_path / "m")
+    for file in (*folder.glob("tokenizer*"), *folder.glob("special_tokens*")):
+        file.unlink()
+    with pytest.raises(UserError, match="has no tokenizer that can be read"):
+        loaded(folder, workspace)

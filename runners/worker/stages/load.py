@@ -100,9 +100,18 @@ def tokenizer(ctx: Context) -> object:
     from transformers import AutoTokenizer
 
     model = ctx.job.cell["model"]
-    loaded = AutoTokenizer.from_pretrained(
-        ctx.path, revision=hub_revision(ctx), trust_remote_code=model["trust_remote_code"]
-    )
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            ctx.path, revision=hub_revision(ctx), trust_remote_code=model["trust_remote_code"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"the model {model['id']!r} has no tokenizer that can be read ({type(error).__name__}: {reason})",
+            fix="Save its tokenizer beside the weights: tokenizer.save_pretrained(FOLDER).",
+        ) from error
     if loaded.pad_token_id is None:
         if loaded.eos_token_id is None:
             raise UserError(
