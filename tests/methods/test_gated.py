@@ -115,3 +115,23 @@ def test_search_needs_a_validation_split(name: str) -> None:
         made(name).expected_trainable(base(CAUSAL))
     with pytest.raises(Unsupported, match="has no module named 'c_attn'; its linear layers are down_proj"):
         made(name, target_modules=["c_attn"]).search(base(CAUSAL), said(5), said(5))
+
+
+def test_diffora_continues_with_the_product_that_the_gate_let_through() -> None:
+    model: Any = deaf(1)
+    method: Any = made("diffora", rho=1.0, **SEARCH)
+    seen: dict[str, torch.Tensor] = {}
+    keep = method.keep
+
+    def kept(model: Any, opened: torch.Tensor) -> bool:
+        for gate, layer in zip(opened, method.targets(model), strict=True):
+            module = model.get_submodule(layer.name)
+            seen[layer.name] = gate * (module.gated_up @ module.gated_down).detach()
+        return bool(keep(model, opened))
+
+    method.keep = kept
+    method.search(model, said(5), said(5))
+    method.attach(model)
+    for name, product in seen.items():
+        module = model.get_submodule(name)
+        assert torch.allclose(module.gated_up @ module.gated_down, product, atol=1e-6)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.meters.flops import count_flops
 from harness.methods.catalog import METHODS
 from harness.methods.modules import blocks, linears
 from harness.methods.optimizers.projected import ProjectedAdamW, back, project, projector
@@ -19,7 +20,7 @@ from harness.methods.selective.lofit import HEADS, head_width, output_projection
 from harness.methods.selective.owlore import outlier_share
 from harness.methods.selective.s2ft import CHANNELS, down_projections
 from harness.methods.zeroth_order.directions import directions, shift
-from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, logits, made, train
+from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama, logits, made, train
 
 
 def deep(layers: int = 6) -> nn.Module:
@@ -309,3 +310,40 @@ def test_a_shift_and_its_opposite_give_the_weights_back() -> None:
     assert float((weight.detach() - start).std()) == pytest.approx(1e-2, rel=0.1)
     shift([weight], 3, -1e-2)
     assert torch.allclose(weight, start, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["lisa", "owlore", "greentrainer"])
+def test_counted_operations_are_those_of_a_real_step(name: str) -> None:
+    method: Any = made(name, steps=8)
+    model = attached(method, deep()).train()
+
+    def counted() -> int:
+        found = count_flops(lambda: model(**batch(CAUSAL)).loss.backward())
+        model.zero_grad(set_to_none=True)
+        return found
+
+    everything = counted()
+    with method.counted(model):
+        before = counted()
+    assert counted() == everything  # it is put back
+    method.optimizer(model)
+    method.select(model, 0)
+    assert counted() == before < everything
+
+
+def test_s2ft_trains_whole_heads_as_columns_of_the_output_projection() -> None:
+    method: Any = made("s2ft", heads=0.5, channels=0)
+    model = attached(method, llama())
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    train(method, model)
+    method.merge(model)
+    moved = {n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])}
+    assert moved == {layer.name + ".weight" for layer in output_projections(model)}
+    width = head_width(model)
+    for layer in output_projections(model):
+        name = f"{layer.name}.weight"
+        columns = (model.get_parameter(name) != before[name]).any(dim=0).view(-1, width)
+        assert int(columns.all(dim=1).sum()) == layer.inputs // width // 2  # two of four heads, whole
+        assert int(columns.any(dim=1).sum()) == layer.inputs // width // 2
+    resolve = METHODS.get("s2ft").resolve
+    assert resolve({"heads": 0}) == {"channels": 0.03}  # as before there were heads
