@@ -48,6 +48,8 @@ from harness.stats.paired import (
 from harness.stats.percentiles import TOO_FEW, Percentile, TooFew, fewest_for, percentile
 from harness.stats.pooled import Pooled, false_alarm_rate, pooled_paired
 from harness.stats.power import difference_variance, fewest_flips, mde, mde_from_error, mde_of_flips, sample_size
+from harness.stats.rows import Effect, Rows, fit_rows
+from harness.stats.tukey import simultaneous_p
 
 __all__ = [
     "RELATIVE_FLOORS",
@@ -58,6 +60,7 @@ __all__ = [
     "Calibration",
     "ChangePoint",
     "Comparison",
+    "Effect",
     "Equivalence",
     "Flips",
     "Interval",
@@ -66,6 +69,7 @@ __all__ = [
     "Percentile",
     "Pooled",
     "RankInterval",
+    "Rows",
     "Significance",
     "TooFew",
     "benjamini_hochberg",
@@ -78,6 +82,7 @@ __all__ = [
     "false_alarm_rate",
     "fewest_flips",
     "fewest_for",
+    "fit_rows",
     "flips",
     "holm",
     "mann_whitney",
@@ -98,6 +103,7 @@ __all__ = [
     "sample_size",
     "seeds_items_interval",
     "significantly_better",
+    "simultaneous_p",
     "standard_error",
     "tost",
     "tost_from",

@@ -25,7 +25,11 @@ def compare(
     named = {record.id: record for record in records}
     first, second = (comparing.select(records, text) for text in (a, b))
     found = comparing.compare(
-        first, second, metric, lambda i: store.samples(named[i]) if named[i].samples is not None else None
+        first,
+        second,
+        metric,
+        lambda i: store.samples(named[i]) if named[i].samples is not None else None,
+        records=records,
     )
     if as_json:
         print_json(found.as_json())

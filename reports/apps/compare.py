@@ -14,10 +14,12 @@ from harness import stats
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
 from harness.record import Record
+from reports.data.effects import Evidence, ScoreEffect, peers
 from reports.data.frame import comparable, configuration, current, is_trial, machine, marks
-from reports.data.samples import ARMS, SampleSource, gather
+from reports.data.samples import ARMS, SampleSource
+from reports.data.timing import RATIO_FAMILIES, ratio
 
-RATIO_FAMILIES = frozenset({"time", "energy", "memory"})
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def _name(found: Mapping[Any, tuple[str, Record]]) -> str:
     return label.rpartition(".s")[0] or label
 
 
-def compare(a: Side, b: Side, metric: str, samples: SampleSource) -> Compared:
-    """A against B: on stored items where both have them, else on one value a seed, else as two rates.
+def compare(a: Side, b: Side, metric: str, samples: SampleSource, *, records: Iterable[Record] = ()) -> Compared:
+    """A against B: on stored items where both have them; seconds, bytes and joules within blocks; else as two rates.
+
+    Args:
+        records: everything in the store. The variance over seeds is estimated over all configurations that may be
+            compared with A and B, as a board of the same sweep does; without them, over A and B alone.
 
     Raises:
         UserError: unknown metric, or a side that has no value of it.
@@ -93,19 +99,81 @@ def compare(a: Side, b: Side, metric: str, samples: SampleSource) -> Compared:
         raise UserError(f"unknown metric {metric!r}", where="--metric", fix=did_you_mean(metric, METRICS))
     warnings = _warnings(a, b)
     if metric in ARMS:
-        tables = [gather([(s, samples(i)) for s, (i, _) in sorted(x.records.items())], ARMS[metric]) for x in (a, b)]
-        first, second = tables
-        if first is not None and second is not None and first.items == second.items:
-            scale = len(first.items)
-            one = first.right * first.weights * scale
-            two = second.right * second.weights * scale
-            varied = len(first.seeds) > 1 or len(second.seeds) > 1
-            differ = bool(np.ptp(one.mean(axis=0) - two.mean(axis=0)) > 0)
-            how: Any = "bootstrap" if varied and differ else "auto"  # seeds and items resampled together
-            found = stats.compare(one, two, names=(a.name, b.name), method=how)
-            return _of_comparison(metric, a, b, found, warnings)
+        found = _on_items(a, b, metric, samples, records)
+        if found is not None:
+            return _of_effect(metric, a, b, found, warnings)
         warnings.append("unpaired: not the same items")
+    if METRICS[metric].family in RATIO_FAMILIES:
+        return _of_ratio(metric, a, b, warnings)
     return _by_seeds(metric, a, b, warnings)
+
+
+def _on_items(a: Side, b: Side, metric: str, samples: SampleSource, records: Iterable[Record]) -> ScoreEffect | None:
+    """The effect on shared items; None where a side has no samples, or the items differ."""
+    sides = [next(iter(side.records.values()))[1] for side in (a, b)]
+    names = [configuration(record) for record in sides]
+    members = dict(peers([p for p in current(records) if not is_trial(p[1])], sides)) if alike(*sides) else {}
+    for name, side in zip(names, (a, b), strict=True):
+        members[name] = [(seed, identity) for seed, (identity, _) in sorted(side.records.items(), key=str)]
+    family = Evidence(samples).family_of(members, metric, names[0])
+    return family.effect(*names) if family is not None and names[1] in family.scores else None
+
+
+def alike(a: Record, b: Record) -> bool:
+    """Whether two records may stand in one section of a board."""
+    return comparable(a) == comparable(b) and a.cell.get("model") == b.cell.get("model")
+
+
+def _of_effect(metric: str, a: Side, b: Side, found: ScoreEffect, warnings: list[str]) -> Compared:
+    unit = METRICS[metric].unit
+    scale, name = (100.0, " points") if unit == "fraction" else (1.0, f" {unit}")
+    ends = f"{scale * found.effect:+.1f} [{scale * found.low:+.1f}, {scale * found.high:+.1f}]{name}"
+    seeds = f"{found.seeds[0]} and {found.seeds[1]} seeds"
+    verdict = "significantly different" if found.p < SIGNIFICANT else "not significantly different"
+    sentence = f"{a.name} against {b.name}: {ends}, p = {found.p:.2g}, {found.items} shared items, {seeds}: {verdict}."
+    if found.mde is not None:
+        sentence += f" Smallest effect found 8 times in 10: {scale * found.mde:.1f}{name}."
+    return Compared(
+        *(metric, a.name, b.name, found.effect, found.low, found.high, found.p, found.mde),
+        f"{found.items} shared items, {seeds}",
+        found.method,
+        sentence,
+        tuple(warnings),
+    )
+
+
+def _of_ratio(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
+    def value(record: Record) -> float | None:
+        return record.metrics[metric].value if metric in record.metrics else None
+
+    _values(a, metric)
+    _values(b, metric)  # both raise where there is no value
+    found = ratio([r for _, r in a.records.values()], [r for _, r in b.records.values()], value)
+    if found is None:
+        raise UserError(f"{metric} is not above zero on both sides, so it has no ratio", where="--metric")
+    effect, low, high = (None if x is None else x - 1 for x in (found.ratio, found.low, found.high))
+    assert effect is not None
+    shown = f"{100 * effect:+.1f} %"
+    if low is None or high is None:
+        sentence = f"{a.name} against {b.name} in {metric}: {shown}; no interval: {found.method}."
+        return Compared(
+            *(metric, a.name, b.name, effect, None, None, None, None, f"{found.blocks} shared blocks"),
+            found.method,
+            sentence,
+            tuple(warnings),
+        )
+    mde = math.expm1(stats.mde_from_error(found.se, found.df)) if found.se > 0 else None
+    verdict = "significantly different" if found.differs else "not significantly different"
+    sentence = (
+        f"{a.name} against {b.name} in {metric}: {shown} [{100 * low:+.1f} %, {100 * high:+.1f} %], "
+        f"p = {found.p:.2g}, {found.blocks} shared blocks: {verdict}."
+    )
+    return Compared(
+        *(metric, a.name, b.name, effect, low, high, found.p, mde, f"{found.blocks} shared blocks"),
+        found.method,
+        sentence,
+        tuple(warnings),
+    )
 
 
 def _of_comparison(metric: str, a: Side, b: Side, found: stats.Comparison, warnings: list[str]) -> Compared:
@@ -133,26 +201,24 @@ def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
         found = stats.compare_rates(*rates[0], *rates[1], names=(a.name, b.name))
         return _of_comparison(metric, a, b, found, warnings)
     shared = sorted(set(one) & set(two), key=str)
-    ratio = METRICS[metric].family in RATIO_FAMILIES and min(*one.values(), *two.values()) > 0
     if len(shared) < 2:
         x, y = (math.fsum(v.values()) / len(v) for v in (one, two))
-        effect = x / y - 1 if ratio else x - y
-        sentence = f"{a.name} less {b.name}: {_shown(effect, metric, ratio)}; one shared seed, so no interval."
+        effect = x - y
+        sentence = f"{a.name} less {b.name}: {_shown(effect, metric)}; one shared seed, so no interval."
         return Compared(
             metric, a.name, b.name, effect, None, None, None, None, "1 seed", "none", sentence, (*warnings,)
         )
     pairs = np.array([[one[s], two[s]] for s in shared])
-    differences = np.log(pairs[:, 0] / pairs[:, 1]) if ratio else pairs[:, 0] - pairs[:, 1]
+    differences = pairs[:, 0] - pairs[:, 1]
     interval = stats.mean_interval(differences)
     test = stats.paired_t(differences, np.zeros(len(shared)))
     mde = stats.mde_from_error(stats.standard_error(differences), len(shared) - 1) if np.ptp(differences) else None
-    effect, low, high = (math.expm1(v) if ratio else v for v in (interval.estimate, interval.low, interval.high))
-    shown = f"{_shown(effect, metric, ratio)} [{_shown(low, metric, ratio)}, {_shown(high, metric, ratio)}]"
-    verdict = "significantly different" if test.p < 0.05 else "not significantly different"
+    effect, low, high = interval.estimate, interval.low, interval.high
+    shown = f"{_shown(effect, metric)} [{_shown(low, metric)}, {_shown(high, metric)}]"
+    verdict = "significantly different" if test.p < SIGNIFICANT else "not significantly different"
     sentence = (
         f"{a.name} against {b.name} in {metric}: {shown}, p = {test.p:.2g}, {len(shared)} paired seeds: {verdict}."
     )
-    smallest = None if mde is None else (math.expm1(mde) if ratio else mde)
     return Compared(
         metric,
         a.name,
@@ -161,7 +227,7 @@ def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
         low,
         high,
         test.p,
-        smallest,
+        mde,
         f"{len(shared)} paired seeds",
         "paired t",
         sentence,
@@ -169,8 +235,8 @@ def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
     )
 
 
-def _shown(value: float, metric: str, ratio: bool) -> str:
-    return f"{100 * value:+.1f} %" if ratio else f"{value:+.4g} {METRICS[metric].unit}".rstrip(" 1")
+def _shown(value: float, metric: str) -> str:
+    return f"{value:+.4g} {METRICS[metric].unit}".rstrip(" 1")
 
 
 def _values(side: Side, metric: str) -> dict[Any, float]:
@@ -195,7 +261,7 @@ def _rate(side: Side, metric: str) -> tuple[int, int] | None:
 def _warnings(a: Side, b: Side) -> list[str]:
     out = []
     if min(len(a.records), len(b.records)) < 2:
-        out.append("one seed: the interval holds the items' sampling error only")
+        out.append("one seed: the effect is that of these checkpoints, not of the methods")
     for side in (a, b):
         found = sorted({m for _, r in side.records.values() for m in marks(r)})
         if found:

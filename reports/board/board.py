@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from harness import stats
 from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from harness.store.store import Store
 from reports.board.provenance_summary import About, conditions, describe, tell_apart
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
+from reports.data.effects import Evidence, ScoreEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
-from reports.data.ranking import Ranking, differences, front_caption, pareto_front, rank_rows
+from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board", "render_all"]
@@ -191,14 +191,15 @@ def build(
     trials = tuple(record for _, record in wanted if is_trial(record))
     by_id = dict(kept)
     samples = _samples_of(by_id, store) if store is not None else None
-    rows = aggregate(frame(record for _, record in kept), samples)
+    evidence = Evidence(samples)
+    rows = aggregate(frame(record for _, record in kept), samples, evidence)
     shared = lr_sensitivity.at_shared_rate(trials)
     parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
     for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
         row |= lr_sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
     ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
-    made = {part: _section(board, *part, parts[part], by_id, samples) for part in sorted(parts)}
+    made = {part: _section(board, *part, parts[part], by_id, evidence) for part in sorted(parts)}
     sections = tuple(section for part, section in made.items() if part in ran)
     silent = tuple(section for part, section in made.items() if part not in ran)
     keys = None if planned is None else tuple(sorted(set(planned)))
@@ -245,14 +246,14 @@ def _section(
     group: str,
     members: list[dict[str, Any]],
     by_id: Mapping[str, Record],
-    samples: SampleSource | None,
+    evidence: Evidence,
 ) -> Section:
-    ranking = rank_rows(members, board.rank, samples)
+    ranking = rank_rows(members, board.rank, evidence)
     axes = _axes(board, members)
     front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking) if len(axes) > 1 else set()
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
     base = _baseline(board, members)
-    versus = _differences(board, members, base, samples)
+    versus = _differences(board, members, base, evidence)
     rows = [
         Row(
             config=row["config"],
@@ -320,7 +321,7 @@ def _baseline(board: Board, members: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _differences(
-    board: Board, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, samples: SampleSource | None
+    board: Board, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, evidence: Evidence
 ) -> dict[str, dict[str, Shown]]:
     """Config to column key to the difference from the baseline."""
     out: dict[str, dict[str, Shown]] = {}
@@ -328,14 +329,14 @@ def _differences(
         if column.difference is None or column.quantity is None:
             continue
         name = column.quantity.column
-        compared = differences(members, name, base["config"], samples) if base is not None and name in ARMS else {}
+        compared = differences(members, name, base["config"], evidence) if base is not None and name in ARMS else {}
         for row in members:
             out.setdefault(row["config"], {})[column.key] = _difference(row, base, name, compared)
     return out
 
 
 def _difference(
-    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, stats.Comparison]
+    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, ScoreEffect]
 ) -> Shown:
     if base is None or not has(base, name):
         return Shown(why="no_baseline")
@@ -347,7 +348,7 @@ def _difference(
     tested = compared.get(row["config"])
     if tested is None:
         return Shown(value=row[name] - base[name], seeds=seeds)
-    return Shown(tested.effect, None, tested.low, tested.high, seeds, tested.n_pairs, tested.method)
+    return Shown(tested.effect, None, tested.low, tested.high, seeds, tested.items, tested.method)
 
 
 def _value(row: Mapping[str, Any], name: str) -> Shown:
@@ -384,7 +385,7 @@ def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, Shown]) 
 def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ...]:
     notes = []
     if len(row["seeds"]) == 1:
-        notes.append("one seed: the interval holds sampling error only")
+        notes.append("one seed: a single run, not ranked")
     notes += [
         f"seed {seed}: {status} at {stage or 'start'}" for seed, status, stage, _ in row["failed"] if row["seeds"]
     ]
@@ -395,7 +396,7 @@ def _notes(row: Mapping[str, Any], ranking: Ranking, rows: int) -> tuple[str, ..
     if has(row, "cut_items") and row["cut_items"] > 0:
         notes.append(f"{row['cut_items']:g} inputs a seed were longer than the context and were cut")
     why = ranking.unranked.get(row["config"])
-    if why and row["status"] == "ok" and rows > 1:
+    if why and why != ONE_SEED and row["status"] == "ok" and rows > 1:
         notes.append(f"unranked: {why}")
     return tuple(notes)
 

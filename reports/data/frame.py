@@ -24,7 +24,8 @@ from harness.digests import digest
 from harness.record import Record
 from harness.store import index, store
 from reports.data.derived import derive
-from reports.data.samples import ARMS, SampleSource, Scores, gather, interval
+from reports.data.effects import Evidence, members_of
+from reports.data.samples import ARMS, SampleSource
 
 __all__ = [
     "AXES",
@@ -235,18 +236,22 @@ def quantities(rows: pd.DataFrame) -> list[str]:
     return sorted(str(c).removesuffix(":why") for c in rows.columns if str(c).endswith(":why"))
 
 
-def aggregate(rows: pd.DataFrame, samples: SampleSource | None = None) -> pd.DataFrame:
+def aggregate(
+    rows: pd.DataFrame, samples: SampleSource | None = None, evidence: Evidence | None = None
+) -> pd.DataFrame:
     """One row per configuration and group.
 
     For every quantity ``Q``: ``Q`` is the mean over the seeds that ended ``ok``; ``Q:n`` how many seeds;
     ``Q:sd`` their standard deviation (n - 1; NaN below two); for accuracies also ``Q:low``, ``Q:high`` (95 %),
-    ``Q:items`` and ``Q:interval``, which says how the interval came about: from stored samples with items and
-    seeds resampled together, or Wilson's where there are none. ``Q:why`` holds the reason where no seed has a
-    value.
+    ``Q:items`` and ``Q:interval``, which says how the interval came about: from stored samples, for other items and
+    seeds, with the variance over seeds estimated over all rows of the same model, task and conditions
+    (:mod:`reports.data.effects`), or Wilson's where there are no samples. ``Q:why`` holds the reason where no seed has
+    a value.
 
     Args:
         rows: what :func:`frame` gives.
         samples: record id to its table of scored items; None: no samples.
+        evidence: scores read from ``samples`` so far, if the caller goes on to compare rows.
     """
     if rows.empty:
         return pd.DataFrame()
@@ -255,7 +260,24 @@ def aggregate(rows: pd.DataFrame, samples: SampleSource | None = None) -> pd.Dat
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
         found.setdefault((row["group"], row["config"]), []).append(row)
-    return pd.DataFrame([_configuration_row(members, names, samples) for members in found.values()])
+    made = [_configuration_row(members, names, samples) for members in found.values()]
+    if samples is not None:
+        _set_intervals(made, names, evidence or Evidence(samples))
+    return pd.DataFrame(made)
+
+
+def _set_intervals(made: Sequence[dict[str, Any]], names: Sequence[str], evidence: Evidence) -> None:
+    """Intervals from stored samples, for every row whose seeds all have them."""
+    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in made:
+        families.setdefault((row["group"], row["model"], row["task"]), []).append(row)
+    for members in families.values():
+        for name in ARMS:
+            having = [row for row in members if name in names and row[f"{name}:n"] == len(row["ok_records"]) > 0]
+            for family in evidence.families(members_of(having), name):
+                for row in having:
+                    if row["config"] in family.scores:
+                        row.update(_columns(name, family.interval(row["config"])))
 
 
 def _configuration_row(
@@ -281,9 +303,9 @@ def _configuration_row(
     }
     for name in names:
         out.update(_mean(name, ok))
-    for name, arm in ARMS.items():
+    for name in ARMS:
         if name in names and out[f"{name}:n"]:
-            out.update(_with_interval(name, arm, out, ok, samples))
+            out.update(_without_samples(name, out, ok))
     if samples is not None:
         derived = derive([samples(row["id"]) for row in ok if row["samples"]])
         for name, values in derived.items():
@@ -308,24 +330,19 @@ def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": ""}
 
 
-def _with_interval(
-    name: str, arm: str, out: Mapping[str, Any], ok: Sequence[Mapping[str, Any]], samples: SampleSource | None
-) -> dict[str, Any]:
-    having = [row for row in ok if not math.isnan(row[name])]
-    scores: Scores | None = None
-    if samples is not None and all(row["samples"] for row in having):
-        scores = gather([(row["seed"], samples(row["id"])) for row in having], arm)
-    if scores is not None:
-        found = interval(scores)
-    else:
-        counts = [row[f"{name}:n"] for row in having]
-        items = 0 if any(count is None or math.isnan(count) for count in counts) else int(min(counts))
-        if not items:
-            return {f"{name}:interval": ""}
-        found = stats.wilson(round(out[name] * items), items)  # the seeds of an item are not counted twice
+def _without_samples(name: str, out: Mapping[str, Any], ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Wilson's interval from the counted items alone; an item is not counted once a seed."""
+    counts = [row[f"{name}:n"] for row in ok if not math.isnan(row[name])]
+    items = 0 if any(count is None or math.isnan(count) for count in counts) else int(min(counts))
+    if not items:
+        return {f"{name}:interval": ""}
+    return _columns(name, stats.wilson(round(out[name] * items), items), ", no samples available")
+
+
+def _columns(name: str, found: stats.Interval, more: str = "") -> dict[str, Any]:
     return {
         f"{name}:low": found.low,
         f"{name}:high": found.high,
         f"{name}:items": found.n,
-        f"{name}:interval": found.method + ("" if scores is not None else ", no samples available"),
+        f"{name}:interval": found.method + more,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 
 from harness import stats
 from harness.metrics import METRICS
-from reports.data.samples import ARMS, SampleSource, Scores, gather
+from reports.data.effects import Evidence, Family, ScoreEffect, members_of
 
-ALPHA = 0.05
+NO_SAMPLES = "no stored samples that cover all its seeds"
+ONE_SEED = "one seed: a single run ranks a checkpoint, not a method"
 MOST_RANKED_ROWS = 250
 """Rows of one section compared with each other: 31,125 pairs take some ten seconds."""
 
@@ -30,7 +30,7 @@ class Ranking:
 
     Attributes:
         ranks: configuration to (first, last) rank.
-        better: pairs (a, b) where a is better than b after Holm's adjustment.
+        better: pairs (a, b) where a is significantly better than b, adjusted for all pairs.
         compared: configurations that took part.
         unranked: configuration to the reason why it has no rank.
         caption: how the ranks came about.
@@ -46,80 +46,74 @@ class Ranking:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def scores_of(rows: Rows, name: str, samples: SampleSource | None) -> tuple[dict[str, Scores], dict[str, str]]:
-    """Scores of every row that can be paired with the others, and why each of the rest cannot.
+def family_of(rows: Rows, name: str, evidence: Evidence) -> tuple[Family | None, dict[str, str]]:
+    """The largest family of rows on the same items, and why each other row is not compared with it.
 
     Args:
         rows: aggregated rows of one section.
         name: a metric of :data:`reports.data.samples.ARMS`.
     """
-    found: dict[str, Scores] = {}
-    out: dict[str, str] = {}
+    families = evidence.families(members_of(row for row in rows if not _missing(row, name)), name)
+    family, out = families[0] if families else None, dict[str, str]()
     for row in rows:
         config = row["config"]
         if row["status"] != "ok" or _missing(row, name):
             out[config] = f"no {METRICS[name].label}"
         elif row["marks"]:
             out[config] = ", ".join(row["marks"])
-        else:
-            scores = gather([(n, samples(n)) for n in row["ok_records"]], ARMS[name]) if samples else None
-            if scores is None:
-                out[config] = "no stored samples that cover all its seeds"
-            else:
-                found[config] = scores
-    if found:
-        # rows are compared on the same items; the set that most rows share counts
-        counts = Counter(scores.items for scores in found.values())
-        items = max(counts, key=lambda key: (counts[key], key))
-        for config in [c for c, scores in found.items() if scores.items != items]:
-            out[config] = "scored on other items than the rest"
-            del found[config]
-    return found, out
+        elif family is None or config not in family.scores:
+            elsewhere = any(config in other.scores for other in families)
+            out[config] = "scored on other items than the rest" if elsewhere else NO_SAMPLES
+    return family, out
 
 
-def rank_rows(rows: Rows, name: str, samples: SampleSource | None) -> Ranking:
-    """Rank intervals of the rows of a section by paired tests on stored samples, Holm adjusted.
+def rank_rows(rows: Rows, name: str, evidence: Evidence) -> Ranking:
+    """Rank intervals of the rows of a section by the model of :mod:`harness.stats.rows`, adjusted for all pairs.
 
-    Exact McNemar for one seed each, a paired test over seeds and items otherwise (:func:`harness.stats.compare`).
-    A row's interval runs from 1 + rows significantly better to all rows less those significantly worse.
+    A row's interval runs from 1 + rows significantly better to all rows less those significantly worse. Rows with one
+    seed have no rank: one run ranks a checkpoint, not a method.
     """
-    found, unranked = scores_of(rows, name, samples)
-    label = METRICS[name].label
-    if len(found) > MOST_RANKED_ROWS:
-        why = f"more than {MOST_RANKED_ROWS} rows: too many for pairwise tests"
-        return Ranking(unranked=unranked | dict.fromkeys(found, why), caption=f"Unranked: {why}.")
-    configs = sorted(found)
-    if len(configs) < 2:
-        ranks = dict.fromkeys(configs, (1, 1))
-        return Ranking(ranks, compared=frozenset(configs), unranked=unranked, caption="Fewer than two rows to rank.")
-    tests = stats.pairwise([_weighted(found[config]) for config in configs])
+    family, unranked = family_of(rows, name, evidence)
+    kept = [config for config in family.configs if config not in unranked] if family is not None else []
+    if len(kept) > MOST_RANKED_ROWS:
+        why = f"there are more than {MOST_RANKED_ROWS} rows, too many to compare pair by pair"
+        return Ranking(unranked=unranked | dict.fromkeys(kept, why), caption=f"Unranked: {why}.")
+    if family is None or not kept:
+        return Ranking(unranked=unranked, caption="Fewer than two rows to rank.")
+    numbers = {config: number for number, config in enumerate(family.configs)}
+    replicated = family.rows.replicated
+    if not (family.rows.counts > 1).any():
+        single, several = kept, list[str]()
+    else:
+        single = [config for config in kept if not replicated[numbers[config]]]
+        several = [config for config in kept if replicated[numbers[config]]]
+    unranked |= dict.fromkeys(single, ONE_SEED)
+    if not several:
+        return Ranking(unranked=unranked, caption=f"Unranked: {ONE_SEED}.")
+    if len(several) == 1:
+        return Ranking({several[0]: (1, 1)}, frozenset(), frozenset(several), unranked, "Fewer than two rows to rank.")
     sign = 1.0 if METRICS[name].better == "higher" else -1.0
-    verdicts = stats.significantly_better(sign * tests.effects, tests.p, ALPHA)
-    ranks = {c: (r.low, r.high) for c, r in zip(configs, stats.rank_intervals(verdicts), strict=True)}
-    better = frozenset((configs[i], configs[j]) for i, j in zip(*verdicts.nonzero(), strict=True))
-    pairs = len(configs) * (len(configs) - 1) // 2
+    places = np.array([numbers[config] for config in several])
+    verdicts = family.rows.better(sign=sign)[np.ix_(places, places)]
+    ranks = {c: (r.low, r.high) for c, r in zip(several, stats.rank_intervals(verdicts), strict=True)}
+    better = frozenset((several[i], several[j]) for i, j in zip(*verdicts.nonzero(), strict=True))
+    pairs = len(several) * (len(several) - 1) // 2
+    seeds = sorted({len(family.scores[config].seeds) for config in several})
+    how_many = " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))
     caption = (
-        f"Ranks by {label}: intervals from {pairs:,} paired tests on {len(found[configs[0]].items):,} items, Holm "
-        f"adjusted at {100 * ALPHA:g} %; rows that are not significantly different share ranks."
+        f"Ranks by {METRICS[name].label}: {pairs:,} pairs on {family.rows.items:,} shared items and {how_many} seeds, "
+        "with the variance over seeds estimated over all rows and adjusted for all pairs (family-wise error at most "
+        "5 %); rows that do not differ share ranks."
     )
-    return Ranking(ranks, better, frozenset(configs), unranked, caption)
+    return Ranking(ranks, better, frozenset(several), unranked, caption)
 
 
-def _weighted(scores: Scores) -> Any:
-    """Scores whose plain mean is the mean over tasks; left as right and wrong where there is one task."""
-    one_task = len({task for task, _ in scores.items}) == 1
-    return scores.right if one_task else scores.right * scores.weights * len(scores.items)
-
-
-def differences(rows: Rows, name: str, base: str, samples: SampleSource | None) -> dict[str, stats.Comparison]:
-    """Every row against the row ``base``, where both can be paired; unadjusted intervals."""
-    found, _ = scores_of(rows, name, samples)
-    if base not in found:
+def differences(rows: Rows, name: str, base: str, evidence: Evidence) -> dict[str, ScoreEffect]:
+    """Every row less the row ``base``, where both can be paired; intervals are not adjusted for other pairs."""
+    family, _ = family_of(rows, name, evidence)
+    if family is None or base not in family.scores:
         return {}
-    against = _weighted(found[base])
-    return {
-        config: stats.compare(_weighted(scores), against) for config, scores in sorted(found.items()) if config != base
-    }
+    return {config: family.effect(config, base) for config in family.configs if config != base}
 
 
 def front_caption(axes: Sequence[str], metric: str) -> str:
@@ -132,7 +126,7 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
 
     A row leaves the front only if another one is at least as good on every axis by its mean and *clearly*
     better on one: by the ranking's tests on the ranked metric, by more than the larger standard deviation over
-    seeds elsewhere. So noise alone removes no row, and of two rows that are not significantly different both may stay.
+    seeds elsewhere. So noise alone drops nobody, and of two rows that do not differ both may stay.
 
     Marked rows take no part. Where every row was imported they have a front among themselves: it says what the
     other tool's numbers say, and no row of ours is measured against it.

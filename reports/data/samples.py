@@ -1,16 +1,14 @@
-"""Stored samples as arrays of right and wrong, and the intervals that come from them."""
+"""Stored samples as arrays of right and wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-
-from harness import stats
 
 SampleSource = Callable[[str], "pa.Table | None"]
 """Record id to its table of scored items, or None where the record has none."""
@@ -75,18 +73,3 @@ def gather(tables: Sequence[tuple[Any, pa.Table | None]], arm: str) -> Scores | 
         items = here
         rows.append(np.array([scored[item] for item in here]))
     return Scores(np.stack(rows), items, tuple(seed for seed, _ in tables)) if rows else None
-
-
-def interval(scores: Scores) -> stats.Interval:
-    """95 % interval of the mean over tasks, items and seeds.
-
-    Two seeds or more: items and seeds vary together (two-way random effects). One seed: sampling error of the
-    items alone. Where no item and no seed differs from another, Wilson's interval keeps its width.
-    """
-    table = scores.right * scores.weights * len(scores.items)  # its plain mean is the mean over tasks
-    seeds, items = table.shape
-    one_task = len({task for task, _ in scores.items}) == 1
-    if scores.right.min() == scores.right.max() or items < 2 or (seeds == 1 and one_task):
-        return stats.wilson(round(float(scores.right[0].sum())), items)
-    found = stats.seeds_items_interval(table) if seeds > 1 else stats.mean_interval(table[0])
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

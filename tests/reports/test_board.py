@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.metrics import reading
 from harness.store.store import Store
 from reports.board.board import Board, build, find_boards, load_board
+from reports.data.effects import Evidence
 from reports.data.ranking import pareto_front, rank_rows
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
@@ -86,14 +87,15 @@ def test_ranks_are_those_of_the_paired_tests(store, table):
                 [[r["correct"] for r in t.to_pylist() if r["arm"] == "adapted"] for t in tables], dtype=float
             )
     pairs = list(itertools.combinations(sorted(arms), 2))
-    tests = [stats.compare(arms[a], arms[b]) for a, b in pairs]
+    order = sorted(arms)
+    better = stats.fit_rows([arms[config] for config in order]).better()
     wins = dict.fromkeys(arms, 0)
     losses = dict.fromkeys(arms, 0)
-    for (a, b), test, p in zip(pairs, tests, stats.holm([t.p for t in tests]), strict=True):
-        if p < 0.05:
-            winner, loser = (a, b) if test.effect > 0 else (b, a)
-            wins[winner] += 1
-            losses[loser] += 1
+    for a, b in pairs:
+        for winner, loser in ((a, b), (b, a)):
+            if better[order.index(winner), order.index(loser)]:
+                wins[winner] += 1
+                losses[loser] += 1
     expected = {config: (1 + losses[config], len(arms) - wins[config]) for config in arms}
     assert {row.config: row.rank for row in section.rows if row.rank} == expected
     assert max(first for first, _ in expected.values()) > 10, "the example must have significant differences"
@@ -125,7 +127,7 @@ def test_without_samples_nothing_is_ranked(store):
     ("environment", "note"), [({**ENVIRONMENT, "imported": {"from": "elsewhere"}}, "not run here")]
 )
 def test_imported_rows_are_shown_and_unranked(tmp_path, environment, note):
-    ours = [ok_record(cell("lora"), accuracy=0.5), ok_record(cell("dora"), accuracy=0.1)]
+    ours = [ok_record(cell(m, seed=s), accuracy=a) for m, a in (("lora", 0.5), ("dora", 0.1)) for s in range(3)]
     theirs = ok_record(cell("magic"), accuracy=0.99, environment=environment)
     (section,) = built(stored(tmp_path, *ours, theirs)).sections
     imported = next(row for row in section.rows if row.labels["method"] == "magic")
@@ -139,7 +141,7 @@ def test_imported_rows_are_shown_and_unranked(tmp_path, environment, note):
     ("quantity", "value", "note"), [("throttled_fraction", 0.4, "throttled"), ("foreign_processes", 1, "shared")]
 )
 def test_disturbed_rows_are_shown_and_unranked(tmp_path, quantity, value, note):
-    ours = [ok_record(cell("lora"), accuracy=0.5), ok_record(cell("dora"), accuracy=0.1)]
+    ours = [ok_record(cell(m, seed=s), accuracy=a) for m, a in (("lora", 0.5), ("dora", 0.1)) for s in range(3)]
     record, samples = ok_record(cell("fast"), accuracy=0.99)
     spans = tuple(
         s.model_copy(update={"readings": (*s.readings, reading(quantity, value, source="NVML"))}) for s in record.spans
@@ -153,23 +155,42 @@ def test_disturbed_rows_are_shown_and_unranked(tmp_path, quantity, value, note):
 
 def test_rows_scored_on_other_items_are_not_paired():
     rows = [
-        {"config": name, "status": "ok", "marks": (), "accuracy": 0.5, "ok_records": (name,)}
+        {
+            "config": name,
+            "status": "ok",
+            "marks": (),
+            "accuracy": 0.5,
+            "ok_records": (name + "0", name + "1"),
+            "seeds": (0, 1),
+        }
         for name in ("a", "b", "c")
     ]
     import pyarrow as pa
 
     def samples(name):
-        items = [str(i + (5 if name == "c" else 0)) for i in range(10)]
+        items = [str(i + (5 if name[0] == "c" else 0)) for i in range(10)]
         return pa.table({"arm": ["adapted"] * 10, "task": ["t"] * 10, "item": items, "correct": [True] * 10})
 
-    ranking = rank_rows(rows, "accuracy", samples)
+    ranking = rank_rows(rows, "accuracy", Evidence(samples))
     assert set(ranking.ranks) == {"a", "b"}
     assert ranking.unranked == {"c": "scored on other items than the rest"}
 
 
+def test_one_seed_boards_rank_nothing_and_show_effects_on_checkpoints(tmp_path):
+    made = [ok_record(cell("lora"), accuracy=0.9), ok_record(cell("full"), accuracy=0.3)]
+    chosen = board(baseline={"method": "full"}, columns=[{"field": "rank"}, {"difference": "accuracy"}])
+    store = stored(tmp_path, *made)
+    (section,) = build(chosen, store.records()[0], store).sections
+    assert [row.rank for row in section.rows] == [None, None]
+    assert section.caption.startswith("Unranked: one seed")
+    shown = next(r for r in section.rows if r.labels["method"] == "lora").cells["accuracy.vs_baseline"]
+    assert 0.4 < shown.low < shown.value < shown.high
+    assert "these two checkpoints only" in shown.interval
+
+
 def test_one_seed_rows_say_so(table):
     row = next(r for r in table.sections[0].rows if (r.labels["method"], r.labels["quantization"]) == ("ia3", "nf4"))
-    assert row.notes == ("one seed: the interval holds sampling error only", "seed 1: oom at train")
+    assert row.notes == ("one seed: a single run, not ranked", "seed 1: oom at train")
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -255,7 +276,7 @@ def test_difference_to_the_baseline_is_the_paired_one(table):
     shown = lora.cells["accuracy.vs_baseline"]
     assert shown.value == pytest.approx(lora.cells["accuracy"].value - base.cells["accuracy"].value)
     assert shown.low < shown.value < shown.high
-    assert shown.interval.startswith("paired t over seeds")
+    assert shown.interval.startswith("items and seeds")
     assert base.cells["accuracy.vs_baseline"].text == "baseline"
 
 

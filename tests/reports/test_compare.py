@@ -12,14 +12,16 @@ import pytest
 from harness.errors import UserError
 from harness.store.store import Store
 from reports.apps.compare import compare, select
-from tests.reports.making import cell, filled_store, ok_record
+from reports.board.board import Board, build
+from tests.reports.making import ENVIRONMENT, cell, filled_store, ok_record
 
 
 def both(store: Store, a: str, b: str, metric: str = "accuracy"):  # type: ignore[no-untyped-def]  # a short alias
     records, _ = store.records()
     named = {r.id: r for r in records}
     sides = [select(records, text) for text in (a, b)]
-    return compare(*sides, metric, lambda i: store.samples(named[i]) if named[i].samples is not None else None)
+    source = lambda i: store.samples(named[i]) if named[i].samples is not None else None  # noqa: E731
+    return compare(*sides, metric, source, records=records)
 
 
 def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None:
@@ -28,7 +30,7 @@ def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None
     assert 0.2 < found.low < found.effect < found.high < 0.5
     assert found.p < 0.001
     assert found.n == "200 shared items, 2 and 2 seeds"
-    assert "bootstrap" in found.method
+    assert found.method == "items and seeds, seed variance estimated over 22 rows"
     assert found.warnings == ()
     back = both(store, "nano.lora-r1.none", "nano.lora.none")
     assert back.effect == pytest.approx(-found.effect)
@@ -48,14 +50,41 @@ def test_what_cannot_be_paired_or_repeated_says_so(tmp_path: Path) -> None:
     assert "no interval" in time.sentence
 
 
-def test_times_are_compared_as_ratios_over_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [True, False])
+def test_times_are_compared_within_blocks_only(tmp_path: Path, blocks: bool) -> None:
     store = Store(tmp_path)
     for seed in range(4):
-        store.append(*ok_record(cell("slow", seed=seed), step_ms=40.0))
-        store.append(*ok_record(cell("fast", seed=seed), step_ms=20.0))
+        order = {"order": {"run": "r", "block": seed, "position": 0, "size": 2}} if blocks else {}
+        load = 1 + seed  # of the machine: it falls on both cells of a block
+        for method, ms in (("slow", 40.0), ("fast", 20.0)):
+            environment = {**ENVIRONMENT, **order}
+            store.append(*ok_record(cell(method, seed=seed), step_ms=ms * load, environment=environment))
     found = both(store, "nano.slow", "nano.fast", "step_ms")
     assert found.effect == pytest.approx(1.0, abs=0.05)
-    assert "4 paired seeds: significantly different" in found.sentence
+    if blocks:
+        assert 0.9 < found.low < found.high < 1.1
+        assert "4 shared blocks: significantly different" in found.sentence
+    else:
+        assert (found.low, found.p) == (None, None)
+        assert "not run in randomised blocks" in found.sentence
+
+
+def test_a_board_and_compare_print_the_same_interval(tmp_path: Path) -> None:
+    store = filled_store(tmp_path)
+    board = Board.model_validate(
+        {
+            "name": "b",
+            "title": "B",
+            "columns": [{"field": "method"}, {"difference": "accuracy"}],
+            "baseline": {"method": "full"},
+            "sort": "accuracy",
+        }
+    )
+    (section,) = build(board, store.records()[0], store).sections
+    rows = {(r.labels["method"], r.labels["quantization"]): r for r in section.rows}
+    shown = rows["ia3", "none"].cells["accuracy.vs_baseline"]
+    found = both(store, "nano.ia3.none", "nano.full.none")
+    assert (shown.value, shown.low, shown.high) == pytest.approx((found.effect, found.low, found.high), abs=1e-12)
 
 
 def test_names_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:

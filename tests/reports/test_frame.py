@@ -11,8 +11,9 @@ import pytest
 from harness import stats
 from harness.metrics import missing, reading
 from harness.record import Span
+from reports.data.effects import Evidence
 from reports.data.frame import aggregate, current, frame, marks
-from reports.data.samples import gather, interval
+from reports.data.samples import gather
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 
@@ -51,11 +52,12 @@ def test_interval_comes_from_samples_or_is_marked_as_wilson(store):
     rows = frame(records.values())
     with_samples = aggregate(rows, lambda i: store.samples(records[i])).set_index(["method", "quantization"])
     without = aggregate(rows).set_index(["method", "quantization"])
-    assert with_samples.loc[("lora", "none"), "accuracy:interval"] == "t over seeds and items"
+    method = "items and seeds, seed variance estimated over 22 rows"
+    assert with_samples.loc[("lora", "none"), "accuracy:interval"] == method
     assert without.loc[("lora", "none"), "accuracy:interval"] == "Wilson, no samples available"
     assert without.loc[("lora", "none"), "accuracy:items"] == 200
-    # one seed: sampling error of the items alone
-    assert with_samples.loc[("ia3", "nf4"), "accuracy:interval"] == "Wilson"
+    # one seed among rows with two: the variance over seeds is that of the others
+    assert with_samples.loc[("ia3", "nf4"), "accuracy:interval"] == method
     assert with_samples.loc[("ia3", "nf4"), "accuracy:n"] == 1
 
 
@@ -84,7 +86,8 @@ def test_retention_is_the_mean_over_tasks_not_over_items(tmp_path):
     table = parquet.read_table(pa.BufferReader(samples_to_parquet(rows)))
     scores = gather([(0, table), (1, table)], "retained")
     assert scores.right.mean() == 0.9
-    assert interval(scores).estimate == pytest.approx(0.5)
+    (family,) = Evidence(lambda _: table).families({"a": [(0, "x"), (1, "y")]}, "retained_accuracy")
+    assert family.interval("a").estimate == pytest.approx(0.5)
 
 
 def test_partially_failed_seeds_are_named_and_not_averaged():

@@ -47,7 +47,8 @@ def put(root: Path, method: str, *, seeds: int = 3, tuned: bool = True, **fields
     for seed in range(seeds):
         of = {**cell(method, seed=seed), **changed}
         of |= {"tuning": {"learning_rates": 5}} if tuned else {}
-        environment = {**ENVIRONMENT, **fields.get("environment_extra", {})}
+        order = {"run": "r", "block": seed, "position": 0, "size": 2}
+        environment = {**ENVIRONMENT, "order": order, **fields.get("environment_extra", {})}
         given = {k: v for k, v in fields.items() if k != "environment_extra"}
         record, data = ok_record(of, environment=environment, sweep=SWEEP, **given)
         store.append(record, data)
@@ -153,7 +154,7 @@ def test_scope_tuning_seeds_and_contradicting_texts_are_flagged(tmp_path: Path) 
     one = tmp_path / "one"
     put(one, "a", seeds=1, accuracy=0.9), put(one, "b", seeds=1, accuracy=0.5)
     row = row_of(claim(metric="step_ms", unit="ratio"), one)
-    assert (row["verdict"], row["flags"]) == ("inconclusive", ["one-seed"])
+    assert (row["verdict"], row["flags"]) == ("inconclusive", ["no-blocks"])
 
 
 def test_a_trial_of_tuning_is_no_evidence(tmp_path: Path) -> None:

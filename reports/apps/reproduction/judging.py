@@ -115,7 +115,7 @@ def exceeds(test: Criterion, measured: Measured) -> bool:
 def decide(test: Criterion, m: Measured) -> tuple[Verdict, str]:
     """Verdict and reason from an effect alone."""
     if not m.exact and m.low is None:
-        return "inconclusive", "one seed: no interval, so no difference can be significant"
+        return "inconclusive", f"no interval ({m.n}), so the direction is not known"
     low, high = (m.value, m.value) if m.exact or m.low is None or m.high is None else (m.low, m.high)
     if test.form == "absolute":
         assert test.value is not None  # Criterion checks both

@@ -16,7 +16,8 @@ from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
 from reports.apps.reproduction.record_lookup import Found, Library
-from reports.data.samples import ARMS, gather
+from reports.data.samples import ARMS
+from reports.data.timing import ratio
 
 EXACT_FAMILIES = frozenset({"size"})
 """Families of quantities that follow from shapes: two runs cannot differ, so one record is enough."""
@@ -212,39 +213,35 @@ def _paired(test: Criterion, library: Library, sweep: str, pair: Pair) -> Measur
         "flags": frozenset(first.flags | second.flags),
     }
     sampled = _by_samples(test, library, first, second, common)
-    return sampled if sampled is not None else _by_seeds(test, first, second, common)
+    return sampled if sampled is not None else _by_values(test, first, second, common)
 
 
 def _by_samples(
     test: Criterion, library: Library, first: Found, second: Found, common: dict[str, Any]
 ) -> Measured | None:
-    """Differences of accuracies on the same items, seeds and items varying together; None where that cannot be."""
+    """Differences of accuracies on the same items (:mod:`reports.data.effects`); None where that cannot be."""
     if test.unit in RELATIVE_UNITS or test.metric not in ARMS:
         return None
-    tables = [
-        gather([(seed, library.samples(i)) for seed, (i, _) in sorted(f.records.items())], ARMS[test.metric])
-        for f in (first, second)
-    ]
-    a, b = tables
-    if a is None or b is None or a.items != b.items:
+    names, members = library.members(first, second)
+    family = library.evidence.family_of(members, test.metric, names[0])
+    if family is None or names[1] not in family.scores:
         return None
-    scale = len(a.items)
-    found = stats.compare(a.right * a.weights * scale, b.right * b.weights * scale)
+    found = family.effect(*names)
     unit = 100.0 if test.unit == "points" else 1.0
-    half = (found.high - found.low) / 2
     return Measured(
         found.effect * unit,
         found.low * unit,
         found.high * unit,
-        se=half / 1.96 * unit,
+        se=found.se * unit,
+        df=found.df,
         mde=None if found.mde is None else found.mde * unit,
-        n=f"{found.n_pairs} shared items, {found.n_seeds[0]} and {found.n_seeds[1]} seeds",
-        **{**common, "flags": common["flags"] | ({"one-seed"} if min(found.n_seeds) < 2 else set())},
+        n=f"{found.items} shared items, {found.seeds[0]} and {found.seeds[1]} seeds",
+        **{**common, "flags": common["flags"] | ({"one-seed"} if min(found.seeds) < 2 else set())},
     )
 
 
-def _by_seeds(test: Criterion, first: Found, second: Found, common: dict[str, Any]) -> Measured | Absent:
-    """Effects on one value a seed: paired on shared seeds, on the logarithm where the claim is a ratio."""
+def _by_values(test: Criterion, first: Found, second: Found, common: dict[str, Any]) -> Measured | Absent:
+    """Effects on one value a run: seconds, bytes and joules within blocks, other quantities paired on shared seeds."""
     of_baseline = test.model_copy(update={"metric": test.baseline_metric or test.metric})
     a, b = _values(first, test), _values(second, of_baseline)
     if not a or not b:
@@ -252,11 +249,45 @@ def _by_seeds(test: Criterion, first: Found, second: Found, common: dict[str, An
     relative = test.unit in RELATIVE_UNITS
     if relative and min(*a.values(), *b.values()) <= 0:
         return Absent(f"a ratio of {test.metric} needs values above zero", common["flags"])
-    shared = sorted(set(a) & set(b), key=str)
     if _exact(test, list(a.values())) and _exact(test, list(b.values())):
         return Measured(
             _effect(next(iter(a.values())), next(iter(b.values())), test.unit), exact=True, n="exact", **common
         )
+    if relative and is_timed(test):
+        return _within_blocks(test, of_baseline, first, second, common)
+    return _by_seeds(test, a, b, common)
+
+
+def _within_blocks(
+    test: Criterion, of_baseline: Criterion, first: Found, second: Found, common: dict[str, Any]
+) -> Measured | Absent:
+    """A ratio of seconds, bytes or joules, paired within randomised blocks (:mod:`reports.data.timing`)."""
+    found = ratio(
+        [record for _, record in first.records.values()],
+        [record for _, record in second.records.values()],
+        lambda record: reading_of(record, test),
+        value_b=lambda record: reading_of(record, of_baseline),
+    )
+    if found is None:
+        return Absent(f"a ratio of {test.metric} needs values above zero", common["flags"])
+    shift = 1.0 if test.unit == "relative" else 0.0
+    if found.low is None or found.high is None:
+        return Measured(found.ratio - shift, n=found.method, **{**common, "flags": common["flags"] | {"no-blocks"}})
+    mde = math.expm1(stats.mde_from_error(found.se, found.df)) if found.se > 0 else 0.0
+    return Measured(
+        *(found.ratio - shift, found.low - shift, found.high - shift),
+        se=found.se,
+        df=found.df,
+        mde=mde,
+        n=f"{found.blocks} shared blocks",
+        **common,
+    )
+
+
+def _by_seeds(test: Criterion, a: dict[Any, float], b: dict[Any, float], common: dict[str, Any]) -> Measured:
+    """Effects on one value a seed, paired on shared seeds, on the logarithm where the claim is a ratio."""
+    relative = test.unit in RELATIVE_UNITS
+    shared = sorted(set(a) & set(b), key=str)
     if len(shared) < 2:
         value = _effect(math.fsum(a.values()) / len(a), math.fsum(b.values()) / len(b), test.unit)
         return Measured(value, n="one seed", **{**common, "flags": common["flags"] | {"one-seed"}})

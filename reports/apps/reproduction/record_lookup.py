@@ -10,7 +10,8 @@ from typing import Any
 from harness.digests import digest
 from harness.record import PROTOCOL, Record
 from reports.apps.reproduction.claims import Arm, Count, Scope
-from reports.data.frame import current, marks
+from reports.data.effects import Evidence, peers
+from reports.data.frame import configuration, current, is_trial, marks
 from reports.data.samples import SampleSource
 
 TIMED = frozenset({"throttled", "shared"})
@@ -45,12 +46,29 @@ class Library:
     """
 
     def __init__(self, records: Iterable[Record], samples: SampleSource) -> None:
-        self.samples = samples
+        self.evidence = Evidence(samples)
         self._by_sweep: dict[str, list[tuple[str, Record]]] = {}
         self._by_key: dict[str, tuple[str, Record]] = {}
         for identity, record in current(records):
             self._by_sweep.setdefault(record.sweep, []).append((identity, record))
             self._by_key[record.key] = (identity, record)
+
+    def members(self, *sides: Found) -> tuple[list[str], dict[str, list[tuple[Any, str]]]]:
+        """Configuration of each side, and the runs of all configurations that may be compared with them.
+
+        A side may hold several configurations (a pattern that matches the same cell under several sweeps' names); its
+        records count as one configuration, that of its first record.
+        """
+        like = [next(iter(side.records.values()))[1] for side in sides]
+        names = [configuration(record) for record in like]
+        found = peers(self._results(like), like)
+        for name, side in zip(names, sides, strict=True):
+            found[name] = [(seed, identity) for seed, (identity, _) in sorted(side.records.items(), key=str)]
+        return names, found
+
+    def _results(self, like: Iterable[Record]) -> list[tuple[str, Record]]:
+        sweeps = {record.sweep for record in like}
+        return [pair for sweep in sweeps for pair in self._by_sweep[sweep] if not is_trial(pair[1])]
 
     def has(self, sweep: str) -> bool:
         """True if the store has any record of the sweep."""

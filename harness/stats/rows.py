@@ -1,0 +1,321 @@
+"""One statistical model for all rows of a board: items x seeds x rows.
+
+The score of a row is a mean over items and training seeds. Its error has two parts: the items (the same for all rows,
+so that they cancel in a difference as far as rows agree on them) and the seeds, whose variance is estimated for all
+rows together (:mod:`harness.stats.seeds`). Boards, ``compare`` and ``reproduce`` take their intervals from here.
+``python -m tests.quality.ranks`` measures the errors of what is printed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from harness.stats._checks import Floats, fraction, is_binary, same_length, seeds_by_items
+from harness.stats.intervals import Interval, t_interval, wilson
+from harness.stats.power import mde_from_error
+from harness.stats.seeds import seed_correlation_of_pairs, seed_variance_of_rows
+from harness.stats.tukey import simultaneous_p
+
+RANK_LEVEL = 0.04
+"""Level of the simultaneous test of ranks: below 5 %, since the variances are estimates themselves."""
+OWN_LEVEL = 0.10
+"""A pair must also differ at this level by its own seeds alone (Welch), without any help from other rows."""
+OWN_LEVEL_OF_TWO = 0.02
+"""The same where a row has two seeds, which may agree by luck."""
+FEW_ITEMS = 10
+"""Fewer items that are not all right (or all wrong) put a rate at its edge, where Wilson's interval is used."""
+
+
+class Effect(NamedTuple):
+    """A row less another.
+
+    Attributes:
+        effect: difference of the means, in the unit of the scores.
+        low: lower end of its interval.
+        high: upper end.
+        p: two-sided p value of "no difference", not adjusted for other pairs.
+        se: standard error.
+        df: degrees of freedom.
+        mde: smallest effect found 8 times in 10 at this standard error; None where nothing varies.
+        method: how it was computed.
+    """
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    se: float
+    df: float
+    mde: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a board on the same items. Made by :func:`fit_rows`.
+
+    Attributes:
+        means: mean score of each row, shape (rows,).
+        counts: training seeds of each row, shape (rows,).
+        items: number of items.
+        seed_variance: variance of one seed's mean, as used, shape (rows,).
+        seed_df: its degrees of freedom, shape (rows,); inf for rows that do not depend on a seed.
+        fixed: rows that do not depend on a seed, shape (rows,).
+    """
+
+    means: Floats
+    counts: NDArray[np.int64]
+    items: int
+    seed_variance: Floats
+    seed_df: Floats
+    fixed: NDArray[np.bool_]
+    _own: Floats  # sample variance of the seeds' means, (rows,)
+    _noise: Floats  # item-by-seed variance, (rows,)
+    _covariance: Floats  # of the item means, (rows, rows)
+    _correlation: Floats  # of the seeds' means over shared seeds, as expected under the model, (rows, rows)
+    _unit: tuple[float, float] | None  # (0, 1) for shares
+    _edge: NDArray[np.int64]  # items that are not all right, or not all wrong, whichever are fewer; (rows,)
+
+    @property
+    def replicated(self) -> NDArray[np.bool_]:
+        """Rows with two seeds or more, or whose seed changes nothing: those that can be ranked."""
+        return (self.counts > 1) | self.fixed
+
+    def _items_part(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
+        """Squared standard error over items of row i less row j, without the noise that belongs to the seeds."""
+        c = self._covariance
+        spread = c[i, i] + c[j, j] - 2 * c[i, j]
+        own = self._noise[i] / self.counts[i] + self._noise[j] / self.counts[j]
+        return np.asarray(np.maximum(spread - own, 0.0) / self.items)
+
+    def _tests(self, i: NDArray[np.int64], j: NDArray[np.int64], *, paired: bool) -> tuple[Floats, Floats]:
+        """Squared standard error and degrees of freedom of row i less row j.
+
+        Args:
+            paired: let seeds that both rows share cancel as far as the rows move together over them.
+        """
+        over_items = self._items_part(i, j)
+        a, b = self.seed_variance[i] / self.counts[i], self.seed_variance[j] / self.counts[j]
+        together = 2 * self._correlation[i, j] * np.sqrt(a * b) if paired else 0.0
+        over_seeds = np.maximum(a + b - together, 0.0)
+        # estimates for all rows together err together: their errors add up and do not average out
+        scale = (a / np.sqrt(self.seed_df[i]) + b / np.sqrt(self.seed_df[j])) ** 2
+        seeds_df = np.where(scale > 0, (a + b) ** 2 / np.maximum(scale, 1e-300), np.inf)
+        total = over_items + over_seeds
+        weight = over_items**2 / (self.items - 1) + np.where(np.isinf(seeds_df), 0.0, over_seeds**2 / seeds_df)
+        df = np.where(weight > 0, total**2 / np.maximum(weight, 1e-300), float(self.items - 1))
+        return np.asarray(total), np.asarray(df)
+
+    def effect(self, i: int, j: int, level: float = 0.95) -> Effect:
+        """Row ``i`` less row ``j`` with its interval, paired on items and on shared seeds; not adjusted."""
+        variance, df = (float(x) for x in self._tests(np.array(i), np.array(j), paired=True))
+        estimate, se = float(self.means[i] - self.means[j]), math.sqrt(variance)
+        found = t_interval(estimate, se, df, self.items, "", level)
+        low, high = found.low, found.high
+        if self._unit is not None:
+            low, high = max(low, -1.0), min(high, 1.0)
+        p = 2 * float(stats.t.sf(abs(estimate) / se, df)) if se > 0 else float(estimate == 0)
+        return Effect(estimate, low, high, p, se, df, mde_from_error(se, df) if se > 0 else None, self.method)
+
+    @property
+    def method(self) -> str:
+        """The model in a few words, for a table's note."""
+        return f"items and seeds, seed variance estimated over {int((~self.fixed).sum())} rows"
+
+    def interval(self, i: int, level: float = 0.95) -> Interval:
+        """Interval of row ``i`` for other items and other seeds; a row with one seed uses the others' seed variance.
+
+        A share at its edge (fewer than :data:`FEW_ITEMS` items decide) gets Wilson's interval.
+        """
+        seeds = float(self.seed_variance[i]) / float(self.counts[i])
+        over_items = max(0.0, float(self._covariance[i, i] - self._noise[i] / self.counts[i])) / self.items
+        variance = over_items + seeds
+        estimate = float(self.means[i])
+        if self._unit is not None and (variance == 0 or self._edge[i] < FEW_ITEMS):
+            return replace(_effective_wilson(estimate, variance, self.items, level), method="Wilson")
+        weight = over_items**2 / (self.items - 1) + (seeds**2 / float(self.seed_df[i]) if seeds > 0 else 0.0)
+        df = variance**2 / weight if weight > 0 else float(self.items - 1)
+        found = t_interval(estimate, math.sqrt(variance), df, self.items, self.method, level)
+        if self._unit is None:
+            return found
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+    @cached_property
+    def simultaneous(self) -> Floats:
+        """P values of all pairs, adjusted for all pairs of replicated rows (Games & Howell 1976); (rows, rows).
+
+        1 where one of the rows has a single seed.
+        """
+        rows = len(self.means)
+        out = np.ones((rows, rows))
+        kept = np.flatnonzero(self.replicated)
+        if len(kept) < 2:
+            return out
+        a, b = np.triu_indices(len(kept), 1)
+        i, j = kept[a], kept[b]
+        variance, df = self._tests(i, j, paired=False)
+        t = _ratios(self.means[i] - self.means[j], variance)
+        out[i, j] = out[j, i] = simultaneous_p(t, df, len(kept))
+        return out
+
+    def better(self, *, sign: float = 1.0, level: float = RANK_LEVEL) -> NDArray[np.bool_]:
+        """Which row beats which, shape (rows, rows): True at [i, j] where i is better than j.
+
+        A pair differs if the simultaneous test says so and the pair's own seeds alone say so too (Welch's test at
+        :data:`OWN_LEVEL`), so that no row is placed by the steadiness of others alone.
+
+        Args:
+            sign: 1 where larger is better, -1 where smaller is.
+            level: of the simultaneous test.
+        """
+        rows = len(self.means)
+        out = np.zeros((rows, rows), dtype=bool)
+        kept = np.flatnonzero(self.replicated)
+        if len(kept) < 2:
+            return out
+        a, b = np.triu_indices(len(kept), 1)
+        i, j = kept[a], kept[b]
+        two = np.minimum(self.counts[i], self.counts[j]) == 2
+        alone = self._own_p(i, j) < np.where(two, OWN_LEVEL_OF_TWO, OWN_LEVEL)
+        differ = (self.simultaneous[i, j] < level) & alone
+        gain = sign * (self.means[i] - self.means[j])
+        out[i, j], out[j, i] = differ & (gain > 0), differ & (gain < 0)
+        return out
+
+    def _own_p(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
+        """P values of pairs by their own seeds alone: Welch's degrees of freedom, no pooling."""
+        over_items = self._items_part(i, j)
+        parts = [np.where(self.fixed[k], 0.0, self._own[k] / self.counts[k]) for k in (i, j)]
+        total = over_items + parts[0] + parts[1]
+        weight = over_items**2 / (self.items - 1)
+        for k, part in zip((i, j), parts, strict=True):
+            weight = weight + np.where(part > 0, part**2 / np.maximum(self.counts[k] - 1, 1), 0.0)
+        df = np.where(weight > 0, total**2 / np.maximum(weight, 1e-300), float(self.items - 1))
+        return np.asarray(2 * stats.t.sf(np.abs(_ratios(self.means[i] - self.means[j], total)), df))
+
+
+def _ratios(effects: Floats, variances: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = effects / np.sqrt(variances)
+    return np.asarray(np.where(variances > 0, found, np.where(effects == 0, 0.0, np.copysign(1e9, effects))))
+
+
+def _effective_wilson(rate: float, variance: float, items: int, level: float) -> Interval:
+    """Wilson's interval with as many items as carry the given variance, at most ``items``."""
+    if rate in (0.0, 1.0) or variance == 0:
+        return wilson(round(rate * items), items, level)
+    n = min(float(items), rate * (1 - rate) / variance)
+    z = float(stats.norm.isf((1 - fraction(level, "level")) / 2))
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Interval(rate, max(0.0, centre - half), min(1.0, centre + half), items, "Wilson", level)
+
+
+def fit_rows(
+    arms: Sequence[ArrayLike],
+    seeds: Sequence[Sequence[Hashable]] | None = None,
+    *,
+    fixed: Sequence[bool] | None = None,
+) -> Rows:
+    """The model of all rows on their common items.
+
+    Args:
+        arms: for each row its scores, shape (seeds, items) or (items,), all over the same items in the same order.
+        seeds: for each row the names of its seeds; None: no row shares a seed with another.
+        fixed: rows whose score does not depend on a training seed (nothing is trained).
+
+    Raises:
+        ValueError: no row, different items, fewer than two items, NaN, or names that do not match the arms.
+    """
+    if not arms:
+        raise ValueError("fit_rows: no row")
+    tables = [seeds_by_items(arm, f"arms[{k}]", at_least=2) for k, arm in enumerate(arms)]
+    for table in tables[1:]:
+        same_length(tables[0], table, "arms")
+    if seeds is not None and [len(s) for s in seeds] != [len(t) for t in tables]:
+        raise ValueError("fit_rows: give every row as many names of seeds as it has seeds")
+    rows, items = len(tables), tables[0].shape[1]
+    steady = np.zeros(rows, dtype=bool) if fixed is None else np.asarray(fixed, dtype=bool)
+    counts = np.array([len(table) for table in tables])
+    over_items = np.stack([table.mean(axis=0) for table in tables])
+    means = over_items.mean(axis=1)
+    own, noise = (np.array(x) for x in zip(*(_spread(table) for table in tables), strict=True))
+    centred = over_items - means[:, None]
+    unit = (0.0, 1.0) if min(t.min() for t in tables) >= 0 and max(t.max() for t in tables) <= 1 else None
+    if unit is not None:
+        total = counts * items
+        share = (means * total + 1) / (total + 2)
+        scale = share * (1 - share)
+    else:
+        scale = np.maximum(centred.var(axis=1) + noise, 1e-12)
+    value, df = _seed_part(own, np.where(steady, 0, counts - 1), scale)
+    edge = [min(int((t < 1).any(axis=0).sum()), int((t > 0).any(axis=0).sum())) for t in tables]
+    return Rows(
+        means=means,
+        counts=counts,
+        items=items,
+        seed_variance=np.where(steady, 0.0, value),
+        seed_df=np.where(steady, np.inf, df),
+        fixed=steady,
+        _own=own,
+        _noise=noise,
+        _covariance=centred @ centred.T / (items - 1),
+        _correlation=_shared(tables, seeds, steady),
+        _unit=unit if is_binary(*tables) or unit is not None else None,
+        _edge=np.array(edge),
+    )
+
+
+def _seed_part(own: Floats, df: NDArray[np.int64], scale: Floats) -> tuple[Floats, Floats]:
+    if not df.any():  # nothing was repeated: the variance over seeds is not known, and taken for none
+        return np.zeros_like(own), np.full(len(own), np.inf)
+    found = seed_variance_of_rows(own, df.astype(np.float64), scale)
+    return found.value, found.df
+
+
+def _spread(table: Floats) -> tuple[float, float]:
+    """Variance of the seeds' means, and the item-by-seed variance left when both means are taken out."""
+    seeds, items = table.shape
+    if seeds < 2:
+        return 0.0, 0.0
+    means = table.mean(axis=1, keepdims=True)
+    left = table - means - table.mean(axis=0) + table.mean()
+    return float(means.var(ddof=1)), float((left**2).sum()) / ((seeds - 1) * (items - 1))
+
+
+def _shared(tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]] | None, steady: NDArray[np.bool_]) -> Floats:
+    """Expected correlation over shared seeds of every pair, shape (rows, rows); 0 where none are shared."""
+    rows = len(tables)
+    out = np.zeros((rows, rows))
+    if seeds is None:
+        return out
+    means = [dict(zip(names, table.mean(axis=1), strict=True)) for names, table in zip(seeds, tables, strict=True)]
+    pairs, correlations, df = [], [], []
+    for i, j in zip(*np.triu_indices(rows, 1), strict=True):
+        both = [name for name in means[i] if name in means[j]]
+        if len(both) < 2 or steady[i] or steady[j]:
+            continue
+        a, b = (np.array([m[name] for name in both]) for m in (means[i], means[j]))
+        a, b = a - a.mean(), b - b.mean()
+        size = math.sqrt(float(a @ a) * float(b @ b))
+        if size == 0:  # a row at its ceiling moves with nothing
+            continue
+        pairs.append((i, j))
+        correlations.append(float(a @ b) / size)
+        # only as far as all seeds of both rows are shared does their mean difference profit
+        df.append((len(both) - 1) * len(both) / max(len(means[i]), len(means[j])))
+    if not pairs:
+        return out
+    found = seed_correlation_of_pairs(np.array(correlations), np.array(df), rows)
+    for (i, j), value in zip(pairs, found, strict=True):
+        part = len([n for n in means[i] if n in means[j]]) / max(len(means[i]), len(means[j]))
+        out[i, j] = out[j, i] = value * part
+    return out

@@ -1,0 +1,189 @@
+"""Paired effects: the one place that boards, ``compare``, ``reproduce`` and ``regressions`` get "A less B" from.
+
+Scores are compared with the model of :mod:`harness.stats.rows`, fitted to all configurations that may be compared with
+each other (the *family*: same conditions, model, task and items), so that the same question has the same interval
+everywhere. Where neither side has a second seed, the effect is that of two checkpoints, and says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import stats
+from harness.comparability import comparable, configuration
+from harness.record import Record
+from reports.data.samples import ARMS, SampleSource, Scores, gather
+
+Kind = Literal["replicated", "checkpoint"]
+Members = Mapping[str, Sequence[tuple[Any, str]]]
+"""Configuration to the seed and record id of its finished runs."""
+
+
+@dataclass(frozen=True)
+class ScoreEffect:
+    """Row A less row B on the items both were scored on.
+
+    Attributes:
+        kind: ``replicated``: holds for further seeds; ``checkpoint``: holds for these two trained models only.
+        p: two-sided, not adjusted for other pairs.
+        mde: smallest effect found 8 times in 10; None where nothing varies.
+        se: standard error, on ``df`` degrees of freedom.
+        items: items behind it.
+        seeds: seeds of A and of B.
+    """
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    mde: float | None
+    items: int
+    seeds: tuple[int, int]
+    method: str
+    kind: Kind
+    se: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """Configurations that may be compared on one arm of their samples.
+
+    Attributes:
+        configs: in the order of the model's rows.
+        scores: of each.
+        rows: the fitted model.
+    """
+
+    configs: tuple[str, ...]
+    scores: Mapping[str, Scores]
+    rows: stats.Rows
+
+    def interval(self, config: str) -> stats.Interval:
+        """Interval of one configuration's mean over tasks; Wilson's for the items alone where no row has two seeds."""
+        found = self.scores[config]
+        if not (self.rows.counts > 1).any():
+            return _of_checkpoint(found)
+        return self.rows.interval(self.configs.index(config))
+
+    def effect(self, a: str, b: str) -> ScoreEffect:
+        """Configuration ``a`` less ``b``."""
+        first, second = self.scores[a], self.scores[b]
+        seeds = (len(first.seeds), len(second.seeds))
+        if max(seeds) == 1:
+            found = stats.compare(weighted(first), weighted(second))
+            se = stats.standard_error((weighted(first) - weighted(second))[0])
+            return ScoreEffect(
+                *(found.effect, found.low, found.high, found.p, found.mde, len(first.items), seeds),
+                f"{found.method}; these two checkpoints only",
+                *("checkpoint", se, len(first.items) - 1.0),
+            )
+        one = self.rows.effect(self.configs.index(a), self.configs.index(b))
+        return ScoreEffect(
+            *(one.effect, one.low, one.high, one.p, one.mde, len(first.items), seeds, one.method),
+            *("replicated", one.se, one.df),
+        )
+
+
+def weighted(scores: Scores) -> NDArray[np.float64]:
+    """Scores whose plain mean is the mean over tasks; left as right and wrong where there is one task."""
+    one_task = len({task for task, _ in scores.items}) == 1
+    return scores.right if one_task else scores.right * scores.weights * len(scores.items)
+
+
+def _of_checkpoint(scores: Scores) -> stats.Interval:
+    one_task = len({task for task, _ in scores.items}) == 1
+    first = weighted(scores)[0]
+    if one_task or np.ptp(first) == 0:
+        return stats.wilson(round(float(scores.right[0].sum())), len(scores.items))
+    return stats.mean_interval(first)
+
+
+class Evidence:
+    """Scores and fitted families of one look at the records; each sample file is read once.
+
+    Args:
+        samples: record id to its table of scored items; None: no samples at hand.
+    """
+
+    def __init__(self, samples: SampleSource | None) -> None:
+        self._samples = samples
+        self._scores: dict[tuple[tuple[str, ...], str], Scores | None] = {}
+        self._families: dict[tuple[tuple[tuple[str, ...], ...], str], tuple[Family, ...]] = {}
+
+    def scores(self, runs: Sequence[tuple[Any, str]], arm: str) -> Scores | None:
+        """Scores of one arm over the runs (seed, record id) of a configuration; None where they cannot be lined up."""
+        if self._samples is None or not runs:
+            return None
+        key = (tuple(identity for _, identity in runs), arm)
+        if key not in self._scores:
+            self._scores[key] = gather([(seed, self._samples(identity)) for seed, identity in runs], arm)
+        return self._scores[key]
+
+    def families(self, members: Members, metric: str) -> tuple[Family, ...]:
+        """The families among configurations of one model, task and set of conditions: one for each set of items.
+
+        The largest comes first. Configurations without usable samples are in none.
+
+        Args:
+            metric: one of :data:`reports.data.samples.ARMS`.
+        """
+        ids = tuple(tuple(identity for _, identity in members[config]) for config in sorted(members))
+        if (ids, metric) not in self._families:
+            found = {c: s for c in sorted(members) if (s := self.scores(members[c], ARMS[metric])) is not None}
+            counts = Counter(scores.items for scores in found.values())
+            order = sorted(counts, key=lambda items: (-counts[items], items))
+            self._families[ids, metric] = tuple(
+                _fit({c: s for c, s in found.items() if s.items == items}) for items in order
+            )
+        return self._families[ids, metric]
+
+    def family_of(self, members: Members, metric: str, config: str) -> Family | None:
+        """The family that holds a configuration, or None."""
+        return next((f for f in self.families(members, metric) if config in f.scores), None)
+
+
+def _fit(scores: Mapping[str, Scores]) -> Family:
+    configs = tuple(scores)
+    fixed = [_unmoved(scores[c]) for c in configs]
+    rows = stats.fit_rows([weighted(scores[c]) for c in configs], [scores[c].seeds for c in configs], fixed=fixed)
+    return Family(configs, scores, rows)
+
+
+def _unmoved(scores: Scores) -> bool:
+    """Whether no seed changes any item, as where nothing is trained; an all-right row says nothing about that."""
+    same = len(scores.seeds) > 1 and bool((scores.right == scores.right[0]).all())
+    return same and 0 < scores.right.mean() < 1
+
+
+def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[Any, str]]]:
+    """Members from aggregated rows of one section (:func:`reports.data.frame.aggregate`)."""
+    return {row["config"]: list(zip(row["seeds"], row["ok_records"], strict=True)) for row in rows if row["ok_records"]}
+
+
+def peers(records: Iterable[tuple[str, Record]], like: Sequence[Record]) -> dict[str, list[tuple[Any, str]]]:
+    """Finished results that may be compared with the records ``like``: of their sweeps, model, task and conditions.
+
+    Args:
+        records: (id, record) of the records that count for their cells, without tuning trials.
+    """
+    sweeps = {record.sweep for record in like}
+    places = {(_label(r, "model"), _label(r, "task"), str(comparable(r))) for r in like}
+    found: dict[str, list[tuple[Any, str]]] = {}
+    for identity, record in records:
+        if record.outcome.status != "ok" or record.sweep not in sweeps:
+            continue
+        if (_label(record, "model"), _label(record, "task"), str(comparable(record))) in places:
+            found.setdefault(configuration(record), []).append((record.cell.get("seed"), identity))
+    return {config: sorted(runs, key=lambda run: (str(run[0]), run[1])) for config, runs in found.items()}
+
+
+def _label(record: Record, axis: str) -> str:
+    part = record.cell.get(axis)
+    return str(part.get("label", "")) if isinstance(part, dict) else ""
