@@ -316,6 +316,8 @@ def _shared(tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]] | None
         return out
     found = seed_correlation_of_pairs(np.array(correlations), np.array(df), rows)
     for (i, j), value in zip(pairs, found, strict=True):
-        part = len([n for n in means[i] if n in means[j]]) / max(len(means[i]), len(means[j]))
-        out[i, j] = out[j, i] = value * part
+        common = len([name for name in means[i] if name in means[j]])
+        part = common / max(len(means[i]), len(means[j]))
+        # two seeds always lie on a line, so their correlation is known by its sign alone and counts less
+        out[i, j] = out[j, i] = value * part * (0.7 if common == 2 else 1.0)
     return out

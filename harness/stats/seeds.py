@@ -23,8 +23,8 @@ _G = np.exp(np.linspace(np.log(0.002), 0.0, 30))
 """Standard deviation over seeds relative to its largest possible value, sqrt(p (1 - p))."""
 _SPREADS = (0.0, 0.4, 0.8, 1.2)
 """Standard deviations over rows of log g that are considered, equally likely before the data."""
-_NEEDS_HELP = 2
-"""Degrees of freedom up to which a row's variance may not lie below the mean over rows; with twice as many, half."""
+_NEEDS_HELP = 3
+"""Degrees of freedom up to which a row's variance may not lie below the mean over rows; with more the bound falls."""
 _CORRELATIONS = np.linspace(-0.8, 0.98, 25)
 _LEVELS = np.array([-0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.3])
 """Mean of Fisher's z of the correlation of two rows over shared seeds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,15 @@ from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
 from reports.data.effects import Evidence, ScoreEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
+from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board", "render_all"]
+
+
+REFERENCE = "full"
+"""Method that every board's ranking rests on: where it did not learn, the budget teaches nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Row:
     Attributes:
         labels: model, method, quantization, task, hardware, as shown.
         rank: first and last rank the data allow; None: unranked, and ``notes`` say why.
+        learned: whether the row beats its own base; None for rows that do not train or have no samples.
         front: on the Pareto front.
         failed: seeds that did not end ``ok``: (seed, status, stage, reason).
         records: ids of the records behind the row.
@@ -87,6 +93,7 @@ class Row:
     stage: str
     reason: str
     rank: tuple[int, int] | None
+    learned: Learned | None
     front: bool
     baseline: bool
     seeds: tuple[Any, ...]
@@ -199,7 +206,8 @@ def build(
         row |= lr_sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
     ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
-    made = {part: _section(board, *part, parts[part], by_id, evidence) for part in sorted(parts)}
+    made = {part: _section(board, *part, parts[part], by_id, evidence, samples) for part in sorted(parts)}
+    made = {part: _only_learned(board, section) for part, section in made.items()}
     sections = tuple(section for part, section in made.items() if part in ran)
     silent = tuple(section for part, section in made.items() if part not in ran)
     keys = None if planned is None else tuple(sorted(set(planned)))
@@ -247,8 +255,10 @@ def _section(
     members: list[dict[str, Any]],
     by_id: Mapping[str, Record],
     evidence: Evidence,
+    samples: SampleSource | None,
 ) -> Section:
-    ranking = rank_rows(members, board.rank, evidence)
+    learned = verdicts(members, by_id, evidence, samples)
+    ranking = _of_learned(members, learned, rank_rows(members, board.rank, evidence))
     axes = _axes(board, members)
     front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking) if len(axes) > 1 else set()
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
@@ -264,6 +274,7 @@ def _section(
             stage=row["stage"],
             reason=row["reason"],
             rank=ranking.ranks.get(row["config"]),
+            learned=learned.get(row["config"]),
             front=row["config"] in front,
             baseline=base is not None and row["config"] == base["config"],
             seeds=row["seeds"],
@@ -288,6 +299,25 @@ def _section(
         axes=axes,
         caption=" ".join(text for text in captions if text),
     )
+
+
+def _only_learned(board: Board, section: Section) -> Section:
+    """Rows whose verdict the board's filter keeps; rows without one stay only under the pattern ``*``."""
+    if board.rows.learned == ("*",):
+        return section
+    kept = [row for row in section.rows if board.rows.keeps(learned=row.learned.verdict if row.learned else "")]
+    return replace(section, rows=tuple(kept))
+
+
+def _of_learned(members: Sequence[Mapping[str, Any]], learned: Mapping[str, Learned], ranking: Ranking) -> Ranking:
+    """The ranking, withheld where full fine-tuning, the reference of every method, did not learn itself."""
+    reference = [row["config"] for row in members if row["method"] == REFERENCE and row["quantization"] == "none"]
+    failed = [learned[c] for c in reference if c in learned and learned[c].verdict != "learned"]
+    if not failed or not ranking.ranks:
+        return ranking
+    why = f"full fine-tuning itself did not learn ({failed[0].verdict}: {failed[0].why})"
+    unranked = {**ranking.unranked, **dict.fromkeys(ranking.ranks, "full fine-tuning itself did not learn")}
+    return Ranking(unranked=unranked, caption=f"Unranked: {why}.")
 
 
 def _words(axis: Quantity) -> str:

@@ -15,7 +15,7 @@ from harness.yamlfile import load_model
 BUILT_IN = Path(__file__).parents[1] / "boards"
 
 Show = Literal["mean", "mean_sd", "mean_interval"]
-FieldName = Literal["rank", "method", "quantization", "model", "task", "hardware", "seeds", "status"]
+FieldName = Literal["rank", "method", "quantization", "model", "task", "hardware", "seeds", "status", "learned"]
 GroupField = Literal["model", "task", "quantization", "hardware"]
 
 
@@ -30,7 +30,12 @@ def _known_metric(name: str) -> str:
 
 
 class RowFilter(_Frozen):
-    """Shell-style patterns; a row stays if all match. Each may be one pattern or a list of them."""
+    """Shell-style patterns; a row stays if all match. Each may be one pattern or a list of them.
+
+    Attributes:
+        learned: verdict of the row: ``learned``, ``no evidence``, ``worse`` or ``degenerate``; "" for rows that do not
+            train.
+    """
 
     model: tuple[str, ...] = ("*",)
     method: tuple[str, ...] = ("*",)
@@ -38,6 +43,7 @@ class RowFilter(_Frozen):
     task: tuple[str, ...] = ("*",)
     hardware: tuple[str, ...] = ("*",)
     sweep: tuple[str, ...] = ("*",)
+    learned: tuple[str, ...] = ("*",)
 
     @field_validator("*", mode="before")
     @classmethod

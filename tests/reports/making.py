@@ -31,7 +31,13 @@ def cell(method: str = "lora", quantization: str = "none", seed: int = 0, **othe
     """A cell dictionary in its fixed shape; ``other`` replaces whole parts or merges into them."""
     base: dict[str, Any] = {
         "model": {"label": "nano", "id": "builtin:nano", "revision": None, "dtype": "float32", "attention": "sdpa"},
-        "method": {"label": method, "name": method, "params": {}, "learning_rate": 1e-3, "steps": None},
+        "method": {
+            "label": method,
+            "name": method,
+            "params": {},
+            "learning_rate": None if method == "none" else 1e-3,
+            "steps": None,
+        },
         "quantization": {
             "label": quantization,
             "name": quantization,
@@ -86,7 +92,7 @@ def sample_rows(arm: str, right: list[bool], task: str = "reverse") -> list[dict
             "task": task,
             "item": str(number),
             "correct": correct,
-            "prediction": "x",
+            "prediction": "x" if correct else "z",
             "answer": "x" if correct else "y",
             "length": 3,
             "cut": False,

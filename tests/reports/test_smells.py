@@ -190,7 +190,7 @@ def test_later_record_makes_board_deprecated_and_mismatched(copy):
 def test_an_old_task_version_is_shown_with_a_badge_and_unranked(tmp_path):
     store = Store(tmp_path / "store")
     for version in (1, 2):
-        for method, rate, seed in ((m, r, s) for m, r in (("lora", 0.9), ("full", 0.5)) for s in (0, 1)):
+        for method, rate, seed in ((m, r, s) for m, r in (("lora", 0.9), ("dora", 0.5)) for s in (0, 1)):
             task = {"version": version, "digest": str(version) * 64}
             store.append(*ok_record(cell(method, seed=seed, task=task), accuracy=rate))
     done = publish_board("default", [], results=store.root, out=tmp_path / "board")

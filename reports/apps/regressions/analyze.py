@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -22,11 +20,10 @@ def read(root: str, *, sweep: str | None = None) -> History:
     store = Store(root)
     loaded = index.load(store)
 
-    def environment(row: int) -> dict[str, Any]:
-        record = Record.from_json((store.files.read(loaded.paths[row]) or b"").decode(), where=loaded.paths[row])
-        return record.environment
+    def record(row: int) -> Record:
+        return Record.from_json((store.files.read(loaded.paths[row]) or b"").decode(), where=loaded.paths[row])
 
-    return history(loaded.flat, environment, sweep=sweep)
+    return history(loaded.flat, lambda row: record(row).environment, cell=lambda row: record(row).cell, sweep=sweep)
 
 
 def look(root: str, *, sweep: str | None = None) -> Report:

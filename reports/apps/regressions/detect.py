@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,28 @@ class EnvironmentChange:
     suspects: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SeriesEnd:
+    """A series without a record in the newest night of its sweep.
+
+    Attributes:
+        label: of its cell.
+        since: when its last record was finished.
+        differs: fields by which a newer series of the same label differs from it; empty where there is none.
+    """
+
+    label: str
+    since: str
+    differs: tuple[str, ...] = ()
+
+
 @dataclass
 class Report:
     """Everything one look found; :meth:`as_json` is the shape of ``regressions --json``.
 
     Attributes:
+        ended: series without a record on the newest day of their sweep; ``began``: labels that have only records of
+            that day. Neither is an alarm.
         flips: items that changed since the last good record, of every cell with stored items, with or without an alarm:
             an unchanged accuracy may hide as many lost answers as gained ones.
     """
@@ -96,6 +113,8 @@ class Report:
     improvements: list[CellFinding | PooledFinding] = field(default_factory=list)
     looked_at: dict[str, int] = field(default_factory=dict)
     flips: list[FlipCount] = field(default_factory=list)
+    ended: list[SeriesEnd] = field(default_factory=list)
+    began: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -106,6 +125,8 @@ class Report:
             "improvements": [{"scope": _scope(f), **asdict(f)} for f in self.improvements],
             "looked_at": self.looked_at,
             "flips": [asdict(f) for f in self.flips],
+            "ended": [asdict(f) for f in self.ended],
+            "began": self.began,
         }
 
     @property
@@ -143,11 +164,30 @@ def detect(
         },
         flips=count_flips(series, samples),
     )
+    report.ended, report.began = _ended_and_began(found)
     for finding in findings:
         (report.cells if finding.direction == "worse" else report.improvements).append(finding)
     for one in pooled:
         (report.pooled if one.direction == "worse" else report.improvements).append(one)
     return report
+
+
+def _ended_and_began(found: History) -> tuple[list[SeriesEnd], list[str]]:
+    """Series that stop before the newest day of their sweep, and those that have records of that day alone."""
+    days: dict[str, list[str]] = {}
+    for members in found.attempts.values():
+        days.setdefault(members[-1].sweep, []).extend(one.finished[:10] for one in members)
+    differs: dict[str, Mapping[str, str]] = dict(found.breaks)
+    ended, began = [], []
+    for members in found.attempts.values():
+        first, last, known = members[0], members[-1], days[members[-1].sweep]
+        newest, oldest = max(known), min(known)
+        if last.finished[:10] < newest:
+            fields = differs.get(last.label, {})
+            ended.append(SeriesEnd(last.label, last.finished, tuple(f"{k} {v}" for k, v in fields.items())))
+        elif oldest < newest == first.finished[:10]:
+            began.append(first.label)
+    return sorted(ended, key=lambda one: one.label), sorted(began)
 
 
 def stats_needed() -> int:
@@ -159,7 +199,7 @@ def stats_needed() -> int:
 
 def _cut(series: Series, decisions: Sequence[kept.Decision]) -> Series:
     points = kept.apply(series, decisions)
-    return Series(series.key, series.label, series.metric, series.model, points)
+    return replace(series, points=points)
 
 
 def _relative(series: Series) -> bool:
@@ -338,16 +378,16 @@ def _drifts(series: Sequence[Series]) -> list[CellFinding]:
 # --- the whole matrix ----------------------------------------------------------------------------
 def _pooled(series: Sequence[Series], found: History) -> list[PooledFinding]:
     """The same cells before and after, all together: across the newest environment change, and on the newest night."""
-    by_metric: dict[tuple[str, str, str, str], list[tuple[Series, float, float]]] = {}
+    by_metric: dict[tuple[str, str, str], list[tuple[Series, float, float]]] = {}
     for one in series:
         segment, earlier = one.segment(), one.before_segment()
         if earlier:
-            names = (one.metric, "environment", earlier[-1].fingerprint, segment[-1].fingerprint)
+            names = (one.metric, "environment", one.sweep)
             by_metric.setdefault(names, []).append((one, _level(earlier), _level(segment)))
         elif len(segment) > 1:
-            names = (one.metric, "night", "", "")
+            names = (one.metric, "night", one.sweep)
             by_metric.setdefault(names, []).append((one, _level(segment[:-1]), segment[-1].value))
-    tested: list[tuple[tuple[str, str, str, str], list[tuple[Series, float, float]], stats.Pooled]] = []
+    tested: list[tuple[tuple[str, str, str], list[tuple[Series, float, float]], stats.Pooled]] = []
     for names, rows in sorted(by_metric.items(), key=lambda pair: pair[0]):
         ratio = METRICS[rows[0][0].quantity].family in RATIO_FAMILIES
         usable = [row for row in rows if not ratio or min(row[1:]) > 0]
@@ -371,11 +411,11 @@ def _pooled(series: Sequence[Series], found: History) -> list[PooledFinding]:
     adjusted = stats.benjamini_hochberg([max(t.p, _guard(rows, t)) for _, rows, t in tested])
     out = []
     for (names, rows, t), p in zip(tested, adjusted, strict=True):
-        metric, kind, old, new = names
+        metric, kind, _ = names
         quantity = metric.rpartition(".")[2]
         floor = _floor(quantity) / 2  # a shift of all cells is believed at half of what one cell may wander
         if p < ALPHA and (METRICS[quantity].family not in RATIO_FAMILIES or abs(t.effect) >= floor):
-            out.append(_pooled_finding(metric, kind, rows, t, float(p), _suspects(found, old, new)))
+            out.append(_pooled_finding(metric, kind, rows, t, float(p), _common_suspects(found, rows, kind)))
     return out
 
 
@@ -431,6 +471,16 @@ def _environment_changes(series: Sequence[Series], found: History) -> list[Envir
     ]
 
 
+def _common_suspects(found: History, rows: Sequence[tuple[Series, float, float]], kind: str) -> tuple[str, ...]:
+    """What differs between the two environments of the cells, what most cells have in common first."""
+    if kind != "environment":
+        return ()
+    counts: Counter[str] = Counter()
+    for one, _, _ in rows:
+        counts.update(_suspects(found, one.before_segment()[-1].fingerprint, one.segment()[-1].fingerprint))
+    return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+
+
 def _suspects(found: History, old: str, new: str) -> tuple[str, ...]:
     """Differences between two environments, package by package, then machine."""
     if not old or not new:
@@ -446,6 +496,7 @@ def _suspects(found: History, old: str, new: str) -> tuple[str, ...]:
 def _facts(environment: Mapping[str, Any]) -> dict[str, str]:
     """Parts of a fingerprint, by name."""
     facts = {name: str(version) for name, version in (environment.get("packages") or {}).items() if version}
+    facts |= {f"cell {path}": str(value) for path, value in (environment.get("cell") or {}).items()}
     if environment.get("python"):
         facts["python"] = ".".join(str(environment["python"]).split(".")[:2])
     cpu = environment.get("cpu")

@@ -27,6 +27,13 @@ def to_markdown(report: Report) -> str:
             "",
             f"**Environment changed** on {change.cells} cells since {change.since}: " + _list(change.suspects),
         ]
+    if report.ended or report.began:
+        lines += [
+            "",
+            f"{len(report.ended)} series ended and {len(report.began)} began on the newest day of their sweep.",
+        ]
+        named = [one for one in report.ended if one.differs][:SHOWN]
+        lines += [f"- `{one.label}` ended: another cell of this label has {', '.join(one.differs)}" for one in named]
     worse: list[CellFinding | PooledFinding] = [*report.pooled, *report.cells]
     for title, findings in (("Worse", worse), ("Better", report.improvements)):
         if findings:

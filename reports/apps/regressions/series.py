@@ -14,6 +14,7 @@ from harness.digests import digest
 from harness.metrics import METRICS
 from harness.record import FINAL_STATUSES
 from harness.store.index import Flat
+from reports.apps.regressions import identity
 
 FAMILIES = frozenset({"accuracy", "retention", "time", "energy", "memory"})
 """Families of quantities that are watched; sizes follow from shapes and belong to claims."""
@@ -48,6 +49,7 @@ class Series:
     metric: str
     model: str
     points: tuple[Point, ...]
+    sweep: str = ""
 
     @property
     def quantity(self) -> str:
@@ -104,20 +106,30 @@ class History:
         attempts: key and machine to its records, oldest first, disturbed ones and those without a result included.
         environments: fingerprint to the environment of its first record.
         samples: record id to the digest of its samples, for records that have any.
+        breaks: (label, fields that differ) where a series ended and another of the same label began.
     """
 
     series: tuple[Series, ...]
     attempts: Mapping[tuple[str, str], Sequence[Attempt]]
     environments: Mapping[str, Mapping[str, Any]]
     samples: Mapping[str, str]
+    breaks: tuple[tuple[str, Mapping[str, str]], ...] = ()
 
 
-def history(flat: Flat, environment: Callable[[int], Mapping[str, Any]], *, sweep: str | None = None) -> History:
+def history(
+    flat: Flat,
+    environment: Callable[[int], Mapping[str, Any]],
+    *,
+    cell: Callable[[int], Mapping[str, Any]] | None = None,
+    sweep: str | None = None,
+) -> History:
     """Line records up. Superseded ones are left out; throttled and shared ones give no times and no energies.
 
     Args:
         flat: the records of a store (:mod:`harness.store.index`).
         environment: number of a row to the environment its record holds; asked once for each fingerprint.
+        cell: number of a row to its cell; asked where a label has several keys, which may be one series
+            (:mod:`reports.apps.regressions.identity`). None: every key is a series.
         sweep: only records of this sweep.
     """
     rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
@@ -139,10 +151,47 @@ def history(flat: Flat, environment: Callable[[int], Mapping[str, Any]], *, swee
         attempts.setdefault((found.key, _home(rows, i, known)), []).append(found)
         if found.fingerprint not in environments:
             environments[found.fingerprint] = environment(i)
+    breaks: list[tuple[str, Mapping[str, str]]] = []
+    if cell is not None:
+        attempts, breaks = _joined(attempts, environments, cell)
     watched = _watched(flat)
     series = [one for members in (attempts[place] for place in sorted(attempts)) for one in _series(members, watched)]
     samples = {rows["id"][i]: rows["samples"][i] for i in wanted if rows["samples"][i] is not None}
-    return History(tuple(series), attempts, environments, samples)
+    return History(tuple(series), attempts, environments, samples, tuple(breaks))
+
+
+def _joined(
+    attempts: Mapping[tuple[str, str], list[Attempt]],
+    environments: dict[str, Mapping[str, Any]],
+    cell: Callable[[int], Mapping[str, Any]],
+) -> tuple[dict[tuple[str, str], list[Attempt]], list[tuple[str, Mapping[str, str]]]]:
+    """Attempts by series and not by key; what changed of a cell is part of its environment."""
+    by_label: dict[tuple[str, str, str], list[str]] = {}
+    for (key, home), members in attempts.items():
+        by_label.setdefault((members[-1].sweep, members[-1].label, home), []).append(key)
+    out: dict[tuple[str, str], list[Attempt]] = {}
+    breaks: list[tuple[str, Mapping[str, str]]] = []
+    for (_, label, home), keys in sorted(by_label.items()):
+        spans = [(k, attempts[k, home][0].finished, attempts[k, home][-1].finished) for k in keys]
+        found, ends = identity.chains(spans, lambda key, at=home: cell(attempts[key, at][-1].at))  # type: ignore[misc]
+        breaks += [(label, differ) for _, _, differ in ends]
+        for chain in found:
+            joined: list[Attempt] = []
+            states = chain.states if len(chain.keys) > 1 else {}
+            for key in chain.keys:
+                state = states.get(key) or {}
+                joined += [_in_state(one, state, environments) for one in attempts[key, home]]
+            out[chain.keys[-1], home] = joined
+    return out, breaks
+
+
+def _in_state(attempt: Attempt, state: Mapping[str, str], environments: dict[str, Mapping[str, Any]]) -> Attempt:
+    """The attempt with what is particular to its cell added to its environment."""
+    if not state:
+        return attempt
+    fingerprint = digest([attempt.fingerprint, dict(state)])
+    environments.setdefault(fingerprint, {**environments[attempt.fingerprint], "cell": dict(state)})
+    return attempt._replace(fingerprint=fingerprint)
 
 
 def _place(rows: Mapping[str, Sequence[Any]], i: int) -> str:
@@ -181,4 +230,7 @@ def _series(
             if not (disturbed and family in ("time", "energy", "memory")):
                 points.setdefault(name, []).append(Point(one.finished, one.id, value, one.fingerprint, n))
     last = members[-1]
-    return [Series(last.key, last.label, name, last.model, tuple(found)) for name, found in sorted(points.items())]
+    return [
+        Series(last.key, last.label, name, last.model, tuple(found), last.sweep)
+        for name, found in sorted(points.items())
+    ]

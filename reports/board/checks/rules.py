@@ -24,6 +24,7 @@ from reports.data.frame import comparable, current, outdated
 Found = Iterator[tuple[str, str]]
 
 LARGEST_PAGE_BYTES = 64 * 2**20
+FULL = ("full", "none")
 NEEDED_FACTS = ("protocol", "records")
 
 
@@ -189,8 +190,16 @@ def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
             items |= {row["cells"][metric]["items"]} if metric in row["cells"] else set()
             if any(record.environment.get("imported") for record in records):
                 yield _name(row), "was not run here and is ranked"
+            if len(row["seeds"]) < 2 and len(part["rows"]) > 1:
+                yield _name(row), "has one seed and is ranked: that ranks a checkpoint, not a method"
             if row["marks"]:
                 yield _name(row), f"is marked {', '.join(row['marks'])} and ranked"
+    reference = [row for row in part["rows"] if (row["labels"]["method"], row["labels"]["quantization"]) == FULL]
+    ranked = any(row["rank"] is not None for row in part["rows"])
+    for row in reference:
+        verdict = (row.get("learned") or {}).get("verdict", "learned")
+        if ranked and verdict != "learned":
+            yield f"section {number + 1}", f"rows are ranked although full fine-tuning did not learn ({verdict})"
     if len(conditions) > 1:
         yield f"section {number + 1}", "rows measured under different conditions are ranked together"
     if len(items) > 1:

@@ -111,6 +111,7 @@ _FIELD_LABELS = {
     "hardware": "hardware",
     "seeds": "seeds",
     "status": "status",
+    "learned": "learned",
 }
 _FIELD_MEANING = {
     "rank": "First and last rank that paired tests on the stored samples allow; rows that are not significantly "
@@ -122,6 +123,8 @@ _FIELD_MEANING = {
     "hardware": "Hardware profile.",
     "seeds": "Seeds that ended ok, of all that were planned and tried.",
     "status": "How the cells ended; a reason where they did not end ok.",
+    "learned": "Whether the trained row beats its own untrained base on the same items: learned, no evidence, worse, "
+    "or degenerate (one answer for all items, or a rising loss), with the effect and its 95 % interval.",
 }
 
 
@@ -269,9 +272,20 @@ def _field(key: str, row: Row) -> Place:
     if key == "seeds":
         total = len(row.seeds) + len(row.failed)
         return Place(f"{len(row.seeds)}/{total}", why="")
+    if key == "learned":
+        return _learned(row)
     if key == "status":
         return Place(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(mark_words(row)))
     return Place(plain(row.labels[key]))
+
+
+def _learned(row: Row) -> Place:
+    found = row.learned
+    if found is None:
+        return Place(MISSING, why="not trained, or no stored samples")
+    if found.effect is None or found.measure != "accuracy":
+        return Place(found.verdict, hint=found.why)
+    return Place(found.verdict, f"{100 * found.effect:+.1f}", hint=found.why)
 
 
 def mark_words(row: Row) -> list[str]:

@@ -1,0 +1,228 @@
+"""Whether a trained row learned: its answers against those of its own base on the same items.
+
+A run that ended ``ok`` is no evidence that its method works: a method with a fatal bug ends ``ok`` as well. The base is
+the untrained row (method ``none``) of the same model, quantization and task, in the format that suits it best. Where no
+base was scored (the fresh head of a classifier knows nothing), it is the best constant answer: the most frequent one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from harness import stats
+from harness.record import Record
+from reports.data.effects import Evidence, Family, members_of, weighted
+from reports.data.samples import SampleSource
+
+Verdict = Literal["learned", "no evidence", "worse", "degenerate"]
+METRIC = "accuracy"
+FLOOR, CEILING = 0.02, 0.98
+"""Accuracies beyond which accuracy cannot move, so that the log-probability of the answer decides."""
+UNTRAINED = "none"
+CONSTANT = "the most frequent answer"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A verdict with what it rests on.
+
+    Attributes:
+        verdict: ``learned``: better than its base; ``worse``: worse; ``no evidence``: the interval holds zero;
+            ``degenerate``: one answer for all items, or a loss that rose, without being better than the base.
+        effect: trained less base: accuracy as a fraction, or nats of the answer's log-probability.
+        low: lower end of its 95 % interval; ``high`` likewise.
+        p: two-sided.
+        measure: ``accuracy`` or ``answer_nll``.
+        base: what it was compared with.
+        seeds: seeds of the trained row.
+        why: one sentence.
+    """
+
+    verdict: Verdict
+    effect: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    measure: str
+    base: str
+    seeds: int
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def verdicts(
+    rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record], evidence: Evidence, samples: SampleSource | None
+) -> dict[str, Learned]:
+    """Configuration to verdict, for every trained row with stored samples.
+
+    Args:
+        rows: aggregated rows of one section (one model, task and set of conditions).
+        records: record id to record.
+    """
+    if samples is None:
+        return {}
+    ok = [row for row in rows if row["ok_records"]]
+    trained = [row for row in ok if _trains(records[row["ok_records"][0]])]
+    if not trained:
+        return {}
+    members = members_of(ok)
+    out = {}
+    for row in trained:
+        family = evidence.family_of(members, METRIC, row["config"])
+        if family is not None:
+            base = _base_of(row, ok, records, family)
+            out[row["config"]] = _judge(row, base, family, records, samples)
+    return out
+
+
+def _trains(record: Record) -> bool:
+    method = record.cell.get("method") or {}
+    return method.get("learning_rate") is not None
+
+
+def _base_of(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record], family: Family
+) -> Mapping[str, Any] | None:
+    """The untrained row of the same quantization, else of none, on the same items."""
+    for quantization in (row["quantization"], "none"):
+        for one in rows:
+            named = (records[one["ok_records"][0]].cell.get("method") or {}).get("name") == UNTRAINED
+            untrained = named and not _trains(records[one["ok_records"][0]])
+            if untrained and one["quantization"] == quantization and one["config"] in family.scores:
+                return one
+    return None
+
+
+def _judge(
+    row: Mapping[str, Any],
+    base: Mapping[str, Any] | None,
+    family: Family,
+    records: Mapping[str, Record],
+    samples: SampleSource,
+) -> Learned:
+    config, seeds = row["config"], len(row["ok_records"])
+    tables = [samples(identity) for identity in row["ok_records"]]
+    if base is not None:
+        found = family.effect(config, base["config"])
+        effect, low, high, p = found.effect, found.low, found.high, found.p
+        name = f"none / {base['quantization']}"
+        better = _best_format(base, records)
+        if better is not None and better > float(base[METRIC]):
+            shift = better - float(base[METRIC])  # other prompts, so the items cannot be paired: the mean is moved
+            effect, low, high = effect - shift, low - shift, high - shift
+            p = p if low > 0 or high < 0 else 1.0
+            name += " in its best format"
+    else:
+        name = CONSTANT
+        effect, low, high, p = _against_constant(config, family, tables)
+    measure, stuck = METRIC, _stuck(row, base)
+    if stuck and low <= 0 <= high and base is not None:
+        nats = _log_probabilities(tables, [samples(identity) for identity in base["ok_records"]])
+        if nats is not None:
+            effect, low, high, p = nats
+            measure = "answer_nll"
+    one_answer, rose = _one_answer(tables), _loss_rose([records[i] for i in row["ok_records"]])
+    verdict: Verdict = "learned" if low > 0 else "worse" if high < 0 else "no evidence"
+    why = f"{_shown(effect, low, high, measure)} against {name}"
+    if one_answer and verdict != "learned":
+        verdict, why = "degenerate", f"one answer for all items; {why}"
+    elif rose and verdict != "learned":
+        verdict, why = "degenerate", f"the training loss rose; {why}"
+    if max(seeds, len(base["ok_records"]) if base is not None else 1) == 1:
+        why += "; one seed, so it holds for this checkpoint"
+    return Learned(verdict, effect, low, high, p, measure, name, seeds, why)
+
+
+def _shown(effect: float, low: float, high: float, measure: str) -> str:
+    if measure == METRIC:
+        return f"{100 * effect:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{effect:+.3g} nats of the answer [{low:+.3g}, {high:+.3g}]"
+
+
+def _stuck(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> bool:
+    """Whether both accuracies lie where they cannot move."""
+    values = [float(row[METRIC]), *([float(base[METRIC])] if base is not None else [])]
+    return max(values) <= FLOOR or min(values) >= CEILING
+
+
+def _best_format(base: Mapping[str, Any], records: Mapping[str, Record]) -> float | None:
+    """Mean accuracy of the base in its best format, where other formats were scored."""
+    readings = [records[i].metrics.get("best_format_accuracy") for i in base["ok_records"]]
+    values = [r.value for r in readings if r is not None and r.value is not None]
+    return float(np.mean(values)) if values and len(values) == len(readings) else None
+
+
+def _against_constant(config: str, family: Family, tables: Sequence[Any]) -> tuple[float, float, float, float]:
+    """The row less a row that gives every item the most frequent answer."""
+    scores = family.scores[config]
+    answers: dict[tuple[str, str], Any] = {}
+    columns = tables[0].select(["arm", "task", "item", "answer"]).to_pydict()
+    for arm, task, item, answer in zip(*(columns[c] for c in ("arm", "task", "item", "answer")), strict=True):
+        if arm == "adapted":
+            answers[task, item] = answer
+    common = Counter(answers[item] for item in scores.items).most_common(1)[0][0]
+    right = np.array([float(answers[item] == common) for item in scores.items])
+    one_task = len({task for task, _ in scores.items}) == 1
+    constant = right if one_task else right * scores.weights * len(scores.items)
+    arms = [weighted(family.scores[c]) for c in family.configs]
+    if max(len(arm) for arm in arms) == 1:
+        found = stats.compare(weighted(scores), constant)
+        return found.effect, found.low, found.high, found.p
+    names = [family.scores[c].seeds for c in family.configs]
+    rows = stats.fit_rows([*arms, constant], [*names, (None,)], fixed=[*family.rows.fixed, True])
+    one = rows.effect(family.configs.index(config), len(arms))
+    return one.effect, one.low, one.high, one.p
+
+
+def _one_answer(tables: Sequence[Any]) -> bool:
+    """Whether every seed gives one and the same answer to all of its items."""
+    found = []
+    for table in tables:
+        columns = table.select(["arm", "prediction"]).to_pydict()
+        given = {p for arm, p in zip(columns["arm"], columns["prediction"], strict=True) if arm == "adapted"}
+        found.append(len(given) == 1)
+    return bool(found) and all(found)
+
+
+def _loss_rose(records: Sequence[Record]) -> bool:
+    """Whether the loss of the last tenth of the steps is above that of the first tenth, in every seed."""
+    found = []
+    for record in records:
+        loss = record.series.get("loss", ())
+        part = max(1, len(loss) // 10)
+        if len(loss) < 2:
+            return False
+        found.append(float(np.mean(loss[-part:])) > float(np.mean(loss[:part])))
+    return bool(found) and all(found)
+
+
+def _log_probabilities(trained: Sequence[Any], base: Sequence[Any]) -> tuple[float, float, float, float] | None:
+    """Mean gain of the answer's log-probability over items, with its t interval; None where it was not stored."""
+    by_item = [_mean_log_probability(tables) for tables in (trained, base)]
+    if by_item[0] is None or by_item[1] is None or by_item[0].keys() != by_item[1].keys() or len(by_item[0]) < 2:
+        return None
+    gains = np.array([by_item[0][key] - by_item[1][key] for key in sorted(by_item[0])])
+    found = stats.mean_interval(gains)
+    return found.estimate, found.low, found.high, stats.paired_t(gains, np.zeros(len(gains))).p
+
+
+def _mean_log_probability(tables: Sequence[Any]) -> dict[tuple[str, str], float] | None:
+    sums: dict[tuple[str, str], list[float]] = {}
+    for table in tables:
+        if "logp_answer" not in table.column_names:
+            return None
+        columns = table.select(["arm", "task", "item", "logp_answer"]).to_pydict()
+        for arm, task, item, value in zip(*columns.values(), strict=True):
+            if arm == "adapted":
+                if value is None or not np.isfinite(value):
+                    return None
+                sums.setdefault((task, item), []).append(float(value))
+    return {key: float(np.mean(values)) for key, values in sums.items()}

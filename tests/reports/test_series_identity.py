@@ -1,0 +1,131 @@
+"""A series survives another order of a set, a moved revision and an added default; planted shifts are found."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from harness.store.store import Store
+from peft_matrix.cli import app
+from reports.apps.regressions import analyze, identity
+from tests.quality.imported import ITEMS, RUNS
+from tests.reports.making import ENVIRONMENT, cell, ok_record
+
+needs_runs = pytest.mark.skipif(
+    not RUNS.is_dir(), reason="the published runs are not on this machine (PEFT_MATRIX_DATA)"
+)
+
+
+def half_a_year_later(folder: Path, lost: float) -> int:
+    """The published files as a later version of the suite writes them; returns how many."""
+    rng, order = np.random.default_rng(5), random.Random(5)
+    folder.mkdir()
+    paths = sorted(RUNS.rglob("*.json"))
+    for path in paths:
+        content = json.loads(path.read_text())
+        content["run_info"]["created_at"] = "2027-01-30T01:00:00+00:00"
+        content["meta_info"]["model_info"]["sha"] = "e" * 40
+        peft = content["run_info"].get("peft_config") or {}
+        for value in peft.values():
+            if isinstance(value, list):
+                order.shuffle(value)
+        if peft:
+            peft["a_later_field"] = 1
+        for row in content["train_info"]["metrics"]:
+            if "test accuracy" in row:
+                right = round((row["test accuracy"] - lost) * ITEMS) + int(rng.integers(-4, 5))
+                row["test accuracy"] = max(0, right) / ITEMS
+        (folder / path.name).write_text(json.dumps(content))
+    return len(paths)
+
+
+def looked_at(store: Path, *sources: Path) -> dict[str, list[dict[str, Any]]]:
+    for source in sources:
+        done = CliRunner().invoke(app, ["import", "peft-method-comparison", str(source), "--results", str(store)])
+        assert done.exit_code == 0, done.output
+    said = CliRunner().invoke(app, ["regressions", "--results", str(store), "--json"]).stdout
+    return json.loads(said)  # type: ignore[no-any-return]
+
+
+@needs_runs
+@pytest.mark.parametrize("lost", [0.015, 0.0])
+def test_two_imports_half_a_year_apart_are_one_history(tmp_path: Path, lost: float) -> None:
+    files = half_a_year_later(tmp_path / "later", lost)
+    report = looked_at(tmp_path / "store", RUNS, tmp_path / "later")
+    found = [f for f in report["pooled"] if f["metric"] == "accuracy"]
+    assert report["ended"] == []
+    if not lost:
+        assert found == []
+        return
+    (one,) = found
+    assert one["pairs"] >= files - 8
+    assert one["effect"] == pytest.approx(-lost, abs=0.004)
+    assert one["low"] < -lost < one["high"]
+    assert any(suspect.startswith("cell model.revision") for suspect in one["suspects"])
+    assert any(suspect == "cell method.params.a_later_field absent → 1" for suspect in one["suspects"])
+
+
+def planted(root: Path, lost: float, cells: int = 40) -> None:
+    """Our own records: a task edited from version 1 to 2, a library's new version, and a new default."""
+    rng = np.random.default_rng(9)
+    for number in range(cells):
+        rate = 0.5 + 0.01 * number
+        for when, version, torch, more, change in (
+            ("2026-01-01", 1, "2.13.0", {}, 0.0),
+            ("2026-06-01", 2, "2.14.0", {"use_new": False}, -lost),
+        ):
+            of = cell(f"m{number}", task={"version": version, "digest": str(version) * 64})
+            of["method"]["params"] = {"modules": ["q", "v"] if version == 1 else ["v", "q"], **more}
+            environment = {**ENVIRONMENT, "packages": {"torch": torch}}
+            record, _ = ok_record(of, environment=environment, with_samples=False, items=1000)
+            value = float(rng.binomial(1000, rate + change)) / 1000
+            accuracy = record.metrics["accuracy"].model_copy(update={"value": value, "n": 1000})
+            changed = {"metrics": {**record.metrics, "accuracy": accuracy}, "fingerprint": str(version) * 64}
+            Store(root).append(record.model_copy(update={**changed, "finished": f"{when}T00:00:00+00:00"}))
+
+
+def test_our_own_records_over_an_edit_a_bump_and_a_new_default(tmp_path: Path) -> None:
+    planted(tmp_path, lost=0.015)
+    report = analyze.look(str(tmp_path))
+    (found,) = [f for f in report.pooled if f.metric == "accuracy"]
+    assert found.pairs == 40
+    assert found.low < -0.015 < found.high < 0
+    assert {"torch 2.13.0 → 2.14.0", "cell task.version 1 → 2"} <= set(found.suspects)
+    assert "cell method.params.use_new absent → false" in found.suspects
+    assert not any("modules" in suspect for suspect in found.suspects), "a set in another order is no change"
+    assert (report.ended, report.began) == ([], [])
+
+
+def test_nothing_planted_is_not_found(tmp_path: Path) -> None:
+    planted(tmp_path, lost=0.0)
+    report = analyze.look(str(tmp_path))
+    assert [f for f in report.pooled if f.metric == "accuracy"] == []
+    assert len(report.environment_changes) == 1
+
+
+def test_another_value_of_a_parameter_is_another_series(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for when, rank in (("2026-01-01", 8), ("2026-06-01", 16)):
+        of = cell("lora")
+        of["method"]["params"] = {"r": rank}
+        store.append(*ok_record(of, finished=f"{when}T00:00:00+00:00"))
+    report = analyze.look(str(tmp_path))
+    assert [(one.label, one.differs) for one in report.ended] == [
+        ("nano.lora.none.reverse.s0", ("method.params.r 8 → 16",))
+    ]
+    assert report.began == ["nano.lora.none.reverse.s0"]
+    assert report.environment_changes == []
+
+
+def test_two_cells_of_one_label_at_one_time_stay_apart() -> None:
+    cells = {"a": {"method": {"r": 8}}, "b": {"method": {"r": 8, "more": 1}}}
+    spans = [("a", "2026-01-01", "2026-03-01"), ("b", "2026-02-01", "2026-04-01")]
+    found, ends = identity.chains(spans, cells.__getitem__)
+    assert [chain.keys for chain in found] == [["a"], ["b"]]
+    assert ends == []
