@@ -59,11 +59,13 @@ class Family:
         configs: in the order of the model's rows.
         scores: of each.
         rows: the fitted model.
+        ids: record ids of each.
     """
 
     configs: tuple[str, ...]
     scores: Mapping[str, Scores]
     rows: stats.Rows
+    ids: Mapping[str, tuple[str, ...]]
 
     def interval(self, config: str) -> stats.Interval:
         """Interval of one configuration's mean over tasks; Wilson's for the items alone where no row has two seeds."""
@@ -140,7 +142,7 @@ class Evidence:
             counts = Counter(scores.items for scores in found.values())
             order = sorted(counts, key=lambda items: (-counts[items], items))
             self._families[ids, metric] = tuple(
-                _fit({c: s for c, s in found.items() if s.items == items}) for items in order
+                _fit({c: s for c, s in found.items() if s.items == items}, members) for items in order
             )
         return self._families[ids, metric]
 
@@ -149,11 +151,11 @@ class Evidence:
         return next((f for f in self.families(members, metric) if config in f.scores), None)
 
 
-def _fit(scores: Mapping[str, Scores]) -> Family:
+def _fit(scores: Mapping[str, Scores], members: Members) -> Family:
     configs = tuple(scores)
     fixed = [_unmoved(scores[c]) for c in configs]
     rows = stats.fit_rows([weighted(scores[c]) for c in configs], [scores[c].seeds for c in configs], fixed=fixed)
-    return Family(configs, scores, rows)
+    return Family(configs, scores, rows, {c: tuple(identity for _, identity in members[c]) for c in configs})
 
 
 def _unmoved(scores: Scores) -> bool:

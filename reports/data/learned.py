@@ -182,6 +182,14 @@ def _against_constant(config: str, family: Family, tables: Sequence[Any]) -> tup
     return one.effect, one.low, one.high, one.p
 
 
+def beats_constant(config: str, family: Family, samples: SampleSource) -> bool:
+    """Whether a configuration is significantly better than giving every item the most frequent answer."""
+    tables = [samples(identity) for identity in family.ids[config]]
+    if any(table is None for table in tables):
+        return True  # nothing is known against it
+    return _against_constant(config, family, tables)[1] > 0
+
+
 def _one_answer(tables: Sequence[Any]) -> bool:
     """Whether every seed gives one and the same answer to all of its items."""
     found = []

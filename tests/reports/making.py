@@ -92,8 +92,8 @@ def sample_rows(arm: str, right: list[bool], task: str = "reverse") -> list[dict
             "task": task,
             "item": str(number),
             "correct": correct,
-            "prediction": "x" if correct else "z",
-            "answer": "x" if correct else "y",
+            "prediction": f"a{number % 7}" if correct else "z",
+            "answer": f"a{number % 7}",
             "length": 3,
             "cut": False,
         }

@@ -107,6 +107,7 @@ class Evidence(_Frozen):
         levels: two comparisons whose effects differ, for an interaction; the second is claimed larger.
         count: counted from shapes; ``count_baseline`` is what it is divided by, or compared with.
         compute: arithmetic on printed numbers, as a tree of {operation: [numbers or trees]}.
+        complete: whether a computation covers the whole stated set of an "up to" claim.
     """
 
     sweep: str | None = None
@@ -117,6 +118,7 @@ class Evidence(_Frozen):
     count: Count | None = None
     count_baseline: Count | None = None
     compute: dict[str, Any] | None = None
+    complete: bool = True
 
     @model_validator(mode="after")
     def _one_kind(self) -> Evidence:
@@ -142,6 +144,7 @@ class Criterion(_Frozen):
         value: claimed size, in ``unit``.
         band: limits of a ratio.
         margin: half-width within which two arms count as equal, in ``unit``.
+        by_construction: why the verdict cannot be another one, for example because the method keeps no optimizer state.
     """
 
     metric: str
@@ -155,6 +158,7 @@ class Criterion(_Frozen):
     margin: float | None = Field(default=None, gt=0)
     tolerance: Tolerance | None = None
     evidence: Evidence | None = None
+    by_construction: str = ""
 
     @field_validator("metric", "baseline_metric")
     @classmethod

@@ -16,10 +16,18 @@ from harness import stats
 from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Claim, Criterion, Paper
-from reports.apps.reproduction.measuring import RELATIVE_UNITS, SAMPLED_FAMILIES, Absent, Measured, measure
-from reports.apps.reproduction.record_lookup import Library, outside, tuned
+from reports.apps.reproduction.measuring import (
+    NOTHING_LEARNED,
+    RELATIVE_UNITS,
+    SAMPLED_FAMILIES,
+    Absent,
+    Measured,
+    measure,
+)
+from reports.apps.reproduction.record_lookup import Library, at_edge, outside, tuned
 
 Verdict = Literal["reproduced", "partially", "not_reproduced", "inconclusive", "not_comparable", "not_run"]
+Kind = Literal["arithmetic", "counted", "measured"]
 ProxyVerdict = Literal["proxy_agrees", "proxy_partially", "proxy_disagrees", "proxy_inconclusive", "proxy_not_run"]
 
 AS_PROXY: dict[str, ProxyVerdict] = {
@@ -50,6 +58,13 @@ class Result:
     claim: Claim
     own: Judgement
     proxies: tuple[Judgement, ...]
+
+
+def kind_of(test: Criterion) -> Kind:
+    """What a verdict rests on: arithmetic on printed numbers, a count of shapes, or measured records."""
+    if test.evidence is not None and test.evidence.compute is not None:
+        return "arithmetic"
+    return "counted" if test.evidence is not None and test.evidence.count is not None else "measured"
 
 
 def judge_claim(paper: Paper, claim: Claim, library: Library) -> Result:
@@ -91,9 +106,21 @@ def judge(test: Criterion, library: Library, *, scope_of: Claim | None = None) -
         why = outside(scope_of.scope, records)
         if why:
             return Judgement("not_comparable", why, measured, tuple(sorted(flags)))
-    if test.metric in METRICS and METRICS[test.metric].family in SAMPLED_FAMILIES and not all(map(tuned, records)):
+    sampled = test.metric in METRICS and METRICS[test.metric].family in SAMPLED_FAMILIES
+    if sampled and not all(map(tuned, records)):
         flags.add("untuned-baseline")
+    if test.by_construction:
+        flags.add("by-construction")
     verdict, reason = decide(test, measured)
+    if sampled and any(map(at_edge, records)):
+        flags.add("lr-at-edge")
+        if verdict == "not_reproduced":
+            verdict, reason = "inconclusive", f"the best learning rate lies at the edge of the rates tried ({reason})"
+    if NOTHING_LEARNED in flags and verdict == "not_reproduced":
+        verdict, reason = (
+            "inconclusive",
+            f"the arm learned nothing within its budget, which contradicts nothing ({reason})",
+        )
     if verdict == "reproduced" and exceeds(test, measured):
         flags.add("exceeds")
     return Judgement(verdict, reason, measured, tuple(sorted(flags)))

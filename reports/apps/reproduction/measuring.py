@@ -16,12 +16,14 @@ from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
 from reports.apps.reproduction.record_lookup import Found, Library
+from reports.data.learned import beats_constant
 from reports.data.samples import ARMS
 from reports.data.timing import ratio
 
 EXACT_FAMILIES = frozenset({"size"})
 """Families of quantities that follow from shapes: two runs cannot differ, so one record is enough."""
 SAMPLED_FAMILIES = frozenset({"accuracy", "retention"})
+NOTHING_LEARNED = "nothing-learned"
 RELATIVE_UNITS = frozenset({"ratio", "relative"})
 
 
@@ -73,7 +75,9 @@ def measure(test: Criterion, library: Library) -> Measured | Absent:
     if evidence is None:
         return Absent("no record can answer it yet")
     if evidence.compute is not None:
-        return Measured(compute(evidence.compute), exact=True, n="arithmetic on printed numbers")
+        return Measured(
+            compute(evidence.compute), exact=True, n="arithmetic on printed numbers", complete=evidence.complete
+        )
     if evidence.count is not None:
         return _counted(test, library, evidence.count, evidence.count_baseline)
     sweep = evidence.sweep or ""
@@ -227,6 +231,9 @@ def _by_samples(
     if family is None or names[1] not in family.scores:
         return None
     found = family.effect(*names)
+    flags = common["flags"] | ({"one-seed"} if min(found.seeds) < 2 else set())
+    if test.metric == "accuracy" and not beats_constant(names[0], family, library.samples):
+        flags |= {NOTHING_LEARNED}
     unit = 100.0 if test.unit == "points" else 1.0
     return Measured(
         found.effect * unit,
@@ -236,7 +243,7 @@ def _by_samples(
         df=found.df,
         mde=None if found.mde is None else found.mde * unit,
         n=f"{found.items} shared items, {found.seeds[0]} and {found.seeds[1]} seeds",
-        **{**common, "flags": common["flags"] | ({"one-seed"} if min(found.seeds) < 2 else set())},
+        **{**common, "flags": flags},
     )
 
 

@@ -46,6 +46,7 @@ class Library:
     """
 
     def __init__(self, records: Iterable[Record], samples: SampleSource) -> None:
+        self.samples = samples
         self.evidence = Evidence(samples)
         self._by_sweep: dict[str, list[tuple[str, Record]]] = {}
         self._by_key: dict[str, tuple[str, Record]] = {}
@@ -131,6 +132,12 @@ def tuned(record: Record) -> bool:
     if _part(record.cell, "method").get("learning_rate") is None:
         return True
     return bool(record.cell.get("tuning"))
+
+
+def at_edge(record: Record) -> bool:
+    """Whether tuning found its best learning rate at the edge of the rates it tried."""
+    tuning = _part(record.environment, "facts").get("tuning")
+    return isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True
 
 
 def _refusal(record: Record, timed: bool) -> str:

@@ -9,9 +9,15 @@ from typing import Any
 
 from harness.metrics import METRICS
 from reports.apps.reproduction.claims import Claim, Criterion, Needs, Proxy
-from reports.apps.reproduction.judging import Judgement, Result
+from reports.apps.reproduction.judging import Judgement, Result, kind_of
 from reports.apps.reproduction.measuring import Measured
 
+KIND_WORDS = {
+    "arithmetic": "arithmetic on printed numbers",
+    "counted": "counted from shapes",
+    "measured": "measured",
+}
+PROXY_KIND = "measured (proxy)"
 UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "absolute": "", "count": "", "bytes": " B"}
 
 
@@ -30,14 +36,33 @@ def _row(result: Result) -> dict[str, Any]:
         "unit": claim.unit,
         "form": claim.form,
         "metric": claim.metric,
+        "kind": kind_of(claim),
         **_judgement(result.own),
         "sentence": sentence(result),
     }
     row["proxies"] = [
-        {"setup": proxy.setup, **_judgement(judged), "differs": proxy.differs, "metric": proxy.metric}
+        {
+            "setup": proxy.setup,
+            "kind": PROXY_KIND,
+            **_judgement(judged),
+            "differs": proxy.differs,
+            "metric": proxy.metric,
+        }
         for proxy, judged in _proxies(result)
     ]
     return row
+
+
+def by_kind(results: Sequence[Result]) -> dict[str, Counter[str]]:
+    """Kind of evidence to its verdicts; they are never added up over kinds. Claims without a run are their own kind."""
+    found: dict[str, Counter[str]] = {}
+    for result in results:
+        kind = "no evidence yet" if result.own.verdict == "not_run" else KIND_WORDS[kind_of(result.claim)]
+        found.setdefault(kind, Counter())[result.own.verdict] += 1
+        for proxy, judged in _proxies(result):
+            held = " by construction" if proxy.by_construction and judged.verdict == "proxy_agrees" else ""
+            found.setdefault(PROXY_KIND, Counter())[judged.verdict.removeprefix("proxy_") + held] += 1
+    return {kind: found[kind] for kind in (*KIND_WORDS.values(), PROXY_KIND, "no evidence yet") if kind in found}
 
 
 def _proxies(result: Result) -> list[tuple[Proxy, Judgement]]:
@@ -120,18 +145,20 @@ def number(value: float) -> str:
 
 def to_markdown(results: Sequence[Result]) -> str:
     """The report: a summary, one table a paper, and the sentences."""
-    counts = Counter(r.own.verdict for r in results)
-    proxies = Counter(judged.verdict for r in results for judged in r.proxies)
     lines = [
         "# Reproduction",
         "",
         "Claims of papers against records of this project. A proxy is a smaller experiment of the same form: its "
         "verdict is shown separately and never replaces the claim's. Verdicts and flags are explained below.",
         "",
-        f"{len(results)} claims: " + ", ".join(f"{n} {v.replace('_', ' ')}" for v, n in sorted(counts.items())) + ".",
-        f"{sum(proxies.values())} proxies: "
-        + (", ".join(f"{n} {v.removeprefix('proxy_').replace('_', ' ')}" for v, n in sorted(proxies.items())) or "none")
-        + ".",
+        f"{len(results)} claims and {sum(len(r.proxies) for r in results)} proxies. What a verdict rests on:",
+        "",
+        *(
+            f"- **{kind}**: " + ", ".join(f"{n} {v.replace('_', ' ')}" for v, n in sorted(counts.items())) + "."
+            for kind, counts in by_kind(results).items()
+        ),
+        "",
+        "Arithmetic repeats a paper's own numbers and a count follows from shapes: neither is a measured phenomenon.",
         "",
     ]
     by_paper: dict[str, list[Result]] = {}
@@ -185,7 +212,9 @@ LEGEND = [
     "- `untuned-baseline`: the learning rates were not chosen by one tuning budget for both arms. "
     "`reference-inconsistent`: the texts print values that disagree. `one-seed`: no spread can be given. "
     "`leak`, `estimated-memory`, `one-seed-reference`: known doubts about the printed number. "
-    "`…-refused`: records that were offered and left out.",
+    "`…-refused`: records that were offered and left out. `by-construction`: the verdict cannot be another one. "
+    "`lr-at-edge`: the best learning rate lies at the edge of those tried. `nothing-learned`: the arm does not beat "
+    "the most frequent answer. `no-blocks`: times that were not measured in randomised blocks have no interval.",
 ]
 
 

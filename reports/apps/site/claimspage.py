@@ -35,7 +35,7 @@ def read_claims(path: Path | None) -> dict[str, Any] | None:
     papers: dict[str, list[dict[str, Any]]] = {}
     for row in shown:
         papers.setdefault(row["paper"], []).append(row)
-    counts = sorted(Counter(row["verdict"] for row in shown).items())
+    counts = sorted(Counter((row["kind"], row["verdict"]) for row in shown).items())
     return {"total": len(shown), "counts": counts, "papers": sorted(papers.items())}
 
 
@@ -45,6 +45,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "claim": line(row["claim"], 80),
         "paper": line(row["paper"], 200),
         "verdict": line(row["verdict"], 40).replace("_", " "),
+        "kind": line(row.get("kind", "kind not stated"), 40),
         "statement": line(row.get("statement", ""), 600),
         "sentence": line(row.get("sentence", ""), 1500),
         "flags": ", ".join(line(flag, 60) for flag in row.get("flags") or ()),
