@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # heavy, and only for types
     import torch
 
 LARGEST = 10
-"""Leading singular vectors of the tuned matrix that are looked at, the paper's k."""
+"""Number of leading singular vectors of the tuned matrix that are compared, the paper's k."""
 ALIKE = 0.5
 """A vector whose largest absolute cosine with the base's singular vectors is below this is an intruder."""
 

@@ -179,7 +179,7 @@ def test_every_phase_has_a_schedule_from_its_beginning() -> None:
     assert second[-1] < 1.0
 
 
-def test_intruder_dimensions_are_counted_on_tuned_and_merged_weights(records: dict[str, dict[str, Any]]) -> None:
+def test_intruder_dimensions_of_tuned_and_merged_weights(records: dict[str, dict[str, Any]]) -> None:
     for name in ("full", "lora"):
         reading = records[name]["metrics"]["intruder_dimensions"]
         assert 0 <= reading["value"] <= 10
