@@ -117,7 +117,7 @@ def test_search_needs_a_validation_split(name: str) -> None:
         made(name, target_modules=["c_attn"]).search(base(CAUSAL), said(5), said(5))
 
 
-def test_diffora_continues_with_the_product_that_the_gate_let_through() -> None:
+def test_diffora_continues_with_the_gated_product() -> None:
     model: Any = deaf(1)
     method: Any = made("diffora", rho=1.0, **SEARCH)
     seen: dict[str, torch.Tensor] = {}

@@ -331,7 +331,7 @@ def test_counted_operations_are_those_of_a_real_step(name: str) -> None:
     assert counted() == before < everything
 
 
-def test_s2ft_trains_whole_heads_as_columns_of_the_output_projection() -> None:
+def test_s2ft_trains_whole_heads_of_the_output_projection() -> None:
     method: Any = made("s2ft", heads=0.5, channels=0)
     model = attached(method, llama())
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
