@@ -167,7 +167,7 @@ class Rows:
         return out
 
     def better(self, *, sign: float = 1.0, level: float = RANK_LEVEL) -> NDArray[np.bool_]:
-        """Which row beats which, shape (rows, rows): True at [i, j] where i is better than j.
+        """Pairwise wins, shape (rows, rows): True at [i, j] where i is better than j.
 
         A pair differs if the simultaneous test says so and the pair's own seeds alone say so too (Welch's test at
         :data:`OWN_LEVEL`), so that no row is placed by the steadiness of others alone.

@@ -19,7 +19,7 @@ def simultaneous_p(t: ArrayLike, df: ArrayLike, rows: int) -> Floats:
     """P values of pairwise t statistics, adjusted for all pairs of ``rows`` means (Tukey 1953, Kramer 1956).
 
     The probability that the largest of all pairwise |t| exceeds the given one where all means are equal. With a
-    standard error and degrees of freedom of its own for every pair it is the procedure of Games and Howell (1976).
+    separate standard error and degrees of freedom for every pair it is the procedure of Games and Howell (1976).
 
     Args:
         t: any shape; difference over its standard error.

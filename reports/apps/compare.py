@@ -120,7 +120,7 @@ def _on_items(a: Side, b: Side, metric: str, samples: SampleSource, records: Ite
 
 
 def alike(a: Record, b: Record) -> bool:
-    """Whether two records may stand in one section of a board."""
+    """True if two records may be in one section of a board."""
     return comparable(a) == comparable(b) and a.cell.get("model") == b.cell.get("model")
 
 

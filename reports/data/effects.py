@@ -108,7 +108,7 @@ def _of_checkpoint(scores: Scores) -> stats.Interval:
 
 
 class Evidence:
-    """Scores and fitted families of one look at the records; each sample file is read once.
+    """Scores and fitted families of one pass over the records; each sample file is read once.
 
     Args:
         samples: record id to its table of scored items; None: no samples at hand.

@@ -126,7 +126,7 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
 
     A row leaves the front only if another one is at least as good on every axis by its mean and *clearly*
     better on one: by the ranking's tests on the ranked metric, by more than the larger standard deviation over
-    seeds elsewhere. So noise alone drops nobody, and of two rows that do not differ both may stay.
+    seeds elsewhere. So noise alone removes no row, and of two rows that do not differ both may stay.
 
     Marked rows take no part. Where every row was imported they have a front among themselves: it says what the
     other tool's numbers say, and no row of ours is measured against it.

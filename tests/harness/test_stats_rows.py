@@ -44,7 +44,7 @@ def test_two_lucky_seeds_give_no_row_a_rank() -> None:
     assert not found.better().any()
 
 
-def test_one_seed_rows_borrow_the_others_variance_and_have_no_rank() -> None:
+def test_one_seed_rows_use_pooled_variance_and_have_no_rank() -> None:
     rng = np.random.default_rng(1)
     arms = [(rng.random((3, 400)) < rate).astype(float) for rate in (0.5, 0.7, 0.9)]
     arms.append((rng.random((1, 400)) < 0.9).astype(float))

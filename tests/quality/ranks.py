@@ -4,7 +4,8 @@ Eight methods of equal true accuracy are scored on the same items by two, three 
 effect of the item and one of the seed. What a board prints of them is then counted: boards that place any row above
 another (family-wise error), intervals of rows and of differences that hold the truth (coverage), and, where four of the
 methods are truly ten points worse, the share of the 16 differing pairs that are found (power). ``fair_methods`` counts
-the pairs of 28 that the committed records of that sweep tell apart. ``--stress`` adds what the model is weak against: a
+the pairs of 28 that differ significantly in the committed records of that sweep. ``--stress`` adds what the model is
+weak against: a
 single method whose seeds differ by 14 points among seven steady ones.
 """
 
@@ -31,7 +32,7 @@ NODES = stats.norm.ppf((np.arange(1001) + 0.5) / 1001)
 
 
 class Scenario(NamedTuple):
-    """What the seeds do.
+    """Behaviour of the seeds.
 
     Attributes:
         sds: standard deviation over seeds of each method, in points of accuracy.
@@ -97,7 +98,7 @@ def board(rng: np.random.Generator, seeds: int, scenario: Scenario, accuracies: 
 
 
 class Counted(NamedTuple):
-    """What one board printed, counted."""
+    """Counts of one board's output."""
 
     wrong: bool
     rows: float
@@ -151,7 +152,7 @@ def measure(boards: int, *, stress: bool = False, start: int = 0) -> Iterator[di
 
 
 def fair_methods() -> dict[str, int]:
-    """Pairs of 28 told apart in the committed records of the sweep ``fair-methods``, by task."""
+    """Significantly different pairs of 28 in the committed records of the sweep ``fair-methods``, by task."""
     from harness.store.store import Store
     from reports.data.frame import current, is_trial
     from reports.data.samples import gather

@@ -176,7 +176,7 @@ def test_rows_scored_on_other_items_are_not_paired():
     assert ranking.unranked == {"c": "scored on other items than the rest"}
 
 
-def test_one_seed_boards_rank_nothing_and_show_effects_on_checkpoints(tmp_path):
+def test_one_seed_boards_rank_nothing_and_show_effects(tmp_path):
     made = [ok_record(cell("lora"), accuracy=0.9), ok_record(cell("full"), accuracy=0.3)]
     chosen = board(baseline={"method": "full"}, columns=[{"field": "rank"}, {"difference": "accuracy"}])
     store = stored(tmp_path, *made)

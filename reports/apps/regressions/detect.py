@@ -478,7 +478,7 @@ def _environment_changes(series: Sequence[Series], found: History) -> list[Envir
 
 
 def _common_suspects(found: History, rows: Sequence[tuple[Series, float, float]], kind: str) -> tuple[str, ...]:
-    """What differs between the two environments of the cells, what most cells have in common first."""
+    """Differences between the two environments of the cells, those shared by most cells first."""
     if kind != "environment":
         return ()
     counts: Counter[str] = Counter()

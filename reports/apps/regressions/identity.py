@@ -1,4 +1,4 @@
-"""Which cells are one series: a key that changed is not a new series as long as nothing that was asked for changed.
+"""Identity of a series: a changed key does not start a new series unless a requested setting changed.
 
 A cell's key changes when a model or data set gets another revision, when a list that is a set is written in another
 order, and when a later version of a tool stores a field at its default. Two keys of one label (and sweep and machine)

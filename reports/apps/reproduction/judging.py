@@ -61,7 +61,7 @@ class Result:
 
 
 def kind_of(test: Criterion) -> Kind:
-    """What a verdict rests on: arithmetic on printed numbers, a count of shapes, or measured records."""
+    """Evidence of a verdict: arithmetic on printed numbers, a count of shapes, or measured records."""
     if test.evidence is not None and test.evidence.compute is not None:
         return "arithmetic"
     return "counted" if test.evidence is not None and test.evidence.count is not None else "measured"
