@@ -209,11 +209,13 @@ def positions(model: Any) -> float:
 
     RoBERTa and its kin count positions from behind the padding id, so that a table of 514 rows places 512 tokens.
     """
-    config = model.config.get_text_config()
+    whole = model.config
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
     found = next((n for name in POSITIONS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
-    if found is None or getattr(config, "position_embedding_type", "") == "alibi" or config.model_type == "bloom":
+    alibi = getattr(config, "position_embedding_type", "") == "alibi"
+    if found is None or alibi or getattr(config, "model_type", "") == "bloom":
         return math.inf
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if hasattr(model, "named_modules") else ():
         padding = getattr(module, "padding_idx", None) if name.endswith("position_embeddings") else None
         if padding is not None and getattr(module, "num_embeddings", None) == found:
             return int(found - padding - 1)
