@@ -1,4 +1,4 @@
-"""Whether a trained row learned: its answers against those of its own base on the same items.
+"""Whether a trained row learned: its answers against those of its base on the same items.
 
 A run that ended ``ok`` is no evidence that its method works: a method with a fatal bug ends ``ok`` as well. The base is
 the untrained row (method ``none``) of the same model, quantization and task, in the format that suits it best. Where no
