@@ -319,5 +319,5 @@ def _shared(tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]] | None
         common = len([name for name in means[i] if name in means[j]])
         part = common / max(len(means[i]), len(means[j]))
         # two seeds always lie on a line, so their correlation is known by its sign alone and counts less
-        out[i, j] = out[j, i] = value * part * (0.7 if common == 2 else 1.0)
+        out[i, j] = out[j, i] = value * part * (0.9 if common == 2 else 1.0)
     return out

@@ -173,7 +173,7 @@ def _against_constant(config: str, family: Family, tables: Sequence[Any]) -> tup
     one_task = len({task for task, _ in scores.items}) == 1
     constant = right if one_task else right * scores.weights * len(scores.items)
     arms = [weighted(family.scores[c]) for c in family.configs]
-    if max(len(arm) for arm in arms) == 1:
+    if len(scores.seeds) == 1 or max(len(arm) for arm in arms) == 1:
         found = stats.compare(weighted(scores), constant)
         return found.effect, found.low, found.high, found.p
     names = [family.scores[c].seeds for c in family.configs]
