@@ -6,7 +6,7 @@ Configuration objects do nothing: no network, no device query, no environment va
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlencode
@@ -488,12 +488,12 @@ class SweepSpec(Spec):
     @field_validator("models", mode="before")
     @classmethod
     def _models(cls, value: Any) -> Any:
-        return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+        return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
     @field_validator("methods", "quantization", "tasks", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [_named(v) for v in value] if isinstance(value, list) else value
+        return [_named(v) for v in value] if isinstance(value, list | tuple) else value
 
     @field_validator("seeds", "hardware")
     @classmethod
@@ -544,15 +544,25 @@ class SweepSpec(Spec):
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A sweep together with where it was read, so that later checks can name file, line and key."""
+    """A sweep together with the file it was read from, so that later checks can name file, line and key.
+
+    Attributes:
+        path: None for a sweep built in Python, which has no file and no lines.
+    """
 
     spec: SweepSpec
-    path: Path
-    lines: dict[Loc, int]
+    path: Path | None = None
+    lines: dict[Loc, int] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The file, or the sweep's name, for messages."""
+        return str(self.path) if self.path is not None else f"sweep {self.spec.name!r}"
 
     def where(self, *loc: int | str) -> str:
         """``FILE, line N, key 'a.b'`` of a location inside the sweep."""
-        return f"{self.path}, line {line_of(self.lines, loc)}, key '{'.'.join(map(str, loc))}'"
+        line = f", line {line_of(self.lines, loc)}" if self.path is not None else ""
+        return f"{self.source}{line}, key '{'.'.join(map(str, loc))}'"
 
 
 def load(path: Path) -> LoadedSweep:

@@ -132,19 +132,22 @@ def load_model(path: Path, model: type[M]) -> tuple[M, dict[Loc, int]]:
     return validate(data, model, path=path, lines=lines), lines
 
 
-def validate(data: Any, model: type[M], *, path: Path, lines: dict[Loc, int]) -> M:
+def validate(data: Any, model: type[M], *, path: Path | None = None, lines: dict[Loc, int] | None = None) -> M:
     """``data`` as an instance of ``model``.
+
+    Args:
+        path: the file that ``data`` was read from, with ``lines``; None: it was built in Python.
 
     Raises:
         UserError: the first thing that is wrong, with file, line, key and what is allowed.
     """
     if not isinstance(data, dict):
-        raise UserError(f"expected keys and values, found {type(data).__name__}", where=str(path))
+        raise UserError(f"expected keys and values, found {type(data).__name__}", where=str(path or ""))
     try:
         return model.model_validate(data)
     except ValidationError as error:
         first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-        raise _explain(dict(first), model, path, lines) from None
+        raise _explain(dict(first), model, path, lines or {}) from None
 
 
 def line_of(lines: dict[Loc, int], loc: Loc) -> int:
@@ -154,11 +157,11 @@ def line_of(lines: dict[Loc, int], loc: Loc) -> int:
     return lines.get(loc, 1)
 
 
-def _explain(error: dict[str, Any], model: type[BaseModel], path: Path, lines: dict[Loc, int]) -> UserError:
+def _explain(error: dict[str, Any], model: type[BaseModel], path: Path | None, lines: dict[Loc, int]) -> UserError:
     raw: Loc = tuple(error["loc"])
     loc = _in_file(raw, lines) or raw
     key = ".".join(str(part) for part in loc)
-    where = f"{path}, line {line_of(lines, loc)}, key '{key}'"
+    where = f"{path}, line {line_of(lines, loc)}, key '{key}'" if path is not None else f"key '{key}'"
     kind, shown = error["type"], error.get("input")
     if kind == "extra_forbidden":
         name, allowed = str(raw[-1]), allowed_keys(model, loc[:-1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,10 @@ from peft_matrix.settings_text import method_line, settings
 from runners.planning.cost_model import Prediction, total
 from runners.planning.plan import Plan
 from runners.running.progress import clock
+
+if TYPE_CHECKING:
+    from reports.apps.regressions.detect import Report
+    from reports.board.checks import Smell
 
 Rows = list[dict[str, Any]]
 MOST_METHODS = 30
@@ -165,3 +170,35 @@ def _reading_text(reading: Reading) -> str:
 
 def _cell_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def print_verdicts(rows: Rows, console: Console) -> None:
+    """Claims with what was printed, what was measured, and the verdict."""
+    from reports.apps.reproduction.report import number
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("claim", no_wrap=True)
+    for title in ("printed", "measured", "verdict", "flags", "proxies"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        printed = " / ".join(number(p["value"]) for p in row["printed"] if p["value"] is not None) or row["form"]
+        measured = "–" if row["measured"] is None else number(row["measured"])
+        if row["interval"]:
+            measured += f" [{number(row['interval'][0])}, {number(row['interval'][1])}]"
+        proxies = ", ".join(f"{p['setup']} {p['verdict'].removeprefix('proxy_')}" for p in row["proxies"])
+        table.add_row(row["claim"], printed, measured, row["verdict"], ", ".join(row["flags"]), proxies)
+    console.print(table)
+
+
+def print_smells(smells: Sequence[Smell]) -> None:
+    """The smells of a board, one line each, to standard error."""
+    from reports.board.checks import print_found
+
+    print_found(smells)
+
+
+def regressions_text(report: Report) -> str:
+    """The report on regressions, as Markdown."""
+    from reports.apps.regressions.report import to_markdown
+
+    return to_markdown(report)

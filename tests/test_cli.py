@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from peft_matrix.cli import PANELS, app
 from peft_matrix.settings_text import settings
-from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
 

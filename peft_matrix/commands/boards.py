@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from harness.errors import EXIT_FAILED_CELLS, UserError
-from peft_matrix.commands.common import AsJson, DataRoot, Results, console, open_workspace, print_json
-
-if TYPE_CHECKING:
-    from runners.workspace import Workspace
-
-IMPORTED = "imported:"
+from harness.errors import EXIT_FAILED_CELLS
+from peft_matrix.commands.common import AsJson, DataRoot, Results, console, print_json
+from peft_matrix.locations import open_workspace
+from peft_matrix.targets import IMPORTED
 
 
 def board(
@@ -33,20 +30,12 @@ def board(
 
     ``imported:KIND`` instead of a sweep draws what 'peft-matrix import KIND' brought in.
     """
-    from reports.board.checks import print_found
-    from reports.board.publish import publish_board
+    from peft_matrix import api
+    from peft_matrix.console import print_smells
 
-    workspace = open_workspace(results, data_root)
-    name, drawn_as, keys = _what(sweep, workspace, from_records)
-    folder = out or board_folder(workspace, name)
-    published = publish_board(
-        board_name or drawn_as,
-        workspace.roots,
-        results=workspace.results,
-        keys=keys,
-        out=folder,
-        title="" if name.startswith(IMPORTED) else name,
-    )
+    found = api.load(results, data_root=data_root).board(sweep, board=board_name, planned=not from_records)
+    folder = out or board_folder(results, found.sweep)
+    published = found.save(folder)
     if as_json:
         typer.echo((folder / "board.json").read_text(encoding="utf-8"), nl=False)
         return
@@ -55,24 +44,8 @@ def board(
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
     typer.echo(f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex, lbom.json and figures)")
     if published.smells:
-        print_found(published.smells)
+        print_smells(published.smells)
         raise typer.Exit(EXIT_FAILED_CELLS)
-
-
-def _what(sweep: str, workspace: Workspace, from_records: bool) -> tuple[str, str, list[str]]:
-    """Name, board and cells to draw: of a sweep, or of another tool's results."""
-    from reports.board.spec import find_boards
-    from runners.running.run import load_sweep
-    from runners.tools.queries import recorded_keys, sweep_keys
-
-    if sweep.startswith(IMPORTED):  # there is no sweep file: what was imported is all there is
-        kind = sweep.removeprefix(IMPORTED)
-        known = kind in find_boards(list(workspace.roots))
-        return sweep, kind if known else "imported", recorded_keys(sweep, workspace.results)
-    loaded = load_sweep(sweep, workspace)
-    name = loaded.spec.name
-    keys = recorded_keys(name, workspace.results) if from_records else sweep_keys(loaded, workspace)
-    return name, loaded.spec.board, keys
 
 
 def check(
@@ -81,25 +54,24 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check a board's files against the records for the eight leaderboard smells. Exit code 1 if any is found."""
-    from harness.store.store import Store
-    from reports.board.checks import check_folder, print_found
+    from peft_matrix import api
+    from peft_matrix.console import print_smells
 
-    workspace = open_workspace(results, None)
-    folder = Path(what) if Path(what).is_dir() else board_folder(workspace, what)
-    found = check_folder(folder, Store(workspace.results))
+    folder = Path(what) if Path(what).is_dir() else board_folder(results, what)
+    found = api.check_board(folder, results=results)
     if as_json:
         print_json([{"smell": one.smell, "where": one.where, "what": one.what} for one in found])
     elif found:
-        print_found(found)
+        print_smells(found)
     else:
         typer.echo(f"{folder}: none of the eight smells.")
     if found:
         raise typer.Exit(EXIT_FAILED_CELLS)
 
 
-def board_folder(workspace: Workspace, sweep: str) -> Path:
+def board_folder(results: str | None, sweep: str) -> Path:
     """Boards are written next to the records; for records at a URL, to ./results."""
-    return workspace.beside("boards") / sweep.replace(":", "-")
+    return open_workspace(results).beside("boards") / sweep.replace(":", "-")
 
 
 def import_(
@@ -109,11 +81,9 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import results of another tool as records marked as imported; list the fields that were not mapped."""
-    from harness.store.store import Store
-    from reports.apps.importers import import_results
+    from peft_matrix import api
 
-    workspace = open_workspace(results, None)
-    done = import_results(kind, paths, Store(workspace.results))
+    done = api.import_results(kind, paths, results=results)
     if as_json:
         unmapped = {name: {"why": why, "records": n} for name, (why, n) in done.unmapped.items()}
         print_json({"records": len(done.records), "added": done.added, "unmapped": unmapped, "lacks": done.lacks})
@@ -125,7 +95,7 @@ def import_(
     typer.echo("Fields that no record holds:")
     for name, (why, n) in done.unmapped.items():
         typer.echo(f"  {name} ({n} records): {why}")
-    typer.echo(f"Records: {workspace.results}    Board: peft-matrix board {IMPORTED}{kind}")
+    typer.echo(f"Records: {open_workspace(results).results}    Board: peft-matrix board {IMPORTED}{kind}")
 
 
 def publish(
@@ -139,17 +109,9 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Upload records or pages to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
-    from reports.apps.upload import upload
+    from peft_matrix import api
 
-    store = open_workspace(results, None).open_store()
-    if folder is None and store.folder is None:
-        raise UserError(
-            "only files of this machine can be sent to the Hub",
-            where=store.root,
-            fix="Copy the records first (peft-matrix results merge URL --into FOLDER), or name --folder.",
-        )
-    named = folder or (store.folder or Path()) / ("" if to == "hf-dataset" else "boards")
-    done = upload(to, repo, named, push=push)
+    done = api.publish(repo, to=to, folder=folder, push=push, results=results)
     if as_json:
         shown = {"target": done.target, "repo": done.repo, "sent": done.sent, "files": dict(done.files)}
         print_json({**shown, "left_out": list(done.left_out)})

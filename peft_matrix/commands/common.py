@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runners.workspace import Workspace
-
 SweepName = Annotated[str, typer.Argument(help="Name of a sweep (see 'peft-matrix plan --list') or path to its YAML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Results = Annotated[str | None, typer.Option(help="Folder or URL of the records. Default: ./results")]
@@ -22,13 +20,6 @@ Rerun = Annotated[
     list[str] | None,
     typer.Option(help="Rerun cells with this status: stale, all, or a status such as error. Repeatable."),
 ]
-
-
-def open_workspace(results: str | None, data_root: Path | None) -> Workspace:
-    """The workspace of the current folder, with these overrides."""
-    from runners.workspace import Workspace
-
-    return Workspace.discover(results=results, data_root=data_root)
 
 
 def console() -> Console:

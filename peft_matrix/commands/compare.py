@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from peft_matrix.commands.common import AsJson, Results, console, open_workspace, print_json
+from peft_matrix.commands.common import AsJson, Results, console, print_json
 
 
 def compare(
@@ -17,20 +17,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two configurations: effect, interval, p, smallest detectable effect, and a summary sentence."""
-    from harness.store.store import Store
-    from reports.apps import compare as comparing
+    from peft_matrix import analysis
 
-    store = Store(open_workspace(results, None).results)
-    records, _ = store.records()
-    named = {record.id: record for record in records}
-    first, second = (comparing.select(records, text) for text in (a, b))
-    found = comparing.compare(
-        first,
-        second,
-        metric,
-        lambda i: store.samples(named[i]) if named[i].samples is not None else None,
-        records=records,
-    )
+    found = analysis.compare(a, b, metric=metric, results=results)
     if as_json:
         print_json(found.as_json())
         return

@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from peft_matrix.commands.common import AsJson, DataRoot, open_workspace, print_table
+from peft_matrix.commands.common import AsJson, DataRoot, print_table
 
 
 def methods(as_json: AsJson = False) -> None:
     """List the fine-tuning methods."""
-    from runners.tools.queries import methods as rows
+    from peft_matrix import listings
 
-    print_table(rows(), as_json)
+    print_table(listings.methods(), as_json)
 
 
 def quantizers(as_json: AsJson = False) -> None:
     """List the quantizers, and whether each runs on this machine."""
-    from runners.tools.queries import quantizers as rows
+    from peft_matrix import listings
 
-    print_table(rows(), as_json)
+    print_table(listings.quantizers(), as_json)
 
 
 def tasks(
@@ -32,28 +32,26 @@ def tasks(
     as_json: AsJson = False,
 ) -> None:
     """List the tasks, the built-in ones and those of the workspace."""
-    from runners.tools.queries import tasks as rows
+    from peft_matrix import listings
 
     if out is not None:
-        from tasks.catalog import to_markdown
-
-        out.write_text(to_markdown(), encoding="utf-8")
+        out.write_text(listings.tasks_page(), encoding="utf-8")
         return
-    print_table(rows(open_workspace(None, data_root)), as_json)
+    print_table(listings.tasks(data_root=data_root), as_json)
 
 
 def models(as_json: AsJson = False) -> None:
     """List the built-in models and the ways to name any other."""
-    from runners.tools.queries import models as rows
+    from peft_matrix import listings
 
-    print_table(rows(), as_json)
+    print_table(listings.models(), as_json)
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine supports, and what to install for the rest."""
-    from runners.tools.queries import doctor as rows
+    from peft_matrix import listings
 
-    print_table(rows(), as_json)
+    print_table(listings.doctor(), as_json)
 
 
 VERBS = (methods, quantizers, tasks, models, doctor)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from peft_matrix.commands.common import AsJson, console, open_workspace, print_json, print_table
+from harness.errors import UserError
+from peft_matrix.commands.common import AsJson, console, print_json, print_table
 
 
 def compat(
@@ -19,24 +20,15 @@ def compat(
     as_json: AsJson = False,
 ) -> None:
     """Show which method trains, merges and scores on which quantizer and device, or why not."""
-    from harness.errors import UserError
-    from runners.tools import compat as table
+    from peft_matrix import listings
 
-    known: dict[str, Literal["causal-lm", "sequence-classification"]] = {
-        "causal-lm": "causal-lm",
-        "sequence-classification": "sequence-classification",
-    }
-    if kind not in known:
-        raise UserError(f"unknown model kind {kind!r}", where="--kind", fix=f"One of: {', '.join(known)}.")
-    found = table.pairs(device=device, kind=known[kind], method=method, quantizer=quantizer)
-    if not found:
-        raise UserError("no pair matches", fix="See: peft-matrix methods; peft-matrix quantizers.")
-    if out is not None:
-        out.write_text(table.to_markdown(found), encoding="utf-8")
+    chosen = {"device": device, "kind": kind, "method": method, "quantizer": quantizer}
     if as_json:
-        print_json(table.as_rows(found))
-    elif out is None:
-        console().print(table.to_markdown(found), highlight=False, markup=False, soft_wrap=True)
+        print_json(listings.compat(**chosen))
+    if out is not None:
+        out.write_text(listings.compat_page(**chosen), encoding="utf-8")
+    elif not as_json:
+        console().print(listings.compat_page(**chosen), highlight=False, markup=False, soft_wrap=True)
 
 
 def env(
@@ -45,16 +37,14 @@ def env(
     as_json: AsJson = False,
 ) -> None:
     """List or build the side environments of back ends whose packages conflict with ours."""
-    from harness.errors import UserError
-    from runners import environments
+    from peft_matrix import listings
 
-    cache = open_workspace(None, None).cache
     if action == "list":
-        print_table(environments.rows(cache), as_json)
+        print_table(listings.environments(), as_json)
     elif action == "create" and name is not None:
-        environments.create(name, cache, lambda line: typer.echo(line, err=True))
+        listings.create_environment(name, lambda line: typer.echo(line, err=True))
     else:
-        known = ", ".join(environments.names())
+        known = ", ".join(row["environment"] for row in listings.environments())
         raise UserError(
             f"cannot {action!r} an environment" + ("" if name else " without its name"),
             fix=f"Try 'peft-matrix env list' or 'peft-matrix env create NAME'. There are: {known}.",

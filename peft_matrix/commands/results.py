@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.errors import EXIT_FAILED_CELLS
-from peft_matrix.commands.common import AsJson, Results, console, open_workspace, print_json
-
-if TYPE_CHECKING:
-    from harness.store.store import Store
+from peft_matrix.commands.common import AsJson, Results, console, print_json
 
 app = typer.Typer(
     name="results",
@@ -31,24 +28,21 @@ def query(
     """Query the records in SQL. Read-only: no other files, no network (extra: query)."""
     import sys
 
-    from reports.apps.sql import query as ask
+    from peft_matrix import api
 
-    names, rows = ask(open_workspace(results, None).open_store(), sql)
+    rows = api.query(sql, results=results)
     if as_json:
-        print_json([dict(zip(names, map(_plain, row), strict=True)) for row in rows])
+        print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
     elif csv:
         from csv import writer
 
-        from reports.board.formats.to_csv import neutral
-
-        shown = ([neutral(v) if isinstance(v, str) else v for v in row] for row in rows)
-        writer(sys.stdout, lineterminator="\n").writerows([names, *shown])
+        writer(sys.stdout, lineterminator="\n").writerows(rows.cells_of_csv())
     else:
         from rich.table import Table
 
-        table = Table(*names, box=None, pad_edge=False, header_style="bold")
+        table = Table(*rows.columns, box=None, pad_edge=False, header_style="bold")
         for row in rows:
-            table.add_row(*("–" if value is None else str(value) for value in row))
+            table.add_row(*("–" if value is None else str(value) for value in row.values()))
         console().print(table, highlight=False, markup=False)
 
 
@@ -63,9 +57,9 @@ def index_(
     as_json: AsJson = False,
 ) -> None:
     """Refresh the index now. Optional: readers refresh the index automatically."""
-    from harness.store import index
+    from peft_matrix import api
 
-    loaded = index.load(open_workspace(results, None).open_store(), rebuild=rebuild, fewest=1)
+    loaded = api.update_index(rebuild=rebuild, results=results)
     if as_json:
         damaged = [{"path": d.path, "why": d.reason} for d in loaded.damaged]
         print_json({"records": len(loaded.paths), "read": loaded.read, "damaged": damaged, "why": loaded.unwritten})
@@ -84,12 +78,9 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List removable files: samples without a record, temporary files, superseded and abandoned attempts."""
-    from harness.store import gc as upkeep
+    from peft_matrix import api
 
-    store = open_workspace(results, None).open_store()
-    found = upkeep.waste(store)
-    if delete:
-        upkeep.remove(store, found)
+    found = api.garbage(delete=delete, results=results)
     if as_json:
         files = [one._asdict() for one in found.waste]
         print_json({"files": files, "kept_back": list(found.kept_back), "deleted": delete})
@@ -112,9 +103,9 @@ def export(
     results: Results = None,
 ) -> None:
     """Write the records of a sweep, with their samples, as one archive or as tables."""
-    from reports.apps.export import export as write
+    from peft_matrix import api
 
-    files, records = write(open_workspace(results, None).open_store(), to, sweep=sweep)
+    files, records = api.export(to, sweep=sweep, results=results)
     typer.echo(f"{records:,} records: {', '.join(str(path) for path in files)}")
 
 
@@ -127,13 +118,9 @@ def merge(
     """Copy several stores into one. Nothing is overwritten; conflicting records are both kept and listed."""
     from dataclasses import asdict
 
-    from harness.store.merge import merge as join
-    from harness.store.store import Store
-    from reports.apps.regressions import decisions
+    from peft_matrix import api
 
-    target, stores = Store(into), [_existing(source) for source in sources]
-    done = join(stores, target)
-    moved = decisions.merge(stores, target)
+    done, moved = api.merge(sources, into=into)
     if as_json:
         print_json({**asdict(done), "decisions": moved})
     else:
@@ -150,13 +137,3 @@ def merge(
             typer.echo(f"Left out: {damage.path}: {damage.reason}")
     if done.left_out:
         raise typer.Exit(EXIT_FAILED_CELLS)
-
-
-def _existing(source: str) -> Store:
-    from harness.errors import UserError
-    from harness.store.store import Store
-
-    store = Store(source)
-    if not store.entries():
-        raise UserError("no records", where=source, fix="Name the folder or URL that --results named.")
-    return store

@@ -17,7 +17,6 @@ from peft_matrix.commands.common import (
     Results,
     SweepName,
     console,
-    open_workspace,
     print_json,
     print_table,
 )
@@ -46,17 +45,26 @@ def run(
     ] = None,
 ) -> None:
     """Run the missing cells of a sweep. A finished sweep is not run again."""
-    from runners.executors.backends import Choice
-    from runners.running.run import load_sweep, run_sweep
+    from peft_matrix import api
 
-    workspace = open_workspace(results, data_root)
-    loaded = load_sweep(sweep, workspace)
-    choice = Choice(executor, address, _pairs(slurm or [], "--slurm"), workers)
+    options = {name.replace("-", "_"): value for name, value in _pairs(slurm or [], "--slurm").items()}
     try:
-        summary = run_sweep(loaded, workspace, console(), only=only, rerun=rerun or (), choice=choice, hours=hours)
+        done = api.run(
+            sweep,
+            results=results,
+            data_root=data_root,
+            only=only,
+            rerun=rerun or (),
+            hours=hours,
+            workers=workers,
+            executor=executor,
+            address=address,
+            slurm=options,
+        )
     except KeyboardInterrupt:
         typer.echo("Stopped. What is finished is kept; run again to continue.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    summary = done.summary
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items()))
     if summary.not_run:
         counts += f"{', ' if counts else ''}{len(summary.not_run)} not_run"
@@ -65,21 +73,19 @@ def run(
     counts = counts or "nothing to run"
     kept = len(summary.plan.done) + len(summary.plan.stale)
     typer.echo(f"{sweep}: {counts}" + (f"; {kept} already done" if kept else ""))
-    typer.echo(f"Records: {workspace.results}    Leaderboard: peft-matrix board {sweep}")
+    typer.echo(f"Records: {done.results.location}    Leaderboard: peft-matrix board {sweep}")
     if summary.failed:
         raise typer.Exit(EXIT_FAILED_CELLS)
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, str]:
     """``NAME=VALUE`` options by name."""
-    from harness.errors import UserError
-
     pairs = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator:
             raise UserError(f"{text!r} is not NAME=VALUE", where=option)
-        pairs[name.replace("-", "_")] = value
+        pairs[name] = value
     return pairs
 
 
@@ -95,33 +101,27 @@ def plan(
     list_sweeps: Annotated[bool, typer.Option("--list", help="List the available sweeps.")] = False,
 ) -> None:
     """Dry run: show the status of every cell of a sweep, with the reason."""
-    from harness import hardware
+    from peft_matrix import api, listings
     from peft_matrix.console import print_plan
-    from runners.running.run import load_sweep, make_plan
-    from runners.tools.queries import sweeps
 
-    workspace = open_workspace(results, data_root)
     if list_sweeps or not sweep:
-        print_table(sweeps(workspace), as_json)
+        print_table(listings.sweeps(), as_json)
         return
-    loaded = load_sweep(sweep, workspace)
-    slots = workers or loaded.spec.limits.workers or 1
-    machine = hardware.probe()
-    made = make_plan(loaded, workspace, machine=machine, only=only, rerun=rerun or (), hours=hours, slots=slots)
+    planned = api.plan(
+        sweep, results=results, data_root=data_root, only=only, rerun=rerun or (), hours=hours, workers=workers
+    )
     if as_json:
-        print_json(made.as_json())
+        print_json(planned.plan.as_json())
     else:
-        print_plan(made, console())
+        print_plan(planned.plan, console())
 
 
 def status(sweep: SweepName, results: Results = None, data_root: DataRoot = None, as_json: AsJson = False) -> None:
     """Count the cells of a sweep by status, and list every failure with its reason."""
+    from peft_matrix import api
     from peft_matrix.console import print_status
-    from runners.running.run import load_sweep
-    from runners.tools.queries import status as status_of
 
-    workspace = open_workspace(results, data_root)
-    stands = status_of(load_sweep(sweep, workspace), workspace)
+    stands = api.status(sweep, results=results, data_root=data_root)
     if as_json:
         print_json(stands)
     else:
@@ -134,10 +134,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one record: settings, time and memory of every stage, every metric, the end of the log."""
+    from peft_matrix import api
     from peft_matrix.console import print_record
-    from runners.tools.queries import find_record
 
-    record = find_record(cell, open_workspace(results, None))
+    record = api.record(cell, results=results)
     if as_json:
         print_json({"id": record.id, **record.content()})
     else:
@@ -151,28 +151,25 @@ def fetch(
     data_root: DataRoot = None,
 ) -> None:
     """Download a sweep's models and data, with digests, into a folder that works without a network."""
-    from runners.running.run import load_sweep
-    from runners.tools import fetch as fetching
+    from peft_matrix import api
 
     if verify is not None:
-        typer.echo(f"{verify}: {fetching.verify(verify):,} files are as they were fetched.")
+        typer.echo(f"{verify}: {api.verify_fetched(verify):,} files are as they were fetched.")
         return
     if to is None or not sweep:
         raise UserError("a sweep and a folder are needed", where="fetch", fix="peft-matrix fetch SWEEP --to DIR")
-    workspace = open_workspace(None, data_root)
-    loaded = load_sweep(sweep, workspace)
-    done = fetching.fetch(loaded, workspace, to, lambda line: typer.echo(line, err=True))
+    done = api.fetch(sweep, to, data_root=data_root, say=lambda line: typer.echo(line, err=True))
     for origin in done.origins:
         typer.echo(f"  {origin}")
     size = f"{done.files:,} files, {done.size / 2**20:.1f} MiB"
-    typer.echo(f"{size}. On the other machine: cd {to} && peft-matrix run {loaded.spec.name}")
+    typer.echo(f"{size}. On the other machine: cd {to} && peft-matrix run {done.sweep}")
 
 
 def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -> None:
     """Create a workspace with an example task and sweep."""
-    from runners.tools.init_workspace import lay_out
+    from peft_matrix import api
 
-    for path in lay_out(folder):
+    for path in api.init(folder):
         typer.echo(f"  {path}")
     typer.echo(f"Next: cd {folder} && peft-matrix run first")
 

@@ -1,18 +1,21 @@
-"""One call for the command line: read a store, build a board of some cells, write every format, be printable."""
+"""Build a board from a store: in memory (:func:`build_board`) or written in every format (:func:`publish_board`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
 
+from harness.record import Record
 from harness.store.store import Damage, Store
 from reports.board.board import BoardTable, build, load_board
 from reports.board.checks import Smell, check_folder
 from reports.board.feeds import atom, badge
 from reports.board.figures import draw_all
+from reports.board.formats import to_markdown, to_notebook
 from reports.board.formats.files import write_all
 from reports.board.formats.to_terminal import print_board
 
@@ -38,6 +41,73 @@ class Published:
         print_board(self.table, console)
 
 
+@dataclass(frozen=True)
+class BuiltBoard:
+    """A board in memory: shown in a notebook by itself, written by :meth:`save`.
+
+    Attributes:
+        table: rows, columns and failures; every format is rendered from it.
+        records: the records it was built from.
+        damaged: record files that could not be read and are therefore not on the board.
+        sweep: name of the sweep it shows; "" where that is not one sweep.
+    """
+
+    table: BoardTable
+    records: tuple[Record, ...]
+    store: Store
+    damaged: tuple[Damage, ...] = ()
+    sweep: str = ""
+
+    def save(self, folder: str | Path) -> Published:
+        """Write the board as Markdown, CSV, JSON, LaTeX, HTML and figures, and check what was written.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        out = Path(folder)
+        drawn, left_out = draw_all(self.table)
+        further = {"feed.xml": atom(self.table, self.records).encode(), "badge.json": badge(self.table).encode()}
+        files = write_all(self.table, out, drawn, left_out, further)
+        smells = check_folder(out, self.store, built=(self.table, drawn, left_out))
+        return Published(self.table, tuple(files), self.damaged, tuple(smells))
+
+    def to_markdown(self) -> str:
+        """The text of ``board.md``."""
+        return to_markdown.render(self.table)
+
+    def _repr_html_(self) -> str:
+        return to_notebook.render(self.table)
+
+    def __str__(self) -> str:
+        console = Console(width=160, record=True, file=StringIO())
+        print_board(self.table, console)
+        return console.export_text()
+
+
+def build_board(
+    name: str, workspaces: Sequence[Path], *, results: str | Path, keys: Sequence[str] | None = None, title: str = ""
+) -> BuiltBoard:
+    """Build the board ``name`` from a store.
+
+    Args:
+        name: a board of a workspace or a built-in one.
+        workspaces: folders whose boards come before the built-in ones.
+        results: root of the store.
+        keys: the planned cells; those without a record are counted on the board. None: all records.
+        title: put before the board's own title.
+
+    Raises:
+        UserError: no such board, a mistake in its file, or damaged samples.
+    """
+    board = load_board(name, list(workspaces))
+    if title:
+        board = board.model_copy(update={"title": f"{title}: {board.title}"})
+    store = Store(results)
+    records, damaged = store.records(keys)
+    table = build(board, records, store, planned=keys)
+    return BuiltBoard(table, tuple(records), store, tuple(damaged))
+
+
 def publish_board(
     name: str,
     workspaces: Sequence[Path],
@@ -60,14 +130,4 @@ def publish_board(
     Raises:
         UserError: no such board, a mistake in its file, damaged samples, or a folder that cannot be written.
     """
-    board = load_board(name, list(workspaces))
-    if title:
-        board = board.model_copy(update={"title": f"{title}: {board.title}"})
-    store = Store(results)
-    records, damaged = store.records(keys)
-    table = build(board, records, store, planned=keys)
-    drawn, left_out = draw_all(table)
-    further = {"feed.xml": atom(table, records).encode(), "badge.json": badge(table).encode()}
-    files = write_all(table, out, drawn, left_out, further)
-    smells = check_folder(out, store, built=(table, drawn, left_out))
-    return Published(table, tuple(files), tuple(damaged), tuple(smells))
+    return build_board(name, workspaces, results=results, keys=keys, title=title).save(out)

@@ -47,8 +47,21 @@ __all__ = [
     "wide",
 ]
 
-META = ("why", "n", "sd", "source")
-PLAIN = ("id", "key", "label", "sweep", "config", *AXES, "seed", "status", "stage", "reason", "check", "fingerprint")
+PLAIN = (
+    "id",
+    "key",
+    "label",
+    "sweep",
+    "role",
+    "config",
+    *AXES,
+    "seed",
+    "status",
+    "stage",
+    "reason",
+    "check",
+    "fingerprint",
+)
 """Columns of a frame that the index holds as they are."""
 
 
@@ -167,21 +180,7 @@ def framed(flat: index.Flat) -> pd.DataFrame:
     rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
     group_of = _groups(zip(rows["id"], rows["condition"], rows["machine"], strict=True))
     old = _outdated(zip(rows["id"], rows["task_name"], rows["task_version"], rows["protocol"], strict=True))
-    plain = (
-        "id",
-        "key",
-        "label",
-        "sweep",
-        "config",
-        *AXES,
-        "seed",
-        "status",
-        "stage",
-        "reason",
-        "check",
-        "fingerprint",
-    )
-    out: dict[str, Any] = {name: rows[name] for name in plain}
+    out: dict[str, Any] = {name: rows[name] for name in PLAIN}
     out["group"] = [group_of[identity] for identity in rows["id"]]
     out["marks"] = [
         (*found, *(("outdated",) if identity in old else ()))
@@ -201,7 +200,7 @@ def speaking(flat: index.Flat) -> NDArray[np.int64]:
 
 
 def wide(flat: index.Flat) -> pd.DataFrame:
-    """Readings spread over columns: of every quantity its value and its :data:`META`, a row per record."""
+    """Readings spread over columns: a value, ``:n``, ``:sd``, ``:why`` and ``:source`` of every quantity."""
     names = sorted({kind.name for kind in flat.kinds})
     column_of = {name: i for i, name in enumerate(names)}
     shape = (len(names), flat.rows.num_rows)

@@ -91,7 +91,7 @@ class Local:
         if not uuids:
             raise UserError(
                 "no GPU of this machine satisfies all hardware profiles of the cells to run",
-                where=str(plan.sweep.path),
+                where=plan.sweep.source,
                 fix="Run one profile at a time: --only '*.PROFILE.*'.",
             )
         return uuids

@@ -90,6 +90,25 @@ class Plan:
                 found.append((cell, remark))
         return found
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per cell: its state, why it will not run, and what is expected of it.
+
+        ``predicted_s`` is in seconds, ``predicted_peak_bytes`` in bytes; None where nothing is known.
+        """
+
+        def row(cell: Cell, state: str, why: str = "") -> dict[str, Any]:
+            return {"cell": cell.label, "state": state, "why": why, **self.predict(cell).as_json(), "key": cell.key}
+
+        return [
+            *(row(cell, "run") for cell in self.run),
+            *(row(one.cell, "not run", one.reason) for one in self.not_run),
+            *(row(cell, "later", "cells that it combines run first") for cell in self.later),
+            *(row(cell, "done") for cell in self.done),
+            *(row(cell, "stale", "run in another environment") for cell in self.stale),
+            *(row(cell, "elsewhere", why) for cell, why in self.elsewhere),
+            *(row(cell, "unsupported", why) for cell, why in self.unsupported),
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
 
@@ -209,7 +228,7 @@ def make(
     reasons = _memoised(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     parts = combined(
-        wanted.cells, tunes=sweep.spec.tune is not None, where=str(sweep.path), seeds=sorted(sweep.spec.seeds)
+        wanted.cells, tunes=sweep.spec.tune is not None, where=sweep.source, seeds=sorted(sweep.spec.seeds)
     )
     cells = select(parts.cells, only)
     plan = Plan(

@@ -162,7 +162,7 @@ class _Run:
         if len(devices) > 1:
             raise UserError(
                 "this sweep has cells for the CPU and for the GPU of this machine",
-                where=str(sweep.path),
+                where=sweep.source,
                 fix="Run them in two runs: --only '*.cpu.*', then the rest.",
             )
         device = devices.pop() if devices else "cpu"
@@ -170,7 +170,7 @@ class _Run:
         if executor.remote and (plan.ingredients or plan.keep):
             raise UserError(
                 "cells that combine others read what those kept on this machine, and a cluster's nodes do not see it",
-                where=str(sweep.path),
+                where=sweep.source,
                 fix="Run this sweep with the local executor.",
             )
         with Progress(self.console, total=len(plan.run), slots=len(executor.leases)) as view:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -129,7 +130,9 @@ class Scheduler:
             KeyboardInterrupt: after running cells were stopped and recorded.
             UserError: the store cannot be written.
         """
-        handler = signal.signal(signal.SIGTERM, _as_interrupt)
+        # Python sets signal handlers in the main thread only; a run in another thread keeps the program's own
+        main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGTERM, _as_interrupt) if main_thread else None
         try:
             self._record_unsupported()
             self._build_models()
@@ -143,7 +146,8 @@ class Scheduler:
             self._stop_all()
             raise
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            if main_thread:
+                signal.signal(signal.SIGTERM, handler)
             self.executor.close()
             self._pool.close()
             for running in self._running.values():

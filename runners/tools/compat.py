@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from harness.errors import UserError
 from harness.methods.base import Method
 from harness.methods.bases import OTHER
 from harness.methods.catalog import METHODS
@@ -80,6 +81,21 @@ def pairs(*, device: str = "*", kind: Kind = "causal-lm", method: str = "*", qua
         for q in QUANTIZERS
         if fnmatchcase(q, quantizer)
     ]
+
+
+def select(*, device: str = "*", kind: str = "causal-lm", method: str = "*", quantizer: str = "*") -> list[Pair]:
+    """:func:`pairs`, where a kind of model that there is not, or patterns without a match, are mistakes.
+
+    Raises:
+        UserError: an unknown kind of model, or no pair matches.
+    """
+    kinds: dict[str, Kind] = {"causal-lm": "causal-lm", "sequence-classification": "sequence-classification"}
+    if kind not in kinds:
+        raise UserError(f"unknown model kind {kind!r}", where="--kind", fix=f"One of: {', '.join(kinds)}.")
+    found = pairs(device=device, kind=kinds[kind], method=method, quantizer=quantizer)
+    if not found:
+        raise UserError("no pair matches", fix="See: peft-matrix methods; peft-matrix quantizers.")
+    return found
 
 
 def as_rows(found: list[Pair]) -> list[dict[str, Any]]:

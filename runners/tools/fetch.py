@@ -43,8 +43,13 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 @dataclass(frozen=True)
 class Fetched:
-    """Summary of a fetch: number of files, their bytes, and a line for every model and task with its source."""
+    """Summary of a fetch: number of files, their bytes, and a line for every model and task with its source.
 
+    Attributes:
+        sweep: name of the sweep.
+    """
+
+    sweep: str
     folder: Path
     files: int
     size: int
@@ -80,7 +85,7 @@ def fetch(sweep: LoadedSweep, workspace: Workspace, to: Path, say: Callable[[str
     manifest = {"version": VERSION, "sweep": sweep.spec.name, "origins": origins, "files": files}
     (to / _DRAFT).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(to / _DRAFT, to / MANIFEST)
-    return Fetched(to, len(files), sum((to / path).stat().st_size for path in files), tuple(origins))
+    return Fetched(sweep.spec.name, to, len(files), sum((to / path).stat().st_size for path in files), tuple(origins))
 
 
 def use_caches(folder: Path) -> None:
@@ -159,10 +164,10 @@ def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) ->
     if scheme == "gguf":
         return _gguf(model_id, revision, to, sweep)
     if scheme == "package":
-        sources.package_folder(model_id, where=str(sweep.path))
+        sources.package_folder(model_id, where=sweep.source)
         return f"{model_id}: inside an installed package, which the other machine needs too", ""
     if scheme == "path":
-        folder = sources.local_folder(model_id, where=str(sweep.path))
+        folder = sources.local_folder(model_id, where=sweep.source)
         assert folder is not None
         place = Path("models") / sources.short_name(model_id)
         shutil.copytree(folder, to / place, dirs_exist_ok=True)
@@ -173,12 +178,12 @@ def _model(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) ->
 def _gguf(model_id: str, revision: str | None, to: Path, sweep: LoadedSweep) -> tuple[str, str]:
     """Copy or download one GGUF file into the folder."""
     if gguf_files.inside_package(model_id):
-        gguf_files.local_file(model_id, where=str(sweep.path))
+        gguf_files.local_file(model_id, where=sweep.source)
         return f"{model_id}: inside an installed package, which the other machine needs too", ""
-    found = gguf_files.local_file(model_id, where=str(sweep.path))
+    found = gguf_files.local_file(model_id, where=sweep.source)
     if found is None and revision is None:
         raise UserError(
-            f"the model {model_id!r} names no revision", where=str(sweep.path), fix="Pin it: revision: COMMIT."
+            f"the model {model_id!r} names no revision", where=sweep.source, fix="Pin it: revision: COMMIT."
         )
     path = found or gguf_files.hub_file(model_id, revision)
     place = Path("models") / path.name
@@ -191,7 +196,7 @@ def _from_hub(model_id: str, revision: str | None, sweep: LoadedSweep) -> str:
     if revision is None:
         raise UserError(
             f"the model {model_id!r} names no revision, so a later run may use other weights than this download",
-            where=str(sweep.path),
+            where=sweep.source,
             fix="Pin it: revision: COMMIT.",
         )
     from huggingface_hub import snapshot_download
@@ -202,7 +207,7 @@ def _from_hub(model_id: str, revision: str | None, sweep: LoadedSweep) -> str:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = f"the model {model_id!r} cannot be downloaded from the Hub: {reason}"
-        raise UserError(what, where=str(sweep.path)) from error
+        raise UserError(what, where=sweep.source) from error
     return f"{model_id}: the Hub, commit {Path(folder).name}"
 
 
@@ -258,7 +263,8 @@ def _own_files(workspace: Workspace, to: Path) -> None:
 
 def _write_sweep(sweep: LoadedSweep, places: Mapping[str, str], to: Path) -> None:
     """The sweep's file, with local model folders replaced by their path in the folder."""
-    content = load_yaml(sweep.path)[0]
+    file = sweep.path
+    content = load_yaml(file)[0] if file is not None else sweep.spec.model_dump(mode="json", exclude_unset=True)
 
     def moved(model: Any) -> Any:
         if isinstance(model, dict):

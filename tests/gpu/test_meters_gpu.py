@@ -19,7 +19,7 @@ from harness.meters.nvml import Board, visible_uuids
 from harness.meters.panel import Panel
 from harness.meters.thermal import thermometer
 from harness.record import Reading
-from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
 pytestmark = [
     pytest.mark.gpu,

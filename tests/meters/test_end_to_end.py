@@ -17,7 +17,7 @@ import yaml
 from harness.record import Record
 from reports.board.publish import publish_board
 from reports.data.frame import marks
-from tests.runners.conftest import REPOSITORY, Bench, bench, tiny_model  # noqa: F401 - fixtures
+from tests.runners.conftest import REPOSITORY, Bench, bench  # noqa: F401 - a fixture
 from tests.sim_nvml import plugins
 from tests.sim_nvml.simulator import SimDevice, Simulator, constant
 
@@ -72,7 +72,7 @@ def run(bench: Bench, hardware: list[str], *names: str, **changes: Any) -> dict[
 @pytest.fixture(scope="module")
 def simulated(
     tmp_path_factory: pytest.TempPathFactory,
-    tiny_model: Path,  # noqa: F811
+    tiny_model: Path,
     sim_library: Path,
 ) -> tuple[dict[str, Record], Bench]:
     root = tmp_path_factory.mktemp("simulated")

@@ -20,7 +20,7 @@ from harness.quantizers.rtn import RTN
 from runners import environments
 from runners.workspace import Workspace
 from tests.methods.tiny import CAUSAL, batch, gap, llama, logits, tokenizer
-from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
 
 class Copying(CheckpointQuantizer):

@@ -15,7 +15,7 @@ from harness.quantizers.catalog import QUANTIZERS
 from runners import environments
 from runners.executors.side_environment import OutsideProcess
 from runners.worker.job import LOG_FILE
-from tests.runners.conftest import Bench, bench, tiny_model  # noqa: F401 - fixtures
+from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
 
 def test_every_environment_that_a_quantizer_names_is_described() -> None:

@@ -18,35 +18,6 @@ REPOSITORY = Path(__file__).parents[2]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of a few thousand parameters with the nano model's tokenizer, as files."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from harness.models.nano import build_tokenizer
-    from harness.models.sources import recipe
-
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = build_tokenizer(recipe("nano").data["alphabet"])
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @dataclass
 class Bench:
     """A workspace in a temporary folder and the command line on it."""

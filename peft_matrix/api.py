@@ -1,0 +1,360 @@
+"""The Python API: build, plan and run sweeps, and read their results. The command line calls these functions.
+
+Every function finds the workspace from the current folder as the command line does; ``results`` and ``data_root``
+override its store and its folder of local data sets. A mistake in the input is a
+:class:`harness.errors.UserError`, whose text says what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from peft_matrix.locations import Location, make_console, open_workspace
+from peft_matrix.results import Per, Planned, Results, Rows, Run
+from peft_matrix.targets import load as load_sweep_of
+
+if TYPE_CHECKING:
+    from harness.record import Record
+    from harness.spec import LoadedSweep
+    from harness.store.gc import Found
+    from harness.store.index import Index
+    from harness.store.merge import Merged
+    from reports.apps.importers import Import
+    from reports.apps.site import Site
+    from reports.apps.upload import Upload
+    from reports.board.checks import Smell
+    from runners.tools.fetch import Fetched
+
+DEFAULT_STEPS = 100
+
+
+# --- sweeps ----------------------------------------------------------------------------------------
+def sweep(
+    *,
+    models: Sequence[Any],
+    methods: Sequence[Any],
+    tasks: Sequence[Any],
+    quantization: Sequence[Any] = ("none",),
+    name: str = "notebook",
+    training: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> LoadedSweep:
+    """A sweep from Python values: every model with every method, quantization and task.
+
+    Args:
+        models: names (``"builtin:nano"``, ``"OWNER/NAME"``, a folder) or mappings as in a sweep file.
+        methods: names (``"lora"``) or mappings (``{"name": "lora", "params": {"r": 16}}``).
+        tasks: names or mappings.
+        quantization: names or mappings.
+        name: under which the records are filed: lower-case letters, digits, dots, dashes.
+        training: the training budget as in a sweep file; None: 100 steps, everything else at its default.
+        settings: any other key of a sweep file: ``seeds=[0, 1, 2]``, ``tune={...}``, ``evaluation={...}``.
+
+    Returns:
+        A frozen value for :func:`plan`, :func:`run` and :func:`fetch`.
+
+    Raises:
+        UserError: an unknown key or a wrong value; names are checked when the sweep is planned.
+    """
+    from harness.spec import LoadedSweep, SweepSpec
+    from harness.yamlfile import validate
+
+    budget = training if training is not None else {"steps": DEFAULT_STEPS}
+    content = {
+        "name": name,
+        "models": models,
+        "methods": methods,
+        "quantization": quantization,
+        "tasks": tasks,
+        "training": budget,
+        **settings,
+    }
+    return LoadedSweep(validate(content, SweepSpec))
+
+
+def load_sweep(name: str | Path) -> LoadedSweep:
+    """The sweep of that name, of the workspace or built in, or of that YAML file.
+
+    Raises:
+        UserError: no such sweep, or a mistake in its file.
+    """
+    return load_sweep_of(name, open_workspace())
+
+
+def plan(
+    sweep: str | Path | LoadedSweep,
+    *,
+    results: Location = None,
+    data_root: str | Path | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    hours: float | None = None,
+    workers: int | None = None,
+) -> Planned:
+    """Sort the cells by what a run would do to each, and why. Runs nothing.
+
+    Args:
+        sweep: a sweep, its name or its file.
+        only: shell-style pattern over labels, or the beginning of a key.
+        rerun: statuses, ``"stale"`` or ``"all"``: these cells would run again.
+        hours: time budget.
+        workers: cells at once, for the estimate; None: what the sweep says.
+    """
+    from harness import hardware
+    from runners.running.run import make_plan
+
+    workspace = open_workspace(results, data_root)
+    loaded = load_sweep_of(sweep, workspace)
+    slots = workers or loaded.spec.limits.workers or 1
+    machine = hardware.probe()
+    made = make_plan(loaded, workspace, machine=machine, only=only, rerun=tuple(rerun), hours=hours, slots=slots)
+    return Planned(made)
+
+
+def run(
+    sweep: str | Path | LoadedSweep,
+    *,
+    results: Location = None,
+    data_root: str | Path | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    hours: float | None = None,
+    workers: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run the cells of a sweep that have no result yet. Works in any thread.
+
+    Args:
+        sweep: a sweep, its name or its file.
+        only: shell-style pattern over labels, or the beginning of a key.
+        rerun: statuses, ``"stale"`` or ``"all"``: run these cells again.
+        hours: no cell starts that is expected to end later than this many hours from now.
+        workers: cells at once; None: what the sweep says.
+        executor: ``local``, ``ray`` or ``slurm``.
+        address: of a Ray cluster; None starts one on this machine.
+        slurm: options of ``sbatch`` by name.
+        quiet: print no progress.
+
+    Raises:
+        KeyboardInterrupt: after running cells were stopped and recorded.
+        UserError: the sweep is wrong, or the store cannot be written.
+    """
+    from runners.executors.backends import Choice
+    from runners.running.run import run_sweep
+
+    workspace = open_workspace(results, data_root)
+    loaded = load_sweep_of(sweep, workspace)
+    choice = Choice(executor, address, dict(slurm or {}), workers)
+    summary = run_sweep(
+        loaded, workspace, make_console(quiet), only=only, rerun=tuple(rerun), choice=choice, hours=hours
+    )
+    return Run(loaded, summary, Results(workspace))
+
+
+def load(results: Location = None, *, data_root: str | Path | None = None) -> Results:
+    """The records of a store.
+
+    Args:
+        results: folder or URL; None: that of the workspace.
+        data_root: folder of local data sets, which decide what a sweep plans now.
+    """
+    return Results(open_workspace(results, data_root))
+
+
+def columns(per: Per = "cell") -> dict[str, str]:
+    """Columns of a frame, with unit and meaning."""
+    from reports.data.tidy import columns as of
+
+    return of(per)
+
+
+def status(
+    sweep: str | Path | LoadedSweep, *, results: Location = None, data_root: str | Path | None = None
+) -> dict[str, Any]:
+    """Counts of a sweep's cells by status, and every failure with its reason."""
+    from runners.tools.queries import status as of
+
+    workspace = open_workspace(results, data_root)
+    return of(load_sweep_of(sweep, workspace), workspace)
+
+
+def record(cell: str, *, results: Location = None) -> Record:
+    """The latest record whose label or key begins with ``cell``.
+
+    Raises:
+        UserError: none, or several cells match.
+    """
+    from runners.tools.queries import find_record
+
+    return find_record(cell, open_workspace(results))
+
+
+def fetch(
+    sweep: str | Path | LoadedSweep,
+    to: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Fetched:
+    """Gather a sweep's models and data, with digests, in a folder that runs without a network.
+
+    Raises:
+        UserError: something cannot be fetched, or the folder holds something else.
+    """
+    from runners.tools.fetch import fetch as of
+
+    workspace = open_workspace(None, data_root)
+    return of(load_sweep_of(sweep, workspace), workspace, Path(to), say)
+
+
+def verify_fetched(folder: str | Path) -> int:
+    """Compare a fetched folder with its manifest; returns the number of files.
+
+    Raises:
+        UserError: a file is missing or differs.
+    """
+    from runners.tools.fetch import verify
+
+    return verify(Path(folder))
+
+
+def init(folder: str | Path) -> list[Path]:
+    """Create a workspace with a task and a sweep to start from; returns the files written."""
+    from runners.tools.init_workspace import lay_out
+
+    return lay_out(Path(folder))
+
+
+# --- boards and pages ------------------------------------------------------------------------------
+def check_board(folder: str | Path, *, results: Location = None) -> list[Smell]:
+    """The leaderboard smells found in a board's files, compared with the records."""
+    from reports.board.checks import check_folder
+
+    return check_folder(Path(folder), open_workspace(results).open_store())
+
+
+def site(
+    out: str | Path,
+    *sweeps: str,
+    results: Location = None,
+    data_root: str | Path | None = None,
+    claims: str | Path | None = None,
+    planned: bool = False,
+) -> Site:
+    """Build static pages of these sweeps, or of all that the store holds.
+
+    Args:
+        claims: a file with what ``reproduce --json`` printed, for the page of claims.
+        planned: also count cells that a sweep's file plans and that have no record.
+    """
+    from peft_matrix.pages import build_site_of
+
+    told = Path(claims) if claims is not None else None
+    return build_site_of(open_workspace(results, data_root), Path(out), sweeps, claims=told, planned=planned)
+
+
+def publish(
+    repo: str, *, to: str, folder: str | Path | None = None, push: bool = False, results: Location = None
+) -> Upload:
+    """Send records (``to="hf-dataset"``) or pages (``"hf-space"``) to the Hugging Face Hub.
+
+    Args:
+        folder: what to send; None: the records, or their boards for ``hf-space``.
+        push: send; without it only say what would be sent.
+    """
+    from reports.apps.upload import upload
+
+    store = open_workspace(results).open_store()
+    if folder is None and store.folder is None:
+        raise UserError(
+            "only files of this machine can be sent to the Hub",
+            where=store.root,
+            fix="Copy the records first (peft-matrix results merge URL --into FOLDER), or name --folder.",
+        )
+    named = Path(folder) if folder is not None else (store.folder or Path()) / ("" if to == "hf-dataset" else "boards")
+    return upload(to, repo, named, push=push)
+
+
+# --- the store -------------------------------------------------------------------------------------
+def import_results(kind: str, paths: Sequence[str | Path], *, results: Location = None) -> Import:
+    """Turn results of another tool into records marked as imported.
+
+    Args:
+        kind: ``peft-method-comparison``, ``lm-eval`` or ``optimum-benchmark``.
+        paths: result files, or folders of them.
+    """
+    from reports.apps.importers import import_results as of
+
+    return of(kind, [Path(path) for path in paths], open_workspace(results).open_store())
+
+
+def export(to: str | Path, *, sweep: str | None = None, results: Location = None) -> tuple[list[Path], int]:
+    """Write records with their samples as ``NAME.zip``, ``NAME.parquet`` or ``NAME.csv``.
+
+    Returns:
+        The files, and the number of records.
+    """
+    from reports.apps.export import export as of
+
+    return of(open_workspace(results).open_store(), Path(to), sweep=sweep)
+
+
+def query(sql: str, *, results: Location = None) -> Rows:
+    """One SELECT over the tables ``records``, ``readings`` and ``samples`` (extra: query)."""
+    from reports.apps.sql import query as of
+
+    names, rows = of(open_workspace(results).open_store(), sql)
+    return Rows((dict(zip(names, row, strict=True)) for row in rows), columns=names)
+
+
+def update_index(*, rebuild: bool = False, results: Location = None) -> Index:
+    """Bring the index of the records up to date; readers do so by themselves.
+
+    Args:
+        rebuild: read every record again.
+    """
+    from harness.store import index
+
+    return index.load(open_workspace(results).open_store(), rebuild=rebuild, fewest=1)
+
+
+def garbage(*, delete: bool = False, results: Location = None) -> Found:
+    """Files of the store that nothing needs.
+
+    Args:
+        delete: remove them; without it nothing is changed.
+    """
+    from harness.store.gc import remove, waste
+
+    store = open_workspace(results).open_store()
+    found = waste(store)
+    if delete:
+        remove(store, found)
+    return found
+
+
+def merge(sources: Sequence[str | Path], *, into: str | Path) -> tuple[Merged, int]:
+    """Copy several stores into one. Nothing is overwritten.
+
+    Returns:
+        What was copied, and how many decisions on regressions were.
+
+    Raises:
+        UserError: a source holds no records.
+    """
+    from harness.store.merge import merge as join
+    from harness.store.store import Store
+    from reports.apps.regressions import decisions
+
+    stores = [Store(str(source)) for source in sources]
+    for store in stores:
+        if not store.entries():
+            raise UserError("no records", where=store.root, fix="Name the folder or URL that --results named.")
+    target = Store(str(into))
+    return join(stores, target), decisions.merge(stores, target)

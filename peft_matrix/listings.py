@@ -1,0 +1,98 @@
+"""Lists of sweeps, methods, quantizers, tasks, models, environments, and their compatibility."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from peft_matrix.locations import open_workspace
+from peft_matrix.results import Rows
+
+
+def sweeps() -> Rows:
+    """The sweeps of the workspace and the built-in ones."""
+    from runners.tools import queries
+
+    return Rows(queries.sweeps(open_workspace()))
+
+
+def methods() -> Rows:
+    """The fine-tuning methods."""
+    from runners.tools import queries
+
+    return Rows(queries.methods())
+
+
+def quantizers() -> Rows:
+    """The quantizers, and whether each runs on this machine."""
+    from runners.tools import queries
+
+    return Rows(queries.quantizers())
+
+
+def tasks(*, data_root: str | Path | None = None) -> Rows:
+    """The tasks of the workspace and the built-in ones."""
+    from runners.tools import queries
+
+    return Rows(queries.tasks(open_workspace(None, data_root)))
+
+
+def tasks_page() -> str:
+    """The page of the built-in tasks, as Markdown."""
+    from tasks.catalog import to_markdown
+
+    return to_markdown()
+
+
+def models() -> Rows:
+    """The built-in models, and how to name any other."""
+    from runners.tools import queries
+
+    return Rows(queries.models())
+
+
+def doctor() -> Rows:
+    """Capabilities of this machine, and what to install for the rest."""
+    from runners.tools import queries
+
+    return Rows(queries.doctor())
+
+
+def compat(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: str = "causal-lm") -> Rows:
+    """Compatibility of methods, quantizers and devices: true, or the reason why not.
+
+    Args:
+        device: shell-style pattern, as are ``method`` and ``quantizer``.
+        kind: of model: ``causal-lm`` or ``sequence-classification``.
+
+    Raises:
+        UserError: an unknown kind of model, or no pair matches.
+    """
+    from runners.tools import compat as table
+
+    return Rows(table.as_rows(table.select(device=device, kind=kind, method=method, quantizer=quantizer)))
+
+
+def compat_page(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: str = "causal-lm") -> str:
+    """:func:`compat` as Markdown: one table per device."""
+    from runners.tools import compat as table
+
+    return table.to_markdown(table.select(device=device, kind=kind, method=method, quantizer=quantizer))
+
+
+def environments() -> Rows:
+    """The side environments of back ends whose packages conflict with ours."""
+    from runners import environments as side
+
+    return Rows(side.rows(open_workspace().cache))
+
+
+def create_environment(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Build a side environment; returns its folder.
+
+    Raises:
+        UserError: no such environment, or its packages cannot be installed.
+    """
+    from runners import environments as side
+
+    return side.create(name, open_workspace().cache, say)

@@ -1,0 +1,254 @@
+"""Records of a store, and of one run, as frames and boards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from peft_matrix.targets import target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.record import Record
+    from harness.spec import LoadedSweep
+    from harness.store.store import Store
+    from reports.board.publish import BuiltBoard
+    from runners.planning.plan import Plan
+    from runners.running.run import Summary
+    from runners.workspace import Workspace
+
+Per = Literal["cell", "configuration"]
+
+
+class Rows(list[dict[str, Any]]):
+    """Plain rows; a notebook shows them as a table, :meth:`frame` gives a pandas frame.
+
+    Args:
+        rows: one dictionary each.
+        columns: names of the columns; None: those of the rows.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), columns: Sequence[str] | None = None) -> None:
+        super().__init__(rows)
+        self.columns = list(columns if columns is not None else dict.fromkeys(name for row in self for name in row))
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a pandas frame."""
+        import pandas
+
+        return pandas.DataFrame(list(self), columns=self.columns)
+
+    def cells_of_csv(self) -> list[list[Any]]:
+        """Header and rows for a CSV writer; text that a spreadsheet would run as a formula is quoted."""
+        from reports.board.formats.to_csv import neutral
+
+        values = ([row.get(name) for name in self.columns] for row in self)
+        return [self.columns, *([neutral(v) if isinstance(v, str) else v for v in row] for row in values)]
+
+    def _repr_html_(self) -> str:
+        names = self.columns
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(_text(row.get(name)))}</td>' for name in names)}</tr>" for row in self
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class Results:
+    """The records of a store.
+
+    Args:
+        workspace: names the store, and the folders of boards and sweeps of the user.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the store."""
+        return self.workspace.results
+
+    @property
+    def store(self) -> Store:
+        """The store itself."""
+        return self.workspace.open_store()
+
+    def sweeps(self) -> list[str]:
+        """Names of the sweeps that the store holds, sorted."""
+        from harness.store import index
+
+        return sorted(set(index.load(self.store).flat.rows.column("sweep").to_pylist()))
+
+    def records(self, sweep: str | None = None) -> list[Record]:
+        """The current record of every cell on every machine.
+
+        Args:
+            sweep: only records filed under this sweep; None: all.
+        """
+        from reports.data.frame import current
+
+        records = self.store.records()[0]
+        return [r for _, r in current(r for r in records if sweep is None or r.sweep == sweep)]
+
+    def frame(
+        self,
+        sweep: str | None = None,
+        *,
+        raw: bool = False,
+        per: Per = "cell",
+        keys: Collection[str] | None = None,
+        trials: bool = False,
+    ) -> pd.DataFrame:
+        """The results as a pandas frame; :func:`peft_matrix.columns` names every column with its unit.
+
+        Args:
+            sweep: only records filed under this sweep; None: all.
+            raw: every reading of every stage, with its ``:n``, ``:sd``, ``:why`` and ``:source`` columns.
+            per: a row per ``cell`` (and seed), or per ``configuration`` with the mean over its seeds.
+            keys: only these cells.
+            trials: tuning trials too. They were scored on the validation split only.
+        """
+        from harness.store import index
+        from reports.data.frame import framed
+        from reports.data.tidy import tidy
+
+        wide = framed(index.load(self.store).flat)
+        if not wide.empty:
+            chosen = wide["sweep"].eq(sweep) if sweep is not None else wide["sweep"].notna()
+            if keys is not None:
+                chosen &= wide["key"].isin(list(keys))
+            if not trials:
+                chosen &= wide["role"].eq("result")
+            wide = wide[chosen].reset_index(drop=True)
+        return wide if raw else tidy(wide, per=per, samples=self._samples())
+
+    def _samples(self) -> Any:
+        """Record id to its table of scored items, None where it has none."""
+        store = self.store
+        found = {record.id: record for record in store.records()[0] if record.samples is not None}
+        return lambda identity: store.samples(found[identity]) if identity in found else None
+
+    def board(self, sweep: str | LoadedSweep, *, board: str | None = None, planned: bool = False) -> BuiltBoard:
+        """The leaderboard of a sweep, or of ``imported:KIND``.
+
+        Args:
+            board: name of the board; None: what the sweep says.
+            planned: also count cells that the sweep plans and that have no record.
+
+        Raises:
+            UserError: no such sweep or board, or no record of it.
+        """
+        from reports.board.publish import build_board
+
+        found = target(sweep, self.workspace, "planned" if planned else "recorded")
+        built = build_board(
+            board or found.board, self.workspace.roots, results=self.location, keys=found.keys, title=found.title
+        )
+        return replace(built, sweep=found.name)
+
+    def __repr__(self) -> str:
+        return f"Results({self.location!r})"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan; a notebook shows one row per cell.
+
+    Attributes:
+        plan: the cells, sorted by what would happen to them.
+    """
+
+    plan: Plan
+
+    def rows(self) -> Rows:
+        """One row per cell: its state, why it will not run, and what is expected of it.
+
+        ``predicted_s`` is in seconds, ``predicted_peak_bytes`` in bytes; None where nothing is known.
+        """
+        return Rows(self.plan.rows())
+
+    def frame(self) -> pd.DataFrame:
+        """:meth:`rows` as a pandas frame."""
+        return self.rows().frame()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of cells by state."""
+        return dict(Counter(row["state"] for row in self.plan.rows()))
+
+    def _repr_html_(self) -> str:
+        return self.rows()._repr_html_()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {state}" for state, n in self.counts.items())
+        return f"<plan of {self.plan.sweep.spec.name}: {counts}>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sweep that was run.
+
+    Attributes:
+        summary: the plan that was followed and how the cells ended.
+        results: the store that holds the records.
+    """
+
+    sweep: LoadedSweep
+    summary: Summary
+    results: Results
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many cells ended with which status in this run; cells that were done before are not counted."""
+        return self.summary.outcomes
+
+    @property
+    def failed(self) -> int:
+        """Cells that ended in an error, and those that the machine had no room for."""
+        return self.summary.failed
+
+    def keys(self) -> list[str]:
+        """Keys of all cells of the sweep."""
+        from runners.tools.queries import sweep_keys
+
+        return sweep_keys(self.sweep, self.results.workspace)
+
+    def records(self) -> list[Record]:
+        """The current record of every cell of the sweep."""
+        from reports.data.frame import current
+
+        return [record for _, record in current(self.results.store.records(self.keys())[0])]
+
+    def frame(self, *, raw: bool = False, per: Per = "cell", trials: bool = False) -> pd.DataFrame:
+        """The results of the sweep's cells, new and earlier ones; see :meth:`Results.frame`."""
+        return self.results.frame(raw=raw, per=per, keys=self.keys(), trials=trials)
+
+    def board(self, board: str | None = None) -> BuiltBoard:
+        """The leaderboard of the sweep's cells.
+
+        Args:
+            board: name of the board; None: what the sweep says.
+        """
+        return self.results.board(self.sweep, board=board, planned=True)
+
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{n} {status}" for status, n in sorted(self.outcomes.items())) or "nothing to run"
+        done = len(self.summary.plan.done) + len(self.summary.plan.stale)
+        return f"<run of {self.sweep.spec.name}: {ended}; {done} done before>"
+
+    def save_board(self, folder: str | Path) -> Path:
+        """Write the board into ``folder``; returns its page."""
+        self.board().save(folder)
+        return Path(folder) / "board.html"

@@ -1,0 +1,70 @@
+"""From a name that a user typed to a board and its cells: a sweep, a sweep known from records only, or imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from harness.spec import LoadedSweep
+    from runners.workspace import Workspace
+
+IMPORTED = "imported:"
+Cells = Literal["planned", "recorded", "all"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The board and the cells to show.
+
+    Attributes:
+        name: of the sweep, or ``imported:KIND``.
+        board: name of the board.
+        keys: keys of its cells; None: whatever the store holds under the name.
+    """
+
+    name: str
+    board: str
+    keys: tuple[str, ...] | None
+
+    @property
+    def title(self) -> str:
+        """Put before the board's own title; "" for imported results, whose board says what they are."""
+        return "" if self.name.startswith(IMPORTED) else self.name
+
+
+def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) -> Target:
+    """The board and the cells of a sweep.
+
+    Args:
+        sweep: a sweep, its name or file, the name of a sweep that only records tell of, or ``imported:KIND``.
+        cells: ``planned``: those that the sweep plans now; ``recorded``: those that the store holds under its name;
+            ``all``: no selection by key.
+
+    Raises:
+        UserError: no such sweep, and no record of one.
+    """
+    from reports.board.spec import find_boards
+    from runners.tools.queries import recorded_keys, sweep_keys
+
+    name = sweep if isinstance(sweep, str) else ""
+    if name.startswith(IMPORTED):
+        kind = name.removeprefix(IMPORTED)
+        board = kind if kind in find_boards(list(workspace.roots)) else "imported"
+        return Target(name, board, None if cells == "all" else tuple(recorded_keys(name, workspace.results)))
+    if cells != "planned" and name and name not in workspace.sweeps() and not Path(name).is_file():
+        keys = tuple(recorded_keys(name, workspace.results))  # raises where there is neither a file nor a record
+        return Target(name, "default", None if cells == "all" else keys)
+    loaded = load(sweep, workspace)
+    if cells == "all":
+        return Target(loaded.spec.name, loaded.spec.board, None)
+    found = sweep_keys(loaded, workspace) if cells == "planned" else recorded_keys(loaded.spec.name, workspace.results)
+    return Target(loaded.spec.name, loaded.spec.board, tuple(found))
+
+
+def load(sweep: str | Path | LoadedSweep, workspace: Workspace) -> LoadedSweep:
+    """A sweep by its name, its file, or as it is."""
+    from runners.running.run import load_sweep
+
+    return load_sweep(str(sweep), workspace) if isinstance(sweep, str | Path) else sweep
