@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         load,
         load_sweep,
         merge,
+        pack,
         plan,
         publish,
         query,
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
         site,
         status,
         sweep,
+        unpack,
         update_index,
         verify_fetched,
+        verify_packed,
     )
     from peft_matrix.listings import (
         compat,
@@ -92,6 +95,8 @@ _MODULES = {
         "load",
         "load_sweep",
         "merge",
+    "pack",
+        "pack",
         "plan",
         "publish",
         "query",
@@ -100,8 +105,10 @@ _MODULES = {
         "site",
         "status",
         "sweep",
+        "unpack",
         "update_index",
         "verify_fetched",
+        "verify_packed",
     ),
     "peft_matrix.listings": (
         "compat",
@@ -150,6 +157,7 @@ __all__ = [
     "methods",
     "models",
     "nightly",
+    "pack",
     "plan",
     "publish",
     "quantizers",
@@ -165,8 +173,10 @@ __all__ = [
     "sweeps",
     "tasks",
     "tasks_page",
+    "unpack",
     "update_index",
     "verify_fetched",
+    "verify_packed",
 ]
 
 

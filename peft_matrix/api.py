@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.store.gc import Found
     from harness.store.index import Index
     from harness.store.merge import Merged
+    from harness.store.packing import Packed
     from reports.apps.importers import Import
     from reports.apps.site import Site
     from reports.apps.upload import Upload
@@ -358,3 +359,32 @@ def merge(sources: Sequence[str | Path], *, into: str | Path) -> tuple[Merged, i
             raise UserError("no records", where=store.root, fix="Name the folder or URL that --results named.")
     target = Store(str(into))
     return join(stores, target), decisions.merge(stores, target)
+
+
+def pack(*, results: Location = None) -> Packed:
+    """Pack records and samples into one compressed file (a segment), which every reader reads as before."""
+    from harness.store.packing import pack as of
+
+    return of(open_workspace(results).open_store())
+
+
+def unpack(*, salvage: bool = False, results: Location = None) -> Packed:
+    """Write every packed file back, byte for byte, and remove the segments.
+
+    Args:
+        salvage: take what is intact from damaged segments, too.
+    """
+    from harness.store.packing import unpack as of
+
+    return of(open_workspace(results).open_store(), salvage=salvage)
+
+
+def verify_packed(*, results: Location = None) -> tuple[int, int]:
+    """Read every packed file and compare its digest.
+
+    Returns:
+        Number of segments, and of files in them.
+    """
+    from harness.store.packing import verify
+
+    return verify(open_workspace(results).open_store())

@@ -9,11 +9,17 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, cast
 
 from harness.errors import UserError
+
+T = TypeVar("T")
+
+LARGEST_BYTES = 2**30
+"""No file of a store is larger, segments apart. A larger one is refused instead of read into memory."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TELLING = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modified", "created")
@@ -77,11 +83,84 @@ class LocalFiles:
         return (self.root / path).is_file()
 
     def read(self, path: str) -> bytes | None:
-        """The file's bytes, None if there is no such file."""
+        """The file's bytes, None if there is no such file.
+
+        Raises:
+            UserError: not a regular file, or larger than :data:`LARGEST_BYTES`.
+        """
         try:
-            return (self.root / path).read_bytes()
+            with self.open(path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size > LARGEST_BYTES:
+                    what = f"{size:,} bytes, more than any file of a store has ({LARGEST_BYTES:,})"
+                    raise UserError(what, where=self.show(path), fix="Remove it.")
+                return stream.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def open(self, path: str) -> BinaryIO:
+        """A regular file, open for reading.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: it is no regular file, or a link that leads nowhere: a pipe or a device could block for ever.
+        """
+        target = self.root / path
+        try:
+            handle = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UserError("a link that leads to itself", where=str(target), fix="Remove it.") from error
+            if error.errno == errno.ENXIO:  # a socket
+                raise UserError("not a regular file", where=str(target), fix="Remove it.") from error
+            raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise UserError("not a regular file", where=str(target), fix="Remove it.")
+        return os.fdopen(handle, "rb")
+
+    def build(
+        self,
+        temporary: str,
+        make: Callable[[Path], T],
+        *,
+        name: Callable[[T], str],
+        check: Callable[[str], None],
+    ) -> tuple[str, T]:
+        """A file that is too large for memory: made under a temporary name, checked, flushed, then renamed.
+
+        Args:
+            temporary: name to write under first, in the folder of the file.
+            make: writes the file and returns what ``name`` needs.
+            name: path of the file, from what ``make`` returned.
+            check: raises if the written file is not as it should be.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; nothing is left behind.
+        """
+        draft = self.root / temporary
+        try:
+            _make_folder(draft.parent)
+            try:
+                made = make(draft)
+                with draft.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                target = name(made)
+                check(target)
+                os.replace(draft, self.root / target)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
+            _sync_folder(draft.parent)
+        except OSError as error:
+            raise _explain(error, draft.parent, 0) from error
+        return target, made
+
+    def remove_empty(self, top: str) -> None:
+        """Remove a folder and those below it, as far as they hold nothing."""
+        for folder, _, _ in os.walk(self.root / top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     def write(self, path: str, data: bytes, *, temporary: str) -> None:
         """Make ``path`` hold ``data``, all of it or nothing, and survive a power cut afterwards.
@@ -172,6 +251,14 @@ class RemoteFiles:
             folder, _, name = str(path).rpartition("/")
             told = [about.get("size"), *(str(about[k]) for k in _TELLING if about.get(k) is not None)]
             yield top + folder[folder.rindex(f"/{top}") + 1 + len(top) :], name, " ".join(map(str, told))
+
+    def open(self, path: str) -> BinaryIO:
+        """A file, open for reading in parts.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return cast("BinaryIO", self.filesystem.open(f"{self.root}/{path}", "rb"))
 
     def exists(self, path: str) -> bool:
         """True if the file exists."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness.errors import UserError
 from harness.record import FINAL_STATUSES
-from harness.store import index
+from harness.store import index, packing
 from harness.store.store import LEFTOVER_AFTER_S, Store
 
 _TEMPORARY = re.compile(r"^\.(?:\d+\.)?[0-9a-f]+\.tmp$")
@@ -77,7 +77,7 @@ def waste(store: Store) -> Found:
 
 
 def _leftovers(store: Store) -> Iterator[str]:
-    for top in ("records", "samples", "index", "quarantine"):
+    for top in ("records", "samples", "segments", "index", "quarantine"):
         for folder, name in store.files.listing(top):
             if _TEMPORARY.match(name) and _age_s(store, f"{folder}/{name}") > LEFTOVER_AFTER_S:
                 yield f"{folder}/{name}"
@@ -111,4 +111,7 @@ def remove(store: Store, found: Found) -> int:
         )
     for one in sorted(found.waste, key=lambda w: not w.path.startswith("records/")):
         store.files.remove(one.path)
+    packed = {one.path for one in found.waste if store.files.packed(one.path) is not None}
+    if packed:
+        packing.drop(store, packed)
     return sum(one.size for one in found.waste)

@@ -245,6 +245,20 @@ def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST) -> Index:
     return Index(flat, tuple(paths), tuple(damaged), len(new) - len(damaged), why)
 
 
+def restamp(store: Store, loaded: Index) -> None:
+    """Write the index again after files were packed or unpacked: the same rows, with the stamps of today.
+
+    Args:
+        loaded: the index as it was before.
+    """
+    if store.files.exists(FILE) or len(loaded.paths) >= FEWEST:
+        stamps = {entry.path: stamp for entry, stamp in store.stamped()}
+        kept = [i for i, path in enumerate(loaded.paths) if path in stamps]
+        paths = [loaded.paths[i] for i in kept]
+        flat = loaded.flat if len(kept) == len(loaded.paths) else loaded.flat.take(np.array(kept, np.int64))
+        _write(store, flat, paths, [stamps[path] for path in paths])
+
+
 def _read_records(store: Store, entries: Iterable[Entry]) -> tuple[list[tuple[Entry, Record]], list[Damage]]:
     read = [(entry, store.read(entry)) for entry in entries]
     return [(e, r) for e, r in read if isinstance(r, Record)], [d for _, d in read if isinstance(d, Damage)]

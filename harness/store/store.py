@@ -4,6 +4,7 @@ Layout under the root::
 
     records/<key[:2]>/<key>.<fingerprint8>.<status>.<id12>.json   one attempt at one cell
     samples/<digest>.parquet                                     its scored items
+    segments/<digest>.parquet                                    many of both, packed (:mod:`harness.store.segments`)
     index/records.parquet                                        a copy for fast loading (:mod:`harness.store.index`)
     quarantine/                                                  damaged files, each with a <name>.why.txt
     claims/<key>.lock                                            who runs which cell now
@@ -20,13 +21,14 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from harness.errors import UserError
 from harness.record import FINAL_STATUSES, Record, SamplesRef, UnknownLayout
-from harness.store.blob_storage import LocalFiles, RemoteFiles, open_files
+from harness.store.blob_storage import LocalFiles, open_files
+from harness.store.segments import Damage as Damage
+from harness.store.segments import DamagedSegment, StoreFiles
 
 if TYPE_CHECKING:  # heavy, and only for types
     import pyarrow
@@ -60,19 +62,6 @@ class Entry(NamedTuple):
     path: str
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A record file that could not be read.
-
-    Attributes:
-        path: its current location (in ``quarantine/`` if it was moved there).
-        reason: what is wrong with it.
-    """
-
-    path: str
-    reason: str
-
-
 class Claim:
     """The right to run one cell, held until :meth:`release` or the end of the process, however that comes."""
 
@@ -104,14 +93,14 @@ class Store:
 
     def __init__(self, root: str | Path, *, claims_dir: str | Path | None = None) -> None:
         self.root = str(root)
-        self.files: LocalFiles | RemoteFiles = open_files(root)
+        self.files = StoreFiles(open_files(root))
         self._claims_dir = Path(claims_dir) if claims_dir is not None else self.files.local_folder("claims")
         self._swept = False
 
     @property
     def folder(self) -> Path | None:
         """The store's local folder; None for one on another file system."""
-        return self.files.root if isinstance(self.files, LocalFiles) else None
+        return self.files.loose.root if isinstance(self.files.loose, LocalFiles) else None
 
     # --- listing -------------------------------------------------------------------------------
     def entries(self) -> dict[str, list[Entry]]:
@@ -181,7 +170,7 @@ class Store:
         if self._swept:
             return
         self._swept = True
-        for top in ("records", "samples", "index"):
+        for top in ("records", "samples", "segments", "index"):
             for folder, name in list(self.files.listing(top)):
                 match = _TEMPORARY.match(name)
                 if match and time.time() - int(match[1]) > LEFTOVER_AFTER_S:
@@ -262,6 +251,10 @@ class Store:
             data = self.files.read(entry.path)
         except OSError as error:  # not the file's fault: say so and leave it
             return Damage(where, f"cannot be read: {error.strerror or error}")
+        except DamagedSegment:
+            raise
+        except UserError as error:
+            return Damage(where, error.what)
         if data is None:
             return Damage(where, "the file is no longer there")
         try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.errors import EXIT_FAILED_CELLS
 from peft_matrix.commands.common import AsJson, Results, console, print_json
 
+if TYPE_CHECKING:
+    from peft_matrix import api
+
 app = typer.Typer(
     name="results",
-    help="Query and maintain the record store: query, index, gc, export, merge.",
+    help="Query and maintain the record store: query, index, gc, pack, unpack, export, merge.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -94,6 +97,67 @@ def gc(
     typer.echo(
         f"Removed {what}." if delete else f"{what} could go. Dry run: nothing was removed; --delete removes them."
     )
+
+
+@app.command()
+def pack(
+    results: Results = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; read every packed file and compare its digest.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pack records and samples into one compressed file (a segment). Every command reads it as before."""
+    from peft_matrix import api
+
+    if check:
+        held, files = api.verify_packed(results=results)
+        if as_json:
+            print_json({"segments": held, "files": files})
+        else:
+            typer.echo(f"{held} segments, {files:,} files: every one matches its digest.")
+        return
+    done = api.pack(results=results)
+    if as_json:
+        print_json(_packed(done))
+    elif not done.segment:
+        typer.echo("There is nothing to pack.")
+    else:
+        typer.echo(
+            f"{done.segment} holds {done.records:,} records and {done.samples:,} sample files: "
+            f"{done.packed_bytes:,} bytes for {done.loose_bytes:,}."
+        )
+    _left_out(done, as_json)
+
+
+@app.command()
+def unpack(
+    results: Results = None,
+    salvage: Annotated[bool, typer.Option("--salvage", help="Take what is intact from damaged segments, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write every packed record and sample file back, byte for byte, and remove the segments."""
+    from peft_matrix import api
+
+    done = api.unpack(salvage=salvage, results=results)
+    if as_json:
+        print_json(_packed(done))
+    else:
+        typer.echo(f"{done.records:,} records and {done.samples:,} sample files written, {done.loose_bytes:,} bytes.")
+    _left_out(done, as_json)
+
+
+def _packed(done: api.Packed) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(done)
+
+
+def _left_out(done: api.Packed, as_json: bool) -> None:
+    for damage in () if as_json else done.left_out:
+        typer.echo(f"Left out: {damage.path}: {damage.reason}", err=True)
+    if done.left_out:
+        raise typer.Exit(EXIT_FAILED_CELLS)
 
 
 @app.command()
