@@ -4,13 +4,14 @@ VENV ?= .venv
 export VENV PYTHON
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-llm test lint types bench docs docs-site clean
+.PHONY: help demo demo-llm test lint types bench boards docs docs-site clean
 help:
 	@echo "make demo       install, run the built-in sweep, print the leaderboard"
 	@echo "make demo-llm   the same with a real language model of 135 M parameters, on film reviews"
 	@echo "make test       install, lint, check types, run the whole suite"
 	@echo "make bench      print the performance figures (ratios; nothing is asserted)"
 	@echo "make docs       regenerate the pages made from code: methods, compat, tasks, metrics"
+	@echo "make boards     draw and check the boards of the committed records into build/boards; update the copies in git"
 	@echo "make docs-site  build the documentation into build/site; a broken link fails"
 
 demo:
@@ -41,6 +42,11 @@ bench:
 
 docs:
 	@$(BIN)/python -m scripts.make_docs
+
+boards:
+	@scripts/setup.sh test
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m scripts.boards || { echo "A check of a board failed: the lines above say which."; exit 1; }
+	@echo "Open build/boards/index.html"
 
 docs-site:
 	@scripts/setup.sh docs

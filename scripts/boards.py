@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import html
 import json
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -56,8 +57,8 @@ def sweeps() -> dict[str, Sweep]:
 
 def draw(sweep: Sweep, out: Path) -> list[str]:
     """Draw and check one board; what the checks found."""
-    from reports.publish import publish_board
-    from runners.listing import recorded_keys
+    from reports.board.publish import publish_board
+    from runners.tools.queries import recorded_keys
 
     keys = recorded_keys(sweep.name, str(sweep.store))
     done = publish_board(sweep.board, [], results=sweep.store, keys=keys, out=out, title=sweep.name)
@@ -65,8 +66,22 @@ def draw(sweep: Sweep, out: Path) -> list[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of a board's text formats. Pictures depend on the fonts and libraries of the machine that draws them."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in TEXT_FORMATS}
+    """SHA-256 of a board's text formats, numbers at six digits: the last ones depend on the processor.
+
+    Pictures depend on the fonts and libraries of the machine that draws them and are not compared.
+    """
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXT_FORMATS}
+    return {name: hashlib.sha256(six_digits(text).encode()).hexdigest() for name, text in texts.items()}
+
+
+def six_digits(text: str) -> str:
+    """A text with every decimal fraction rounded to six significant digits."""
+
+    def rounded(match: re.Match[str]) -> str:
+        value = float(match[0])
+        return f"{value:.6g}" if abs(value) > 1e-12 else "0"
+
+    return re.sub(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]\d+)", rounded, text)
 
 
 def for_docs(text: str) -> str:
@@ -110,7 +125,7 @@ def _refresh(sweep: Sweep, folder: Path) -> None:
         for name in ("board.md", "board.csv"):
             target = GOLDEN / "board" / name
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes((folder / name).read_bytes())
+            target.write_text(six_digits((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
 
 
 STYLE = """

@@ -20,7 +20,6 @@ LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "README.md", "results/README.md")
 SECTIONS = {"howto": "How-to", "findings": "Findings", "decisions": "Decisions"}  # folder to section of the navigation
 PACKAGES = ("peft_matrix", "reports", "runners", "tasks", "harness")
-NOT_ON_SITE = ("docs/pages.html",)  # the index of the boards on GitHub Pages
 MARK = "<!-- modules -->"
 
 
@@ -69,7 +68,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match[0]
         if (ROOT / path).is_dir():
             path = f"{path}/README.md"
-        if path in NOT_ON_SITE or not (ROOT / path).is_file():
+        if not (ROOT / path).is_file():
             return match[1].lstrip("!").removeprefix("[").removesuffix("](")
         target = path[len("docs/") :] if path.startswith("docs/") else f"source/{path}"
         here = posixpath.dirname(page.file.src_uri)

@@ -1,7 +1,8 @@
-"""The committed records: they load, their samples are theirs, and the committed boards are what they render to."""
+"""The committed records: none is lost or changed by packing, they load, and their boards are what they were."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -10,67 +11,124 @@ from pathlib import Path
 
 import pytest
 
+from harness.store.packing import pack, unpack
 from harness.store.store import Store
-from reports.board.publish import publish_board
-from runners.tools.queries import recorded_keys
+from scripts import boards
 
-ROOT = Path(__file__).parents[1]
-REFERENCE = ROOT / "results" / "reference"
-# sweep: the store with its records, the board that is drawn from them. Sweeps that share cells have separate stores.
-SWEEPS = {
-    "quickstart": ("cpu-2core", "default"),
-    "real-encoder": ("cpu-2core", "classification"),
-    "all-quantizers": ("cpu-2core-quantizers", "quantization"),
-    "all-quantizers-encoder": ("cpu-2core-quantizers", "quantization"),
-    "temperature": ("cpu-2core-temperature", "quantization"),
-    "claims-nano": ("cpu-2core-claims", "default"),
-    "real-tasks-nano": ("cpu-2core-tasks", "default"),
-    "claims-encoder": ("cpu-2core-claims", "classification"),
-    "fair-methods": ("cpu-2core-tuning", "classification"),
-    "all-methods": ("cpu-2core-methods", "default"),
-    "all-methods-encoder": ("cpu-2core-methods", "classification"),
-    "calibrated": ("cpu-2core-calibrated", "quantization"),
+ROOT = boards.ROOT
+REFERENCE = boards.REFERENCE
+STORES = boards.stores()
+SWEEPS = boards.sweeps()
+# Taken of the loose files before they were first packed, in each store's folder, so without any code of the project:
+#   find records samples -type f | LC_ALL=C sort | xargs sha256sum | sha256sum
+LOOSE = {
+    "cpu-2core": ("b937fe2f5be8ef22ef3e00df4c5a343d688fcb9aa6f3be20551b77af2be27c1d", 264),
+    "cpu-2core-calibrated": ("c33ac65b92923d4418d82909e21de7a5bc6d487cce4ebdf212c3c75bdb01e04a", 33),
+    "cpu-2core-claims": ("449cca7e2f198f015222822d6b5272dc34af16be9470247323f1c1a3a074cc56", 689),
+    "cpu-2core-methods": ("56829e1532c98ac3dc74b33313794c5371dee40fb9949ad2b09a658195478763", 957),
+    "cpu-2core-quantizers": ("04906e46219c1683317cd7cc8b04e38124409c168a2c3eea29c6d379f8e8c20e", 521),
+    "cpu-2core-tasks": ("4b86c67cf1fe6610ebf7bdda45dde18206c6a7087d7f229cff53e8cb97144273", 16),
+    "cpu-2core-temperature": ("694bc07cf02be41138b5acdc19396a77a413eaff70a1a7d5909323c7be34fd93", 72),
+    "cpu-2core-tuning": ("ee162ef9c70b3c284a80fe9b952dcc71756ef4cb2a3ad77ed493517098b00d78", 488),
 }
-NO_BOARD = {"counts"}
 
 
-@pytest.mark.parametrize("place", sorted(p.name for p in REFERENCE.iterdir() if p.is_dir()))
-def test_every_committed_record_and_its_samples_load(place: str) -> None:
-    store = Store(REFERENCE / place)
+def copy_of(name: str, to: Path) -> Store:
+    (to / "segments").mkdir(parents=True)
+    for path in (REFERENCE / name / "segments").iterdir():
+        (to / "segments" / path.name).write_bytes(path.read_bytes())
+    return Store(to)
+
+
+def sums(root: Path) -> tuple[str, int]:
+    """What the command above ``LOOSE`` prints, and the number of files."""
+    files = sorted(p.relative_to(root).as_posix() for top in ("records", "samples") for p in (root / top).rglob("*.*"))
+    lines = [f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n" for name in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest(), len(files)
+
+
+def test_the_index_lists_every_store() -> None:
+    assert set(STORES) == {path.name for path in REFERENCE.iterdir() if path.is_dir()}
+    assert set(LOOSE) <= set(STORES)
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_unpacking_gives_back_every_committed_byte(name: str, tmp_path: Path) -> None:
+    store = copy_of(name, tmp_path)
+    (packed,) = (tmp_path / "segments").iterdir()
+    unpack(store)
+    assert sums(tmp_path) == LOOSE[name]
+    done = pack(store)
+    assert done.segment == f"segments/{packed.name}"
+    assert done.records + done.samples == LOOSE[name][1]
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_every_committed_record_and_its_samples_load(name: str) -> None:
+    store = Store(REFERENCE / name)
     records, damaged = store.records()
     assert not damaged
-    assert {r.sweep for r in records} <= {sweep for sweep, (home, _) in SWEEPS.items() if home == place} | NO_BOARD
+    about = STORES[name]
+    assert {r.sweep for r in records} == {*about["sweeps"], *about.get("without_board", ())}
     for record in records:
         assert record.outcome.status in {"ok", "unsupported", "diverged"}
         if record.samples is not None:
             assert store.samples(record).num_rows == record.samples.rows
 
 
-def test_committed_records_have_no_local_paths() -> None:
+def test_no_committed_record_names_a_place_of_the_machine_it_ran_on() -> None:
     """Logs and reasons go into records, and records are published."""
     places = re.compile(r"(?<![\w.>~:/-])/(?!sys/|proc/|dev/)[\w.-]+/[\w.-]+/[\w.-]+")
-    named = {
-        str(file.relative_to(REFERENCE)): found.group()
-        for file in REFERENCE.rglob("*.json")
-        if (found := places.search(file.read_text(encoding="utf-8")))
-    }
+    named, seen = {}, 0
+    for name in STORES:
+        files = Store(REFERENCE / name).files
+        for folder, file in files.listing("records"):
+            seen += 1
+            if found := places.search((files.read(f"{folder}/{file}") or b"").decode()):
+                named[f"{name}/{file}"] = found.group()
     assert not named
+    assert seen >= 1992
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_a_committed_board_is_what_its_records_render_to(sweep: str, tmp_path: Path) -> None:
-    """Text formats only: pictures depend on the fonts and libraries of the machine that draws them."""
-    place, board = SWEEPS[sweep]
-    store = REFERENCE / place
-    publish_board(board, [], results=store, keys=recorded_keys(sweep, str(store)), out=tmp_path, title=sweep)
-    for name in ("board.md", "board.csv", "board.json"):
-        committed = (ROOT / "docs" / sweep / name).read_text(encoding="utf-8")
-        assert (tmp_path / name).read_text(encoding="utf-8") == committed, (
-            f"run: peft-matrix board {sweep} --results results/reference/{place} --from-records --out docs/{sweep}"
-        )
+def test_a_board_is_what_it_was_and_passes_its_checks(sweep: str, tmp_path: Path) -> None:
+    """All text formats by digest. ``make boards`` in this and in an earlier checkout draws two folders to compare."""
+    assert boards.draw(SWEEPS[sweep], tmp_path) == []
+    golden = json.loads((boards.GOLDEN / "boards.json").read_text(encoding="utf-8"))
+    if sweep == boards.SMALL:  # kept whole: here a change can be read
+        for name in ("board.md", "board.csv"):
+            drawn, kept = ((folder / name).read_text("utf-8") for folder in (tmp_path, boards.GOLDEN / "board"))
+            assert boards.six_digits(drawn) == kept
+    if SWEEPS[sweep].in_docs:
+        page = (ROOT / "docs" / sweep / "board.md").read_text(encoding="utf-8")
+        assert boards.for_docs((tmp_path / "board.md").read_text(encoding="utf-8")) == page, "run: make boards"
+    assert boards.digests(tmp_path) == golden[sweep], "if this is meant to change: make boards"
 
 
-def test_committed_verdicts_match_the_committed_records(tmp_path: Path) -> None:
+def test_a_board_of_loose_records_is_that_of_packed_ones(tmp_path: Path) -> None:
+    sweep = SWEEPS[boards.SMALL]
+    store = copy_of(sweep.store.name, tmp_path / "loose")
+    unpack(store)
+    assert boards.draw(sweep._replace(store=tmp_path / "loose"), tmp_path / "board") == []
+    golden = json.loads((boards.GOLDEN / "boards.json").read_text(encoding="utf-8"))
+    assert boards.digests(tmp_path / "board") == golden[sweep.name]
+
+
+def test_generated_files_are_not_committed() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    there = [file for file in files if file.is_file()]
+    drawn = {"board.html", "board.tex", "board.json", "feed.xml", "badge.json", "lbom.json"}
+    assert not [file for file in there if file.name in drawn or file.suffix in {".pdf", ".svg"}]
+    assert len([file for file in there if file.match("docs/*/board.md")]) <= 6
+    assert len(list((ROOT / "docs" / "images").iterdir())) <= 6
+    assert len(there) <= 800
+    assert sum(file.stat().st_size for file in there) <= 25_000_000
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peft_matrix.cli", "reproduce", "--check", "--json"]
     where = ["--results", str(REFERENCE / "cpu-2core-claims"), "--out", str(tmp_path)]
     done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -21,6 +21,8 @@ T = TypeVar("T")
 LARGEST_BYTES = 2**30
 """No file of a store is larger, segments apart. A larger one is refused instead of read into memory."""
 
+_FOLDER_TRIES = 100
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TELLING = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modified", "created")
 """Names that file systems use for properties that change when a file is written again."""
@@ -173,9 +175,9 @@ class LocalFiles:
         """
         target, draft = self.root / path, self.root / temporary
         try:
-            _make_folder(target.parent)
+            stream = self._begin(draft)
             try:
-                with draft.open("xb") as stream:
+                with stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -183,9 +185,19 @@ class LocalFiles:
             except BaseException:
                 draft.unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            with contextlib.suppress(FileNotFoundError):  # packed already, and the empty folder removed
+                _sync_folder(target.parent)
         except OSError as error:
             raise _explain(error, target.parent, len(data)) from error
+
+    @staticmethod
+    def _begin(draft: Path) -> BinaryIO:
+        """A new file in a folder that is made as needed; a process that packs may remove the empty folder meanwhile."""
+        for _ in range(_FOLDER_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                _make_folder(draft.parent)
+                return draft.open("xb")
+        raise FileNotFoundError(errno.ENOENT, "the folder was removed again and again", str(draft.parent))
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, None if there is no such file."""
