@@ -31,9 +31,14 @@ def machine(record: Record) -> dict[str, Any]:
         return {}
     out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
     if part(record.cell, "hardware").get("device") != "cpu":
-        gpus = record.environment.get("gpus") or ()
-        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus)
+        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus_of(record.environment))
     return out
+
+
+def gpus_of(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The GPUs of a record's environment: name, driver, power limit. The first records of GPU runs hold UUIDs alone."""
+    found = environment.get("gpus") or ()
+    return [gpu if isinstance(gpu, Mapping) else {"name": "GPU not described", "uuid": str(gpu)} for gpu in found]
 
 
 def _gpu_words(gpu: Mapping[str, Any]) -> str:

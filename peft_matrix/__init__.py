@@ -95,7 +95,7 @@ _MODULES = {
         "load",
         "load_sweep",
         "merge",
-    "pack",
+        "pack",
         "pack",
         "plan",
         "publish",

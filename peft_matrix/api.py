@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.store.gc import Found
     from harness.store.index import Index
     from harness.store.merge import Merged
-    from harness.store.packing import Packed
+    from harness.store.packing import Packed as Packed
     from reports.apps.importers import Import
     from reports.apps.site import Site
     from reports.apps.upload import Upload

@@ -25,7 +25,9 @@ def intruder_dimensions(before: torch.Tensor, after: torch.Tensor) -> int:
     """
     import torch
 
-    known, _, _ = torch.linalg.svd(before.float(), full_matrices=False)
+    known, sizes, _ = torch.linalg.svd(before.float(), full_matrices=False)
+    # vectors whose singular value is zero but for rounding are an arbitrary basis of the null space: not the base's
+    known = known[:, sizes > sizes[0] * torch.finfo(torch.float32).eps * max(before.shape)]
     now, _, _ = torch.linalg.svd(after.float(), full_matrices=False)
     cosines = (known.T @ now[:, :LARGEST]).abs()
     return int((cosines.amax(dim=0) < ALIKE).sum())

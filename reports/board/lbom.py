@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from harness.comparability import gpus_of
 from harness.digests import canonical_json, digest
 from harness.metrics import METRICS
 from harness.record import SCHEMA_VERSION, Record
@@ -140,7 +141,7 @@ def _harness(record: Record) -> dict[str, Any]:
 
 
 def _hardware(record: Record) -> dict[str, Any]:
-    gpus = record.environment.get("gpus") or ()
+    gpus = gpus_of(record.environment)
     return {
         "machine": machine(record),
         "platform": record.environment.get("platform", NOT_RECORDED),

@@ -80,7 +80,7 @@ def run_job(job: Job, say: Say) -> Record:
             "facts": run.ctx.facts if run.ctx is not None else {},
             **meter_facts(run.panel),
             "cores": list(job.cores),
-            "gpus": list(job.gpus),
+            "assigned_gpus": list(job.gpus),
             "neighbours": job.neighbours,
             **({"order": job.order} if job.order else {}),
             **({"side_environment": job.side_environment} if job.side_environment else {}),

@@ -21,8 +21,8 @@ def drawn(store: Store):
 def full(tmp_path_factory):
     """Records with energy, a power trace and two learning rates, tuning trials among them."""
     store = Store(tmp_path_factory.mktemp("full"))
-    for method, rate in (("lora", 0.9), ("$x^2$ <b>", 0.5)):
-        record, data = ok_record(cell(method), accuracy=rate)
+    for method, rate, seed in (("lora", 0.9, 0), ("lora", 0.9, 1), ("$x^2$ <b>", 0.5, 0), ("$x^2$ <b>", 0.5, 1)):
+        record, data = ok_record(cell(method, seed=seed), accuracy=rate)
         span = Span(stage="evaluate", seconds=1.0, readings=(reading("energy_gross_j", 90.0, source="NVML"),))
         series = {"power_s": (0.0, 1.0, 2.0), "power_w": (50.0, 200.0, 60.0)}
         store.append(record.model_copy(update={"spans": (*record.spans, span), "series": series}), data)

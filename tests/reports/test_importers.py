@@ -349,7 +349,8 @@ def test_imported_rows_never_share_a_table_or_a_rank_with_ours(tmp_path):
     import_results("peft-method-comparison", [written(tmp_path / "r.json", PEFT_FILE)], store)
     foreign = store.records()[0][0]
     for method, rate in (("lora", 0.9), ("full", 0.5)):
-        store.append(*ok_record(cell(method), accuracy=rate))
+        for seed in (0, 1):  # one seed alone is never ranked
+            store.append(*ok_record(cell(method, seed=seed), accuracy=rate))
     same_labels = {"model": {"label": foreign.cell["model"]["label"]}, "task": {"label": foreign.cell["task"]["label"]}}
     store.append(*ok_record(cell("dora", **same_labels)))
     table = build(load_board("default", []), store.records()[0], store)
