@@ -170,10 +170,18 @@ def score_choices(
                 logps,
                 length=0 if lengths is None else int(lengths[i][item.label]),
                 cut=cut is not None and any(cut[i]),
-                correct_norm=item.choices[int(np.argmax(per_byte))] == item.choices[item.label],
+                correct_norm=_same_option(item, item.choices, int(np.argmax(per_byte))),
             )
         )
     return scored
+
+
+def _same_option(item: Item, names: Sequence[str], chosen: int) -> bool:
+    """True if the chosen option is the right one, or reads the same: of equal options the first is always chosen.
+
+    Options that differ in the text before them (a filled blank) may be followed by the same words and are not equal.
+    """
+    return names[chosen] == names[item.label] and item.before(chosen) == item.before(item.label)
 
 
 def _choice(
@@ -189,7 +197,7 @@ def _choice(
     wrong = [logp for k, logp in enumerate(logps) if k != item.label]
     return Scored(
         item=item.id,
-        correct=names[chosen] == names[item.label],  # of equal options the first is chosen, whichever is labelled
+        correct=_same_option(item, names, chosen),
         prediction=names[chosen],
         answer=item.answer,
         logp_answer=logps[item.label],

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
+from safetensors.torch import save_file
 
 from harness import hardware, provenance, spec
 from harness.file_digests import SETTLED_S, FileDigests
@@ -84,7 +86,10 @@ CHANGES: dict[str, Any] = {
     "probes.latency_batch_sizes": lambda s: s.update(probes={"latency_batch_sizes": [2]}),
     "probes.prompt_tokens": lambda s: s.update(probes={"prompt_tokens": [4]}),
     "probes.output_tokens": lambda s: s.update(probes={"prompt_tokens": [4], "output_tokens": [2]}),
+    "probes.inspect": lambda s: s.update(probes={"inspect": "full"}),
+    "probes.intruder_dimensions": lambda s: s.update(probes={"intruder_dimensions": True}),
     "probes.energy": lambda s: s.update(probes={"energy": "none"}),
+    "measure_cost": lambda s: s.update(measure_cost=False),
     "limits.threads": lambda s: s.update(limits={"threads": 2}),
 }
 """Field to a change of it that must change the key."""
@@ -100,6 +105,7 @@ NOT_IN_THE_KEY = {
     "methods.label": "words for people",
     "quantization.label": "words for people",
     "tasks.label": "words for people",
+    "tasks.format": "of multiple-choice tasks; test_a_format_of_a_task_is_in_the_key",
     "evaluation.lm_eval": "needs lm-eval; its pin is tested below",
     "tune": "adds cells; a tuned cell holds its budget (tests/runners/test_tuning.py)",
     "limits.timeout_s": "ends a cell, changes no number",
@@ -107,6 +113,7 @@ NOT_IN_THE_KEY = {
     "limits.retries": "attempts after a passing error",
     "limits.lost_after_s": "when a silent worker is ended",
     "limits.min_free_disk_gib": "when a cell waits",
+    "limits.cells_per_device": "sharing by cells whose cost is not measured (measure_cost)",
     "limits.trials_per_device": "sharing by trials, whose time is not reported",
     "accounting": "constants of CO2 and money; they are in the record beside each derived value",
 }
@@ -150,6 +157,11 @@ def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
+def further_weights(folder: Path) -> None:
+    """Weights beside those of the model."""
+    save_file({"extra": torch.zeros(2)}, folder / "adapter.safetensors")
+
+
 def noise(folder: Path) -> None:
     """Other weights of the same size, with the times that the file had."""
     file = folder / "model.safetensors"
@@ -176,6 +188,11 @@ def key(place: Path, change: Callable[[dict[str, Any]], object] | None = None) -
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_changed_field_changes_the_key(field: str, place: Path) -> None:
     assert key(place, CHANGES[field]) != key(place)
+
+
+def test_a_format_of_a_task_is_in_the_key(place: Path) -> None:
+    keys = {key(place, lambda s, f=f: s.update(tasks=[{"name": "trec-text", **f}])) for f in ({}, {"format": "cloze"})}
+    assert len(keys) == 2
 
 
 def test_every_field_is_decided() -> None:
@@ -215,7 +232,7 @@ def append(name: str, text: str = " \n") -> Callable[[Path], object]:
         pytest.param(append("special_tokens_map.json"), id="special_tokens_map"),
         pytest.param(append("chat_template.jinja", "{{ messages }}"), id="chat_template"),
         pytest.param(append("modeling_own.py", "x = 1"), id="remote_code"),
-        pytest.param(append("adapter.safetensors", "x"), id="further_weights"),
+        pytest.param(further_weights, id="further_weights"),
         pytest.param(append("vocab.txt", "x"), id="vocabulary"),
     ],
 )
