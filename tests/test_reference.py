@@ -41,7 +41,7 @@ def copy_of(name: str, to: Path) -> Store:
 
 
 def sums(root: Path) -> tuple[str, int]:
-    """What the command above ``LOOSE`` prints, and the number of files."""
+    """Output of the command above ``LOOSE``, and the number of files."""
     files = sorted(p.relative_to(root).as_posix() for top in ("records", "samples") for p in (root / top).rglob("*.*"))
     lines = [f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n" for name in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest(), len(files)
@@ -76,7 +76,7 @@ def test_every_committed_record_and_its_samples_load(name: str) -> None:
             assert store.samples(record).num_rows == record.samples.rows
 
 
-def test_no_committed_record_names_a_place_of_the_machine_it_ran_on() -> None:
+def test_committed_records_have_no_local_paths() -> None:
     """Logs and reasons go into records, and records are published."""
     places = re.compile(r"(?<![\w.>~:/-])/(?!sys/|proc/|dev/)[\w.-]+/[\w.-]+/[\w.-]+")
     named, seen = {}, 0
@@ -128,7 +128,7 @@ def test_generated_files_are_not_committed() -> None:
     assert sum(file.stat().st_size for file in there) <= 25_000_000
 
 
-def test_the_committed_verdicts_are_those_of_the_committed_records(tmp_path: Path) -> None:
+def test_committed_verdicts_match_the_committed_records(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peft_matrix.cli", "reproduce", "--check", "--json"]
     where = ["--results", str(REFERENCE / "cpu-2core-claims"), "--out", str(tmp_path)]
     done = subprocess.run([*command, *where], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -28,7 +28,7 @@ LOCK = "pack"
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing or unpacking did.
+    """Result of packing or unpacking.
 
     Attributes:
         segment: path of the segment that holds the records now; "" after unpacking or where there is nothing to pack.

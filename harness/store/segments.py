@@ -284,7 +284,7 @@ class StoreFiles:
         return Segment(path, self.loose.show(path), lambda: self.loose.open(path))
 
     def packed(self, path: str) -> Row | None:
-        """The row of a packed file, as of the last look at the segments; None for any other path."""
+        """The row of a packed file, as of the last reading of the segments; None for any other path."""
         segment = self._segment_of(path)
         return segment.by_path[path] if segment is not None else None
 
