@@ -17,6 +17,20 @@ def methods(as_json: AsJson = False) -> None:
     print_table(listings.methods(), as_json)
 
 
+def objectives(as_json: AsJson = False) -> None:
+    """List what a cell can be trained for: supervised, preference and distillation objectives."""
+    from peft_matrix import listings
+
+    print_table(listings.objectives(), as_json)
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List what can be done to the training rows: choose, order, weight, rewrite."""
+    from peft_matrix import listings
+
+    print_table(listings.recipes(), as_json)
+
+
 def quantizers(as_json: AsJson = False) -> None:
     """List the quantizers, and whether each runs on this machine."""
     from peft_matrix import listings
@@ -54,4 +68,4 @@ def doctor(as_json: AsJson = False) -> None:
     print_table(listings.doctor(), as_json)
 
 
-VERBS = (methods, quantizers, tasks, models, doctor)
+VERBS = (methods, objectives, recipes, quantizers, tasks, models, doctor)
