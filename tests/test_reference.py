@@ -30,6 +30,7 @@ LOOSE = {
     "cpu-2core-tasks": ("4b86c67cf1fe6610ebf7bdda45dde18206c6a7087d7f229cff53e8cb97144273", 16),
     "cpu-2core-temperature": ("694bc07cf02be41138b5acdc19396a77a413eaff70a1a7d5909323c7be34fd93", 72),
     "cpu-2core-tuning": ("ee162ef9c70b3c284a80fe9b952dcc71756ef4cb2a3ad77ed493517098b00d78", 488),
+    "h200-sxm": ("d3b6a40bdbd216c06e67dff524559e6f915fc5871e7a7d6face70a71b592ef03", 125),
 }
 
 
