@@ -17,10 +17,12 @@ def sweeps() -> Rows:
 
 
 def methods() -> Rows:
-    """The fine-tuning methods."""
+    """The fine-tuning methods, each with a committed record in which it learns, or why there is none."""
+    from reports.apps import evidence
     from runners.tools import queries
 
-    return Rows(queries.methods())
+    known = evidence.known()
+    return Rows([{**row, "evidence": known[row["method"]]} for row in queries.methods()])
 
 
 def quantizers() -> Rows:

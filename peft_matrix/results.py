@@ -140,21 +140,33 @@ class Results:
         found = {record.id: record for record in store.records()[0] if record.samples is not None}
         return lambda identity: store.samples(found[identity]) if identity in found else None
 
-    def board(self, sweep: str | LoadedSweep, *, board: str | None = None, planned: bool = False) -> BuiltBoard:
+    def board(
+        self,
+        sweep: str | LoadedSweep,
+        *,
+        board: str | None = None,
+        planned: bool = False,
+        learned: str | Sequence[str] = (),
+    ) -> BuiltBoard:
         """The leaderboard of a sweep, or of ``imported:KIND``.
 
         Args:
             board: name of the board; None: what the sweep says.
             planned: also count cells that the sweep plans and that have no record.
+            learned: keep rows with these verdicts alone, such as ``learned`` or ``["no evidence", "worse"]``.
 
         Raises:
-            UserError: no such sweep or board, or no record of it.
+            UserError: no such sweep or board, no record of it, or no such verdict.
         """
         from reports.board.publish import build_board
 
         found = target(sweep, self.workspace, "planned" if planned else "recorded")
         built = build_board(
-            board or found.board, self.workspace.roots, results=self.location, keys=found.keys, title=found.title
+            *(board or found.board, self.workspace.roots),
+            results=self.location,
+            keys=found.keys,
+            title=found.title,
+            learned=[learned] if isinstance(learned, str) else learned,
         )
         return replace(built, sweep=found.name)
 

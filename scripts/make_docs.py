@@ -1,4 +1,4 @@
-"""Write the documentation pages that are generated from code: ``make docs``.
+"""Write the documentation pages that are generated from code and from the committed records: ``make docs``.
 
 With ``--check`` nothing is written; the exit code is 1 if a page is not up to date.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
 
 
 def _methods() -> str:
@@ -36,18 +38,46 @@ def _metrics() -> str:
     return metrics.to_markdown()
 
 
+@cache
+def _judged() -> tuple[dict[str, dict[str, Any]], int]:
+    """Every method's evidence, and the number of rows judged for it."""
+    from reports.apps import evidence
+
+    rows = evidence.judge(evidence.stores())
+    return evidence.table(rows), len(rows)
+
+
+def _evidence() -> str:
+    from reports.apps.evidence import to_markdown
+
+    return to_markdown(*_judged())
+
+
+def _evidence_table() -> str:
+    from reports.apps.evidence import to_json
+
+    return to_json(_judged()[0])
+
+
 PAGES: dict[str, Callable[[], str]] = {
-    "methods.md": _methods,
-    "compat.md": _compat,
-    "tasks.md": _tasks,
-    "metrics.md": _metrics,
+    "docs/methods.md": _methods,
+    "docs/compat.md": _compat,
+    "docs/tasks.md": _tasks,
+    "docs/metrics.md": _metrics,
+    "docs/evidence.md": _evidence,
+    "reports/apps/evidence.json": _evidence_table,
 }
 
 
 def stale() -> dict[str, str]:
-    """Pages whose file differs from the generated text: name to that text."""
+    """Files that differ from the generated text: name to that text."""
     texts = {name: make() for name, make in PAGES.items()}
-    return {name: text for name, text in texts.items() if (DOCS / name).read_text(encoding="utf-8") != text}
+    return {name: text for name, text in texts.items() if _written(name) != text}
+
+
+def _written(name: str) -> str:
+    path = ROOT / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,11 +85,11 @@ def main(arguments: list[str]) -> int:
     found = stale()
     if "--check" in arguments:
         for name in found:
-            print(f"docs/{name} is not up to date. Run: make docs")
+            print(f"{name} is not up to date. Run: make docs")
         return 1 if found else 0
     for name, text in found.items():
-        (DOCS / name).write_text(text, encoding="utf-8")
-        print(f"docs/{name} written")
+        (ROOT / name).write_text(text, encoding="utf-8")
+        print(f"{name} written")
     if not found:
         print("All generated pages are up to date.")
     return 0

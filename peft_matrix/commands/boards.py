@@ -24,6 +24,10 @@ def board(
     from_records: Annotated[
         bool, typer.Option("--from-records", help="Use all records with this sweep's name; needs no data.")
     ] = False,
+    learned: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows with this verdict: learned, 'no evidence', worse or degenerate. Repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a leaderboard and write it as Markdown, CSV, JSON, LaTeX, HTML and figures, and check it.
@@ -33,7 +37,9 @@ def board(
     from peft_matrix import api
     from peft_matrix.console import print_smells
 
-    found = api.load(results, data_root=data_root).board(sweep, board=board_name, planned=not from_records)
+    found = api.load(results, data_root=data_root).board(
+        sweep, board=board_name, planned=not from_records, learned=learned or ()
+    )
     folder = out or board_folder(results, found.sweep)
     published = found.save(folder)
     if as_json:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +12,15 @@ from peft_matrix.commands.common import AsJson, DataRoot, print_table
 
 
 def methods(as_json: AsJson = False) -> None:
-    """List the fine-tuning methods."""
+    """List the fine-tuning methods, with the task and model on which a committed record shows that each learns."""
     from peft_matrix import listings
 
-    print_table(listings.methods(), as_json)
+    rows = listings.methods()
+    print_table(rows if as_json else [{**row, "evidence": _in_words(row["evidence"])} for row in rows], as_json)
+
+
+def _in_words(evidence: Mapping[str, Any]) -> str:
+    return f"{evidence['task']}, {evidence['model']}" if evidence["learned"] else f"none: {evidence['why']}"
 
 
 def quantizers(as_json: AsJson = False) -> None:

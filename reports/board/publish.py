@@ -85,7 +85,13 @@ class BuiltBoard:
 
 
 def build_board(
-    name: str, workspaces: Sequence[Path], *, results: str | Path, keys: Sequence[str] | None = None, title: str = ""
+    name: str,
+    workspaces: Sequence[Path],
+    *,
+    results: str | Path,
+    keys: Sequence[str] | None = None,
+    title: str = "",
+    learned: Sequence[str] = (),
 ) -> BuiltBoard:
     """Build the board ``name`` from a store.
 
@@ -95,13 +101,16 @@ def build_board(
         results: root of the store.
         keys: the planned cells; those without a record are counted on the board. None: all records.
         title: put before the board's own title.
+        learned: verdicts of the rows to keep, as shell-style patterns; none: what the board's file says.
 
     Raises:
-        UserError: no such board, a mistake in its file, or damaged samples.
+        UserError: no such board, a mistake in its file, damaged samples, or a pattern that no verdict matches.
     """
     board = load_board(name, list(workspaces))
     if title:
         board = board.model_copy(update={"title": f"{title}: {board.title}"})
+    if learned:
+        board = board.model_copy(update={"rows": board.rows.of_verdicts(learned)})
     store = Store(results)
     records, damaged = store.records(keys)
     table = build(board, records, store, planned=keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS, MetricDef
 from harness.yamlfile import load_model
+from reports.data.learned import VERDICTS
 
 BUILT_IN = Path(__file__).parents[1] / "boards"
 
@@ -49,6 +51,17 @@ class RowFilter(_Frozen):
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    def of_verdicts(self, patterns: Sequence[str]) -> RowFilter:
+        """The same filter, for rows with these verdicts alone.
+
+        Raises:
+            UserError: a pattern that no verdict matches.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(verdict, pattern) for verdict in VERDICTS):
+                raise UserError(f"no verdict matches {pattern!r}", fix=f"Verdicts are: {', '.join(VERDICTS)}.")
+        return self.model_copy(update={"learned": tuple(patterns)})
 
     def keeps(self, **labels: str) -> bool:
         """True if a row with these labels stays."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from reports.data.effects import Evidence, Family, members_of, weighted
 from reports.data.samples import SampleSource
 
 Verdict = Literal["learned", "no evidence", "worse", "degenerate"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METRIC = "accuracy"
 FLOOR, CEILING = 0.02, 0.98
 """Accuracies beyond which accuracy cannot move, so that the log-probability of the answer decides."""
@@ -33,7 +34,8 @@ class Learned:
 
     Attributes:
         verdict: ``learned``: better than its base; ``worse``: worse; ``no evidence``: the interval holds zero;
-            ``degenerate``: one answer for all items, or a loss that rose, without being better than the base.
+            ``degenerate``: one answer for all items, or a loss that rose, without being better than the base; or only
+            the format of the answers was learned (:func:`_beyond_format`).
         effect: trained less base: accuracy as a fraction, or nats of the answer's log-probability.
         low: lower end of its 95 % interval; ``high`` likewise.
         p: two-sided.
@@ -84,8 +86,9 @@ def verdicts(
 
 
 def _trains(record: Record) -> bool:
+    """Whether the row's weights were trained, in this cell or in those that it combines."""
     method = record.cell.get("method") or {}
-    return method.get("learning_rate") is not None
+    return method.get("learning_rate") is not None or bool(method.get("ingredients"))
 
 
 def _base_of(
@@ -123,16 +126,19 @@ def _judge(
     else:
         name = CONSTANT
         effect, low, high, p = _against_constant(config, family, tables)
-    measure, stuck = METRIC, _stuck(row, base)
-    if stuck and low <= 0 <= high and base is not None:
+    measure, format_only = METRIC, False
+    if _stuck(row, base) and low <= 0 <= high and base is not None:
         nats = _log_probabilities(tables, [samples(identity) for identity in base["ok_records"]])
         if nats is not None:
             effect, low, high, p = nats
             measure = "answer_nll"
+            format_only = float(row[METRIC]) <= FLOOR and not _beyond_format(tables)
     one_answer, rose = _one_answer(tables), _loss_rose([records[i] for i in row["ok_records"]])
     verdict: Verdict = "learned" if low > 0 else "worse" if high < 0 else "no evidence"
     why = f"{_shown(effect, low, high, measure)} against {name}"
-    if one_answer and verdict != "learned":
+    if format_only and verdict == "learned":
+        verdict, why = "degenerate", f"only the format was learned: no answer is likelier for its own prompt; {why}"
+    elif one_answer and verdict != "learned":
         verdict, why = "degenerate", f"one answer for all items; {why}"
     elif rose and verdict != "learned":
         verdict, why = "degenerate", f"the training loss rose; {why}"
@@ -220,6 +226,33 @@ def _log_probabilities(trained: Sequence[Any], base: Sequence[Any]) -> tuple[flo
     gains = np.array([by_item[0][key] - by_item[1][key] for key in sorted(by_item[0])])
     found = stats.mean_interval(gains)
     return found.estimate, found.low, found.high, stats.paired_t(gains, np.zeros(len(gains))).p
+
+
+def _beyond_format(tables: Sequence[Any]) -> bool:
+    """Whether the answers are likelier than for a model that knows them as a set, not which belongs to which prompt.
+
+    That model gives an answer its share among all answers where they repeat (at least five times on average), else the
+    product of the shares of its length and of its characters at their places. Both come from the scored answers
+    themselves, so it is a little better than any such model could be. With longer answers, whose characters depend on
+    each other, it is weak, and every language model passes.
+    """
+    trained = _mean_log_probability(tables)
+    if trained is None:
+        return True  # nothing is known against it
+    columns = tables[0].select(["arm", "task", "item", "answer"]).to_pydict()
+    given = zip(*(columns[c] for c in ("arm", "task", "item", "answer")), strict=True)
+    answers = {(task, item): str(answer) for arm, task, item, answer in given if arm == "adapted"}
+    distinct = set(answers.values())
+    repeated = len(answers) >= 5 * len(distinct)
+    # Of an answer: its length (at "place" -1) and its characters at their places, or the whole of it.
+    parts = {a: [(-1, a if repeated else str(len(a))), *([] if repeated else enumerate(a))] for a in distinct}
+    counts = Counter(part for answer in answers.values() for part in parts[answer])
+    places = Counter(place for answer in answers.values() for place, _ in parts[answer])
+    blind = {
+        item: sum(np.log(counts[part] / places[part[0]]) for part in parts[answer]) for item, answer in answers.items()
+    }
+    gains = np.array([trained[item] - blind[item] for item in sorted(answers)])
+    return stats.mean_interval(gains).low > 0
 
 
 def _mean_log_probability(tables: Sequence[Any]) -> dict[tuple[str, str], float] | None:

@@ -27,6 +27,7 @@ def render(table: BoardTable) -> str:
     names = [*LABELS, "group", "conditions", "rank first", "rank last", "pareto front", "baseline"]
     for head in heads:
         names += _header(head)
+    names += ["learned", "learned effect", "learned low95", "learned high95", "learned measure", "learned above"]
     names += ["seeds ok", "seeds failed", "status", "stage", "reason", "notes", "records"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -59,6 +60,14 @@ def _values(shown: Shown) -> list[str]:
     return [*numbers, str(shown.seeds), neutral(shown.why)]
 
 
+def _learned(row: Row) -> list[str]:
+    """The verdict with effect and interval, in the unit of its measure (a fraction, or nats); empty without one."""
+    found = row.learned
+    if found is None:
+        return [""] * 6
+    return [found.verdict, *map(_number, (found.effect, found.low, found.high)), found.measure, neutral(found.base)]
+
+
 def _row(section: Section, row: Row, heads: list[Head]) -> list[str]:
     first, last = row.rank or ("", "")
     cells = [
@@ -72,6 +81,7 @@ def _row(section: Section, row: Row, heads: list[Head]) -> list[str]:
     ]
     for head in heads:
         cells += _values(row.cells[head.key])
+    cells += _learned(row)
     failed = "; ".join(f"{seed}: {status}" for seed, status, _, _ in row.failed)
     reason = row.reason if row.status != "ok" else ""
     seeds = " ".join(str(seed) for seed in row.seeds)

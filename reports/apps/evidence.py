@@ -1,0 +1,294 @@
+"""For every method: the best evidence in the committed records that it learns, or the reason that was found why not.
+
+``make docs`` writes ``docs/evidence.md`` and ``evidence.json`` beside this module, which the listing of methods reads.
+Both are made from the records in ``results/reference``; a test fails where they differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from harness.comparability import part, role
+from harness.methods.catalog import METHODS
+from harness.record import Record
+from harness.store.store import Store
+from reports.apps.evidence_reasons import REASONS, Reason
+from reports.data.effects import Evidence, Family, members_of
+from reports.data.frame import aggregate, current, frame, is_trial
+from reports.data.learned import METRIC, UNTRAINED, Learned, verdicts
+from tasks.task import find_tasks, load_task
+
+TABLE = Path(__file__).with_suffix(".json")
+HEAD = "head"
+LEVEL = 0.05
+"""Error rate for all rows together: a row counts as evidence if its p value times the number of rows is below it."""
+NOTHING_TRAINS = {
+    UNTRAINED: "nothing trains: the reference of every row",
+    "few-shot": "nothing trains: examples are shown",
+}
+UNKNOWN = "no committed record shows it, and no cause was found yet"
+
+
+class Judged(NamedTuple):
+    """A row of the records with its verdict.
+
+    Attributes:
+        method: registered name, not the label.
+        gain: trained less base: accuracy as a fraction, or nats of the answer's log-probability; ``low`` and ``high``
+            are its 95 % interval, ``p`` is two-sided.
+        base: what it was compared with.
+        real: neither a built-in model nor a generated task.
+        tuned: its learning rate was chosen on validation data, by trials in the same store.
+        records: ids.
+    """
+
+    method: str
+    learned: bool
+    model: str
+    task: str
+    quantization: str
+    accuracy: float
+    gain: float
+    low: float
+    high: float
+    p: float
+    measure: str
+    base: str
+    real: bool
+    tuned: bool
+    seeds: int
+    records: tuple[str, ...]
+
+
+def judge(stores: Iterable[Path]) -> list[Judged]:
+    """Verdicts on every row of these stores, in their order.
+
+    A classifier is compared with the row that trains the fresh head alone, where the same conditions have one: what a
+    method gains there was learned in the body. Other rows are compared with the untrained model.
+    """
+    return [row for root in stores for row in _of_store(root)]
+
+
+def _of_store(root: Path) -> Iterator[Judged]:
+    store = Store(root)
+    records, _ = store.records()
+    kept = current(records)
+    tuned = {_place(record) for _, record in kept if role(record) == "trial"}
+    by_id = {identity: record for identity, record in kept if not is_trial(record)}
+    tables: dict[str, Any] = {}
+
+    def samples(identity: str) -> Any:
+        if identity not in tables:
+            tables[identity] = store.samples(by_id[identity]) if by_id[identity].samples is not None else None
+        return tables[identity]
+
+    evidence = Evidence(samples)
+    rows = cast("list[dict[str, Any]]", aggregate(frame(by_id.values()), samples, evidence).to_dict("records"))
+    parts: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault((row["model"], row["task"], row["hardware"], row["group"]), []).append(row)
+    for members in parts.values():
+        found = verdicts(members, by_id, evidence, samples)
+        ok = {row["config"]: row for row in members if row["ok_records"]}
+        for config, verdict in found.items():
+            row = ok[config]
+            record = by_id[row["ok_records"][0]]
+            family = evidence.family_of(members_of(ok.values()), METRIC, config)
+            yield _judged(row, record, _above_head(row, verdict, family, ok, by_id), _place(record) in tuned)
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    """What a tuning trial shares with the rows that it chose for."""
+    cell = record.cell
+    labels = (str(part(cell, axis).get("label")) for axis in ("model", "quantization", "task"))
+    return (record.sweep, str(part(cell, "method").get("label")), *labels)
+
+
+def _above_head(
+    row: Mapping[str, Any],
+    verdict: Learned,
+    family: Family | None,
+    rows: Mapping[str, Mapping[str, Any]],
+    by_id: Mapping[str, Record],
+) -> Learned:
+    """The verdict against the row that trains the head alone, of the same quantization, on the same items."""
+    if family is None or _name(by_id[row["ok_records"][0]]) == HEAD:
+        return verdict
+    for config, other in rows.items():
+        alone = _name(by_id[other["ok_records"][0]]) == HEAD and other["quantization"] == row["quantization"]
+        if alone and config in family.scores:
+            found = family.effect(row["config"], config)
+            better = found.low > 0 and verdict.verdict == "learned"
+            return replace(
+                verdict,
+                verdict="learned" if better else "worse" if found.high < 0 else "no evidence",
+                effect=found.effect,
+                low=found.low,
+                high=found.high,
+                p=found.p,
+                base="the head alone",
+            )
+    return verdict
+
+
+def _name(record: Record) -> str:
+    return str(part(record.cell, "method").get("name"))
+
+
+def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool) -> Judged:
+    model, task = part(record.cell, "model"), str(part(record.cell, "task").get("name"))
+    made_up = str(model.get("id", "")).startswith(("builtin:", "skeleton:"))
+    generated = task in find_tasks([]) and load_task(task, []).definition.source.generator is not None
+    gain, low, high, p = (
+        float("nan") if value is None else value for value in (found.effect, found.low, found.high, found.p)
+    )
+    return Judged(
+        method=_name(record),
+        learned=found.verdict == "learned",
+        model=row["model"],
+        task=row["task"],
+        quantization=row["quantization"],
+        accuracy=row[METRIC],
+        gain=gain,
+        low=low,
+        high=high,
+        p=p,
+        measure=found.measure,
+        base=found.base,
+        real=not made_up and not generated,
+        tuned=tuned,
+        seeds=found.seeds,
+        records=tuple(row["ok_records"]),
+    )
+
+
+# --- from rows to one entry per method -----------------------------------------------------------
+def table(rows: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Method to its entry: its best evidence on a real task, else on a built-in model, else why there is none.
+
+    With hundreds of rows some pass a 5 % test by chance, so p values are multiplied by the number of rows (Bonferroni).
+    """
+    sure = [row for row in rows if row.learned and row.p * len(rows) < LEVEL]
+    return {name: _entry(name, [row for row in sure if row.method == name]) for name in METHODS}
+
+
+def _entry(name: str, sure: Sequence[Judged]) -> dict[str, Any]:
+    nano = [row.low for row in sure if not row.real and row.measure == METRIC]
+    if not sure:
+        empty = dict.fromkeys(("model", "task", "gain", "interval", "record"))
+        why = NOTHING_TRAINS.get(name) or (REASONS[name].why if name in REASONS else UNKNOWN)
+        return {"learned": False, **empty, "why": why}
+    best = max(sure, key=_strength)
+    return {
+        "learned": True,
+        "model": best.model,
+        "task": best.task,
+        "gain": round(best.gain, 4),
+        "interval": [round(best.low, 4), round(best.high, 4)],
+        "record": best.records[0],
+        "why": "",
+        "measure": best.measure,
+        "accuracy": round(best.accuracy, 4),
+        "base": best.base,
+        "quantization": best.quantization,
+        "real": best.real,
+        "tuned": best.tuned,
+        "seeds": best.seeds,
+        "nano": round(max(nano), 4) if nano else None,
+    }
+
+
+def _strength(row: Judged) -> tuple[Any, ...]:
+    """What makes one row better evidence than another, most important first."""
+    return (row.real, row.measure == METRIC, row.quantization == "none", row.seeds > 1, row.tuned, row.low)
+
+
+def stores() -> list[Path]:
+    """The committed stores of this checkout."""
+    root = Path(__file__).parents[2] / "results" / "reference"
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def to_json(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of ``evidence.json``: one line per method."""
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+@cache
+def known() -> dict[str, dict[str, Any]]:
+    """Method to its entry, as last generated."""
+    found: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return found
+
+
+# --- the page ------------------------------------------------------------------------------------
+_INTRODUCTION = """\
+# Evidence that the methods learn
+
+For every method: a committed record in which it learns, or the reason that was found why there is none. Generated by
+`make docs` from the records in `results/reference`; `peft-matrix methods --json` carries the same under `evidence`.
+
+- **Gain** is accuracy in points with its 95 % interval, on the same items, above the base: the untrained model, or for
+  a classifier the row that trains the fresh head alone. Where accuracy cannot move, it is nats of the answer's
+  log-probability.
+- A row counts if its p value stays below 0.05 after multiplication by the number of all rows with a verdict.
+- **Tuned**: the learning rate was chosen on validation data. Otherwise the row ran once at its declared centre or at
+  the rate of its sweep. A row with one seed says that this run learned, not how the method compares: gains of two rows
+  must not be compared. For that there are [boards](boards.md).
+- **Nano**: lower end of the gain's interval on the built-in model, where the method learns there too.
+"""
+
+
+def to_markdown(entries: Mapping[str, Mapping[str, Any]], rows: int) -> str:
+    """The text of ``docs/evidence.md``."""
+    real = {name: e for name, e in entries.items() if e["learned"] and e["real"]}
+    nano = {name: e for name, e in entries.items() if e["learned"] and not e["real"]}
+    without = {name: e for name, e in entries.items() if not e["learned"] and name not in NOTHING_TRAINS}
+    both = sum(e["nano"] is not None for e in real.values())
+    lines = [
+        _INTRODUCTION,
+        f"Of {len(entries) - len(NOTHING_TRAINS)} methods that train or combine trained weights **{len(real)} learn a "
+        f"real task with a real model** ({both} of them on the built-in nano model as well), {len(nano)} more on the "
+        f"nano model alone, and {len(without)} have no evidence. {rows:,} rows have a verdict.",
+        "",
+        *_learned("On a real task", real),
+        *_learned("On the nano model alone", nano),
+        "## No evidence",
+        "",
+        "| method | what was found | on |",
+        "|---|---|---|",
+        *(f"| {name} | {e['why']} | {_date(REASONS.get(name))} |" for name, e in without.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _date(reason: Reason | None) -> str:
+    return reason.found if reason else ""
+
+
+def _learned(title: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"## {title}",
+        "",
+        "| method | model | task | accuracy | gain | above | tuned | seeds | nano | record |",
+        "|---|---|---|--:|---|---|---|--:|--:|---|",
+    ]
+    for name, e in entries.items():
+        base = "" if e["quantization"] == "none" else f" ({e['quantization']})"
+        nano = "" if e["nano"] is None or not e["real"] else f"{100 * e['nano']:+.0f}"
+        cells = [name, e["model"] + base, e["task"], f"{100 * e['accuracy']:.1f}", _gain(e), e["base"]]
+        cells += ["yes" if e["tuned"] else "no", str(e["seeds"]), nano, f"`{e['record'][:12]}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _gain(entry: Mapping[str, Any]) -> str:
+    times, unit = (100, "") if entry["measure"] == METRIC else (1, " nats")
+    low, high = entry["interval"]
+    return f"{times * entry['gain']:+.1f} [{times * low:+.1f}, {times * high:+.1f}]{unit}"
