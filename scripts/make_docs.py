@@ -41,10 +41,13 @@ def _metrics() -> str:
 @cache
 def _judged() -> tuple[dict[str, dict[str, Any]], int]:
     """Every method's evidence, and the number of rows judged for it."""
+    from harness.methods.catalog import METHODS
     from reports.apps import evidence
+    from tasks.task import find_tasks, load_task
 
-    rows = evidence.judge(evidence.stores())
-    return evidence.table(rows), len(rows)
+    generated = {name for name in find_tasks([]) if load_task(name, []).definition.source.generator}
+    rows = evidence.judge(evidence.stores(), generated)
+    return evidence.table(rows, METHODS), len(rows)
 
 
 def _evidence() -> str:

@@ -7,21 +7,19 @@ Both are made from the records in ``results/reference``; a test fails where they
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from harness.comparability import part, role
-from harness.methods.catalog import METHODS
 from harness.record import Record
 from harness.store.store import Store
 from reports.apps.evidence_reasons import REASONS, Reason
 from reports.data.effects import Evidence, Family, members_of
 from reports.data.frame import aggregate, current, frame, is_trial
 from reports.data.learned import METRIC, UNTRAINED, Learned, verdicts
-from tasks.task import find_tasks, load_task
 
 TABLE = Path(__file__).with_suffix(".json")
 HEAD = "head"
@@ -65,16 +63,19 @@ class Judged(NamedTuple):
     records: tuple[str, ...]
 
 
-def judge(stores: Iterable[Path]) -> list[Judged]:
+def judge(stores: Iterable[Path], generated: Collection[str] = ()) -> list[Judged]:
     """Verdicts on every row of these stores, in their order.
 
     A classifier is compared with the row that trains the fresh head alone, where the same conditions have one: what a
     method gains there was learned in the body. Other rows are compared with the untrained model.
+
+    Args:
+        generated: names of tasks whose rows are generated, which are no real tasks.
     """
-    return [row for root in stores for row in _of_store(root)]
+    return [row for root in stores for row in _of_store(root, generated)]
 
 
-def _of_store(root: Path) -> Iterator[Judged]:
+def _of_store(root: Path, generated: Collection[str]) -> Iterator[Judged]:
     store = Store(root)
     records, _ = store.records()
     kept = current(records)
@@ -99,11 +100,11 @@ def _of_store(root: Path) -> Iterator[Judged]:
             row = ok[config]
             record = by_id[row["ok_records"][0]]
             family = evidence.family_of(members_of(ok.values()), METRIC, config)
-            yield _judged(row, record, _above_head(row, verdict, family, ok, by_id), _place(record) in tuned)
+            yield _judged(row, record, _above_head(row, verdict, family, ok, by_id), _place(record) in tuned, generated)
 
 
 def _place(record: Record) -> tuple[str, ...]:
-    """What a tuning trial shares with the rows that it chose for."""
+    """Labels that a tuning trial shares with the rows for which it chose a rate."""
     cell = record.cell
     labels = (str(part(cell, axis).get("label")) for axis in ("model", "quantization", "task"))
     return (record.sweep, str(part(cell, "method").get("label")), *labels)
@@ -140,10 +141,9 @@ def _name(record: Record) -> str:
     return str(part(record.cell, "method").get("name"))
 
 
-def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool) -> Judged:
+def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool, generated: Collection[str]) -> Judged:
     model, task = part(record.cell, "model"), str(part(record.cell, "task").get("name"))
     made_up = str(model.get("id", "")).startswith(("builtin:", "skeleton:"))
-    generated = task in find_tasks([]) and load_task(task, []).definition.source.generator is not None
     gain, low, high, p = (
         float("nan") if value is None else value for value in (found.effect, found.low, found.high, found.p)
     )
@@ -160,7 +160,7 @@ def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool)
         p=p,
         measure=found.measure,
         base=found.base,
-        real=not made_up and not generated,
+        real=not made_up and task not in generated,
         tuned=tuned,
         seeds=found.seeds,
         records=tuple(row["ok_records"]),
@@ -168,13 +168,13 @@ def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool)
 
 
 # --- from rows to one entry per method -----------------------------------------------------------
-def table(rows: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def table(rows: Sequence[Judged], methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Method to its entry: its best evidence on a real task, else on a built-in model, else why there is none.
 
     With hundreds of rows some pass a 5 % test by chance, so p values are multiplied by the number of rows (Bonferroni).
     """
     sure = [row for row in rows if row.learned and row.p * len(rows) < LEVEL]
-    return {name: _entry(name, [row for row in sure if row.method == name]) for name in METHODS}
+    return {name: _entry(name, [row for row in sure if row.method == name]) for name in methods}
 
 
 def _entry(name: str, sure: Sequence[Judged]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _entry(name: str, sure: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _strength(row: Judged) -> tuple[Any, ...]:
-    """What makes one row better evidence than another, most important first."""
+    """Sort key by the strength of the evidence, most important first."""
     return (row.real, row.measure == METRIC, row.quantization == "none", row.seeds > 1, row.tuned, row.low)
 
 

@@ -179,7 +179,7 @@ def judged(method: str, p: float = 1e-9, **changes: Any) -> evidence.Judged:
 
 def test_evidence_prefers_real_tasks_over_larger_gains() -> None:
     rows = [judged("lora", real=False, model="nano", gain=0.99, low=0.98), judged("lora")]
-    found = evidence.table(rows)["lora"]
+    found = evidence.table(rows, METHODS)["lora"]
     assert (found["learned"], found["model"], found["gain"], found["interval"]) == (True, "encoder", 0.4, [0.3, 0.5])
     assert found["nano"] == 0.98
     assert set(found) >= {"learned", "model", "task", "gain", "interval", "record", "why", "tuned", "seeds"}
@@ -187,8 +187,8 @@ def test_evidence_prefers_real_tasks_over_larger_gains() -> None:
 
 def test_evidence_is_corrected_for_the_number_of_rows() -> None:
     others = [judged("full", learned=False) for _ in range(99)]
-    assert evidence.table([judged("lora", p=4e-4), *others])["lora"]["learned"]
-    assert not evidence.table([judged("lora", p=6e-4), *others])["lora"]["learned"]
+    assert evidence.table([judged("lora", p=4e-4), *others], METHODS)["lora"]["learned"]
+    assert not evidence.table([judged("lora", p=6e-4), *others], METHODS)["lora"]["learned"]
 
 
 def test_a_classifier_has_to_beat_its_head_alone(tmp_path: Path) -> None:
