@@ -41,6 +41,8 @@ from tasks.task import load_task
 
 LOG_TAIL_CHARACTERS = 4000
 COST_FAMILIES = ("memory", "time", "energy", "compute")
+LEARNING_SERIES = ("loss", "task_loss", "grad_norm")
+"""Series that are kept where no cost is measured: a neighbour on the device does not change them."""
 
 
 class Interrupted(BaseException):
@@ -73,7 +75,7 @@ def run_job(job: Job, say: Say) -> Record:
         outcome=outcome,
         metrics=recorded_metrics(run, job),
         spans=tuple(run.spans),
-        series=run.ctx.series if run.ctx is not None and measures_cost(job) else {},
+        series=recorded_series(run, job),
         samples=samples_ref(samples) if samples is not None else None,
         environment={
             **environment,
@@ -198,6 +200,12 @@ def recorded_metrics(run: Run, job: Job) -> dict[str, Reading]:
         else value
         for name, value in found.items()
     }
+
+
+def recorded_series(run: Run, job: Job) -> dict[str, tuple[float, ...]]:
+    """The run's series; where the sweep measures no cost, only those that say how it learned."""
+    found = run.ctx.series if run.ctx is not None else {}
+    return found if measures_cost(job) else {name: found[name] for name in LEARNING_SERIES if name in found}
 
 
 def make_panel(job: Job) -> Panel:

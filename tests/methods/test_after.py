@@ -292,6 +292,42 @@ def test_proxy_tuning_adds_what_tuning_did_to_the_small_model(tmp_path: Path) ->
     assert gap(logits(method.load(fresh, tmp_path), CAUSAL), expected) < 1e-5
 
 
+def test_proxy_tuning_decodes_each_token_once() -> None:
+    method: Any = made("proxy-tuning", of="lora")
+    model: Any = method.finalize(attached(method, larger()), Workshop(nll, (ingredient("lora", 0),), larger))
+    read: list[int] = []
+    hook: Any = next(iter(model._forward_hooks.values()))
+    for part in hook.parts:
+        part.register_forward_pre_hook(
+            lambda _, __, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+    prompt = batch(CAUSAL)["input_ids"][:2]
+    model.generate(input_ids=prompt, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert read == [prompt.shape[1]] * 2 + [1, 1] * 3
+    assert len(hook._caches) == 0  # they end with the large model's
+
+
+def test_proxy_tuning_follows_what_is_done_to_the_cache() -> None:
+    method: Any = made("proxy-tuning", of="lora")
+    model: Any = method.finalize(attached(method, larger()), Workshop(nll, (ingredient("lora", 0),), larger))
+    tokens = batch(CAUSAL)["input_ids"][:2]
+    whole = model(input_ids=tokens).logits
+    cache = model(input_ids=tokens[:, :-2], use_cache=True).past_key_values
+    cache.batch_select_indices(torch.tensor([1, 0, 1]))
+    again = model(input_ids=tokens[[1, 0, 1], -2:], past_key_values=cache, use_cache=True).logits
+    assert gap(again, whole[[1, 0, 1], -2:]) < 1e-4
+
+
+def test_a_cache_filled_elsewhere_is_refused() -> None:
+    method: Any = made("proxy-tuning", of="lora")
+    plain = larger()
+    model: Any = method.finalize(attached(method, larger()), Workshop(nll, (ingredient("lora", 0),), larger))
+    tokens = batch(CAUSAL)["input_ids"]
+    cache = plain(input_ids=tokens, use_cache=True).past_key_values
+    with pytest.raises(RuntimeError, match="was not filled together"):
+        model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+
+
 def test_a_small_model_of_another_vocabulary_cannot_steer() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

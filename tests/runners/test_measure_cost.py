@@ -20,7 +20,10 @@ def test_cells_share_a_device_and_record_no_cost(bench: Bench) -> None:
     for record in records:
         assert record["cell"]["measure_cost"] is False
         assert record["environment"]["neighbours"] == 1
-        assert record["series"] == {}
+        steps = record["cell"]["method"]["steps"]
+        assert {name: len(values) for name, values in record["series"].items()} == (
+            {"loss": steps, "grad_norm": steps} if steps else {}
+        )
         assert record["metrics"]["accuracy"]["value"] is not None
         costs = {n: m for n, m in record["metrics"].items() if metric(n).family in COST_FAMILIES}
         assert costs

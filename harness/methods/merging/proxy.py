@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, ref
 
 from harness.errors import Unsupported
 from harness.methods import bases
@@ -20,8 +22,8 @@ PASSED_ON = ("attention_mask", "position_ids", "logits_to_keep", "token_type_ids
 class ProxyTuning(Method):
     """z = z_large + strength (z_expert - z_anti): row ``of`` on the small model ``from``, tuned and as it was.
 
-    The sum is made in the model's own forward pass, so that scoring and decoding see nothing else. The small models
-    read the whole text at every token: their states are not cached, and the large model's cache is not returned.
+    The sum is made in the model's own forward pass, so that scoring and decoding see nothing else. While a text is
+    decoded, the caches of the small models are kept with the large model's, so each of the three reads a token once.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -72,20 +74,8 @@ class ProxyTuning(Method):
             freeze(part)
             part.eval()
         self._expert = expert
-        strength = float(self.params["strength"])
-
-        def steer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            inputs = {name: kwargs[name] for name in PASSED_ON if kwargs.get(name) is not None}
-            inputs["input_ids"] = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            difference = expert(**inputs).logits[:, -output.logits.shape[1] :] - anti(**inputs).logits
-            output.logits = output.logits + strength * difference.to(output.logits.dtype)
-            output.past_key_values = None  # a later call with a cache would give the small models one token alone
-            return output
-
-        model.register_forward_hook(steer, with_kwargs=True)
-        untyped: Any = model
-        if getattr(untyped, "generation_config", None) is not None:
-            untyped.generation_config.use_cache = False
+        steering = Steering(expert, anti, float(self.params["strength"]))
+        model.register_forward_hook(steering, with_kwargs=True)
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -95,6 +85,75 @@ class ProxyTuning(Method):
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """Steer a fresh large model."""
         return self._steered(self.attach(base), self._ingredient, folder)
+
+
+class Steering:
+    """Forward hook that adds strength (z_expert - z_anti) to a model's logits.
+
+    Args:
+        expert: the tuned small model; ``anti``: the same, untuned.
+    """
+
+    def __init__(self, expert: nn.Module, anti: nn.Module, strength: float) -> None:
+        self.parts = (expert, anti)
+        self.strength = strength
+        self._caches: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The output with the sum of the logits."""
+        inputs = {name: kwargs[name] for name in PASSED_ON if kwargs.get(name) is not None}
+        inputs["input_ids"] = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        own = output.past_key_values
+        caches = self._caches_of(own, inputs["input_ids"].shape[1])
+        found = [
+            part(**inputs, past_key_values=cache, use_cache=cache is not None)
+            for part, cache in zip(self.parts, caches, strict=True)
+        ]
+        seen = output.logits.shape[1]
+        difference = found[0].logits[:, -seen:] - found[1].logits[:, -seen:]
+        output.logits = output.logits + self.strength * difference.to(output.logits.dtype)
+        return output
+
+    def _caches_of(self, own: Any, tokens: int) -> tuple[Any, Any]:
+        """The small models' caches for the large model's cache ``own``, which holds ``tokens`` of this call already.
+
+        Raises:
+            RuntimeError: ``own`` was filled or changed outside of this hook, so that the small models miss a part.
+        """
+        from transformers import DynamicCache
+
+        if own is None:
+            return None, None
+        before = own.get_seq_length() - tokens
+        if own not in self._caches or before == 0:
+            self._caches[own] = (DynamicCache(), DynamicCache())
+            _change_together(own, self._caches[own])
+        caches = self._caches[own]
+        if any(cache.get_seq_length() != before for cache in caches):
+            raise RuntimeError(
+                "proxy-tuning: the cache of the large model was not filled together with the small models'"
+            )
+        return caches
+
+
+CHANGES = ("batch_select_indices", "batch_repeat_interleave", "reorder_cache", "crop", "reset")
+"""Methods by which decoding and scoring change a cache between two passes."""
+
+
+def _change_together(cache: Any, others: tuple[Any, ...]) -> None:
+    """Make every change of ``cache`` a change of ``others`` as well."""
+
+    own = ref(cache)  # a strong one would keep the caches until the garbage collector finds the circle
+
+    def of_all(name: str) -> Callable[..., None]:
+        def change(*args: Any, **kwargs: Any) -> None:
+            for one in (own(), *others):
+                getattr(type(one), name)(one, *args, **kwargs)
+
+        return change
+
+    for name in CHANGES:
+        setattr(cache, name, of_all(name))
 
 
 def _config(model: nn.Module) -> Any:
