@@ -66,8 +66,8 @@ class Judged(NamedTuple):
 def judge(stores: Iterable[Path], generated: Collection[str] = ()) -> list[Judged]:
     """Verdicts on every row of these stores, in their order.
 
-    A classifier is compared with the row that trains the fresh head alone, where the same conditions have one: what a
-    method gains there was learned in the body. Other rows are compared with the untrained model.
+    A classifier is compared with the best row that trains the fresh head alone, where the same conditions have one:
+    what a method gains there was learned in the body. Other rows are compared with the untrained model.
 
     Args:
         generated: names of tasks whose rows are generated, which are no real tasks.
@@ -117,24 +117,30 @@ def _above_head(
     rows: Mapping[str, Mapping[str, Any]],
     by_id: Mapping[str, Record],
 ) -> Learned:
-    """The verdict against the row that trains the head alone, of the same quantization, on the same items."""
+    """The verdict against the best row that trains the head alone, of the same quantization, on the same items."""
     if family is None or _name(by_id[row["ok_records"][0]]) == HEAD:
         return verdict
-    for config, other in rows.items():
-        alone = _name(by_id[other["ok_records"][0]]) == HEAD and other["quantization"] == row["quantization"]
-        if alone and config in family.scores:
-            found = family.effect(row["config"], config)
-            better = found.low > 0 and verdict.verdict == "learned"
-            return replace(
-                verdict,
-                verdict="learned" if better else "worse" if found.high < 0 else "no evidence",
-                effect=found.effect,
-                low=found.low,
-                high=found.high,
-                p=found.p,
-                base="the head alone",
-            )
-    return verdict
+    alone = [
+        config
+        for config, other in rows.items()
+        if _name(by_id[other["ok_records"][0]]) == HEAD
+        and other["quantization"] == row["quantization"]
+        and config in family.scores
+    ]
+    if not alone:
+        return verdict
+    best = max(alone, key=lambda config: (float(rows[config][METRIC]), config))
+    found = family.effect(row["config"], best)
+    better = found.low > 0 and verdict.verdict == "learned"
+    return replace(
+        verdict,
+        verdict="learned" if better else "worse" if found.high < 0 else "no evidence",
+        effect=found.effect,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        base="the head alone",
+    )
 
 
 def _name(record: Record) -> str:
@@ -235,7 +241,7 @@ For every method: a committed record in which it learns, or the reason that was 
 `make docs` from the records in `results/reference`; `peft-matrix methods --json` carries the same under `evidence`.
 
 - **Gain** is accuracy in points with its 95 % interval, on the same items, above the base: the untrained model, or for
-  a classifier the row that trains the fresh head alone. Where accuracy cannot move, it is nats of the answer's
+  a classifier the best row that trains the fresh head alone. Where accuracy cannot move, it is nats of the answer's
   log-probability.
 - A row counts if its p value stays below 0.05 after multiplication by the number of all rows with a verdict.
 - **Tuned**: the learning rate was chosen on validation data. Otherwise the row ran once at its declared centre or at

@@ -38,11 +38,11 @@ class MAM(BottleneckAdapter):
         defaults={"bottleneck": 512, "function": "relu", "scale": 4.0, "prefix_tokens": 30},
         defaults_source=(
             "the paper: 30 prefix tokens, bottleneck 512, scale 4; its prefix is made by a small network during "
-            "training, here its entries are trained themselves; the rate is an adapter's"
+            "training, here its entries are trained themselves; the released bottleneck has biases, ours none; the "
+            "rate is an adapter's"
         ),
         lr_factor=10.0,
         identity_at_start=False,
-        unverified=True,
     )
     beside = True
     uniform = True

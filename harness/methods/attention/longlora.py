@@ -37,7 +37,6 @@ class LongLoRA(PeftMethod):
         defaults_source="groups of a quarter of the sequence, rank 8 and alpha 16 on q, k, v and o as in the released "
         "code; its rate of 2e-5 is the one of its full fine-tuning",
         lr_factor=1.0,
-        unverified=True,
     )
     declaration: ClassVar[Declaration] = row.declaration
 

@@ -41,7 +41,6 @@ class LsUnLlama(PeftMethod):
         paper="2310.01208v1",
         defaults_source="rank 12, alpha 32 and dropout 0.1 as in the released code, one of whose poolings the mean is; "
         "targets and rate as our LoRA row",
-        unverified=True,
         **CLASSIFIES,
     )
     declaration: ClassVar[Declaration] = row.declaration

@@ -49,10 +49,10 @@ class ComPeft(Method):
         mergeable="exactly",
         defaults={"of": "lora", "density": "auto", "scale": "auto"},
         defaults_source=f"auto: the best on validation of densities {DENSITIES} and scales {SCALES}, "
-        "in the paper's range; rates are the adapter's",
+        "in the paper's range; the task vector is the change since the start, as in the paper (the released code for "
+        "LoRA compresses the factors themselves, with LoRA's random start in them); rates are the adapter's",
         lr_factor=10.0,
         needs_search=True,
-        unverified=True,
     )
 
     # --- the adapter ---------------------------------------------------------------------------

@@ -22,10 +22,9 @@ class Lomo(Full):
         "Plain gradient descent whose update happens inside the backward pass: no gradient outlives its own tensor.",
         "2306.09782v2",
         defaults={"clip": 1.0},
-        defaults_source="clipping by the common norm takes a second backward pass, as in the paper; 0 leaves both out; "
-        "the rate is ours, for steps that Adam does not lengthen",
+        defaults_source="clipping by the common norm takes a second backward pass, as in the paper and the released "
+        "code, which clips only if asked to; 0 leaves both out; the rate is ours: Adam does not lengthen these steps",
         lr_factor=100.0,
-        unverified=True,
     )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
