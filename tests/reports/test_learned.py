@@ -195,7 +195,8 @@ def test_a_classifier_has_to_beat_its_head_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for method, rate in (("head", 0.4), ("lora", 0.61), ("full", 0.9)):
         store.append(*ok_record(cell(method), accuracy=rate, retained=None, merged=False))
-    faster = cell("head", method={"learning_rate": 0.1})  # the best head counts, whatever its rate
+    faster = cell("head")
+    faster["method"] |= {"learning_rate": 0.1}  # the best head counts, whatever its rate
     store.append(*ok_record(faster, accuracy=0.6, retained=None, merged=False))
     found = {row.method: row for row in evidence.judge([tmp_path])}
     assert {name: row.learned for name, row in found.items()} == {"head": True, "lora": False, "full": True}
