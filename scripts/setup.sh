@@ -56,7 +56,7 @@ if [ "$what" = test ]; then
   if ! { command -v chromium && command -v node && command -v npm; } > /dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
       say "Installing chromium and node for the browser tests ..."
-      { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+      { apt-get -o DPkg::Lock::Timeout=300 update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
           chromium nodejs npm; } > /dev/null 2>&1 || say "That did not work: the browser tests will skip."
     else
       say "No chromium, node or npm here: the browser tests will skip."

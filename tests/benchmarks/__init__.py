@@ -1,1 +1,0 @@
-"""Performance figures, printed as ratios and never asserted: `make bench`."""

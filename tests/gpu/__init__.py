@@ -1,1 +1,0 @@
-"""Checks that need a real GPU."""

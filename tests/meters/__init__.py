@@ -1,1 +1,0 @@
-"""Meters against known truths."""

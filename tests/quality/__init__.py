@@ -1,1 +1,0 @@
-"""Measured error rates of our detectors, printed for docs/findings; run by hand."""

@@ -1,1 +1,0 @@
-"""A simulated NVML library whose truth is known."""
