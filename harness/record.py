@@ -7,13 +7,12 @@ value, a typed reason. Its ``id`` is the digest of its content, so a damaged rec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness import migrations
 from harness.digests import digest
 from harness.errors import UserError
 
@@ -173,7 +172,7 @@ class Record(Frozen):
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "record", id_prefix: str = "") -> Record:
-        """Read a stored record; one of an older layout is upgraded (:mod:`harness.migrations`) and keeps its id.
+        """Read a stored record; one of an older layout is upgraded (:mod:`harness.record`) and keeps its id.
 
         Args:
             text: what :meth:`to_json` wrote.
@@ -207,7 +206,7 @@ class Record(Frozen):
         if not actual_id.startswith(id_prefix):
             raise UserError(f"another record than expected: its id does not begin with {id_prefix}", where=where)
         try:
-            record = cls.model_validate(migrations.upgrade(data, to=SCHEMA_VERSION))
+            record = cls.model_validate(upgrade(data, to=SCHEMA_VERSION))
         except ValidationError as error:
             words = _unknown_words(error)
             if words is not None:
@@ -230,3 +229,24 @@ def _unknown_words(error: ValidationError) -> str | None:
     if not all(fault["type"] == "literal_error" and isinstance(fault["input"], str) for fault in faults):
         return None
     return ", ".join(sorted({f"{fault['loc'][-1]} {fault['input']!r}" for fault in faults}))
+
+
+Content = dict[str, Any]
+Step = Callable[[Content], Content]
+
+STEPS: dict[int, Step] = {}
+"""Layout to the step that makes the next one of it. Empty: there has been one layout."""
+
+
+def upgrade(content: Content, *, to: int) -> Content:
+    """A record's content in layout ``to``, one step at a time.
+
+    Args:
+        content: plain JSON values of a record of layout ``to`` or an earlier one; it is not changed.
+
+    Raises:
+        KeyError: a step is missing.
+    """
+    for number in range(content["schema_version"], to):
+        content = {**STEPS[number](dict(content)), "schema_version": number + 1}
+    return content

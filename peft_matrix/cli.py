@@ -6,15 +6,15 @@ Heavy imports are inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from harness.errors import EXIT_BAD_INPUT, UserError
 from peft_matrix.commands import GROUPS, VERBS
-from peft_matrix.terminal import guard_streams
 
 PANELS = {
     "Sweeps": ("init", "plan", "run", "status", "show", "fetch"),
@@ -95,6 +95,54 @@ def main() -> None:
             sys.exit(EXIT_BAD_INPUT)
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_SEQUENCE = re.compile(
+    r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|.)?", re.DOTALL
+)
+_ALLOWED = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[hl]|[0-9]*[AB]|2K)")
+"""Colours, and the moves of a progress display."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str, *, styled: bool = False) -> str:
+    """``text`` without control characters and escape sequences.
+
+    Args:
+        styled: keep colours and the moves of a progress display, which this program writes to terminals itself.
+    """
+    kept = _SEQUENCE.sub(lambda m: m[0] if styled and _ALLOWED.fullmatch(m[0]) else "", text)
+    return _CONTROL.sub("", kept)
+
+
+class _Guarded:
+    """A text stream whose writes are made harmless; everything else is the stream's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write without control sequences; returns the length of what was given."""
+        self._stream.write(harmless(text, styled=self._stream.isatty()))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_streams() -> None:
+    """Let standard output and error replace characters that their encoding lacks, and drop control sequences."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        if stream is not None and not isinstance(stream, _Guarded):
+            setattr(sys, name, _Guarded(stream))
 
 
 if __name__ == "__main__":

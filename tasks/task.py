@@ -13,6 +13,7 @@ from harness.errors import UserError, did_you_mean
 from harness.yamlfile import Loc, line_of, load_model
 from tasks import template
 from tasks.generators import GENERATORS
+from tasks.item import Item as Item
 from tasks.parsers import PARSERS
 
 BUILT_IN = Path(__file__).parent / "definitions"
@@ -42,6 +43,14 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "language-modelling": ("bits_per_byte", "perplexity"),
 }
 """Metrics that :func:`tasks.scoring.summarise` computes for each kind of task."""
+
+MODEL_KIND: dict[Kind, str] = {
+    "generation": "causal-lm",
+    "multiple-choice": "causal-lm",
+    "language-modelling": "causal-lm",
+    "sequence-classification": "sequence-classification",
+}
+"""Required model kind for each kind of task."""
 
 OVERLAP = frozenset({"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"})
 """Metrics that compare a completion with the reference, word by word or letter by letter."""
@@ -335,33 +344,6 @@ class TaskDefinition(_Frozen):
         """Hub data sets whose revision is no commit, and why: their rows may change under the same name."""
         hubs = [s.hub for s in (self.source, *(r.source for r in self.splits.values() if r.source)) if s.hub]
         return {hub.id: hub.unpinned or "its revision is no commit" for hub in hubs if not hub.pinned}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One example, ready for a model.
-
-    Attributes:
-        id: source split and position in it; stable, so that items of two cells can be paired.
-        prompt: what the model reads (classification: the text).
-        answer: what follows the prompt, delimiter included (classification: the label's name).
-        label: class index or index of the right choice; -1 where there is none.
-        choices: the options of a multiple-choice item, each as it would follow the prompt.
-        program: what judges a completion by running, with :data:`COMPLETION` where it goes.
-        contexts: what the model reads before each option, where that is not the prompt for all of them.
-    """
-
-    id: str
-    prompt: str
-    answer: str
-    label: int = -1
-    choices: tuple[str, ...] = ()
-    program: str = ""
-    contexts: tuple[str, ...] = ()
-
-    def before(self, option: int) -> str:
-        """The text that the model reads before an option."""
-        return self.contexts[option] if self.contexts else self.prompt
 
 
 @dataclass(frozen=True)

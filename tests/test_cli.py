@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from peft_matrix.cli import PANELS, app
-from peft_matrix.settings_text import settings
+from peft_matrix.console import settings
 from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_matrix.terminal import harmless
+from peft_matrix.cli import harmless
 
 ROOT = Path(__file__).parents[1]
 

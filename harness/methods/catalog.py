@@ -65,8 +65,8 @@ METHODS: Registry[type[Method]] = Registry(
         "portllm": "harness.methods.merging.transfer:PortLlm",
         "proxy-tuning": "harness.methods.merging.proxy:ProxyTuning",
         "ft-transfer": "harness.methods.merging.transfer:FineTuningTransfer",
-        "series-adapter": "harness.methods.adapters.series:Series",
-        "parallel-adapter": "harness.methods.adapters.parallel:Parallel",
+        "series-adapter": "harness.methods.adapters.bottleneck:Series",
+        "parallel-adapter": "harness.methods.adapters.bottleneck:Parallel",
         "mam": "harness.methods.adapters.mam:MAM",
         "flexora": "harness.methods.gated.flexora:Flexora",
         "diffora": "harness.methods.gated.diffora:DiffoRA",
@@ -85,7 +85,7 @@ METHODS: Registry[type[Method]] = Registry(
         "nola": "harness.methods.lowrank.nola:NOLA",
         "ba-lora": "harness.methods.lowrank.balora:BALoRA",
         "lora-ggpo": "harness.methods.lowrank.ggpo:LoRAGGPO",
-        **{name: f"harness.methods.peft.method:{name}" for name in table()},
+        **{name: f"harness.methods.peft.table:{name}" for name in table()},
     },
 )
 """The registry behind the key ``methods`` of a sweep."""

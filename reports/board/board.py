@@ -1,7 +1,7 @@
 """Records to a board: rows, ranks, Pareto front and failures, as one value that every format is rendered from.
 
 Use: ``build(load_board("default", workspaces), records, store)`` gives a :class:`BoardTable`;
-``render_all(board, records, out_dir, store)`` writes every format.
+:func:`reports.board.formats.files.write_all` writes it in every format.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 from harness.metrics import METRICS, MetricDef
@@ -24,7 +23,7 @@ from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource
 
-__all__ = ["Board", "BoardTable", "build", "find_boards", "load_board", "render_all"]
+__all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
 
 
 REFERENCE = "full"
@@ -213,20 +212,6 @@ def build(
     keys = None if planned is None else tuple(sorted(set(planned)))
     not_run = len(set(keys) - {record.key for _, record in wanted}) if keys is not None else 0
     return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials, silent)
-
-
-def render_all(board: Board, records: Iterable[Record], out_dir: Path, store: Store | None = None) -> list[Path]:
-    """Write every format of a board into ``out_dir`` (created if absent).
-
-    Returns:
-        The files written: ``board.md .csv .json .tex .html`` and the figures (svg, png, pdf).
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    from reports.board.formats.files import write_all  # which renders what this module builds
-
-    return write_all(build(board, records, store), out_dir)
 
 
 def _label(record: Record, axis: str) -> str:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
@@ -26,9 +26,26 @@ from runners.planning.cell_dependencies import Combined, Told, combined, kept
 from runners.planning.cost_model import Predictor, total
 from runners.planning.ordering import fitting, in_order, rank
 from runners.planning.resolver import Resolver
-from runners.planning.tuning import CURVE, FAILED, Tuned, tuned
-from runners.running.preflight import NotRun
+from runners.planning.tuning import FAILED, Tuned, tuned
+from runners.worker.job import CURVE
 from runners.workspace import Workspace
+from tasks.task import MODEL_KIND
+
+WhyNotRun = Literal["disk", "memory", "budget"]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A planned cell that this run did not start.
+
+    Attributes:
+        kind: ``disk`` or ``memory``: not enough free; ``budget``: not enough time in the run.
+        reason: the same in words, with the numbers.
+    """
+
+    cell: Cell
+    kind: WhyNotRun
+    reason: str
 
 
 @dataclass
@@ -136,15 +153,6 @@ class Plan:
             "unpinned_models": self.unpinned_models,
             "predicted": total(self.predict(cell) for cell in self.run),
         }
-
-
-MODEL_KIND = {
-    "generation": "causal-lm",
-    "multiple-choice": "causal-lm",
-    "language-modelling": "causal-lm",
-    "sequence-classification": "sequence-classification",
-}
-"""Required model kind for each kind of task."""
 
 
 def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.errors import UserError
 from harness.matrix import Cell, Point, make_cell
 from harness.spec import Tune
 
 FAILED = math.inf
 """Score of a trial that diverged, ran out of memory or failed: it is never chosen, and it counts as a trial."""
-CURVE = "validation_nll_curve"
-"""Series of a trial's record that a pruner compares: the validation NLL every ``prune_every`` steps."""
+SAMPLED_RANGE = 2
+"""A sampler searches the rate from the centre over factor^2 to the centre times factor^2, logarithmically."""
 EXTENSION = 2
 """Further rates beyond an edge of the grid at which the best one was found."""
 
@@ -131,8 +132,6 @@ class Search:
             Pending: trials have to run first; they are in :attr:`trials`.
         """
         if self.tune.sampler != "grid":
-            from runners.planning.tuning_optuna import sampled
-
             sampled(self)
             return self._lowest()
         grid = rates(self.centre, self.tune.learning_rates, self.tune.factor)
@@ -209,6 +208,50 @@ class Search:
             "chosen": {"learning_rate": best.learning_rate, "params": dict(best.params)},
             "lr_at_edge": self.at_edge,
         }
+
+
+def sampled(search: Search) -> None:
+    """Fill the trials and scores of a search with a sampler of Optuna: the same budget for every method, in batches.
+
+    The study is rebuilt from the finished trials each time, in the same order and with the same seed. So it proposes
+    the same trials again, and an interrupted search goes on.
+
+    Raises:
+        UserError: optuna is not installed.
+        Pending: a batch has to run first.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(
+            f"the sampler {search.tune.sampler!r} needs optuna", fix="pip install 'peft-matrix[tuning]'"
+        ) from None
+    tune = search.tune
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    samplers = optuna.samplers
+    sampler = (
+        samplers.TPESampler(seed=tune.seed) if tune.sampler == "optuna-tpe" else samplers.RandomSampler(seed=tune.seed)
+    )
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    reach = tune.factor**SAMPLED_RANGE
+    knob = tune.knob.get(search.cell.method.label, {})
+    assert tune.trials is not None  # the sweep's validation holds it
+    while len(study.trials) < tune.trials:
+        batch = []
+        for _ in range(min(tune.learning_rates, tune.trials - len(study.trials))):
+            trial = study.ask()
+            rate = trial.suggest_float("learning_rate", search.centre / reach, search.centre * reach, log=True)
+            params = tuple((name, trial.suggest_categorical(name, list(values))) for name, values in knob.items())
+            batch.append((trial, Choice(float(f"{rate:.4g}"), params)))
+        search.try_all([choice for _, choice in batch])
+        for trial, choice in batch:
+            curve, score = search.curves[choice], search.scores[choice]
+            for index, value in enumerate(curve):
+                trial.report(value, (index + 1) * (tune.prune_every or 1))
+            if curve and not math.isfinite(score):
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, min(score, 1e9))
 
 
 def rates(centre: float, count: int, factor: float) -> list[float]:

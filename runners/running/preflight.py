@@ -6,29 +6,12 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.hardware import GIB
-from harness.matrix import Cell
 from harness.store.blob_storage import open_files
-
-WhyNotRun = Literal["disk", "memory", "budget"]
-
-
-@dataclass(frozen=True)
-class NotRun:
-    """A planned cell that this run did not start.
-
-    Attributes:
-        kind: ``disk`` or ``memory``: not enough free; ``budget``: not enough time in the run.
-        reason: the same in words, with the numbers.
-    """
-
-    cell: Cell
-    kind: WhyNotRun
-    reason: str
+from runners.planning.plan import NotRun, WhyNotRun
 
 
 def no_room(

@@ -16,10 +16,9 @@ from runners.executors.backends import Choice, Place, place
 from runners.planning import plan as planning
 from runners.planning.cost_model import device_of
 from runners.planning.ordering import Budget
-from runners.planning.plan import Plan
+from runners.planning.plan import NotRun, Plan
 from runners.running import preflight, recovery
 from runners.running.job_results import EXPECTED
-from runners.running.preflight import NotRun
 from runners.running.progress import Progress
 from runners.running.scheduler import Scheduler
 from runners.tools.fetch import go_offline

@@ -24,11 +24,11 @@ from runners import environments
 from runners.executors.base import Ended, Executor, Lease, Message
 from runners.planning.cell_dependencies import kept_at
 from runners.planning.ordering import Budget
-from runners.planning.plan import Plan
+from runners.planning.plan import NotRun, Plan
 from runners.running import recovery
 from runners.running.job_results import Endings, counted_as, how_it_died, log_tail
 from runners.running.leases import Pool
-from runners.running.preflight import NotRun, no_room
+from runners.running.preflight import no_room
 from runners.running.retry import Attempt, back_off, next_attempt
 from runners.worker.job import Job
 from runners.worker.process import BEAT_S

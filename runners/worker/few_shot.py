@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import UserError
+from harness.methods.base import Method
 from runners.worker.encoding import encode_answer, encode_prompt
 from tasks.task import Item
-
-if TYPE_CHECKING:
-    from runners.worker.context import Context
 
 NAMED = 20
 """Items that the record names of those that got fewer examples."""
@@ -64,23 +62,21 @@ class Examples:
         return out
 
 
-def draw(ctx: Context) -> Examples | None:
-    """The examples that the cell's method shows, and their ids among the facts; None where it shows none.
+def draw(method: Method, train: Sequence[Item]) -> Examples | None:
+    """The examples that the method shows of the training items; None where it shows none.
 
     Raises:
         UserError: there are too few training items, or the separator occurs in an example's answer, which would cut a
             completion there.
     """
-    shown = ctx.method.shows(len(ctx.splits.train))
+    shown = method.shows(len(train))
     if shown is None:
         return None
-    items = tuple(ctx.splits.train[position] for position in shown.positions)
+    items = tuple(train[position] for position in shown.positions)
     for item in items:
         if shown.separator in item.answer:
             raise UserError(
                 f"the separator {shown.separator!r} of the examples occurs in the answer of training item {item.id}",
                 fix="Choose another separator: completions are cut at it.",
             )
-    facts: dict[str, Any] = {"items": [item.id for item in items]}
-    ctx.facts["examples"] = facts
-    return Examples(items, shown.separator, facts)
+    return Examples(items, shown.separator, {"items": [item.id for item in items]})

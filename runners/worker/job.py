@@ -19,6 +19,8 @@ LM_EVAL_FILES = "lm-eval-*.json"
 """Results of single lm-eval tasks; a parent whose worker died keeps them."""
 QUEUED_FILE = "queued.json"
 """For a job in a queueing system: it outlives the process that submitted it."""
+CURVE = "validation_nll_curve"
+"""Series of a trial's record that a pruner compares: the validation NLL every ``prune_every`` steps."""
 
 
 @dataclass(frozen=True)

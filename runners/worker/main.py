@@ -28,7 +28,6 @@ from harness.quantizers.catalog import QUANTIZERS
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store.store import samples_ref, samples_to_parquet
-from runners.planning.plan import MODEL_KIND
 from runners.worker import loading, model_files
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
@@ -37,7 +36,7 @@ from runners.worker.process import Say
 from runners.worker.stages import load, stages_of, train
 from runners.worker.transient import transient_kind
 from tasks.formats import in_format
-from tasks.task import load_task
+from tasks.task import MODEL_KIND, load_task
 
 LOG_TAIL_CHARACTERS = 4000
 COST_FAMILIES = ("memory", "time", "energy", "compute")

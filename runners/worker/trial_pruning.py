@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import Diverged, Pruned
-from runners.planning.tuning import CURVE
+from runners.worker.job import CURVE
 from runners.worker.time_to_target import validation_score
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.registry import Registry
 
 if TYPE_CHECKING:
-    from tasks.task import Item
+    from tasks.item import Item
 
 
 class Generator(Protocol):

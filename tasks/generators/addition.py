@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.generators.draw import Params, draw, read_params
-from tasks.task import Item
+from tasks.item import Item
 
 
 class AdditionParams(Params):

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.generators.draw import Params, draw, read_params
-from tasks.task import Item
+from tasks.item import Item
 
 _SUPPLY = 10**9
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from tasks.generators.draw import Params, draw, read_params
-from tasks.task import Item
+from tasks.item import Item
 
 Operation = Literal["copy", "reverse", "shift"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, create_model
 
-from harness import migrations
+from harness import record as record_module
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Outcome, Reading, Record, SamplesRef, Span, UnknownLayout
 from tests.harness.examples import full_record, make_record
@@ -100,7 +100,7 @@ def test_records_of_every_layout_load(path: Path) -> None:
 def test_every_layout_has_its_golden_record_and_its_step() -> None:
     numbers = range(1, SCHEMA_VERSION + 1)
     assert sorted(p.name for p in GOLDEN.glob("record-v*.json")) == sorted(f"record-v{n}.json" for n in numbers)
-    assert sorted(migrations.STEPS) == list(numbers[:-1])
+    assert sorted(record_module.STEPS) == list(numbers[:-1])
 
 
 def later_layout(monkeypatch: pytest.MonkeyPatch) -> type[Record]:
@@ -112,7 +112,7 @@ def later_layout(monkeypatch: pytest.MonkeyPatch) -> type[Record]:
     def rename_it(content: dict[str, Any]) -> dict[str, Any]:
         return {**{k: v for k, v in content.items() if k != "color"}, "colour": content["color"]}
 
-    monkeypatch.setattr(migrations, "STEPS", {1: add_colour, 2: rename_it})
+    monkeypatch.setattr(record_module, "STEPS", {1: add_colour, 2: rename_it})
     monkeypatch.setattr("harness.record.SCHEMA_VERSION", 3)
     return create_model("Later", __base__=Record, colour=(str, ...))
 
@@ -127,7 +127,7 @@ def test_older_schema_is_migrated_and_keeps_its_id(monkeypatch: pytest.MonkeyPat
         record.to_json()
     with pytest.raises(UserError, match="does not match its id"):  # the digest is of what was written
         later.from_json(text.replace('"quickstart"', '"slowstart"'))
-    monkeypatch.delitem(migrations.STEPS, 2)
+    monkeypatch.delitem(record_module.STEPS, 2)
     with pytest.raises(UserError, match="not a record: 2"):
         later.from_json(text)
 

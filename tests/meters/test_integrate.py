@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.meters.integrate import integrate_held, variation
+from harness.meters.gauges import integrate_held, variation
 
 
 def sampled(power: list[tuple[float, float]], step: float, end: float) -> list[tuple[float, float]]:

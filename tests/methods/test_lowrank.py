@@ -17,8 +17,7 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.methods.catalog import METHODS
 from harness.methods.lowrank import penalties
-from harness.methods.lowrank.mixtures import drawn, mixture, uniform
-from harness.methods.lowrank.noise import noise, noisy_product
+from harness.methods.lowrank.mixtures import drawn, mixture, noise, noisy_product, uniform
 from harness.methods.modules import TENSORS_FILE
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, llama, logits, made, train
 

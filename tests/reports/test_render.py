@@ -20,7 +20,8 @@ from rich.console import Console
 
 from harness.metrics import METRICS
 from harness.store.store import Store
-from reports.board.board import build, load_board, render_all
+from reports.board.board import build, load_board
+from reports.board.formats.files import write_all
 from reports.board.formats.text import MISSING, Scale, columns, place, plain, scale
 from reports.board.formats.to_csv import neutral
 from reports.board.formats.to_terminal import print_board
@@ -36,19 +37,20 @@ RENDER = """
 import sys
 from pathlib import Path
 from harness.store.store import Store
-from reports.board.board import load_board, render_all
+from reports.board.board import build, load_board
+from reports.board.formats.files import write_all
 store = Store(sys.argv[1])
 records = store.records()[0]
 if sys.argv[3] == "reversed":
     records.reverse()
-render_all(load_board("default", []), records, Path(sys.argv[2]), store)
+write_all(build(load_board("default", []), records, store), Path(sys.argv[2]))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("board")
-    render_all(load_board("default", []), store.records()[0], out, store)
+    write_all(build(load_board("default", []), store.records()[0], store), out)
     return out
 
 
@@ -273,7 +275,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hostile_folder(hostile, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "board"
-    render_all(load_board("default", []), hostile.records()[0], out, hostile)
+    write_all(build(load_board("default", []), hostile.records()[0], hostile), out)
     return out
 
 
@@ -403,4 +405,4 @@ def test_a_folder_that_cannot_be_written_is_named(store, tmp_path):
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
-        render_all(load_board("default", []), store.records()[0], tmp_path / "file" / "x", store)
+        write_all(build(load_board("default", []), store.records()[0], store), tmp_path / "file" / "x")

@@ -41,7 +41,9 @@ def asked(loaded: tuple[Any, Any], method: Method, **definition: Any) -> Context
     ctx = context(*loaded)
     ctx.method, ctx.splits = method, Splits(TRAIN, [], TEST)
     ctx.task = task(metrics=("accuracy", "answer_nll"), max_new_tokens=20, **definition)
-    ctx.examples = examples.draw(ctx)
+    ctx.examples = examples.draw(method, TRAIN)
+    if ctx.examples is not None:
+        ctx.facts["examples"] = ctx.examples.facts
     return ctx
 
 

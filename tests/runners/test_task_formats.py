@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from runners.worker import task_formats
+from runners.worker import prompt_variants
 from runners.worker.context import Context, Splits
 from runners.worker.scoring import mean_nll, score
 from tasks.data import load_split
@@ -53,7 +53,7 @@ def test_a_base_that_reads_letters_only_is_best_in_letters(data_root: Path, toke
     task = load_task("openbookqa", [])
     said = {item.prompt: item.answer for item in items(in_format(task, "letter"), data_root)}
     ctx = cell(task, data_root, tokenizer, said, format="finetune")
-    task_formats.run(ctx, score(ctx, task, ctx.splits.test))
+    prompt_variants.in_every_format(ctx, score(ctx, task, ctx.splits.test))
     assert ctx.metrics["letter_accuracy"].value == 1.0
     assert ctx.metrics["best_format_accuracy"].value == 1.0
     assert ctx.metrics["best_format_accuracy"].details["best"].startswith("letter_accuracy")
@@ -68,7 +68,7 @@ def test_only_a_base_of_a_named_format_is_asked_again(
 ) -> None:
     ctx = cell(load_task("openbookqa", []), data_root, tokenizer, {"x": "y"}, **use)
     ctx.method.declaration.trains = trains  # type: ignore[misc]
-    task_formats.run(ctx, [])
+    prompt_variants.in_every_format(ctx, [])
     assert ctx.metrics == {}
 
 

@@ -146,8 +146,8 @@ def test_a_trial_worse_than_the_median_is_pruned_and_says_where(monkeypatch: pyt
     from types import SimpleNamespace
 
     from harness.errors import Pruned
-    from runners.planning.tuning import CURVE
     from runners.worker import trial_pruning
+    from runners.worker.job import CURVE
 
     ahead = {"pruner": "optuna-median", "every": 2, "past": [[3.0, 2.0], [3.0, 2.2], [3.0, 2.4], [9.0]]}
     scores = iter([2.9, 2.3])

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError, did_you_mean
 from harness.methods import bases
-from harness.methods.base import Method
+from harness.methods.base import Declaration, Method
 from harness.methods.modules import classifier, count, feed_forwards, freeze, load_tensors, save_trainable
 
-if TYPE_CHECKING:  # heavy, and only for types
+if TYPE_CHECKING:
     from torch import nn
+
 
 ADAPTS = bases.ALL
 REFUSES = bases.because(bases.NO_GRADIENT, bases.DYNAMIC)
@@ -92,3 +93,41 @@ class BottleneckAdapter(Method):
         model = self.attach(base)
         load_tensors(model, folder)
         return model
+
+
+class Parallel(BottleneckAdapter):
+    """``y <- FFN(x) + a U f(D x)`` at the feed-forward layer of every block."""
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="parallel-adapter",
+        summary="A narrow non-linear layer parallel to the feed-forward layer of every block reads the same input.",
+        family="adapter",
+        trainable="2bd at each block, with d the hidden size and b the bottleneck's width; and a classifier's head.",
+        paper="2304.01933",
+        bases=ADAPTS,
+        refuses=REFUSES,
+        mergeable="no",
+        defaults={"bottleneck": 256, "function": "tanh", "scale": 1.0},
+        defaults_source=SOURCE,
+        lr_factor=10.0,
+    )
+    beside = True
+
+
+class Series(BottleneckAdapter):
+    """``h <- h + a U f(D h)`` where h is what a block's feed-forward layer gives, before the residual sum."""
+
+    declaration: ClassVar[Declaration] = Declaration(
+        name="series-adapter",
+        summary="A narrow non-linear layer after the feed-forward layer of every block adds to what that layer gives.",
+        family="adapter",
+        trainable="2bd at each block, with d the hidden size and b the bottleneck's width; and a classifier's head.",
+        paper="2304.01933",
+        bases=ADAPTS,
+        refuses=REFUSES,
+        mergeable="no",
+        defaults={"bottleneck": 256, "function": "tanh", "scale": 1.0},
+        defaults_source=SOURCE,
+        lr_factor=10.0,
+    )
+    beside = False

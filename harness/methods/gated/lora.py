@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from harness.errors import Unsupported
 from harness.methods.base import Batch, Setting
 from harness.methods.budget import search_length
 from harness.methods.delta import WeightDelta, parameter
-from harness.methods.modules import TENSORS_FILE, Linear, no_module, targeted
+from harness.methods.modules import TENSORS_FILE, Linear, classifier, no_module, targeted
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -112,8 +113,6 @@ class SearchedLora(WeightDelta):
         Raises:
             Unsupported: there is no validation split.
         """
-        from harness.methods.gated.search import bilevel
-
         if validation is None:
             raise Unsupported(f"{self.declaration.name}: {NO_VALIDATION}")
         layers = self.targets(model)
@@ -144,3 +143,64 @@ class SearchedLora(WeightDelta):
             names = [name for name in stored.keys() if name.endswith(f".{DOWN}")]  # noqa: SIM118 - not a mapping
         self.chosen = frozenset(name.removesuffix(f".{DOWN}") for name in names)
         return super().load(base, folder)
+
+
+def bilevel(
+    method: SearchedLora,
+    model: nn.Module,
+    gates: Mapping[str, int],
+    training: Callable[[int], Iterable[Batch]],
+    validation: Callable[[int], Iterable[Batch]],
+) -> tuple[torch.Tensor, list[float]]:
+    """The gates' logits after the search, and the training loss of its steps.
+
+    First-order: how the factors follow from the gates is not differentiated. The model is in
+    evaluation, as in Flexora's released code: dropout does not reach the gates.
+
+    Args:
+        gates: name of a layer to the number of its gate.
+        training: yields batches for the factors (and a classifier's head).
+        validation: yields batches for the gates.
+    """
+    import torch
+    from torch import nn
+
+    head = classifier(model)
+    before = copy.deepcopy(head.state_dict()) if head is not None else {}
+    method.attach(model)
+    factors = [p for p in model.parameters() if p.requires_grad]
+    logits = nn.Parameter(torch.zeros(max(gates.values()) + 1, device=factors[0].device))
+    number = {id(model.get_submodule(name)): index for name, index in gates.items()}
+    method.gate = lambda module: method.opening(logits)[number[id(module)]]
+    s = method.setting
+    inner = torch.optim.AdamW(factors, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    outer = torch.optim.Adam([logits], lr=float(method.params["gate_rate"]))
+    training_mode = model.training
+    model.eval()
+    losses = []
+    steps, each = method.search_steps, int(method.params["validation_batches"])
+    held_out = iter(validation(steps * each))
+    for batch in training(steps):
+        loss = model(**batch).loss
+        losses.append(float(loss.detach()))
+        _step(inner, factors, [loss])
+        _step(outer, [logits], (model(**next(held_out)).loss / each for _ in range(each)))
+    method.gate = None
+    keep_head = method.keep(model, opened=method.opening(logits.detach()))
+    model.train(training_mode)
+    method.take_off(model)
+    if head is not None and not keep_head:
+        head.load_state_dict(before)
+    return logits.detach().cpu(), losses
+
+
+def _step(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], losses: Iterable[torch.Tensor]) -> None:
+    """One step of ``trained`` only, although the losses depend on more."""
+    import torch
+
+    for loss in losses:
+        for weight, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+    optimizer.step()
+    optimizer.zero_grad()

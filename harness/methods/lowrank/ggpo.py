@@ -59,7 +59,7 @@ class LoRAGGPO(LowRank):
 
     def added(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         """s B A x, and under training the noise's product."""
-        from harness.methods.lowrank.noise import noisy_product
+        from harness.methods.lowrank.mixtures import noisy_product
 
         x = x.float()
         found: torch.Tensor = self.scale * ((x @ module.ggpo_a.T) @ module.ggpo_b.T)

@@ -9,7 +9,7 @@ from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.peft import param_counts as counts
 from harness.methods.peft.param_counts import Count
-from harness.methods.peft.table import Row
+from harness.methods.peft.row import Row
 
 SOURCE = (
     "peft's defaults, on every linear layer; the learning rate is a multiple of full fine-tuning's that follows the "

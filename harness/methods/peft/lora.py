@@ -20,7 +20,7 @@ from harness.methods.peft.param_counts import (
     sampled,
     unknown,
 )
-from harness.methods.peft.table import Row
+from harness.methods.peft.row import Row
 
 RENAMED = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 SHAPE: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}

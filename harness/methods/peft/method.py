@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import Unsupported, UserError, did_you_mean
 from harness.methods.base import Method, ModelKind
 from harness.methods.modules import Linear, classifier, count, linears, named_by, no_module, targeted
-from harness.methods.peft.table import Row, table
+from harness.methods.peft.row import Row
 from harness.silence_stderr import quiet_stderr
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -216,16 +216,3 @@ def _biases(model: nn.Module, targets: list[Linear], config: Any) -> int:
     if wanted == "all":
         return count(p for n, p in model.named_parameters() if n.endswith("bias"))
     return sum(layer.outputs for layer in targets if layer.bias)
-
-
-def __getattr__(name: str) -> type[PeftMethod]:
-    """The class of the row of this name (``peft_method:lora``), for the registry."""
-    row = table().get(name)
-    if row is None:
-        raise AttributeError(name)
-    parent: type[PeftMethod] = PeftMethod
-    if row.variant:
-        from harness.methods.peft import hooks
-
-        parent = getattr(hooks, row.variant)
-    return type(name, (parent,), {"row": row, "declaration": row.declaration, "__doc__": row.declaration.summary})

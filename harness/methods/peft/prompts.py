@@ -9,7 +9,7 @@ from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.peft import param_counts as counts
 from harness.methods.peft.param_counts import Count
-from harness.methods.peft.table import Row
+from harness.methods.peft.row import Row
 
 SOURCE = (
     "20 virtual tokens, as in peft's examples; learning rate 50 × full's, the top of the usual range for soft prompts"

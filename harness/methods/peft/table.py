@@ -1,58 +1,27 @@
-"""Methods of peft, as data: one row per method. Nothing heavy is imported; peft comes in when a row is attached.
+"""All methods of peft: their rows by name, and the class of each.
 
-A row's parameters are the fields of its peft configuration class. Three names are the same in all rows: ``alpha``
-(``lora_alpha``, …), ``dropout`` (``lora_dropout``, …) and ``init`` (``init_lora_weights``); peft's own spelling is
-accepted as well.
+The modules are imported under other names: a method is an attribute of this module, and one is called ``lora``.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from harness.methods.base import Declaration
-from harness.methods.peft.param_counts import Count
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method of peft.
-
-    Attributes:
-        declaration: what the method promises.
-        config: name of its configuration class in peft.
-        count: trainable-parameter formula over the targeted layers.
-        fixed: configuration fields that make this row what it is; a sweep cannot set them.
-        renamed: our parameter name to the configuration's field.
-        nested: a configuration field that is itself a configuration, and its class in peft; parameters with the names
-            of its fields are passed to it.
-        divisors: parameters that may be ``auto``: the largest number up to the given one that divides the sizes
-            (``inputs``, ``outputs`` or ``both``) of every targeted layer.
-        no_gradient: pattern of parameter names that rightly never get a gradient, and why.
-        needs: import name and pip name of a package that peft uses for this row without requiring it.
-        variant: class in :mod:`harness.methods.peft.hooks` with the hooks that this row needs, "" for none.
-    """
-
-    declaration: Declaration
-    config: str
-    count: Count
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    nested: tuple[str, str] | None = None
-    divisors: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    no_gradient: Mapping[str, str] = field(default_factory=dict)
-    needs: tuple[str, str] | None = None
-    variant: str = ""
+from harness.methods.peft import adapters as _adapters
+from harness.methods.peft import hooks as _hooks
+from harness.methods.peft import lora as _lora
+from harness.methods.peft import prompts as _prompts
+from harness.methods.peft.method import PeftMethod
+from harness.methods.peft.row import Row
 
 
 @functools.cache
 def table() -> dict[str, Row]:
     """All rows by name."""
-    from harness.methods.peft import adapters, lora, prompts
-
-    rows = (*lora.ROWS, *adapters.ROWS, *prompts.ROWS)
+    rows = (*_lora.ROWS, *_adapters.ROWS, *_prompts.ROWS)
     return {row.declaration.name: row for row in rows}
 
 
@@ -67,3 +36,14 @@ NOT_OFFERED = {
     "XLoraConfig": "it mixes LoRA adapters that were trained before, and peft 0.21 reloads and merges it wrongly",
 }
 """Configuration classes of peft without a row, and why."""
+
+
+def __getattr__(name: str) -> type[PeftMethod]:
+    """The class of the row of this name (``table:lora``), for the registry."""
+    row = table().get(name)
+    if row is None:
+        raise AttributeError(name)
+    parent: type[PeftMethod] = PeftMethod
+    if row.variant:
+        parent = getattr(_hooks, row.variant)
+    return type(name, (parent,), {"row": row, "declaration": row.declaration, "__doc__": row.declaration.summary})

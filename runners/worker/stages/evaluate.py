@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.metrics import METRICS
-from runners.worker import prompt_variants, task_formats
+from runners.worker import prompt_variants
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import Scored, summarise
@@ -25,7 +25,7 @@ def run(ctx: Context) -> None:
     ctx.keep_samples("adapted", ctx.task.definition.name, scored)
     record_summary(ctx, scored)
     prompt_variants.run(ctx, scored)
-    task_formats.run(ctx, scored)
+    prompt_variants.in_every_format(ctx, scored)
 
 
 def record_summary(ctx: Context, scored: list[Scored], *, prefix: str = "") -> None:

@@ -36,7 +36,9 @@ def run(ctx: Context) -> None:
         if task.definition.program and not ctx.random_weights:
             check_allowed(ctx)
     check_start(ctx)
-    ctx.examples = few_shot.draw(ctx)
+    ctx.examples = few_shot.draw(ctx.method, ctx.splits.train)
+    if ctx.examples is not None:
+        ctx.facts["examples"] = ctx.examples.facts
     if ctx.trains:
         check_budget(ctx)
         seen = ctx.searched

@@ -1,0 +1,32 @@
+"""One example of a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example, ready for a model.
+
+    Attributes:
+        id: source split and position in it; stable, so that items of two cells can be paired.
+        prompt: what the model reads (classification: the text).
+        answer: what follows the prompt, delimiter included (classification: the label's name).
+        label: class index or index of the right choice; -1 where there is none.
+        choices: the options of a multiple-choice item, each as it would follow the prompt.
+        program: what judges a completion by running, with :data:`tasks.task.COMPLETION` where it goes.
+        contexts: what the model reads before each option, where that is not the prompt for all of them.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    label: int = -1
+    choices: tuple[str, ...] = ()
+    program: str = ""
+    contexts: tuple[str, ...] = ()
+
+    def before(self, option: int) -> str:
+        """The text that the model reads before an option."""
+        return self.contexts[option] if self.contexts else self.prompt
