@@ -6,8 +6,9 @@ the same cell share its record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
@@ -17,22 +18,29 @@ from harness.digests import canonical_json, digest_text, slug
 KEY_VERSION = 1
 KEY_CHARACTERS = 16
 
+DEFAULTS = {"objective": "sft", "recipe": "plain"}
+"""The axes that came after records were made, in their order, and the value that is no part of a key."""
+LATER_AXES = tuple(DEFAULTS)
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One value of one axis.
 
     Attributes:
-        axis: ``model``, ``method``, ``quantization``, ``task``, ``hardware`` or ``common``.
+        axis: ``model``, ``method``, ``quantization``, ``task``, ``hardware``, ``common``, or a further axis.
         name: registered name (or model id).
         label: what people read; never part of the identity.
         identity: plain JSON of everything about this value that can change a number.
+        others: place of a second model in the cell (``objective.teacher``) to its id on this machine; no part of the
+            identity, which holds its digest.
     """
 
     axis: str
     name: str
     label: str
     identity: Mapping[str, Any]
+    others: Mapping[str, str] = field(default_factory=dict)
     canonical: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +53,7 @@ class Cell:
 
     Attributes:
         common: what all cells of a sweep share: training budget, evaluation, probes, threads, protocol.
+        further: values of the axes that came later (:data:`LATER_AXES`), those at their default left out.
         key: digest of the identity, 16 hexadecimal characters.
     """
 
@@ -56,16 +65,34 @@ class Cell:
     common: Point
     seed: int
     key: str
+    further: tuple[Point, ...] = ()
 
     @property
     def points(self) -> tuple[Point, ...]:
         """The axis values in their fixed order."""
-        return (self.model, self.method, self.quantization, self.task, self.hardware, self.common)
+        return (
+            self.model,
+            self.method,
+            self.quantization,
+            self.task,
+            self.hardware,
+            self.common,
+            *self.further,
+        )
+
+    def on(self, axis: str) -> Point | None:
+        """The value of a later axis; None where it is the default."""
+        return next((p for p in self.further if p.axis == axis), None)
+
+    @property
+    def trained_as(self) -> str:
+        """The method with the values of the later axes, as a row of a board is called: ``lora+dpo``."""
+        return "+".join((self.method.label, *(p.label for p in self.further)))
 
     @property
     def label(self) -> str:
         """Readable name, for people and for selecting on the command line."""
-        parts = (self.model.label, self.method.label, self.quantization.label, self.task.label)
+        parts = (self.model.label, self.trained_as, self.quantization.label, self.task.label)
         tail = f".{slug(self.hardware.label)}" if self.hardware.label != "any" else ""
         role = self.common.identity.get("role")
         tail += f".{role}-lr{self.method.identity.get('learning_rate'):.3g}" if role else ""
@@ -73,15 +100,18 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole identity as plain JSON, plus the labels: what is stored in a record."""
-        out: dict[str, Any] = {p.axis: {"label": p.label, **p.identity} for p in self.points[:-1]}
+        out: dict[str, Any] = {p.axis: {"label": p.label, **p.identity} for p in self.points if p is not self.common}
+        out["method"]["label"] = self.trained_as
         return {**out, **self.common.identity, "seed": self.seed, "key_version": KEY_VERSION}
 
 
 def make_cell(points: Sequence[Point], seed: int) -> Cell:
-    """A cell from its axis values (model, method, quantization, task, hardware, common) and seed."""
-    text = f"{KEY_VERSION}\n{seed}\n" + "\n".join(p.canonical for p in points)
-    model, method, quantization, task, hardware, common = points
-    return Cell(model, method, quantization, task, hardware, common, seed, digest_text(text)[:KEY_CHARACTERS])
+    """A cell from its axis values (model, method, quantization, task, hardware, common, further ones) and seed."""
+    model, method, quantization, task, hardware, common, *further = points
+    lines = [p.canonical for p in points[:6]] + [f"{p.axis}={p.canonical}" for p in further]
+    text = f"{KEY_VERSION}\n{seed}\n" + "\n".join(lines)
+    key = digest_text(text)[:KEY_CHARACTERS]
+    return Cell(model, method, quantization, task, hardware, common, seed, key, tuple(further))
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,9 @@ class Axes:
 
     Attributes:
         methods_by_task: the methods again, by label of the task, for tasks that set their number of steps.
+        later: values of the axes that came later, by axis (:data:`LATER_AXES`); None is the default, which no key
+            knows of.
+        untrained: names of methods that neither train nor combine what was trained: later axes do not concern them.
     """
 
     models: Sequence[Point]
@@ -100,6 +133,8 @@ class Axes:
     seeds: Sequence[int]
     common: Point
     methods_by_task: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    later: Mapping[str, Sequence[Point | None]] = field(default_factory=dict)
+    untrained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +148,7 @@ class Pattern:
     hardware: str = "*"
     seed: int | None = None
     why: str = ""
+    later: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, cell: Cell) -> bool:
         """True if every given pattern matches the cell."""
@@ -124,6 +160,10 @@ class Pattern:
                 (self.quantization, cell.quantization),
                 (self.task, cell.task),
                 (self.hardware, cell.hardware),
+                *(
+                    (pattern, cell.on(axis) or Point(axis, DEFAULTS[axis], DEFAULTS[axis], {}))
+                    for axis, pattern in self.later.items()
+                ),
             )
         )
 
@@ -156,7 +196,24 @@ def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cel
 
 
 def _product(axes: Axes) -> Iterator[Cell]:
+    rated: dict[tuple[int, float], Point] = {}
     for seed in axes.seeds:
         for hardware, model, task, quantization in product(axes.hardware, axes.models, axes.tasks, axes.quantization):
             for method in axes.methods_by_task.get(task.label, axes.methods):
-                yield make_cell((model, method, quantization, task, hardware, axes.common), seed)
+                for values in product(*(axes.later.get(axis, (None,)) for axis in LATER_AXES)):
+                    further = [v for v in values if v is not None and method.name not in axes.untrained]
+                    at_rate = _at_rate(method, further, rated)
+                    yield make_cell((model, at_rate, quantization, task, hardware, axes.common, *further), seed)
+
+
+def _at_rate(method: Point, further: Sequence[Point], made: dict[tuple[int, float], Point]) -> Point:
+    """The method at its learning rate times the factors of the later axes; the same object for the same values."""
+    rate = method.identity.get("learning_rate")
+    factor = math.prod(point.identity.get("lr_factor", 1.0) for point in further)
+    if rate is None or factor == 1:
+        return method
+    key = (id(method), factor)
+    if key not in made:
+        identity = {**method.identity, "learning_rate": float(f"{rate * factor:.4g}")}
+        made[key] = replace(method, identity=identity)
+    return made[key]

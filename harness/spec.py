@@ -128,6 +128,63 @@ class QuantizationSpec(Spec):
     moment: Literal["before_training", "after_merge"] = "before_training"
 
 
+class SecondModel(Spec):
+    """Another model in a cell: a teacher, a reference. ``teacher: ID`` means ``{model: {id: ID}}``.
+
+    It is loaded only for the stages that need it; its dtype and quantization are its own.
+    """
+
+    model: ModelSpec
+    quantization: QuantizationSpec = QuantizationSpec(name="none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_id(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"model": {"id": value}}
+        if not isinstance(value, dict):
+            return value
+        if "id" in value:
+            return {"model": value}
+        return {
+            **value,
+            **({"model": {"id": value["model"]}} if isinstance(value.get("model"), str) else {}),
+            **({"quantization": _named(value["quantization"])} if "quantization" in value else {}),
+        }
+
+    @model_validator(mode="after")
+    def _quantized_at_once(self) -> SecondModel:
+        if self.quantization.moment != "before_training":
+            raise ValueError("a second model does not train: its quantization has no 'moment'")
+        return self
+
+
+class ObjectiveSpec(Spec):
+    """An objective: its registered name, its parameters and the models it asks.
+
+    Attributes:
+        lr_factor: multiplies the method's learning rate; None: what the objective declares.
+        teacher: whose probabilities or answers are learned.
+        reference: what a preference loss compares with; None: the base itself, before the method is attached.
+    """
+
+    name: str
+    label: str | None = None
+    params: Params = Field(default_factory=dict)
+    lr_factor: float | None = Field(default=None, gt=0)
+    teacher: SecondModel | None = None
+    reference: SecondModel | None = None
+
+
+class RecipeSpec(Spec):
+    """A recipe: its registered name, its parameters and the model it asks."""
+
+    name: str
+    label: str | None = None
+    params: Params = Field(default_factory=dict)
+    teacher: SecondModel | None = None
+
+
 class Decoding(Spec):
     """Generation settings. Temperature 0 is greedy.
 
@@ -422,6 +479,8 @@ class Rule(Spec):
     quantization: str = "*"
     task: str = "*"
     hardware: str = "*"
+    objective: str = "*"
+    recipe: str = "*"
     seed: int | None = None
 
 
@@ -444,6 +503,8 @@ class Inclusion(Spec):
     method: MethodSpec
     quantization: QuantizationSpec
     task: TaskUse
+    objective: ObjectiveSpec = ObjectiveSpec(name="sft")
+    recipe: RecipeSpec = RecipeSpec(name="plain")
     seed: Seed = 0
 
     @field_validator("model", mode="before")
@@ -451,7 +512,7 @@ class Inclusion(Spec):
     def _model_by_id(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
 
-    @field_validator("method", "quantization", "task", mode="before")
+    @field_validator("method", "quantization", "task", "objective", "recipe", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return _named(value)
@@ -471,6 +532,8 @@ class SweepSpec(Spec):
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     quantization: tuple[QuantizationSpec, ...] = Field(default=(QuantizationSpec(name="none"),), min_length=1)
     tasks: tuple[TaskUse, ...] = Field(min_length=1)
+    objectives: tuple[ObjectiveSpec, ...] = Field(default=(ObjectiveSpec(name="sft"),), min_length=1)
+    recipes: tuple[RecipeSpec, ...] = Field(default=(RecipeSpec(name="plain"),), min_length=1)
     hardware: tuple[str, ...] = Field(default=("any",), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     training: Training
@@ -490,7 +553,7 @@ class SweepSpec(Spec):
     def _models(cls, value: Any) -> Any:
         return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
-    @field_validator("methods", "quantization", "tasks", mode="before")
+    @field_validator("methods", "quantization", "tasks", "objectives", "recipes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [_named(v) for v in value] if isinstance(value, list | tuple) else value
@@ -532,7 +595,7 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> SweepSpec:
-        for axis in ("methods", "quantization"):
+        for axis in ("methods", "quantization", "objectives", "recipes"):
             labels = [item.label or item.name for item in getattr(self, axis)]
             double = sorted({label for label in labels if labels.count(label) > 1})
             if double:

@@ -25,6 +25,20 @@ def methods() -> Rows:
     return Rows([{**row, "evidence": known[row["method"]]} for row in queries.methods()])
 
 
+def objectives() -> Rows:
+    """The objectives: supervised, preference and distillation losses."""
+    from harness.objectives import catalog
+
+    return Rows(catalog.rows())
+
+
+def recipes() -> Rows:
+    """The recipes: changes of the training rows."""
+    from harness.recipes import catalog
+
+    return Rows(catalog.rows())
+
+
 def quantizers() -> Rows:
     """The quantizers, and whether each runs on this machine."""
     from runners.tools import queries

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from harness.digests import canonical_json, digest
 from harness.errors import UserError
 from harness.file_digests import FileDigests
-from tasks import formats
+from tasks import formats, preferences
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSER_VERSIONS, PARSERS
 from tasks.task import (
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} holds the rows."
 
-LATER_FIELDS = ("stop", "program")
+LATER_FIELDS = ("stop", "program", "layout", "judged")
 """Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
 OTHER_WAYS = ("options", "prompts", "raw")
@@ -359,7 +359,7 @@ def _identity(task: Task, rule: SplitRule, data_root: Path | None) -> dict[str, 
 @lru_cache(maxsize=1024)
 def _digest_generated(name: str, params: str, split: str, n: int) -> str:
     items = GENERATORS.get(name)(json.loads(params), split, n, 0)
-    return digest([[item.id, item.prompt, item.answer] for item in items])
+    return digest([[item.id, item.prompt, item.answer, *filter(None, (item.rejected,))] for item in items])
 
 
 def _kept(definition: TaskDefinition, rows: Rows) -> list[int]:
@@ -408,11 +408,13 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
         except FieldError as error:
             raise UserError(f"{error}; the task's '{key}' needs it", where=where) from None
 
+    if definition.layout not in (None, "options"):
+        return _preference(definition, item_id, row, where)
     prompt: str = field("prompt", lambda: render(definition.prompt, row))
     if definition.kind == "sequence-classification":
         label = _index(field("label", lambda: lookup(definition.label, row)), definition.labels, "label", where)
         return Item(item_id, prompt, definition.labels[label], label)
-    if definition.kind == "multiple-choice":
+    if definition.kind == "multiple-choice" or definition.layout == "options":
         options: tuple[str, ...] = field("choices", lambda: _options(definition.choices, row))
         key = "label" if definition.label else "answer"
         right = field(
@@ -422,6 +424,9 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
         choices = tuple(definition.delimiter + option for option in options)
         if not all(option.strip() for option in options):
             raise UserError("an option is empty: it has no likelihood", where=where, fix="Give every option a text.")
+        if definition.layout == "options":
+            rejected: str = field("choices", lambda: preferences.wrong_option(choices, label, item_id))
+            return Item(item_id, prompt, choices[label], rejected=rejected)
         return Item(item_id, prompt, choices[label], label, choices)
     answer: str = field("answer", lambda: render(definition.answer, row))
     if not answer.strip():
@@ -443,6 +448,26 @@ def _writable(value: Any) -> Any:
                 half = text[error.start : error.end].encode("unicode_escape").decode()
                 raise FieldError(f"the text holds {half}, which is half of a character") from None
     return value
+
+
+def _preference(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
+    """A pair of answers, or a single judged one."""
+    assert definition.layout is not None
+    try:
+        found = preferences.read(definition.layout, row)
+        if (found.good is not None) != definition.judged:
+            raise FieldError(
+                "the task says 'judged', and the row is a pair"
+                if definition.judged
+                else "the row is one judged answer, and the task does not say 'judged'"
+            )
+        prompt = render(definition.prompt, {**row, "prompt": found.prompt})
+    except FieldError as error:
+        fix = f"The task reads rows in the layout {definition.layout!r}."
+        raise UserError(str(error), where=where, fix=fix) from None
+    before = definition.delimiter
+    rejected = "" if found.rejected is None else before + found.rejected
+    return Item(item_id, prompt, before + found.chosen, rejected=rejected, good=found.good)
 
 
 def _judged(definition: TaskDefinition, item: Item, row: Row, where: str) -> Item:

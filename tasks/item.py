@@ -17,6 +17,8 @@ class Item:
         choices: the options of a multiple-choice item, each as it would follow the prompt.
         program: what judges a completion by running, with :data:`tasks.task.COMPLETION` where it goes.
         contexts: what the model reads before each option, where that is not the prompt for all of them.
+        rejected: the worse answer of a preference, delimiter included; "" where there is none.
+        good: whether ``answer`` is a good one, for preferences without pairs; None elsewhere.
     """
 
     id: str
@@ -26,6 +28,8 @@ class Item:
     choices: tuple[str, ...] = ()
     program: str = ""
     contexts: tuple[str, ...] = ()
+    rejected: str = ""
+    good: bool | None = None
 
     def before(self, option: int) -> str:
         """The text that the model reads before an option."""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.errors import UserError
-from tasks.scored import Scored, Summary
-from tasks.scoring import mean_of
+from tasks.scored import Scored, Summary, mean_of
 from tasks.task import Item, Task
 
 Order = tuple[int, ...]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,10 @@ class Scored:
         margin: log-probability of the right class or option less that of the best wrong one, in nat.
         length: tokens of the completion or of the answer; 0 for a class.
         cut: whether the input was longer than the context.
-        correct_norm: whether the option with the highest log-probability per byte is right.
+        correct_norm: whether the option with the highest log-probability per byte is right; of a pair, whether the
+            chosen answer has the higher log-probability per token.
+        lengths: tokens of the chosen and the rejected answer of a pair.
+        reference: log-probabilities of both under the reference model, in nat; of a single judged answer, of it alone.
     """
 
     item: str
@@ -33,6 +39,8 @@ class Scored:
     length: int = 0
     cut: bool = False
     correct_norm: bool | None = None
+    lengths: tuple[int, int] | None = None
+    reference: tuple[float, ...] | None = None
 
     def as_row(self) -> dict[str, Any]:
         """The columns kept in a record's samples."""
@@ -65,3 +73,12 @@ class Summary(NamedTuple):
     value: float | None
     n: int
     standard_error: float | None
+
+
+def mean_of(values: list[float]) -> Summary:
+    """Mean, number and standard error of ``values``; no value where there are none."""
+    n = len(values)
+    if n == 0:
+        return Summary(None, 0, None)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Summary(float(np.mean(values)), n, error)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from harness.errors import CheckFailed
-from tasks import overlap
+from tasks import overlap, preference_scoring
 from tasks.parsers import PARSERS
-from tasks.scored import SAMPLE_COLUMNS, Scored, Summary
+from tasks.scored import SAMPLE_COLUMNS, Scored, Summary, mean_of
 from tasks.task import Item, Task
 
 __all__ = ["SAMPLE_COLUMNS", "Scored", "Summary"]
@@ -234,7 +234,7 @@ def summarise(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> dict[str
         summaries |= _passes(scored, metrics)
     if "bits_per_byte" in metrics:
         summaries |= _of_texts(scored)
-    return summaries
+    return summaries | preference_scoring.summaries(scored)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float | None:
@@ -299,14 +299,6 @@ def matthews(table: np.ndarray[Any, Any]) -> float | None:
     above = int(np.trace(table)) * total - int(right @ predicted)
     below = (total**2 - int(predicted @ predicted)) * (total**2 - int(right @ right))
     return above / math.sqrt(below) if below else None
-
-
-def mean_of(values: list[float]) -> Summary:
-    n = len(values)
-    if n == 0:
-        return Summary(None, 0, None)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Summary(float(np.mean(values)), n, error)
 
 
 def _same_length(items: Sequence[Item], **lists: Sequence[Any] | None) -> None:

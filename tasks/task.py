@@ -15,10 +15,11 @@ from tasks import template
 from tasks.generators import GENERATORS
 from tasks.item import Item as Item
 from tasks.parsers import PARSERS
+from tasks.preferences import Layout
 
 BUILT_IN = Path(__file__).parent / "definitions"
 
-Kind = Literal["generation", "sequence-classification", "multiple-choice", "language-modelling"]
+Kind = Literal["generation", "sequence-classification", "multiple-choice", "language-modelling", "preference"]
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -41,6 +42,15 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "sequence-classification": ("accuracy", "answer_nll", "macro_f1", "matthews"),
     "multiple-choice": ("accuracy", "accuracy_norm", "answer_nll"),
     "language-modelling": ("bits_per_byte", "perplexity"),
+    "preference": (
+        "accuracy",
+        "accuracy_norm",
+        "answer_nll",
+        "reward_accuracy",
+        "reward_margin",
+        "reference_kl",
+        "length_bias",
+    ),
 }
 """Metrics that :func:`tasks.scoring.summarise` computes for each kind of task."""
 
@@ -48,6 +58,7 @@ MODEL_KIND: dict[Kind, str] = {
     "generation": "causal-lm",
     "multiple-choice": "causal-lm",
     "language-modelling": "causal-lm",
+    "preference": "causal-lm",
     "sequence-classification": "sequence-classification",
 }
 """Required model kind for each kind of task."""
@@ -219,6 +230,9 @@ class TaskDefinition(_Frozen):
         delimiter: separates the prompt and the answer, and so precedes every option.
         label: field with the class or the right option: its index or its name.
         labels: the classes' names (classification).
+        layout: how a row states a preference (:mod:`tasks.preferences`); its ``prompt`` template then has the field
+            ``{prompt}``. With ``options`` the task is written as a multiple-choice one.
+        judged: a row of a preference task holds one answer that is good or bad, and no pair.
         skip: column to the value that marks rows to leave out (for example unlabelled ones).
         choices: the options (multiple choice): a field that is a list, the options themselves, or their position in a
             text.
@@ -247,6 +261,8 @@ class TaskDefinition(_Frozen):
     delimiter: str = ""
     label: str = ""
     labels: tuple[str, ...] = ()
+    layout: Layout | None = None
+    judged: bool = False
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
     options: ListedOptions | None = None
@@ -278,8 +294,10 @@ class TaskDefinition(_Frozen):
         if "train" not in self.splits or "test" not in self.splits:
             raise ValueError("splits need at least 'train' and 'test'")
         if self.source.generator:
-            if self.kind != "generation" or self.prompt or self.answer:
-                raise ValueError("a generator's task is of kind generation and has no 'prompt' and no 'answer'")
+            if self.kind not in ("generation", "preference") or self.prompt or self.answer or self.layout:
+                raise ValueError(
+                    "a generator's task is of kind generation or preference and has no 'prompt', 'answer' and 'layout'"
+                )
         elif self.kind == "language-modelling":
             if self.prompt or not self.answer:
                 raise ValueError("a language-modelling task has its text in 'answer' and no 'prompt'")
@@ -289,8 +307,11 @@ class TaskDefinition(_Frozen):
             raise ValueError("a generation task needs 'answer'")
         if self.kind == "sequence-classification" and not (self.label and len(self.labels) > 1):
             raise ValueError("a sequence-classification task needs 'label' (the field) and 'labels' (the names)")
-        if self.kind == "multiple-choice" and not (self.choices and bool(self.answer) != bool(self.label)):
-            raise ValueError("a multiple-choice task needs 'choices' and either 'answer' or 'label'")
+        lists_options = self.kind == "multiple-choice" or self.layout == "options"
+        if lists_options and not (self.choices and bool(self.answer) != bool(self.label)):
+            raise ValueError(f"a {self.kind} task with options needs 'choices' and either 'answer' or 'label'")
+        if (self.kind == "preference") != (self.layout is not None) and not self.source.generator:
+            raise ValueError("a preference task needs 'layout', and no other task has one")
         unknown = [m for m in self.metrics if m not in METRICS_OF_KIND[self.kind]]
         if unknown:
             fix = did_you_mean(unknown[0], METRICS_OF_KIND[self.kind])

@@ -34,7 +34,13 @@ FOLDERS = (
     ("runners.running", "runners.executors", "runners.worker"),
 )
 HEAVY = {"torch", "transformers", "peft", "datasets", "lm_eval", "bitsandbytes", "torchao", "accelerate", "optimum"}
-HEAVY_ALLOWED = ("runners.worker", "harness.models", "harness.methods", "harness.quantizers")
+HEAVY_ALLOWED = (
+    "runners.worker",
+    "harness.models",
+    "harness.methods",
+    "harness.quantizers",
+    "harness.objectives.losses",
+)
 
 
 @dataclass(frozen=True)

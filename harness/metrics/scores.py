@@ -63,6 +63,43 @@ QUANTITIES: tuple[MetricDef, ...] = (
         source="Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006",
     ),
     MetricDef(
+        "reward_accuracy",
+        "reward accuracy",
+        "fraction",
+        "higher",
+        "Share of test pairs whose chosen answer gained more log-probability over the base than the rejected one.",
+        "accuracy",
+        source="Rafailov et al. 2023, arXiv:2305.18290",
+    ),
+    MetricDef(
+        "reward_margin",
+        "reward margin",
+        "nat",
+        "higher",
+        "Mean gain in log-probability over the base of the chosen answer less that of the rejected one, beta left out; "
+        "of answers judged one by one: the gain, its sign turned for bad ones.",
+        "accuracy",
+        source="Rafailov et al. 2023, arXiv:2305.18290",
+    ),
+    MetricDef(
+        "reference_kl",
+        "KL from base",
+        "nat",
+        "lower",
+        "Mean over the tokens of the chosen test answers of KL(model || base), where the base's 64 most likely tokens "
+        "are separate and all others count as one: a lower bound.",
+        "accuracy",
+    ),
+    MetricDef(
+        "length_bias",
+        "length bias",
+        "fraction",
+        "neither",
+        "Share of test pairs of unequal length in which the longer answer is preferred, less the share in which it is "
+        "the chosen one.",
+        "accuracy",
+    ),
+    MetricDef(
         "answer_nll",
         "answer NLL",
         "nat",

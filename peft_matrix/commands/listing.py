@@ -23,6 +23,20 @@ def _in_words(evidence: Mapping[str, Any]) -> str:
     return f"{evidence['task']}, {evidence['model']}" if evidence["learned"] else f"none: {evidence['why']}"
 
 
+def objectives(as_json: AsJson = False) -> None:
+    """List what a cell can be trained for: supervised, preference and distillation objectives."""
+    from peft_matrix import listings
+
+    print_table(listings.objectives(), as_json)
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List what can be done to the training rows: choose, order, weight, rewrite."""
+    from peft_matrix import listings
+
+    print_table(listings.recipes(), as_json)
+
+
 def quantizers(as_json: AsJson = False) -> None:
     """List the quantizers, and whether each runs on this machine."""
     from peft_matrix import listings
@@ -60,4 +74,4 @@ def doctor(as_json: AsJson = False) -> None:
     print_table(listings.doctor(), as_json)
 
 
-VERBS = (methods, quantizers, tasks, models, doctor)
+VERBS = (methods, objectives, recipes, quantizers, tasks, models, doctor)

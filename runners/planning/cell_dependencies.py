@@ -118,7 +118,7 @@ class _Rows:
         else:
             chosen = [(_named(self.models, params["from"], f"{label}: from", self.where), cell.task, cell.seed)]
         return tuple(
-            make_cell((model, rows.get(task.label, row), cell.quantization, task, cell.hardware, cell.common), seed)
+            make_cell((model, rows.get(task.label, row), cell.quantization, task, *cell.points[4:]), seed)
             for model, task, seed in chosen
         )
 

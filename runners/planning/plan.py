@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args
 
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
-from harness.matrix import Cell, Matrix
+from harness.matrix import DEFAULTS, LATER_AXES, Cell, Matrix
 from harness.methods.catalog import METHODS
 from harness.models import sources
+from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
+from harness.recipes.catalog import RECIPES
 from harness.record import FINAL_STATUSES, Record, Status
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
@@ -178,6 +180,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         reason = f"{declared.name} trains, and the sweep uses the task's test split only"
     if reason is None and declared.demonstrates:
         reason = _nothing_to_show(cell, declared.name)
+    if reason is None and (declared.trains or declared.combines):
+        reason = _what_for(cell, kind, device, cache)
     if reason is None and before and declared.trains:
         reason = quantizer.check_method(declared)
     if reason is None:
@@ -185,6 +189,31 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     if reason is None and not before and declared.trains and not declared.in_place:
         refusal = method.check_merge("fp", params)
         reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
+    return reason
+
+
+def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
+    """Why the cell's objective or recipe cannot train it, or None."""
+    task, method = cell.task.identity, METHODS.get(cell.method.name)
+    said = {axis: point.identity if (point := cell.on(axis)) else {} for axis in LATER_AXES}
+    objective = OBJECTIVES.get(said["objective"].get("name", DEFAULTS["objective"]))
+    recipe = RECIPES.get(said["recipe"].get("name", DEFAULTS["recipe"]))
+    task_kind = "judged" if task.get("judged") else task["kind"]
+    others = {role: value for role, value in said["objective"].items() if role in ("teacher", "reference")}
+    seen_as = "preference" if recipe.declaration.makes_pairs else task_kind
+    reason = objective.check(kind, seen_as, method, others) or recipe.check(
+        kind, task["kind"], objective.declaration.name, method, teacher="teacher" in said["recipe"]
+    )
+    for point in cell.further:
+        for place, name in point.others.items():
+            second = point.identity[place.partition(".")[2]]["quantization"]
+            quantizer = QUANTIZERS.get(second["name"])
+            reason = (
+                reason
+                or sources.check(name, kind)
+                or environments.why_not(quantizer, device, second["moment"], cache)
+                or quantizer.check_model(kind, sources.config(name), second["params"])
+            )
     return reason
 
 
@@ -410,7 +439,8 @@ def _memoised(
         return hw.match(profile, machine), hw.device_for(profile, machine)
 
     def reasons(cell: Cell) -> tuple[str | None, str | None]:
-        key = (id(cell.model), id(cell.method), id(cell.quantization), id(cell.task), id(cell.hardware))
+        points = (cell.model, cell.method, cell.quantization, cell.task, cell.hardware, *cell.further)
+        key = tuple(id(point) for point in points)
         if key not in seen:
             elsewhere, device = place(cell.hardware.name)
             why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)

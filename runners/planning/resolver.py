@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
 from harness.file_digests import FileDigests
-from harness.matrix import Axes, Matrix, Pattern, Point, expand, make_cell
+from harness.matrix import DEFAULTS, LATER_AXES, Axes, Matrix, Pattern, Point, expand, make_cell
 from harness.methods.catalog import METHODS
 from harness.models import sources
+from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
+from harness.recipes.catalog import RECIPES
 from harness.record import PROTOCOL
-from harness.spec import Evaluation, LoadedSweep, MethodSpec, ModelSpec, QuantizationSpec, Rule, TaskUse
+from harness.spec import (
+    Evaluation,
+    Inclusion,
+    LoadedSweep,
+    MethodSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    QuantizationSpec,
+    RecipeSpec,
+    Rule,
+    SecondModel,
+    TaskUse,
+)
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
 from tasks.data import task_digest, unpinned
@@ -84,6 +100,52 @@ class Resolver:
         }
         return Point("quantization", spec.name, spec.label or spec.name, identity)
 
+    def objective_point(self, spec: ObjectiveSpec, where: str) -> Point | None:
+        """Identity of an objective: resolved parameters and the models it asks; None for the default."""
+        objective = OBJECTIVES.get(spec.name, where=where)
+        params = objective.resolve(spec.params, where=where)
+        named = {role: getattr(spec, role) for role in ("teacher", "reference") if getattr(spec, role) is not None}
+        factor = spec.lr_factor or objective.declaration.lr_factor
+        if spec.name == DEFAULTS["objective"] and not named and factor == 1:
+            return None
+        identity = {
+            "name": spec.name,
+            "params": params,
+            "lr_factor": factor,
+            **_code(OBJECTIVES.code(spec.name, where=where)),
+        }
+        return self._asking(Point("objective", spec.name, spec.label or spec.name, identity), named, where)
+
+    def recipe_point(self, spec: RecipeSpec, where: str) -> Point | None:
+        """Identity of a recipe: resolved parameters, the tasks it reads and the model it asks; None for the default."""
+        recipe = RECIPES.get(spec.name, where=where)
+        params = recipe.resolve(spec.params, where=where)
+        named = {"teacher": spec.teacher} if spec.teacher is not None else {}
+        if spec.name == DEFAULTS["recipe"] and not named:
+            return None
+        code = _code(RECIPES.code(spec.name, where=where))
+        identity: dict[str, Any] = {"name": spec.name, "params": params, **code}
+        if tasks := recipe.tasks(params):
+            identity["tasks"] = {self.task(name, where).definition.name: self.task_digest(name) for name in tasks}
+        return self._asking(Point("recipe", spec.name, spec.label or spec.name, identity), named, where)
+
+    def _asking(self, point: Point, named: Mapping[str, SecondModel], where: str) -> Point:
+        """The point with the identities of the models it names, and where those lie on this machine."""
+        identity, others = dict(point.identity), {}
+        for role, second in named.items():
+            model = self.model_point(second.model, where)
+            identity[role] = {
+                "model": dict(model.identity),
+                "quantization": dict(self.quantization_point(second.quantization, where).identity),
+            }
+            others[f"{point.axis}.{role}"] = model.name
+        return replace(point, identity=identity, others=others)
+
+    def _further(self, row: Inclusion, where: str) -> list[Point]:
+        """Values of the later axes of a further cell, without those at their default."""
+        found = (self.objective_point(row.objective, where), self.recipe_point(row.recipe, where))
+        return [point for point in found if point is not None]
+
     def task_point(self, use: TaskUse, where: str) -> Point:
         """Identity of a task: version, digest of its data, item limits, and the tasks of its retention score."""
         task = self.task(use.name, where)
@@ -98,6 +160,7 @@ class Resolver:
             "retain": {name: self.task_digest(name) for name in definition.retain},
             **use.model_dump(mode="json", exclude={"name", "label", "steps", *(() if use.decoding else ("decoding",))}),
             **definition.model_dump(mode="json", include=self._other_ways() | ({"raw"} if use.format else set())),
+            **({"judged": True} if definition.judged else {}),
         }
         return Point("task", use.name, use.label or use.name, identity)
 
@@ -195,6 +258,15 @@ class Resolver:
             hardware=hardware,
             seeds=spec.seeds,
             common=common,
+            later={
+                "objective": [self.objective_point(o, where("objectives", i)) for i, o in enumerate(spec.objectives)],
+                "recipe": [self.recipe_point(r, where("recipes", i)) for i, r in enumerate(spec.recipes)],
+            },
+            untrained=frozenset(
+                m.name
+                for m in spec.methods
+                if not (METHODS.get(m.name).declaration.trains or METHODS.get(m.name).declaration.combines)
+            ),
             methods_by_task={task.label or task.name: methods(task) for task in spec.tasks if task.steps},
         )
         further = [
@@ -206,6 +278,7 @@ class Resolver:
                     self.task_point(row.task, where("include", i, "task")),
                     hardware[0],
                     common,
+                    *self._further(row, where("include", i)),
                 ),
                 row.seed,
             )
@@ -213,6 +286,11 @@ class Resolver:
         ]
         self._check_rules(axes)
         return expand(axes, exclude=[_pattern(rule, rule.why) for rule in spec.exclude], include=further)
+
+    @staticmethod
+    def _named(axis: str, values: Sequence[Point | None]) -> list[Point]:
+        """The values with a name for the default, which is no point of a cell."""
+        return [v if v is not None else Point(axis, DEFAULTS[axis], DEFAULTS[axis], {}) for v in values]
 
     def _check_rules(self, axes: Axes) -> None:
         """A rule that can match nothing is a misspelling: say so instead of silently excluding nothing."""
@@ -224,6 +302,7 @@ class Resolver:
             "quantization": axes.quantization,
             "task": axes.tasks,
             "hardware": axes.hardware,
+            **{axis: self._named(axis, values) for axis, values in axes.later.items()},
         }
         spec = self.sweep.spec
         rules: list[tuple[str, int, Rule]] = [
@@ -248,4 +327,5 @@ def _code(digest: str | None) -> dict[str, str]:
 
 
 def _pattern(rule: Rule, why: str) -> Pattern:
-    return Pattern(rule.model, rule.method, rule.quantization, rule.task, rule.hardware, rule.seed, why)
+    later = {axis: pattern for axis in LATER_AXES if (pattern := getattr(rule, axis)) != "*"}
+    return Pattern(rule.model, rule.method, rule.quantization, rule.task, rule.hardware, rule.seed, why, later)

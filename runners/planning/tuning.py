@@ -272,7 +272,8 @@ def _method(point: Point, choice: Choice) -> Point:
 
 def _with(cell: Cell, method: Point, extra: dict[str, Any], *, seed: int) -> Cell:
     common = replace(cell.common, identity={**cell.common.identity, **extra})
-    return make_cell((cell.model, method, cell.quantization, cell.task, cell.hardware, common), seed)
+    points = (cell.model, method, cell.quantization, cell.task, cell.hardware, common, *cell.further)
+    return make_cell(points, seed)
 
 
 def _trial(cell: Cell, choice: Choice, tune: Tune, past: Sequence[Sequence[float]]) -> Cell:

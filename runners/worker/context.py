@@ -17,9 +17,12 @@ from harness.errors import CheckFailed
 from harness.meters.panel import Panel
 from harness.methods.base import Method, ModelKind
 from harness.metrics import metric, missing, reading
+from harness.objectives.base import Objective
 from harness.quantizers.base import Quantizer
+from harness.recipes.base import Recipe
 from harness.record import Reading, WhyMissing
 from harness.spec import Evaluation, Probes, Training
+from runners.worker.basesaid import Base
 from runners.worker.job import Job
 from tasks.scoring import Scored
 from tasks.task import Item, Task
@@ -94,6 +97,9 @@ class Context:
         held_out: language-modelling tasks whose texts are scored before and after adaptation.
         model_stamps: size, times and inode of the model's files when their bytes were verified.
         searched: what the method's search took, in time and data.
+        train_rows: the training items with their right answers, encoded.
+        loop_rows: what the training loop reads: the same, or what objective and recipe make of the items.
+        base_said: what the base said of a preference task's test items.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -103,6 +109,8 @@ class Context:
     retain: list[Task]
     method: Method
     quantizer: Quantizer
+    objective: Objective
+    recipe: Recipe
     training: Training
     evaluation: Evaluation
     probes: Probes
@@ -116,6 +124,8 @@ class Context:
     model: Any = field(default_factory=nn.Identity)
     splits: Splits = field(default_factory=lambda: Splits([], [], []))
     train_rows: list[dict[str, Any]] = field(default_factory=list)
+    loop_rows: list[dict[str, Any]] = field(default_factory=list)
+    base_said: Base = field(default_factory=Base)
     probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
     probe_logits: torch.Tensor | None = None
     metrics: dict[str, Reading] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.errors import UserError
+from harness.objectives.base import Example, Row
 from tasks.task import Item
 
 IGNORED = -100
@@ -82,14 +83,48 @@ def pad(rows: Sequence[list[int]], value: int, *, left: bool = False) -> torch.T
     return torch.tensor(filled)
 
 
+def encode_examples(
+    tokenizer: Any, examples: Sequence[Example], items: Sequence[Item], kind: str, max_length: int
+) -> tuple[list[Row], int]:
+    """Rows of several sequences each, and how many sequences were cut. A classifier's rows hold the item's class."""
+    if kind == "sequence-classification":
+        plain, cut = encode_training(tokenizer, items, kind, max_length)
+        return [{"sequences": [row], "extra": dict(e.numbers)} for row, e in zip(plain, examples, strict=True)], cut
+    rows: list[Row] = []
+    cut = 0
+    for example in examples:
+        parts = [Item("", prompt, completion) for prompt, completion in example.sequences]
+        sequences, shortened = encode_training(tokenizer, parts, kind, max_length)
+        cut += shortened
+        rows.append({"sequences": sequences, "extra": dict(example.numbers)})
+    return rows, cut
+
+
+def extras_of(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Values of the rows besides their sequences: numbers as [rows], tensors joined along the labelled tokens."""
+    joined: dict[str, torch.Tensor] = {}
+    for name, first in rows[0].get("extra", {}).items():
+        values = [row["extra"][name] for row in rows]
+        joined[name] = torch.cat(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
+    return joined
+
+
 class Collator:
-    """Rows to a batch. ``tokens`` is the number of non-padding tokens, for an honest throughput."""
+    """Rows to a batch. ``tokens`` is the number of non-padding tokens, for an honest throughput.
+
+    A row is ``{"input_ids", "labels"}``, or several of them under ``sequences`` with ``extra`` beside them: the batch
+    then holds the first sequences of all rows, then the second ones, and their :func:`extras_of` under ``extra``.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch with input_ids, attention_mask, labels and tokens."""
+        """A batch with input_ids, attention_mask, labels and tokens; and extra where the rows hold more."""
+        if "sequences" in rows[0]:
+            flat = [row["sequences"][i] for i in range(len(rows[0]["sequences"])) for row in rows]
+            extra = extras_of(rows)
+            return {**self(flat), **({"extra": extra} if extra else {})}
         ids = pad([r["input_ids"] for r in rows], self.pad_token_id)
         lengths = torch.tensor([len(r["input_ids"]) for r in rows])
         mask = (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()

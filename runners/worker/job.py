@@ -48,6 +48,7 @@ class Job:
         python: that environment's interpreter.
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
+        others: place of a second model in the cell (``objective.teacher``) to its id on this machine.
         tuning: how the cell's learning rate was chosen (:mod:`runners.planning.tuning`), for the record.
         out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
             accumulation, stage and reason; this attempt halves the batch as many times.
@@ -80,6 +81,7 @@ class Job:
     tuning: dict[str, Any] = field(default_factory=dict)
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()
+    others: dict[str, str] = field(default_factory=dict)
     out_of_memory: tuple[dict[str, Any], ...] = ()
     beat_s: float = 5.0
     owner: tuple[str, int, float] | None = None

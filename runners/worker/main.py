@@ -24,11 +24,15 @@ from harness.meters.thermal import cool_down, thermometer
 from harness.methods.base import Method, Setting
 from harness.methods.catalog import METHODS
 from harness.metrics import metric, missing
+from harness.objectives.base import DEFAULT as SFT
+from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
+from harness.recipes.base import DEFAULT as PLAIN
+from harness.recipes.catalog import RECIPES
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store.store import samples_ref, samples_to_parquet
-from runners.worker import loading, model_files
+from runners.worker import loading, model_files, trainrows
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
@@ -121,8 +125,7 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
         ctx.panel = run.panel = panel = make_panel(job)
         prepare_device(job, ctx)
         panel.baseline("before")
-        finalizes = type(ctx.method).finalize is not Method.finalize
-        for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role"), finalizes=finalizes):
+        for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role"), further=further(ctx)):
             say("stage", stage=stage)
             if stage == "train":
                 train.before(ctx)
@@ -144,6 +147,13 @@ def run_stages(job: Job, run: Run, say: Say) -> Outcome:
         run.passing = transient_kind(error) if outcome.status == "error" and not outcome.check else None
         return outcome
     return Outcome(status="ok", stage=stage)
+
+
+def further(ctx: Context) -> set[str]:
+    """The stages that this cell has and others do not."""
+    trains = {"recipe": trainrows.has_recipe(ctx), "targets": trainrows.asks_models(ctx)} if ctx.trains else {}
+    has = {**trains, "finalize": type(ctx.method).finalize is not Method.finalize}
+    return {name for name, there in has.items() if there}
 
 
 def prepare_device(job: Job, ctx: Context) -> None:
@@ -269,6 +279,7 @@ def build_context(job: Job, say: Say) -> Context:
     task = in_format(load_task(cell["task"]["name"], roots), cell["task"].get("format") or "finetune")
     kind: Any = MODEL_KIND[task.definition.kind]
     quantization, method = cell["quantization"], cell["method"]
+    objective, recipe = cell.get("objective") or {}, cell.get("recipe") or {}
     base = quantization["base"] if quantization["moment"] == "before_training" else "fp"
     training = Training(steps=method["steps"] or 1, **{**cell["training"], **used_batch(job)})
     setting = Setting(
@@ -291,6 +302,8 @@ def build_context(job: Job, say: Say) -> Context:
         retain=[load_task(name, roots) for name in task.definition.retain],
         method=METHODS.get(method["name"])(method["params"], setting),
         quantizer=quantizer,
+        objective=OBJECTIVES.get(objective.get("name", SFT))(objective.get("params", {})),
+        recipe=RECIPES.get(recipe.get("name", PLAIN))(recipe.get("params", {})),
         training=training,
         evaluation=Evaluation(**{**cell["evaluation"], **own}),
         held_out=[load_task(name, roots) for name in cell.get("held_out", ())],

@@ -6,16 +6,17 @@ What counts as right is decided in :mod:`tasks.scoring` from what this module pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import Unsupported, UserError
-from runners.worker import answerable, likelihood, sandbox
+from runners.worker import answerable, likelihood, preferences, sandbox
+from runners.worker.answer_likelihood import answer_logps
 from runners.worker.completion import Completion, complete
 from runners.worker.context import Context, context_length
-from runners.worker.encoding import by_length, encode_answer, encode_prompt, encode_training, pad
+from runners.worker.encoding import by_length, encode_prompt, encode_training, pad
 from tasks import scoring
 from tasks.task import Item, Task
 
@@ -31,6 +32,8 @@ def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Score
         if kind == "sequence-classification":
             logits, cut = classification_logits(ctx, items)
             return scoring.score_classification(task, items, logits, cut=cut)
+        if kind == "preference":
+            return preferences.score_items(ctx, task, items)
         if kind == "generation":
             return _score_generation(ctx, task, items)
         if kind == "language-modelling":
@@ -85,13 +88,18 @@ def samples_of(ctx: Context, task: Task) -> int:
 
 
 def mean_nll(ctx: Context, task: Task, items: Sequence[Item]) -> tuple[float, int]:
-    """Mean negative log-likelihood of the right answers (nat), and the number of items. Generates nothing."""
+    """Mean negative log-likelihood of the right answers (nat), and the number of items. Generates nothing.
+
+    Of a preference task: of the chosen answer where only the two of the pair are possible.
+    """
     items = with_examples(ctx, task, items)
     with torch.inference_mode():
         if task.definition.kind == "sequence-classification":
             logits, _ = classification_logits(ctx, items)
             logp = torch.from_numpy(logits).log_softmax(-1)
             values = [-float(logp[i, item.label]) for i, item in enumerate(items)]
+        elif task.definition.kind == "preference":
+            return preferences.choice_nll(ctx, items), len(items)
         else:
             values = [-v for v in answer_logps(ctx, [(i.prompt, i.answer) for i in items]).logps]
     return float(np.mean(values)), len(values)
@@ -112,41 +120,6 @@ def classification_logits(ctx: Context, items: Sequence[Item]) -> tuple[np.ndarr
             out[position] = row
     full = [len(ctx.tokenizer(i.prompt)["input_ids"]) > limit for i in items]
     return np.stack([row for row in out if row is not None]), full
-
-
-class Answers(NamedTuple):
-    """Of each pair: log p(answer | prompt) in nat, summed over its tokens; the answer's tokens; whether it was cut."""
-
-    logps: list[float]
-    lengths: list[int]
-    cut: list[bool]
-
-
-def answer_logps(ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = True) -> Answers:
-    """Sum of log p(answer token | prompt, answer so far) per (prompt, answer).
-
-    A pair longer than the context is cut, never dropped: the prompt loses its beginning; an answer that alone is
-    longer is scored in windows (:func:`runners.worker.likelihood.windows`).
-
-    Args:
-        end: whether the end-of-sequence token belongs to the answer (generation: yes; choices: no).
-    """
-    limit = context_length(ctx)
-    flat: list[likelihood.Window] = []
-    owner: list[int] = []
-    lengths, cut = [], []
-    for i, (prompt, answer) in enumerate(pairs):
-        tail = encode_answer(ctx.tokenizer, answer)
-        tail = tail if end else tail[:-1]
-        parts, shortened = likelihood.windows(encode_prompt(ctx.tokenizer, prompt), tail, limit)
-        flat += parts
-        owner += [i] * len(parts)
-        lengths.append(len(tail))
-        cut.append(shortened)
-    logps = [0.0] * len(pairs)
-    for i, found in zip(owner, likelihood.log_probs(ctx, flat), strict=True):
-        logps[i] += found.total
-    return Answers(logps, lengths, cut)
 
 
 def with_examples(ctx: Context, task: Task, items: Sequence[Item]) -> Sequence[Item]:

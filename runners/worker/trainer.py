@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
@@ -148,6 +149,8 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.samples = 0
         self.tokens = 0
         self.computed_tokens = 0
+        self._extra: dict[str, torch.Tensor] = {}
+        self._micro_steps = context.steps * context.training.gradient_accumulation
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The method's optimizer, or AdamW over everything that trains."""
@@ -174,10 +177,16 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The task's loss, through the method's ``loss`` hook."""
-        outputs = model(**inputs)
-        self.task_losses.append(self.context.method.task_loss(outputs, inputs).detach())
-        return self.context.method.loss(outputs, inputs, outputs.loss)
+        """The objective's loss, through the recipe's and the method's ``loss`` hooks."""
+        loss, task_loss = losses_of(self.context, model, inputs, self._extra)
+        self.task_losses.append(task_loss.detach())
+        return loss
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """In the order of the recipe where it has one."""
+        if self.context.recipe.declaration.ordered:
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*args, **kwargs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip, and keep the norm before clipping without waiting for the device."""
@@ -195,6 +204,9 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.tokens += inputs.pop("tokens")
         self.samples += len(inputs["input_ids"])
         self.computed_tokens += inputs["input_ids"].numel()
+        extra = inputs.pop("extra", {})
+        self._extra = self._prepare_inputs(extra) if extra else {}
+        inputs = self.context.recipe.batch(inputs, len(self.losses), self._micro_steps)
         own = self.context.method.training_step(model, self._prepare_inputs(inputs))
         loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
         # the last window of an epoch may hold fewer micro-batches, and Trainer divides by what it holds
@@ -233,6 +245,22 @@ def restarting(
             made.step()
     last = len(factors) - 1
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, last)])
+
+
+def loss_of(ctx: Context, model: Any, batch: dict[str, Any], extra: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A forward pass and its loss: the objective's, then what the recipe and the method make of it."""
+    return losses_of(ctx, model, batch, extra)[0]
+
+
+def losses_of(
+    ctx: Context, model: Any, batch: dict[str, Any], extra: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a forward pass that is trained on, and the task's own without what recipe and method add to it."""
+    outputs = model(**batch)
+    loss = ctx.objective.loss(outputs, batch, extra, outputs.loss)
+    task_loss = ctx.method.task_loss(outputs, batch) if loss is outputs.loss else loss
+    loss = ctx.recipe.loss(loss, outputs.logits, batch["labels"], extra)
+    return ctx.method.loss(outputs, batch, loss), task_loss
 
 
 def _sums(parameter: torch.Tensor) -> tuple[float, float]:

@@ -30,6 +30,7 @@ GENERATORS: Registry[Generator] = Registry(
     "generator",
     {
         "strings": "tasks.generators.strings:generate",
+        "string-pairs": "tasks.generators.strings:generate_pairs",
         "addition": "tasks.generators.addition:generate",
         "filler": "tasks.generators.filler:generate",
     },

@@ -7,6 +7,7 @@ operation is a true adaptation task whose forgetting can be seen on the three it
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -51,6 +52,34 @@ def generate(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[I
     for number in draw(base**wanted.length, split, n, seed):
         text = _spell(number, wanted)
         items.append(Item(id=f"{split}/{text}", prompt=f"{wanted.symbol}{text}=", answer=apply(text, wanted)))
+    return items
+
+
+class StringPairParams(StringParams):
+    """Parameters of :func:`generate_pairs`.
+
+    Attributes:
+        rejected: operations whose result is the worse answer.
+    """
+
+    rejected: tuple[Operation, ...] = Field(min_length=1)
+
+
+def generate_pairs(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+    """Preferences over strings: the result of ``operations`` is better than that of ``rejected``.
+
+    Where the two are the same text, the worse answer has another last character. See :func:`generate`.
+    """
+    wanted: StringPairParams = read_params(StringPairParams, params, "string-pairs")
+    other = wanted.model_copy(update={"operations": wanted.rejected})
+    following = str.maketrans(wanted.alphabet, wanted.alphabet[1:] + wanted.alphabet[0])
+    plain = {name: value for name, value in params.items() if name != "rejected"}
+    items = []
+    for item in generate(plain, split, n, seed):
+        worse = apply(item.id.partition("/")[2], other)
+        if worse == item.answer:
+            worse = worse[:-1] + worse[-1].translate(following)
+        items.append(replace(item, rejected=worse))
     return items
 
 

@@ -22,6 +22,8 @@ def context(model: Any, tokenizer: Any, **evaluation: Any) -> Context:
         retain=[],
         method=unused,
         quantizer=unused,
+        objective=unused,
+        recipe=unused,
         training=unused,
         evaluation=Evaluation(**{"batch_size": 4, **evaluation}),
         probes=unused,

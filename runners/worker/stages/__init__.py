@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from runners.worker.context import Context
 from runners.worker.stages import (
@@ -17,9 +17,11 @@ from runners.worker.stages import (
     prepare,
     probe,
     quantize,
+    recipe,
     reload,
     retain,
     save,
+    targets,
     train,
     validate,
 )
@@ -55,16 +57,26 @@ TRIAL: tuple[tuple[str, Stage], ...] = (
 )
 
 
-def stages_of(moment: str, role: str | None = None, *, finalizes: bool = False) -> tuple[tuple[str, Stage], ...]:
+FURTHER: tuple[tuple[str, Stage, str, int], ...] = (
+    ("recipe", recipe.run, "prepare", 0),  # what is done to the training rows
+    ("targets", targets.run, "prepare", 0),  # what other models say about them
+    ("finalize", finalize.run, "train", 1),  # what the method does once training is over
+)
+"""Stages that only some cells have: name, work, and where it goes (0: before that stage, 1: behind it)."""
+
+
+def stages_of(moment: str, role: str | None = None, *, further: Collection[str] = ()) -> tuple[tuple[str, Stage], ...]:
     """The stages of a cell that quantizes ``before_training`` or ``after_merge``; fewer for a trial of tuning.
 
-    With ``finalizes``, the method's post-processing is a separate stage, right after training.
+    Args:
+        further: those of :data:`FURTHER` that the cell has.
     """
     stages = _stages_of(moment, role)
-    if not finalizes:
-        return stages
-    at = [name for name, _ in stages].index("train") + 1
-    return (*stages[:at], ("finalize", finalize.run), *stages[at:])
+    for name, work, beside, behind in FURTHER:
+        if name in further:
+            at = [stage for stage, _ in stages].index(beside) + behind
+            stages = (*stages[:at], (name, work), *stages[at:])
+    return stages
 
 
 def _stages_of(moment: str, role: str | None) -> tuple[tuple[str, Stage], ...]:

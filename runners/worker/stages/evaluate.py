@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.metrics import METRICS
-from runners.worker import prompt_variants
+from runners.worker import preferences, prompt_variants
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import Scored, summarise
@@ -24,6 +24,7 @@ def run(ctx: Context) -> None:
     scored = score(ctx, ctx.task, ctx.splits.test)
     ctx.keep_samples("adapted", ctx.task.definition.name, scored)
     record_summary(ctx, scored)
+    preferences.record_divergence(ctx)
     prompt_variants.run(ctx, scored)
     prompt_variants.in_every_format(ctx, scored)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
-from runners.worker import answerable, lm_eval_suite
+from runners.worker import answerable, lm_eval_suite, trainrows
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
 from runners.worker.loading import hub_revision
 from tasks.data import contamination, load_split, task_digest, unpinned
-from tasks.task import SPLITS, SplitName, load_task
+from tasks.task import SPLITS, Item, SplitName, load_task
 
 PROBE_ITEMS = 8
 """Test items whose logits the reload and merge checks compare."""
@@ -41,8 +43,7 @@ def run(ctx: Context) -> None:
     probed = (ctx.splits.test or ctx.splits.validation)[:PROBE_ITEMS]
     probe_rows, _ = encode_training(ctx.tokenizer, probed, ctx.kind, ctx.training.max_length)
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
-    ctx.train_rows, cut = encode_training(ctx.tokenizer, ctx.splits.train, ctx.kind, ctx.training.max_length)
-    ctx.facts |= {"train_items": len(ctx.train_rows), "train_items_cut": cut}
+    trainrows.encode_answers(ctx)
     check_rows(ctx)
     answerable.check(ctx)
     if loose := unpinned(ctx.task, data_root=data_root(ctx), splits=wanted):
@@ -64,6 +65,11 @@ def check_rows(ctx: Context) -> None:
             f"the task {ctx.task.definition.name!r} has {rows} training rows here, and a batch needs {size}",
             fix="Lower training.batch_size, or give the task more rows (train_items).",
         )
+
+
+def encoded(ctx: Context, items: Sequence[Item]) -> tuple[list[dict[str, Any]], int]:
+    """Items with their right answers as training rows of this cell, and how many were cut."""
+    return encode_training(ctx.tokenizer, items, ctx.kind, ctx.training.max_length)
 
 
 def model_path(ctx: Context) -> str:

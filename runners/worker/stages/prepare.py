@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import Unsupported
 from harness.methods.base import Batch
-from runners.worker import few_shot
+from runners.worker import few_shot, trainrows
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.encoding import encode_training
@@ -41,6 +41,8 @@ def run(ctx: Context) -> None:
         ctx.facts["examples"] = ctx.examples.facts
     if ctx.trains:
         check_budget(ctx)
+        if not ctx.loop_rows:
+            trainrows.encode_loop(ctx)
         seen = ctx.searched
         with seen.timed(ctx.device):
             rows = general_rows(ctx) if ctx.method.wants_text else None

@@ -29,7 +29,7 @@ from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
 from runners.worker.memory import is_out_of_memory
-from runners.worker.trainer import Hooks, MatrixTrainer, StepClock, arguments
+from runners.worker.trainer import Hooks, MatrixTrainer, StepClock, arguments, loss_of
 
 STEPS_LEFT_OUT = 3
 """First steps that are not in the median: they allocate optimizer state and warm caches."""
@@ -73,7 +73,7 @@ def run(ctx: Context) -> None:
         model=ctx.model,
         args=arguments(ctx),
         data_collator=Collator(ctx.tokenizer.pad_token_id),
-        train_dataset=ctx.train_rows,
+        train_dataset=ctx.loop_rows,
         context=ctx,
         hooks=hooks,
     )
@@ -142,7 +142,7 @@ def micro_batches(ctx: Context) -> dict[str, int]:
 def forward_once(ctx: Context) -> None:
     """A forward pass of the shape that will be trained; changes neither the model nor any random number."""
     with torch.no_grad(), _as_it_was(ctx):
-        ctx.model(**first_batch(ctx))
+        ctx.model(**first_batch(ctx)[0])
         if ctx.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -167,10 +167,12 @@ def _as_it_was(ctx: Context) -> Iterator[None]:
             ctx.model.gradient_checkpointing_enable()
 
 
-def first_batch(ctx: Context) -> dict[str, Any]:
-    """The first rows as one micro-batch on the device."""
-    rows = ctx.train_rows[: ctx.training.batch_size]
-    return to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(rows))
+def first_batch(ctx: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first rows as one micro-batch on the device, and what they hold besides."""
+    rows = ctx.loop_rows[: ctx.training.batch_size]
+    batch = Collator(ctx.tokenizer.pad_token_id)(rows)
+    extra = to_device(ctx, batch.pop("extra", {}))
+    return to_device(ctx, batch), extra
 
 
 def count_step(ctx: Context) -> Reading:
@@ -180,11 +182,10 @@ def count_step(ctx: Context) -> Reading:
     """
 
     def step() -> None:
-        outputs = ctx.model(**batch)
-        ctx.method.loss(outputs, batch, outputs.loss).backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        loss_of(ctx, ctx.model, batch, extra).backward()  # type: ignore[no-untyped-call]  # torch has no types here
 
     try:
-        batch = first_batch(ctx)
+        batch, extra = first_batch(ctx)
         tokens = batch["input_ids"].numel()
         if ctx.method.whole_steps:
             with _as_it_was(ctx), _undone(ctx.model), _step_of_its_own(ctx, batch) as own:

@@ -1,0 +1,207 @@
+"""Preference data in the layouts people have it in: a prompt with a chosen and a rejected answer, or one judged answer.
+
+========== ======================================================================================================
+sharegpt   LLaMA-Factory: ``conversations`` [{from, value}], ``chosen`` and ``rejected`` {from, value}; or ``messages``
+           (or ``completion``) [{role, content}] whose last turn is the answer, and ``label`` (or ``kto_tag``)
+alpaca     LLaMA-Factory: ``instruction``, ``input``, and ``chosen`` and ``rejected`` as text
+trl        TRL: ``prompt``, ``chosen``, ``rejected`` as text or as [{role, content}]; without ``prompt``, what both
+           conversations begin with is the prompt; or ``prompt``, ``completion``, ``label``
+hh         Anthropic HH: ``chosen`` and ``rejected`` are whole dialogues ``\\n\\nHuman: ...\\n\\nAssistant: ...``
+options    any labelled task: its right option against one of the wrong ones
+========== ======================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
+
+from tasks.template import FieldError
+
+Layout = Literal["sharegpt", "alpaca", "trl", "hh", "options"]
+
+ROLES = {"human": "Human", "user": "Human", "gpt": "Assistant", "assistant": "Assistant", "system": "System"}
+ANSWERING = "Assistant"
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation; ``role`` is Human, Assistant or System."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One row.
+
+    Attributes:
+        turns: the text before the answer.
+        chosen: the better answer, or the only one.
+        rejected: the worse one; None where there is one answer.
+        good: whether the only answer is good; None where there are two.
+    """
+
+    turns: tuple[Turn, ...]
+    chosen: str
+    rejected: str | None = None
+    good: bool | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The turns as one text: a single question as it is, a longer conversation with its roles."""
+        if len(self.turns) == 1 and self.turns[0].role == "Human":
+            return self.turns[0].text
+        return "".join(f"\n\n{turn.role}: {turn.text}" for turn in self.turns) + f"\n\n{ANSWERING}:"
+
+
+def read(layout: Layout, row: Mapping[str, Any]) -> Preference:
+    """The preference that a row states.
+
+    Raises:
+        FieldError: the row is not in that layout, an answer is empty, or both answers are the same.
+    """
+    if layout == "options":
+        raise FieldError("the layout 'options' is read by the task's own choices")
+    found = _READERS[layout](row)
+    for name, text in (("chosen", found.chosen), ("rejected", found.rejected)):
+        if text is not None and not text.strip():
+            raise FieldError(f"the {name} answer is empty")
+    if found.chosen == found.rejected:
+        raise FieldError("the chosen and the rejected answer are the same text, so that nothing is preferred")
+    if not found.turns:
+        raise FieldError("there is no prompt")
+    return found
+
+
+def wrong_option(options: Sequence[str], right: int, item_id: str) -> str:
+    """One of the wrong options, drawn by the item's id, so that it is the same in every cell.
+
+    Raises:
+        FieldError: there is only one option, or a wrong one reads like the right one.
+    """
+    wrong = [option for i, option in enumerate(options) if i != right]
+    if not wrong:
+        raise FieldError("there is one option only, so that none is wrong")
+    ranked = sorted(wrong, key=lambda option: blake2b(f"{item_id}/{option}".encode(), digest_size=8).digest())
+    if ranked[0] == options[right]:
+        raise FieldError(f"the option {ranked[0]!r} is right and wrong")
+    return ranked[0]
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Preference:
+    if "conversations" in row:
+        turns = _turns(_field(row, "conversations"), "from", "value")
+        chosen, rejected = (_turns([_field(row, n)], "from", "value")[0].text for n in ("chosen", "rejected"))
+        return Preference(turns, chosen, rejected)
+    turns = _turns(row.get("messages") or _field(row, "completion"), "role", "content")
+    mark = row["label"] if "label" in row else _field(row, "kto_tag")
+    return _last_is_answer(turns, mark)
+
+
+def _alpaca(row: Mapping[str, Any]) -> Preference:
+    asked = "\n".join(text for text in (_text(row, "instruction"), str(row.get("input") or "")) if text)
+    return Preference((Turn("Human", asked),), _text(row, "chosen"), _text(row, "rejected"))
+
+
+def _trl(row: Mapping[str, Any]) -> Preference:
+    if "completion" in row:
+        turns = _prompt(_field(row, "prompt"))
+        return Preference(turns, _answer(_field(row, "completion")), good=_mark(_field(row, "label")))
+    chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+    if "prompt" in row:
+        return Preference(_prompt(row["prompt"]), _answer(chosen), _answer(rejected))
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise FieldError("without a column 'prompt', 'chosen' and 'rejected' must be conversations")
+    better, worse = (_turns(turns, "role", "content") for turns in (chosen, rejected))
+    if better[:-1] != worse[:-1]:
+        raise FieldError("the two conversations differ before their last turn, so that they have no common prompt")
+    return Preference(better[:-1], better[-1].text, worse[-1].text)
+
+
+def _hh(row: Mapping[str, Any]) -> Preference:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    mark = f"\n\n{ANSWERING}:"
+    heads, answers = [], []
+    for text in (chosen, rejected):
+        head, found, answer = text.rpartition(mark)
+        if not found or not text.lstrip().startswith("Human:"):
+            raise FieldError(r"a dialogue reads '\n\nHuman: ...\n\nAssistant: ...', and this one does not")
+        heads.append(head)
+        answers.append(answer.strip())
+    if heads[0] != heads[1]:
+        raise FieldError("the two dialogues differ before their last answer, so that they have no common prompt")
+    return Preference(_dialogue(heads[0]), answers[0], answers[1])
+
+
+def _dialogue(text: str) -> tuple[Turn, ...]:
+    turns: list[Turn] = []
+    for piece in text.split("\n\n"):
+        role, colon, said = piece.partition(":")
+        if colon and role in ("Human", ANSWERING):
+            turns.append(Turn(role, said.strip()))
+        elif turns:  # an empty line within a turn
+            turns[-1] = Turn(turns[-1].role, f"{turns[-1].text}\n\n{piece}")
+    return tuple(turns)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Preference]] = {
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "trl": _trl,
+    "hh": _hh,
+}
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    if row.get(name) is None:
+        raise FieldError(f"there is no column {name!r}; columns found: {', '.join(row) or 'none'}")
+    return row[name]
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str):
+        raise FieldError(f"column {name!r} holds {type(value).__name__} and no text")
+    return value
+
+
+def _turns(value: Any, role: str, content: str) -> tuple[Turn, ...]:
+    """A list of turns; the keys are ``role``/``content`` or ``from``/``value``."""
+    if not isinstance(value, list | tuple):
+        raise FieldError(f"a conversation is a list of turns, not {type(value).__name__}")
+    turns = []
+    for turn in value:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get(content), str) or turn.get(role) not in ROLES:
+            raise FieldError(
+                f"a turn has a {role!r} of {', '.join(ROLES)} and a text in {content!r}; found {str(turn)[:80]!r}"
+            )
+        turns.append(Turn(ROLES[turn[role]], turn[content]))
+    return tuple(turns)
+
+
+def _prompt(value: Any) -> tuple[Turn, ...]:
+    return (Turn("Human", value),) if isinstance(value, str) else _turns(value, "role", "content")
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    turns = _turns(value, "role", "content")
+    if len(turns) != 1 or turns[0].role != ANSWERING:
+        raise FieldError("an answer is a text or one turn of the assistant")
+    return turns[0].text
+
+
+def _last_is_answer(turns: tuple[Turn, ...], mark: Any) -> Preference:
+    if not turns or turns[-1].role != ANSWERING:
+        raise FieldError("the last turn must be the assistant's answer")
+    return Preference(turns[:-1], turns[-1].text, good=_mark(mark))
+
+
+def _mark(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise FieldError(f"a label is true (good) or false (bad), not {value!r}")
+    return value

@@ -1,0 +1,102 @@
+"""The pages of objectives and recipes, and what their declarations promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import matrix
+from harness.errors import UserError
+from harness.methods.catalog import METHODS
+from harness.objectives import base as objectives
+from harness.objectives import catalog as objective_catalog
+from harness.objectives.catalog import OBJECTIVES
+from harness.recipes import base as recipes
+from harness.recipes import catalog as recipe_catalog
+from harness.recipes.catalog import RECIPES
+
+DOCS = Path(__file__).parents[2] / "docs"
+LORA, MEZO = METHODS.get("lora"), METHODS.get("mezo")
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [("objectives.md", objective_catalog.to_markdown()), ("recipes.md", recipe_catalog.to_markdown())],
+)
+def test_the_pages_are_current(page: str, text: str) -> None:
+    assert (DOCS / page).read_text(encoding="utf-8") == text, f"write the catalogue's to_markdown() to docs/{page}"
+
+
+def test_listing_imports_no_model_library() -> None:
+    code = (
+        "import sys\n"
+        "from harness.objectives.catalog import rows as a\n"
+        "from harness.recipes.catalog import rows as b\n"
+        "assert len(a()) == 8 and len(b()) >= 15\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("registry", [OBJECTIVES, RECIPES])
+def test_declarations_are_whole(registry: Any) -> None:
+    for name in registry:
+        d = registry.get(name).declaration
+        assert d.name == name
+        assert d.summary.endswith(".")
+        assert registry.get(name).resolve({"tasks": {"a": 1}} if name == "mixture" else {}) is not None
+        with pytest.raises(UserError, match="no parameter 'nonsense'"):
+            registry.get(name).resolve({"nonsense": 1})
+
+
+def test_the_defaults_are_those_no_key_knows_of() -> None:
+    assert {"objective": objectives.DEFAULT, "recipe": recipes.DEFAULT} == matrix.DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "task_kind", "method", "other", "says"),
+    [
+        ("dpo", "causal-lm", "generation", LORA, {}, "needs chosen and rejected"),
+        ("dpo", "sequence-classification", "sequence-classification", LORA, {}, "does not train"),
+        ("dpo", "causal-lm", "preference", MEZO, {}, "whole steps by itself"),
+        ("dpo", "causal-lm", "judged", LORA, {}, "needs chosen and rejected"),
+        ("kto", "causal-lm", "generation", LORA, {}, "judged good or bad"),
+        ("sft", "causal-lm", "judged", LORA, {}, "answers that the task calls bad"),
+        ("distill-logits", "causal-lm", "generation", LORA, {}, "needs a teacher"),
+        ("sft", "causal-lm", "generation", LORA, {"teacher": {}}, "has no use for a teacher"),
+        ("dpo", "causal-lm", "preference", LORA, {}, None),
+        ("dpo", "causal-lm", "preference", LORA, {"reference": {}}, None),
+        ("kto", "causal-lm", "judged", LORA, {}, None),
+        ("kto", "causal-lm", "preference", LORA, {}, None),
+        ("sft", "causal-lm", "preference", MEZO, {}, None),
+    ],
+)
+def test_what_an_objective_refuses(
+    name: str, kind: str, task_kind: str, method: Any, other: dict[str, Any], says: str | None
+) -> None:
+    found = OBJECTIVES.get(name).check(kind, task_kind, method, other)
+    assert (found is None) if says is None else (found is not None and says in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "task_kind", "objective", "method", "teacher", "says"),
+    [
+        ("poft", "generation", "sft", LORA, False, "needs a teacher"),
+        ("masked-thought", "generation", "dpo", LORA, False, "is defined for sft"),
+        ("masked-thought", "generation", "sft", MEZO, False, "whole steps by itself"),
+        ("curriculum", "generation", "sft", MEZO, False, None),
+        ("s3ft", "preference", "sft", LORA, False, "does not treat the rows of a preference task"),
+        ("subset", "generation", "sft", LORA, True, "no use for a teacher"),
+        ("self-play", "generation", "dpo", LORA, False, None),
+        ("self-play", "generation", "sft", LORA, False, "is defined for"),
+    ],
+)
+def test_what_a_recipe_refuses(
+    name: str, task_kind: str, objective: str, method: Any, teacher: bool, says: str | None
+) -> None:
+    found = RECIPES.get(name).check("causal-lm", task_kind, objective, method, teacher=teacher)
+    assert (found is None) if says is None else (found is not None and says in found)
