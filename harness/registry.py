@@ -151,3 +151,25 @@ def code_digest(package: str) -> str:
     if not folders and spec.origin is not None:
         files = {Path(spec.origin).name: Path(spec.origin)}
     return digest({name: digest_file(path) for name, path in sorted(files.items())})[:32]
+
+
+def overlaid(
+    kind: str, name: str, defaults: Mapping[str, Any], params: Mapping[str, Any], *, where: str = ""
+) -> dict[str, Any]:
+    """Defaults overlaid with a sweep's parameters: plain JSON, part of a cell's identity.
+
+    Args:
+        kind: what the plug-in is, for the message (``objective``).
+        name: its registered name.
+
+    Raises:
+        UserError: a parameter that the plug-in does not have.
+    """
+    for given in params:
+        if given not in defaults:
+            raise UserError(
+                f"{kind} {name!r} has no parameter {given!r}",
+                where=where,
+                fix=did_you_mean(given, defaults) if defaults else "It takes no parameters.",
+            )
+    return {**defaults, **params}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from harness.errors import CheckFailed
 from harness.methods.base import Method, ModelKind
-from harness.parameters import overlaid
+from harness.registry import overlaid
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch

@@ -18,7 +18,7 @@ RECIPES: Registry[type[Recipe]] = Registry(
         "grape": "harness.recipes.choosing:GRAPE",
         "less": "harness.recipes.choosing:LESS",
         "mixture": "harness.recipes.choosing:Mixture",
-        "curriculum": "harness.recipes.ordering:Curriculum",
+        "curriculum": "harness.recipes.choosing:Curriculum",
         "s3ft": "harness.recipes.rewriting:S3FT",
         "self-play": "harness.recipes.rewriting:SelfPlay",
         "step-by-step": "harness.recipes.rewriting:StepByStep",

@@ -22,13 +22,13 @@ from harness.quantizers.base import Quantizer
 from harness.recipes.base import Recipe
 from harness.record import Reading, WhyMissing
 from harness.spec import Evaluation, Probes, Training
-from runners.worker.basesaid import Base
 from runners.worker.job import Job
 from tasks.scoring import Scored
 from tasks.task import Item, Task
 
 if TYPE_CHECKING:
     from runners.worker.few_shot import Examples
+
 
 RANDOM_WEIGHTS = "random weights: only memory, speed and energy are measured; answers are meaningless"
 
@@ -83,6 +83,19 @@ def _synced(device: torch.device) -> float:
 
 
 @dataclass
+class BaseAnswers:
+    """Answers of the base to a preference task's test items, before anything was attached to it; else empty.
+
+    Attributes:
+        log_probs: item id to the log-probability (nat) of both answers, or of the only one.
+        top: position of an item to its most likely tokens [n, k] and their log-probabilities at every answer token.
+    """
+
+    log_probs: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    top: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+@dataclass
 class Context:
     """The state of one cell while it runs.
 
@@ -125,7 +138,7 @@ class Context:
     splits: Splits = field(default_factory=lambda: Splits([], [], []))
     train_rows: list[dict[str, Any]] = field(default_factory=list)
     loop_rows: list[dict[str, Any]] = field(default_factory=list)
-    base_said: Base = field(default_factory=Base)
+    base_said: BaseAnswers = field(default_factory=BaseAnswers)
     probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
     probe_logits: torch.Tensor | None = None
     metrics: dict[str, Reading] = field(default_factory=dict)

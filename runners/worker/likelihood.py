@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from runners.worker.context import Context
-from runners.worker.encoding import by_length, pad
+from runners.worker import likelihood
+from runners.worker.context import Context, context_length
+from runners.worker.encoding import by_length, encode_answer, encode_prompt, pad
 
 SHARED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of a log-probability taken for rounding, relative to its size (at least 1 nat), by dtype."""
@@ -244,3 +245,38 @@ def _on_the_cache(
 def token_logits(logits: torch.Tensor, width: int) -> torch.Tensor:
     """Logits of the real tokens: soft prompts put virtual positions in front, which are dropped."""
     return logits[:, -width:]
+
+
+class Answers(NamedTuple):
+    """Of each pair: log p(answer | prompt) in nat, summed over its tokens; the answer's tokens; whether it was cut."""
+
+    logps: list[float]
+    lengths: list[int]
+    cut: list[bool]
+
+
+def answer_logps(ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = True) -> Answers:
+    """Sum of log p(answer token | prompt, answer so far) per (prompt, answer).
+
+    A pair longer than the context is cut, never dropped: the prompt loses its beginning; an answer that alone is
+    longer is scored in windows (:func:`runners.worker.likelihood.windows`).
+
+    Args:
+        end: whether the end-of-sequence token belongs to the answer (generation: yes; choices: no).
+    """
+    limit = context_length(ctx)
+    flat: list[likelihood.Window] = []
+    owner: list[int] = []
+    lengths, cut = [], []
+    for i, (prompt, answer) in enumerate(pairs):
+        tail = encode_answer(ctx.tokenizer, answer)
+        tail = tail if end else tail[:-1]
+        parts, shortened = likelihood.windows(encode_prompt(ctx.tokenizer, prompt), tail, limit)
+        flat += parts
+        owner += [i] * len(parts)
+        lengths.append(len(tail))
+        cut.append(shortened)
+    logps = [0.0] * len(pairs)
+    for i, found in zip(owner, likelihood.log_probs(ctx, flat), strict=True):
+        logps[i] += found.total
+    return Answers(logps, lengths, cut)

@@ -11,11 +11,10 @@ import torch
 
 from harness.errors import CheckFailed, Unsupported
 from harness.spec import LmEvalUse
-from runners.worker.answer_likelihood import answer_logps
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.encoding import encode_answer
 from runners.worker.job import write_atomically
-from runners.worker.likelihood import SHARED_TOLERANCE, Window, log_probs
+from runners.worker.likelihood import SHARED_TOLERANCE, Window, answer_logps, log_probs
 from tasks.scored import Scored
 from tasks.scoring import summarise
 

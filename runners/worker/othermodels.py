@@ -24,11 +24,11 @@ from harness.objectives.base import Row
 from harness.objectives.losses import IGNORED, labelled_logits, sequence_log_probs, token_log_probs, top_log_probs
 from harness.quantizers.catalog import QUANTIZERS
 from runners.worker import model_files, scoring
-from runners.worker.answer_likelihood import answer_logps
 from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator, by_length
 from runners.worker.gradients import projected_gradients
+from runners.worker.likelihood import answer_logps
 from runners.worker.stages import load, quantize
 from tasks.data import load_split
 from tasks.scoring import score_generation

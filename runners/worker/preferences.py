@@ -9,10 +9,10 @@ import torch
 
 from harness.objectives.base import Row
 from harness.objectives.losses import divergence, labelled_logits, top_log_probs
-from runners.worker.answer_likelihood import answer_logps
-from runners.worker.basesaid import Base
 from runners.worker.batches import to_device
+from runners.worker.context import BaseAnswers
 from runners.worker.encoding import Collator, by_length, encode_training
+from runners.worker.likelihood import answer_logps
 from tasks import preference_scoring
 from tasks.scored import Scored
 from tasks.task import Item, Task
@@ -35,7 +35,7 @@ def remember_base(ctx: Context) -> None:
     items = ctx.splits.test
     with torch.inference_mode():
         found = answer_logps(ctx, _asked(items)).logps
-        ctx.base_said = Base(top=dict(_top(ctx, items[:KL_ITEMS])))
+        ctx.base_said = BaseAnswers(top=dict(_top(ctx, items[:KL_ITEMS])))
     at = 0
     for item in items:
         n = 2 if item.rejected else 1

@@ -13,10 +13,10 @@ import torch
 
 from harness.errors import Unsupported, UserError
 from runners.worker import answerable, likelihood, preferences, sandbox
-from runners.worker.answer_likelihood import answer_logps
 from runners.worker.completion import Completion, complete
 from runners.worker.context import Context, context_length
 from runners.worker.encoding import by_length, encode_prompt, encode_training, pad
+from runners.worker.likelihood import answer_logps
 from tasks import scoring
 from tasks.task import Item, Task
 

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from harness import provenance
+from harness.comparability import gpus_of, machine, place
 from harness.provenance import PACKAGES, checkout, environment, fingerprint
+from tests.harness.examples import make_record
+from tests.reports.making import cell
 
 GPU = {"name": "NVIDIA L4", "driver": "580.1", "uuid": "GPU-1", "power_limit_w": 72.0}
 BASE: dict[str, Any] = {
@@ -180,3 +183,22 @@ def test_published_records_have_no_local_paths(tmp_path: Path) -> None:
     assert 'File "<checkout>/harness/store/store.py", line 3; <environment>/lib/x.py' in told
     assert told.endswith("<job>/job.json")
     assert "json/__init__.py" in told
+
+
+H100 = {"name": "NVIDIA H100", "driver": "580", "power_limit_w": 700.0}
+
+
+def on(gpus: object):
+    return make_record(
+        1, cell=cell() | {"hardware": {"device": "cuda"}}, environment={"cpu": {"model": "x"}, "gpus": gpus}
+    )
+
+
+def test_the_machine_names_its_gpus_and_power_limits() -> None:
+    assert machine(on([H100]))["gpus"] == ["NVIDIA H100, 700.0 W"]
+    assert place(on([H100])) != place(on([{**H100, "power_limit_w": 350.0}]))
+
+
+def test_gpus_known_by_uuid_alone_are_read() -> None:
+    assert gpus_of({"gpus": ["GPU-1"]})[0]["uuid"] == "GPU-1"
+    assert machine(on(["GPU-1"]))["gpus"] == ["GPU not described, power limit not stated"]

@@ -13,7 +13,7 @@ from harness import record as record_module
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Outcome, Reading, Record, SamplesRef, Span, UnknownLayout
 from tests.harness.examples import full_record, make_record
-from tests.harness.test_canonical import JSON, TEXT
+from tests.harness.test_matrix import JSON, TEXT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

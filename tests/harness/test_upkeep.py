@@ -15,8 +15,7 @@ from harness.store.gc import remove, waste
 from harness.store.merge import merge
 from harness.store.store import Store, samples_ref
 from tests.harness.examples import make_record, make_samples
-from tests.harness.test_store import python
-from tests.harness.test_store_claims import CLAIMER
+from tests.harness.test_store import CLAIMER, python
 
 
 def with_samples(number: int, rows: int, **changes: object) -> tuple[Record, bytes]:

@@ -13,6 +13,7 @@ from harness.meters.attribution import (
     optimizer_bytes,
     tensor_bytes,
 )
+from harness.meters.intruders import intruder_dimensions
 
 IN, OUT = 256, 512
 
@@ -93,3 +94,16 @@ def test_projectors_and_nested_state_of_an_optimizer_count() -> None:
     optimizer = torch.optim.SGD([parameter])
     optimizer.state[parameter] = {"projector": Projector(), "inner": [{"moment": torch.zeros(5)}], "step": 1}
     assert optimizer_bytes(optimizer) == 4 * 105
+
+
+def test_a_new_direction_is_an_intruder_and_a_turned_one_is_not() -> None:
+    torch.manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(64, 64)).Q, torch.linalg.qr(torch.randn(80, 64)).Q
+    base = (left[:, :40] * torch.linspace(4, 1, 40)) @ right[:, :40].T  # 24 directions of the outputs are free
+    assert intruder_dimensions(base, base) == 0
+    assert intruder_dimensions(base, 1.5 * base) == 0
+    for number in (1, 3):
+        new = left[:, 40 : 40 + number] @ right[:, 40 : 40 + number].T
+        assert intruder_dimensions(base, base + 20 * new) == number  # strong, and of no direction of the base
+    small = left[:, 40:41] @ right[:, 40:41].T
+    assert intruder_dimensions(base, base + 0.1 * small) == 0  # not among the leading ten

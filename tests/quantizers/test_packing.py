@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.quantizers.packing import Grid, PackedLinear, pack, unpack
 from harness.quantizers.rtn import BITS
-from tests.quantizers.conftest import gradients, with_lora
+from tests.quantizers.conftest import Loader, batch, gradients, with_lora
 
 grids = st.builds(
     Grid, bits=st.sampled_from(BITS), group_size=st.sampled_from([1, 5, 8, 32, 128]), symmetric=st.booleans()
@@ -121,3 +121,24 @@ def test_lora_gradients_match_those_on_the_decoded_model(load) -> None:
     found, expected = (gradients(with_lora(m, "causal-lm"), "causal-lm") for m in (quantized, plain))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
+
+
+NOISE = 1e-5
+DRAWS = 12
+
+
+@pytest.mark.parametrize("name", ["none", "bnb-int8", "bnb-nf4", "rtn", "torchao-int8", "torchao-int8-dynamic"])
+def test_noise_jumps_only_where_activations_are_rounded(load: Loader, name: str) -> None:
+    from harness.quantizers.catalog import QUANTIZERS
+
+    model, given = load(name), batch("causal-lm")
+    embedded = model.get_input_embeddings()(given["input_ids"])  # type: ignore[operator]
+    worst = 0.0
+    with torch.no_grad():
+        before = model(inputs_embeds=embedded, attention_mask=given["attention_mask"]).logits.float()
+        for seed in range(DRAWS):
+            noise = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(seed))
+            moved = embedded * (1 + NOISE * noise)
+            after = model(inputs_embeds=moved, attention_mask=given["attention_mask"]).logits.float()
+            worst = max(worst, ((after - before).abs().max() / before.abs().max()).item())
+    assert (worst > 100 * NOISE) == QUANTIZERS.get(name).declaration.rounds_activations

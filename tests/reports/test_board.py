@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.metrics import reading
 from harness.store.store import Store
 from reports.board.board import Board, build, find_boards, load_board
+from reports.board.provenance_summary import describe
 from reports.data.effects import Evidence
 from reports.data.ranking import pareto_front, rank_rows
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
@@ -316,3 +317,15 @@ def test_only_failures_still_make_a_board(tmp_path):
     table = built(stored(tmp_path, failed_record(cell(), "timeout", reason="3600 s are over")))
     assert [row.status for row in table.sections[0].rows] == ["timeout"]
     assert table.sections[0].rows[0].cells["accuracy"].value is None
+
+
+def test_data_that_no_commit_holds_still_is_named_once() -> None:
+    facts = {"unpinned": {"owner/rows": "nobody knows the commit"}}
+    loose = [
+        failed_record(cell(seed=seed), "oom", reason="x", environment={**ENVIRONMENT, "facts": facts})
+        for seed in (0, 1)
+    ]
+    tight = failed_record(cell(), "oom", reason="x", environment=ENVIRONMENT)
+    said = dict(describe([("a", loose[0]), ("b", loose[1])]).facts)
+    assert said["unpinned data"] == "owner/rows: its rows may change under this name (nobody knows the commit)"
+    assert "unpinned data" not in dict(describe([("c", tight)]).facts)

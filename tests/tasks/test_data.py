@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
@@ -5,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.models.skeleton import build_tokenizer, skeleton
 from tasks.data import contamination, load_split, task_digest
+from tasks.generators.filler import generate
 from tasks.task import Item, Task, load_task
 from tests.tasks.helpers import OWN_TASK, own_task, ticket_rows, tickets, write_rows
 
@@ -259,3 +263,18 @@ def test_contamination_counts_and_names() -> None:
     train = [Item("train/0", "A  cat\nsat.", "x"), Item("train/1", "Dogs bark.", "x")]
     test = [Item("test/0", "a cat sat. ", "y"), Item("test/1", "A cat sat", "y"), Item("test/2", "DOGS bark.", "y")]
     assert contamination(train, test) == ["test/0", "test/2"]
+
+
+def test_rows_have_the_stated_length_and_no_split_shares_one() -> None:
+    params = {"prompt_characters": 40, "answer_characters": 9}
+    train, test = generate(params, "train", 50, 0), generate(params, "test", 50, 0)
+    assert {(len(i.prompt), len(i.answer)) for i in train + test} == {(40, 9)}
+    assert len({i.prompt + i.answer for i in train + test}) == 100
+    assert generate(params, "train", 20, 0) == train[:20]
+
+
+def test_a_row_of_the_definition_is_768_tokens_of_a_skeleton() -> None:
+    tokenizer = build_tokenizer(skeleton("skeleton:smollm2-135m"))
+    for item in load_split(load_task("filler-768", []), "train", data_root=None, max_items=3, seed=0):
+        ids = tokenizer(item.prompt)["input_ids"] + tokenizer(item.answer, add_special_tokens=False)["input_ids"]
+        assert len(ids) + 1 == 768  # and the end of sequence
