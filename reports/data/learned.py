@@ -1,8 +1,9 @@
 """Whether a trained row learned: its answers against those of its base on the same items.
 
 A run that ended ``ok`` is no evidence that its method works: a method with a fatal bug ends ``ok`` as well. The base is
-the untrained row (method ``none``) of the same model, quantization and task, in the format that suits it best. Where no
-base was scored (the fresh head of a classifier knows nothing), it is the best constant answer: the most frequent one.
+the untrained row (method ``none``) of the same model, quantization and task, in the format that suits it best. For a
+classifier whose untrained row was not scored (its fresh head knows nothing), it is the best constant answer: the most
+frequent one. A language model whose untrained row was not scored gets no verdict.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ METRIC = "accuracy"
 FLOOR, CEILING = 0.02, 0.98
 """Accuracies beyond which accuracy cannot move, so that the log-probability of the answer decides."""
 UNTRAINED = "none"
+FRESH_HEAD = "sequence-classification"
 CONSTANT = "the most frequent answer"
 
 
@@ -81,7 +83,8 @@ def verdicts(
         family = evidence.family_of(members, METRIC, row["config"])
         if family is not None:
             base = _base_of(row, ok, records, family)
-            out[row["config"]] = _judge(row, base, family, records, samples)
+            if base is not None or _has_fresh_head(records[row["ok_records"][0]]):
+                out[row["config"]] = _judge(row, base, family, records, samples)
     return out
 
 
@@ -89,6 +92,14 @@ def _trains(record: Record) -> bool:
     """Whether the row's weights were trained, in this cell or in those that it combines."""
     method = record.cell.get("method") or {}
     return method.get("learning_rate") is not None or bool(method.get("ingredients"))
+
+
+def _has_fresh_head(record: Record) -> bool:
+    """Whether the untrained model knows nothing of the answers, so that a constant answer can take its place.
+
+    A language model knows many answers before training. Against a constant answer it would always have learned.
+    """
+    return (record.cell.get("task") or {}).get("kind") == FRESH_HEAD
 
 
 def _base_of(

@@ -29,13 +29,15 @@ def untrained(seed: int = 0, quantization: str = "none", accuracy: float = 0.3) 
     return ok_record(cell("none", quantization, seed), accuracy=accuracy)
 
 
-def answered(method: str, given: str, answers: list[str], *, loss: tuple[float, ...] = ()) -> Any:
+def answered(
+    method: str, given: str, answers: list[str], *, loss: tuple[float, ...] = (), kind: str = "sequence-classification"
+) -> Any:
     """A row that answers every item alike."""
     rows = sample_rows("adapted", [given == answer for answer in answers])
     for row, answer in zip(rows, answers, strict=True):
         row |= {"prediction": given, "answer": answer}
     data = samples_to_parquet(rows)
-    record, _ = ok_record(cell(method), retained=None, merged=False)
+    record, _ = ok_record(cell(method, task={"kind": kind}), retained=None, merged=False)
     accuracy = sum(given == answer for answer in answers) / len(answers)
     metrics = {**record.metrics, "accuracy": record.metrics["accuracy"].model_copy(update={"value": accuracy})}
     changed = {"samples": samples_ref(data), "metrics": metrics, "series": {"loss": loss} if loss else {}}
@@ -81,13 +83,23 @@ def test_the_base_is_that_of_the_same_quantization(tmp_path: Path) -> None:
 
 def test_one_answer_for_all_items_is_degenerate(tmp_path: Path) -> None:
     answers = ["a"] * 120 + ["b"] * (ITEMS - 120)
-    table = built(tmp_path, answered("stuck", "a", answers), ok_record(cell("lora"), retained=None, merged=False))
+    other = ok_record(cell("lora", task={"kind": "sequence-classification"}), retained=None, merged=False)
+    table = built(tmp_path, answered("stuck", "a", answers), other)
     found = next(row.learned for row in table.sections[0].rows if row.labels["method"] == "stuck")
     assert found is not None
     assert found.verdict == "degenerate"
     assert found.base == "the most frequent answer"
     assert found.effect == 0
     assert found.why.startswith("one answer for all items")
+
+
+def test_a_language_model_without_a_base_has_no_verdict(tmp_path: Path) -> None:
+    """It knew many answers before it was trained; a constant answer says nothing about that."""
+    answers = ["a"] * 120 + ["b"] * (ITEMS - 120)
+    asked = [answered("trained", "a", answers, kind=kind) for kind in ("multiple-choice", "generation")]
+    for number, one in enumerate(asked):
+        assert verdicts(built(tmp_path / str(number), one)) == {"trained": ""}
+    assert verdicts(built(tmp_path / "base", asked[1], untrained(accuracy=0.3))) == {"trained": "learned", "none": ""}
 
 
 def test_a_board_whose_reference_did_not_learn_ranks_nothing(tmp_path: Path) -> None:
@@ -193,9 +205,10 @@ def test_evidence_is_corrected_for_the_number_of_rows() -> None:
 
 def test_a_classifier_has_to_beat_its_head_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    kind = {"kind": "sequence-classification"}
     for method, rate in (("head", 0.4), ("lora", 0.61), ("full", 0.9)):
-        store.append(*ok_record(cell(method), accuracy=rate, retained=None, merged=False))
-    faster = cell("head")
+        store.append(*ok_record(cell(method, task=kind), accuracy=rate, retained=None, merged=False))
+    faster = cell("head", task=kind)
     faster["method"] |= {"learning_rate": 0.1}  # the best head counts, whatever its rate
     store.append(*ok_record(faster, accuracy=0.6, retained=None, merged=False))
     found = {row.method: row for row in evidence.judge([tmp_path])}
