@@ -43,8 +43,9 @@ class QST(SideTuning):
         bases=bases.ALL | bases.DYNAMIC,
         mergeable="no",
         defaults={"reduction": 16, "rank": 16, "mode": "paper"},
-        defaults_source="the released code; its rate of 1e-4 is ten times that of full fine-tuning",
-        lr_factor=10.0,
+        defaults_source="the released code; its rate of 1e-4 is ten times that of full fine-tuning; at ten times a "
+        "small encoder does not beat its head on TREC (0.45), at fifty it does (0.67)",
+        lr_factor=50.0,
     )
 
     @classmethod
