@@ -35,8 +35,8 @@ class LongLoRA(PeftMethod):
         trainable="Σ r(n + m) over the attention's layers, and all parameters of embeddings and norms.",
         paper="2309.12307v3",
         defaults_source="groups of a quarter of the sequence, rank 8 and alpha 16 on q, k, v and o as in the released "
-        "code; the rate is LoRA's: at full fine-tuning's, the released one, a small encoder gives one answer on TREC, at "
-        "ten times that it learns (0.81)",
+        "code; the rate is LoRA's: at full fine-tuning's, the released one, a small encoder gives one answer on TREC, "
+        "at ten times that it learns (0.81)",
         lr_factor=10.0,
     )
     declaration: ClassVar[Declaration] = row.declaration
