@@ -93,6 +93,7 @@ REASONS: dict[str, Reason] = {
         "its search keeps one of three blocks of nano, with queries and values alone: the format is "
         "learned (14.0 nats), no more; on TREC 0.46, as the best head alone",
     ),
+    "mezo": Reason("2026-11-26", ZEROTH_ORDER.format(41.5)),
     "sparse-mezo": Reason("2026-11-26", ZEROTH_ORDER.format(51.2)),
     "zo-sparse": Reason("2026-11-26", ZEROTH_ORDER.format(52.5)),
     "zo-sign": Reason("2026-11-26", ZEROTH_ORDER.format(52.6)),
