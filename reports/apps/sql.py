@@ -10,6 +10,8 @@ digests, and whether it is the ``current`` record of its cell on its machine.
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +26,26 @@ from reports.data.frame import speaking
 if TYPE_CHECKING:
     import duckdb
 
+SECONDS = 60.0
+MEMORY = "4GiB"  # of DuckDB; it may not write to disk what does not fit
+MOST_ROWS = 1_000_000
+ROWS_AT_ONCE = 2_048  # the size of a vector of DuckDB; the time is checked after each
 
-def query(store: Store, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+
+def query(
+    store: Store, sql: str, *, seconds: float = SECONDS, memory: str = MEMORY
+) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Names of the columns and rows of one SELECT.
 
+    Args:
+        store: where the records are.
+        sql: the SELECT.
+        seconds: time that DuckDB may take, without the reading of the records.
+        memory: memory that DuckDB may take, as it writes sizes.
+
     Raises:
-        UserError: DuckDB is not installed; not one SELECT; a mistake in it; samples that are damaged.
+        UserError: DuckDB is not installed; not one SELECT; a mistake in it; samples that are damaged; more time, memory
+            or rows than allowed.
     """
     try:
         import duckdb
@@ -49,17 +65,51 @@ def query(store: Store, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         # from here on no file, no network, no extension, no Python variable, and none of this can be switched back
         for setting, value in (
             ("python_enable_replacements", "false"),
+            ("temp_directory", "''"),
+            ("memory_limit", f"'{memory}'"),
             ("enable_external_access", "false"),
             ("lock_configuration", "true"),
         ):
             connection.execute(f"SET {setting} = {value}")
-        answer = connection.execute(sql)
-        return [column[0] for column in answer.description or ()], answer.fetchall()
+        return _answer(connection, sql, seconds)
+    except duckdb.InterruptException as error:
+        raise _too_much(f"it was stopped after {seconds:g} s") from error
+    except duckdb.OutOfMemoryException as error:
+        raise _too_much(f"it needs more than {memory} of memory") from error
     except duckdb.Error as error:
         tables_there = "There are the tables records, readings and samples."
         raise UserError(str(error).replace("\n", " "), where="the query", fix=tables_there) from error
     finally:
         connection.close()
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, sql: str, seconds: float) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The answer, interrupted when its time is over or its rows are too many."""
+    end = time.monotonic() + seconds
+    clock = threading.Timer(seconds, connection.interrupt)
+    clock.daemon = True
+    clock.start()
+    try:
+        answer = connection.execute(sql)
+        names = [column[0] for column in answer.description or ()]
+        rows: list[tuple[Any, ...]] = []
+        while part := answer.fetchmany(ROWS_AT_ONCE):
+            rows += part
+            if len(rows) > MOST_ROWS:
+                raise _too_much(f"it has more than {MOST_ROWS:,} rows")
+            if time.monotonic() > end:
+                raise _too_much(f"it was stopped after {seconds:g} s")
+        return names, rows
+    finally:
+        clock.cancel()
+
+
+def _too_much(what: str) -> UserError:
+    return UserError(
+        what,
+        where="the query",
+        fix="Join tables with USING (id), aggregate, or add a LIMIT; 'results export' writes all rows.",
+    )
 
 
 def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

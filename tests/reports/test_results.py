@@ -85,6 +85,27 @@ def test_a_query_can_read_the_records_and_nothing_else(store: Store, tmp_path: P
     assert {entry.path for group in store.entries().values() for entry in group} == before
 
 
+ENDLESS = "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t) SELECT max(i) FROM t"
+CROSS = (
+    "SELECT count(*) FROM readings a, readings b, readings c, readings d WHERE a.value + b.value > c.value + d.value"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        (ENDLESS, "stopped after 1 s"),
+        (CROSS, "stopped after 1 s"),
+        ("SELECT list(range) FROM range(1000000000)", "more than 200MiB of memory|stopped after 1 s"),
+        ("SELECT array_agg(repeat('x', 1000000) || i) FROM range(10000) t(i)", "more than 200MiB of memory"),
+        ("SELECT i FROM range(1000002) t(i)", "more than 1,000,000 rows|stopped after 1 s"),
+    ],
+)
+def test_a_query_ends_in_its_time_and_memory(store: Store, sql: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        query(store, sql, seconds=1, memory="200MiB")
+
+
 def test_the_verb_prints_for_people_and_programs(store: Store) -> None:
     sql = "SELECT status, count(*) AS cells FROM records GROUP BY status ORDER BY status"
     said = json.loads(cli("results", "query", sql, "--results", store.root, "--json"))
