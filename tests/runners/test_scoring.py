@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from harness.errors import Unsupported, UserError
 from runners.worker import likelihood, scoring
 from runners.worker.completion import complete
+from runners.worker.encoding import IGNORED, Collator, encode_training
 from runners.worker.likelihood import Window, windows
 from tasks.data import load_split
 from tasks.parsers import gsm8k
@@ -333,3 +336,75 @@ def test_sharing_is_tried_with_the_longest_continuation() -> None:
     probe, others = likelihood._probe([*one, *long], [[4, 5], [2, 3], [6, 7], [0, 1]])
     assert probe == [[4, 5], [6, 7], [0, 1]]
     assert others == [[2, 3]]
+
+
+def _byte_level() -> Any:
+    """Byte-level BPE without a BOS, padded with its EOS: as GPT-2 and SmolLM2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(MASK_TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def _metaspace(*, adds_eos: bool, pad: str) -> Any:
+    """SentencePiece's spaces and a BOS in front, as Llama 2; with an EOS behind every text, as T5."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>", "<pad>"])
+    tokenizer.train_from_iterator(MASK_TEXTS, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if adds_eos else "<s> $A", special_tokens=ids
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token=pad
+    )
+
+
+MASK_TEXTS = ("Question: how far is it to the sea?\nAnswer:", " two miles", "Say yes.", " yes", " no, not at all")
+TOKENIZERS = {
+    "byte level, no BOS, padded with EOS": _byte_level,
+    "SentencePiece, BOS, padded with EOS": lambda: _metaspace(adds_eos=False, pad="</s>"),
+    "SentencePiece, BOS and EOS, its own padding": lambda: _metaspace(adds_eos=True, pad="<pad>"),
+}
+
+
+@pytest.mark.parametrize("made", TOKENIZERS.values(), ids=list(TOKENIZERS))
+def test_loss_is_on_answer_and_eos_alone(made: Any) -> None:
+    tokenizer = made()
+    items = [Item("a", MASK_TEXTS[0], answer=MASK_TEXTS[1]), Item("b", MASK_TEXTS[2], answer=MASK_TEXTS[3])]
+    rows, cut = encode_training(tokenizer, items, "causal-lm", 64)
+    batch = Collator(tokenizer.pad_token_id)(rows)
+    assert cut == 0
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert lengths[0] != lengths[1], "one of the rows is padded"
+    for item, ids, labels, length in zip(items, batch["input_ids"], batch["labels"], lengths, strict=True):
+        trained = labels != IGNORED
+        assert torch.equal(labels[trained], ids[trained]), "what is trained on is what was read"
+        *answer, last = labels[trained].tolist()
+        assert last == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in answer
+        assert tokenizer.decode(answer).strip() == item.answer.strip()
+        first = int(trained.nonzero()[0])
+        read = tokenizer.decode(ids[:first], skip_special_tokens=True)
+        assert read.strip() == item.prompt.strip(), "the prompt is whole and carries no loss"
+        assert tokenizer.eos_token_id not in ids[:first].tolist()
+        assert trained[first:length].all()
+        assert not trained[length:].any(), "padding carries no loss, EOS or not"
+
+
+@pytest.mark.parametrize("made", TOKENIZERS.values(), ids=list(TOKENIZERS))
+def test_cut_rows_are_counted_and_keep_an_answer(made: Any) -> None:
+    tokenizer = made()
+    items = [Item("a", MASK_TEXTS[0] * 4, answer=MASK_TEXTS[1]), Item("b", MASK_TEXTS[2], answer=MASK_TEXTS[3])]
+    whole, _ = encode_training(tokenizer, items, "causal-lm", 10_000)
+    limit = len(whole[0]["input_ids"]) - 1
+    rows, cut = encode_training(tokenizer, items, "causal-lm", limit)
+    assert cut == 1
+    assert rows[0]["input_ids"] == whole[0]["input_ids"][1:], "the prompt loses its beginning"
+    assert [t for t in rows[0]["labels"] if t != IGNORED] == [t for t in whole[0]["labels"] if t != IGNORED]
+    assert rows[1] == whole[1]

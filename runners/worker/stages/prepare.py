@@ -72,11 +72,12 @@ def general_rows(ctx: Context) -> list[dict[str, Any]]:
     items = load_split(text, "train", data_root=data_root(ctx), max_items=GENERAL_TEXTS, seed=ctx.seed)
     longest = ctx.training.max_length
     if ctx.kind == "causal-lm":
-        rows, _ = encode_training(ctx.tokenizer, items, ctx.kind, longest)
+        rows, cut = encode_training(ctx.tokenizer, items, ctx.kind, longest)
     else:  # the label is not read
-        texts = (ctx.tokenizer(item.prompt + item.answer)["input_ids"] for item in items)
+        texts = [ctx.tokenizer(item.prompt + item.answer)["input_ids"] for item in items]
+        cut = sum(len(ids) > longest for ids in texts)
         rows = [{"input_ids": ids[:longest], "labels": 0} for ids in texts]
-    ctx.facts["calibrated_on"] = {"task": text.definition.name, "split": "train", "texts": len(rows)}
+    ctx.facts["calibrated_on"] = {"task": text.definition.name, "split": "train", "texts": len(rows), "cut": cut}
     return rows
 
 
@@ -98,5 +99,6 @@ def validation_batches(ctx: Context) -> Callable[[int], Iterable[Batch]] | None:
     """Batches of the validation split, which tuning reads too; None where the task has none."""
     if not ctx.splits.validation:
         return None
-    rows, _ = encode_training(ctx.tokenizer, ctx.splits.validation, ctx.kind, ctx.training.max_length)
+    rows, cut = encode_training(ctx.tokenizer, ctx.splits.validation, ctx.kind, ctx.training.max_length)
+    ctx.facts |= {"validation_items_read": len(rows), "validation_items_cut": cut}
     return lambda n: calibration_batches(ctx, n, rows)
