@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft_matrix.night import Night
     from reports.apps.compare import Compared
     from reports.apps.regressions.detect import Report
-    from runners.tools.bisect import Bisection
+    from runners.tools.bisection import Bisection
 
 
 def compare(a: str, b: str, *, metric: str = "accuracy", results: Location = None) -> Compared:
@@ -125,7 +125,7 @@ def bisect(
     """
     from harness import stats
     from harness.metrics import METRICS
-    from runners.tools import bisect as tool
+    from runners.tools import bisection as tool
 
     workspace = open_workspace(None, data_root)
     quantity = METRICS.get(metric.rpartition(".")[2])

@@ -19,9 +19,9 @@ from peft_matrix.targets import load as load_sweep_of
 if TYPE_CHECKING:
     from harness.record import Record
     from harness.spec import LoadedSweep
-    from harness.store.gc import Found
+    from harness.store.cleanup import WasteReport
     from harness.store.index import Index
-    from harness.store.merge import Merged
+    from harness.store.merge import MergeResult
     from harness.store.packing import Packed as Packed
     from reports.apps.importers import Import
     from reports.apps.site import Site
@@ -146,12 +146,12 @@ def run(
         KeyboardInterrupt: after running cells were stopped and recorded.
         UserError: the sweep is wrong, or the store cannot be written.
     """
-    from runners.executors.backends import Choice
+    from runners.executors.backends import ExecutorChoice
     from runners.running.run import run_sweep
 
     workspace = open_workspace(results, data_root)
     loaded = load_sweep_of(sweep, workspace)
-    choice = Choice(executor, address, dict(slurm or {}), workers)
+    choice = ExecutorChoice(executor, address, dict(slurm or {}), workers)
     summary = run_sweep(
         loaded, workspace, make_console(quiet), only=only, rerun=tuple(rerun), choice=choice, hours=hours
     )
@@ -325,13 +325,13 @@ def update_index(*, rebuild: bool = False, results: Location = None) -> Index:
     return index.load(open_workspace(results).open_store(), rebuild=rebuild, fewest=1)
 
 
-def garbage(*, delete: bool = False, results: Location = None) -> Found:
+def garbage(*, delete: bool = False, results: Location = None) -> WasteReport:
     """Files of the store that nothing needs.
 
     Args:
         delete: remove them; without it nothing is changed.
     """
-    from harness.store.gc import remove, waste
+    from harness.store.cleanup import remove, waste
 
     store = open_workspace(results).open_store()
     found = waste(store)
@@ -340,7 +340,7 @@ def garbage(*, delete: bool = False, results: Location = None) -> Found:
     return found
 
 
-def merge(sources: Sequence[str | Path], *, into: str | Path) -> tuple[Merged, int]:
+def merge(sources: Sequence[str | Path], *, into: str | Path) -> tuple[MergeResult, int]:
     """Copy several stores into one. Nothing is overwritten.
 
     Returns:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reports.apps.reproduction.claims import Claim, Needs, Paper
-    from reports.apps.reproduction.judging import Result
+    from reports.apps.reproduction.judging import JudgedClaim
     from runners.workspace import Workspace
 
     Claims = Sequence[tuple[Paper, Claim]]
@@ -30,7 +30,7 @@ class Verdicts:
         failed: cells of the sweeps that failed, if sweeps were run.
     """
 
-    results: tuple[Result, ...]
+    results: tuple[JudgedClaim, ...]
     failed: int = 0
 
     def rows(self) -> Rows:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from harness.spec import LoadedSweep
     from reports.apps.regressions.detect import Report
-    from runners.running.run import Summary
+    from runners.running.run import RunSummary
     from runners.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ class Night:
         folder: where ``summary.md``, ``regressions.json``, ``board/`` and ``site/`` were written.
     """
 
-    summary: Summary
+    summary: RunSummary
     report: Report
     text: str
     folder: Path

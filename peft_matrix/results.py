@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.store.store import Store
     from reports.board.publish import BuiltBoard
     from runners.planning.plan import Plan
-    from runners.running.run import Summary
+    from runners.running.run import RunSummary
     from runners.workspace import Workspace
 
 Per = Literal["cell", "configuration"]
@@ -218,7 +218,7 @@ class Run:
     """
 
     sweep: LoadedSweep
-    summary: Summary
+    summary: RunSummary
     results: Results
 
     @property

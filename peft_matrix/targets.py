@@ -15,7 +15,7 @@ Cells = Literal["planned", "recorded", "all"]
 
 
 @dataclass(frozen=True)
-class Target:
+class BoardTarget:
     """The board and the cells to show.
 
     Attributes:
@@ -34,7 +34,7 @@ class Target:
         return "" if self.name.startswith(IMPORTED) else self.name
 
 
-def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) -> Target:
+def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) -> BoardTarget:
     """The board and the cells of a sweep.
 
     Args:
@@ -52,15 +52,15 @@ def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) 
     if name.startswith(IMPORTED):
         kind = name.removeprefix(IMPORTED)
         board = kind if kind in find_boards(list(workspace.roots)) else "imported"
-        return Target(name, board, None if cells == "all" else tuple(recorded_keys(name, workspace.results)))
+        return BoardTarget(name, board, None if cells == "all" else tuple(recorded_keys(name, workspace.results)))
     if cells != "planned" and name and name not in workspace.sweeps() and not Path(name).is_file():
         keys = tuple(recorded_keys(name, workspace.results))  # raises where there is neither a file nor a record
-        return Target(name, "default", None if cells == "all" else keys)
+        return BoardTarget(name, "default", None if cells == "all" else keys)
     loaded = load(sweep, workspace)
     if cells == "all":
-        return Target(loaded.spec.name, loaded.spec.board, None)
+        return BoardTarget(loaded.spec.name, loaded.spec.board, None)
     found = sweep_keys(loaded, workspace) if cells == "planned" else recorded_keys(loaded.spec.name, workspace.results)
-    return Target(loaded.spec.name, loaded.spec.board, tuple(found))
+    return BoardTarget(loaded.spec.name, loaded.spec.board, tuple(found))
 
 
 def load(sweep: str | Path | LoadedSweep, workspace: Workspace) -> LoadedSweep:

@@ -23,7 +23,7 @@ from tasks.task import (
     COMPLETION,
     SPLITS,
     ChoicesInText,
-    Column,
+    DerivedColumn,
     HubSource,
     Item,
     Source,
@@ -48,7 +48,7 @@ _DIGESTS = FileDigests()
 """A file of rows is hashed once in a process as long as it does not change."""
 
 
-class Rows(Protocol):
+class SplitRows(Protocol):
     """The rows of one source split."""
 
     def __len__(self) -> int: ...
@@ -162,7 +162,7 @@ class HubRows:
 
     name: str
     data: Any
-    columns: dict[str, str | Column]
+    columns: dict[str, str | DerivedColumn]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -187,7 +187,7 @@ class HubRows:
         return [self[i].get(column) for i in range(len(self))]
 
 
-def _column(column: str | Column, row: Row) -> str:
+def _column(column: str | DerivedColumn, row: Row) -> str:
     if isinstance(column, str):
         return render(column, row)
     if column.each:
@@ -362,7 +362,7 @@ def _digest_generated(name: str, params: str, split: str, n: int) -> str:
     return digest([[item.id, item.prompt, item.answer, *filter(None, (item.rejected,))] for item in items])
 
 
-def _kept(definition: TaskDefinition, rows: Rows) -> list[int]:
+def _kept(definition: TaskDefinition, rows: SplitRows) -> list[int]:
     """Indices of the rows, without those that the task skips."""
     marks = {column: rows.values(column) for column in definition.skip}
     return [

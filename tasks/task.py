@@ -74,7 +74,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Column(_Frozen):
+class DerivedColumn(_Frozen):
     """A field made from others.
 
     Attributes:
@@ -107,7 +107,7 @@ class HubSource(_Frozen):
     revision: str | None = None
     unpinned: str = ""
     splits: dict[str, str] = Field(default_factory=dict)
-    columns: dict[str, str | Column] = Field(default_factory=dict)
+    columns: dict[str, str | DerivedColumn] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _pinned_or_not(self) -> HubSource:

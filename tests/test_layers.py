@@ -229,3 +229,25 @@ def test_declarations_are_read_without_the_heavy_libraries() -> None:
     """A plan reads every declaration; it must not wait for torch."""
     done = subprocess.run([sys.executable, "-c", LISTING], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def public_classes() -> dict[str, list[str]]:
+    """Class name to the modules that define a public class of this name."""
+    found: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in sources(package):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(module_of(path))
+    return found
+
+
+def test_no_public_class_name_occurs_twice() -> None:
+    found = public_classes()
+    assert len(found) > 300
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
+def test_no_module_has_the_name_of_a_standard_one() -> None:
+    names = {path.stem for package in PACKAGES for path in sources(package)}
+    assert not names & sys.stdlib_module_names

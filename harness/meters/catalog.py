@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UserError, did_you_mean
 from harness.meters.base import Meter
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from harness.registry import Registry
 
 METERS: Registry[Callable[..., Meter]] = Registry(
@@ -49,7 +49,7 @@ def build(
     Raises:
         UserError: an unknown meter, or an option that a meter does not have.
     """
-    setting = Setting(device, tuple(uuids), dict(options or {}))
+    setting = MeterSetting(device, tuple(uuids), dict(options or {}))
     for name in setting.options:
         METERS.get(name, where="options of meters")
     wanted = METERS.names() if names is None else list(names)
@@ -57,7 +57,7 @@ def build(
     return [_build(name, setting) for name in outermost_first]
 
 
-def _build(name: str, setting: Setting) -> Meter:
+def _build(name: str, setting: MeterSetting) -> Meter:
     kind, options = METERS.get(name), setting.options.get(name, {})
     if options:
         known = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}

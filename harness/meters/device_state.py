@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from harness.meters.instrument import Sampler, Setting
+from harness.meters.instrument import MeterSetting, Sampler
 from harness.meters.nvml import (
     THROTTLE_REASONS,
     THROTTLED,
-    Board,
     BoardError,
+    GpuBoard,
     foreign_pids,
     holds_context,
     open_boards,
@@ -62,10 +62,10 @@ class DeviceState:
         "device_used_peak_bytes",
     )
 
-    def __init__(self, setting: Setting, *, period_s: float = 1.0, memory_period_s: float = 0.05) -> None:
+    def __init__(self, setting: MeterSetting, *, period_s: float = 1.0, memory_period_s: float = 0.05) -> None:
         self.setting = setting
         self.why_unavailable: WhyMissing = "no_device"
-        self._boards: list[Board] = []
+        self._boards: list[GpuBoard] = []
         self._facts: list[dict[str, Any]] = []
         self._state = Sampler(self._look, period_s, name="device-state")
         self._memory = Sampler(self._used_bytes, memory_period_s, name="device-memory")

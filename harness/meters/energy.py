@@ -20,7 +20,7 @@ from harness.meters.gauges import (
     choose_gauge,
     take_edges,
 )
-from harness.meters.instrument import Absence, Clock, Sampler, Setting, synchronize
+from harness.meters.instrument import Absence, Clock, MeterSetting, Sampler, synchronize
 from harness.meters.nvml import BoardError, foreign_pids, holds_context, open_boards, own_pids
 from harness.metrics import reading
 from harness.record import Reading, WhyMissing
@@ -62,7 +62,7 @@ class Energy:
 
     def __init__(
         self,
-        setting: Setting,
+        setting: MeterSetting,
         *,
         floor_s: float = 5.0,
         epsilon: float = 0.01,

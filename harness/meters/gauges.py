@@ -12,7 +12,7 @@ from math import sqrt
 from typing import Any
 
 from harness.meters.instrument import Clock, Sampler
-from harness.meters.nvml import Board, BoardError
+from harness.meters.nvml import BoardError, GpuBoard
 
 GAIN_BOUND = 0.05
 """Proportional error of a board's sensor, fixed per board (Yang et al., arXiv:2312.02741). It cancels in ratios on
@@ -58,7 +58,7 @@ class Gauge(ABC):
     backend: str
     update_s: float
 
-    def __init__(self, board: Board, sampler: Sampler[float] | None = None) -> None:
+    def __init__(self, board: GpuBoard, sampler: Sampler[float] | None = None) -> None:
         self.board = board
         self.sampler = sampler
         self.rejected: dict[str, str] = {}
@@ -115,7 +115,7 @@ class CounterGauge(Gauge):
 
     backend = "counter"
 
-    def __init__(self, board: Board, update_s: float, check: InstantGauge | None) -> None:
+    def __init__(self, board: GpuBoard, update_s: float, check: InstantGauge | None) -> None:
         super().__init__(board)
         self.update_s = update_s
         self.check = check
@@ -182,7 +182,7 @@ class InstantGauge(Gauge):
 
     backend = "instant"
 
-    def __init__(self, board: Board, sample_period_s: float, clock: Clock) -> None:
+    def __init__(self, board: GpuBoard, sample_period_s: float, clock: Clock) -> None:
         self.update_s = board.timing.update_s
         period_s = min(sample_period_s, self.update_s / 2)
         # never slower, however expensive a call is: the integral is only as good as the times of the changes
@@ -229,7 +229,7 @@ class AverageGauge(Gauge):
 
     backend = "average"
 
-    def __init__(self, board: Board, steady_s: float, clock: Clock) -> None:
+    def __init__(self, board: GpuBoard, steady_s: float, clock: Clock) -> None:
         self.steady_s = steady_s
         self.update_s = board.timing.update_s
         self.power = Sampler(board.average_w, self.update_s / 2, name="power", clock=clock)
@@ -261,7 +261,7 @@ class AverageGauge(Gauge):
 
 
 def choose_gauge(
-    board: Board, *, sample_period_s: float, steady_s: float, cross_check: bool, clock: Clock = time.monotonic
+    board: GpuBoard, *, sample_period_s: float, steady_s: float, cross_check: bool, clock: Clock = time.monotonic
 ) -> Gauge:
     """The best way this board can be read.
 
@@ -327,7 +327,7 @@ def take_edges(gauges: Sequence[Gauge], clock: Callable[[], float]) -> dict[Gaug
     return {gauge: edges[gauge] for gauge in gauges}
 
 
-def counter_update_s(board: Board) -> float:
+def counter_update_s(board: GpuBoard) -> float:
     """Time between two steps of the counter, observed: the median of a few.
 
     Raises:
@@ -347,7 +347,7 @@ def counter_update_s(board: Board) -> float:
     return statistics.median(b - a for a, b in pairwise(steps))
 
 
-def _instant_or_none(board: Board, sample_period_s: float, clock: Clock) -> InstantGauge | None:
+def _instant_or_none(board: GpuBoard, sample_period_s: float, clock: Clock) -> InstantGauge | None:
     try:
         board.instant_w()
     except BoardError:

@@ -21,7 +21,7 @@ CPU_SHARE = 0.0015
 
 
 @dataclass(frozen=True)
-class Setting:
+class MeterSetting:
     """Settings that a meter is built from.
 
     Attributes:

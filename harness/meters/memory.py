@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.meters.instrument import Sampler, Setting
+from harness.meters.instrument import MeterSetting, Sampler
 from harness.metrics import missing, reading
 from harness.record import Reading, WhyMissing
 
@@ -39,7 +39,7 @@ class HostMemory:
 
     def __init__(
         self,
-        setting: Setting,
+        setting: MeterSetting,
         *,
         pss_period_s: float = 0.25,
         proc: Path = Path("/proc"),
@@ -171,7 +171,7 @@ class TorchMemory:
     )
     why_unavailable: WhyMissing = "no_device"
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MeterSetting) -> None:
         self.device = setting.device
         self._begun: dict[str, int] = {}
 

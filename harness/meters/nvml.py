@@ -67,7 +67,7 @@ class BoardError(Exception):
         super().__init__(text)
 
 
-class Board:
+class GpuBoard:
     """One GPU, opened by its UUID. Methods raise :class:`BoardError`; none of them changes a setting.
 
     Args:
@@ -208,13 +208,13 @@ class Board:
         return BoardError(_reason(error.value, self._opened), f"{function}: {error}")
 
 
-def open_boards(uuids: Iterable[str]) -> list[Board]:
+def open_boards(uuids: Iterable[str]) -> list[GpuBoard]:
     """The assigned boards.
 
     Raises:
         BoardError: no board is assigned, or one of them cannot be opened.
     """
-    boards = [Board(uuid) for uuid in uuids]
+    boards = [GpuBoard(uuid) for uuid in uuids]
     if not boards:
         raise BoardError("no_device", "no GPU is assigned to the cell")
     return boards

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.meters.instrument import Absence, Sampler, Setting
+from harness.meters.instrument import Absence, MeterSetting, Sampler
 from harness.metrics import missing, reading
 from harness.record import Reading, WhyMissing
 
@@ -53,7 +53,7 @@ class Rapl:
     name = "rapl"
     quantities = ("cpu_package_j", "dram_j")
 
-    def __init__(self, setting: Setting, *, root: Path = Path("/sys/class/powercap")) -> None:
+    def __init__(self, setting: MeterSetting, *, root: Path = Path("/sys/class/powercap")) -> None:
         self.root = root
         self.why_unavailable: WhyMissing = "no_device"
         self._zones: list[Zone] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from harness.meters.instrument import Clock, Setting, synchronize
+from harness.meters.instrument import Clock, MeterSetting, synchronize
 from harness.metrics import missing, reading
 from harness.record import Reading
 
@@ -21,7 +21,7 @@ class Timer:
     name = "time"
     quantities = ("stage_s",)
 
-    def __init__(self, setting: Setting, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, setting: MeterSetting, *, clock: Clock = time.monotonic) -> None:
         self.device = setting.device
         self.clock = clock
         self._begun = 0.0

@@ -120,7 +120,7 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownExamples:
     """Worked examples that precede every prompt.
 
     Attributes:
@@ -227,7 +227,7 @@ class Method:
         """Note for the plan about a run of so many steps, such as a part of the method that never acts in it."""
         return None
 
-    def shows(self, available: int) -> Shown | None:
+    def shows(self, available: int) -> ShownExamples | None:
         """Choose which of the ``available`` training items precede every prompt of the cell's task as examples.
 
         Raises:

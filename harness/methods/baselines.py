@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.methods import bases
-from harness.methods.base import Declaration, Method, Shown
+from harness.methods.base import Declaration, Method, ShownExamples
 from harness.methods.modules import (
     add_bias,
     blocks,
@@ -155,7 +155,7 @@ class FewShot(NoTraining):
             raise UserError("few-shot needs a text between its examples", where=where, fix=r'separator: "\n\n", say.')
         return resolved
 
-    def shows(self, available: int) -> Shown:
+    def shows(self, available: int) -> ShownExamples:
         """k positions, drawn by the seed."""
         k = int(self.params["k"])
         if k > available:
@@ -164,7 +164,7 @@ class FewShot(NoTraining):
                 fix="Lower k, or raise train_items.",
             )
         drawn = random.Random(self.setting.seed).sample(range(available), k)
-        return Shown(tuple(drawn), str(self.params["separator"]))
+        return ShownExamples(tuple(drawn), str(self.params["separator"]))
 
 
 class Head(InPlace):

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.models.build_once import made_once
-from harness.models.sources import Examples, Recipe, TaskDigest
+from harness.models.sources import Examples, ModelRecipe, TaskDigest
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 Progress = Callable[[int, int], None]
 
 
 def ensure(
-    recipe: Recipe,
+    recipe: ModelRecipe,
     cache: Path,
     *,
     examples: Examples,
@@ -74,7 +74,12 @@ def build_tokenizer(alphabet: str) -> Any:
 
 
 def build(
-    recipe: Recipe, folder: Path, *, examples: Examples, start: Path | None = None, progress: Progress | None = None
+    recipe: ModelRecipe,
+    folder: Path,
+    *,
+    examples: Examples,
+    start: Path | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Pre-train the model of ``recipe`` and write it to ``folder``. Deterministic for a given thread count.
 
@@ -99,7 +104,7 @@ def build(
     torch.set_num_threads(threads_before)
 
 
-def _fresh(recipe: Recipe, tokenizer: Any) -> Any:
+def _fresh(recipe: ModelRecipe, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

@@ -27,7 +27,7 @@ TaskDigest = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """Recipe of a built-in model (``harness/models/<name>.yaml``)."""
 
     name: str
@@ -39,7 +39,7 @@ class Recipe:
         return list(self.data["corpus"])
 
     @property
-    def origin(self) -> Recipe | None:
+    def origin(self) -> ModelRecipe | None:
         """The built-in model whose weights it starts from; None: from random ones."""
         return recipe(self.data["continues"]) if "continues" in self.data else None
 
@@ -56,7 +56,7 @@ def recipes() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml") if p != PRESETS)
 
 
-def recipe(name: str, *, where: str = "") -> Recipe:
+def recipe(name: str, *, where: str = "") -> ModelRecipe:
     """The built-in model called ``name``.
 
     Raises:
@@ -68,7 +68,7 @@ def recipe(name: str, *, where: str = "") -> Recipe:
     data = load_yaml(RECIPES / f"{name}.yaml")[0]
     if "continues" in data:  # the same architecture, alphabet and corpus unless it says otherwise
         data = {**recipe(data["continues"]).data, **data}
-    return Recipe(name, data)
+    return ModelRecipe(name, data)
 
 
 def scheme_of(model_id: str) -> str:

@@ -20,7 +20,7 @@ _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _TRANSFORMERS_BLOCK_SIZE = 64  # the only one its BitsAndBytesConfig can ask for
 
 
-class Int8(Quantizer):
+class BnbInt8(Quantizer):
     """LLM.int8(): one int8 scale per output row; activations above ``threshold`` are computed in 16 bits.
 
     Source: Dettmers et al. 2022, arXiv:2208.07339, section 3.

@@ -11,7 +11,7 @@ from harness.quantizers.rtn import PackedQuantizer
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import Tensor, nn
 
-    from harness.quantizers.calibration import Calibration
+    from harness.quantizers.calibration import ModelStatistics
     from harness.quantizers.packing import Grid, PackedLinear
 
 _BOTH = frozenset({"before_training", "after_merge"})
@@ -21,13 +21,13 @@ _DEFAULTS = {"bits": 4, "group_size": 128, "symmetric": False}
 class _Calibrated(PackedQuantizer):
     """Watches the inputs of every layer first."""
 
-    calibration: Calibration
+    calibration: ModelStatistics
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
         """Collect the layers' input statistics."""
-        from harness.quantizers.calibration import Calibration
+        from harness.quantizers.calibration import ModelStatistics
 
-        self.calibration = Calibration()
+        self.calibration = ModelStatistics()
         self.calibration.run(model, batches(self.declaration.calibration_batches))
 
     def facts(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class InputStatistics:
         self.magnitude += x.abs().sum(0)
 
 
-class Calibration:
+class ModelStatistics:
     """The input statistics of every linear layer of a model's body, by module path.
 
     Attributes:

@@ -85,7 +85,7 @@ def _declare(name: str, summary: str, base: str, source: str, **defaults: Any) -
     )
 
 
-class GPTQ(_GPTQModel):
+class LibraryGPTQ(_GPTQModel):
     """GPTQ in the library's defaults: columns in their order, symmetric grid, scales from the activations' order."""
 
     kernels = ("gptq_torch", "auto_trainable", "auto")
@@ -111,7 +111,7 @@ class GPTQ(_GPTQModel):
         return {"quantization_config": GPTQConfig(bits=self.params["bits"], backend=self.params["kernel"])}
 
 
-class AWQ(_GPTQModel):
+class LibraryAWQ(_GPTQModel):
     """AWQ in the library's defaults: asymmetric grid, the scale folded into the layer before, weights clipped."""
 
     kernels = ("torch_awq", "auto_trainable", "auto")

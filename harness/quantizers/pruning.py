@@ -15,7 +15,7 @@ from harness.quantizers.layers import one_of, plain_linears
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import Tensor, nn
 
-    from harness.quantizers.calibration import Calibration, InputStatistics
+    from harness.quantizers.calibration import InputStatistics, ModelStatistics
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 _SPARSEGPT_BLOCK = 128  # columns that get their mask together (section 3.3 of the paper)
@@ -24,7 +24,7 @@ _SPARSEGPT_BLOCK = 128  # columns that get their mask together (section 3.3 of t
 class _Pruner(Quantizer):
     """Sets a share of the weights of every linear layer of the body to zero, layer by layer."""
 
-    calibration: Calibration | None = None
+    calibration: ModelStatistics | None = None
     zeros: int = 0
     weights: int = 0
 
@@ -42,10 +42,10 @@ class _Pruner(Quantizer):
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
         """Collect the layers' input statistics, where the criterion reads them."""
-        from harness.quantizers.calibration import Calibration
+        from harness.quantizers.calibration import ModelStatistics
 
         if self.declaration.calibration_batches:
-            self.calibration = Calibration()
+            self.calibration = ModelStatistics()
             self.calibration.run(model, batches(self.declaration.calibration_batches))
 
     def apply(self, model: nn.Module) -> nn.Module:

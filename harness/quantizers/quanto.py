@@ -87,14 +87,14 @@ def _declare(name: str, bits: float, summary: str) -> QuantizerDeclaration:
     )
 
 
-class Int8(_Quanto):
+class QuantoInt8(_Quanto):
     """int8, one scale per output row."""
 
     qtype = "qint8"
     declaration = _declare("quanto-int8", 8, "quanto int8 weights, one scale per output row.")
 
 
-class Int4(_SubByte):
+class QuantoInt4(_SubByte):
     """int4 in groups of 128, packed."""
 
     qtype = "qint4"
@@ -108,7 +108,7 @@ class Int2(_SubByte):
     declaration = _declare("quanto-int2", 2, "quanto int2 weights, asymmetric in groups of 128, packed.")
 
 
-class Float8(_Quanto):
+class QuantoFloat8(_Quanto):
     """float8 (E4M3), one scale per output row."""
 
     qtype = "qfloat8"

@@ -43,7 +43,7 @@ class _TorchAo(Quantizer):
         return model
 
 
-class Int8(_TorchAo):
+class TorchaoInt8(_TorchAo):
     """Symmetric int8 weights, one scale per output row; activations stay in floating point."""
 
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
@@ -120,7 +120,7 @@ class IntX(_TorchAo):
         return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerGroup(self.params["group_size"]))
 
 
-class Int4(_TorchAo):
+class TorchaoInt4(_TorchAo):
     """int4 weights in groups, packed for a CUDA kernel."""
 
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
@@ -151,7 +151,7 @@ class Int4(_TorchAo):
         return Int4WeightOnlyConfig(group_size=self.params["group_size"])
 
 
-class Float8(_TorchAo):
+class TorchaoFloat8(_TorchAo):
     """float8 (E4M3) weights, one scale per output row; activations stay in floating point."""
 
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(

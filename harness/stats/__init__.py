@@ -48,7 +48,7 @@ from harness.stats.paired import (
 from harness.stats.percentiles import TOO_FEW, Percentile, TooFew, fewest_for, percentile
 from harness.stats.pooled import Pooled, false_alarm_rate, pooled_paired
 from harness.stats.power import difference_variance, fewest_flips, mde, mde_from_error, mde_of_flips, sample_size
-from harness.stats.rows import Effect, Rows, fit_rows, simultaneous_p
+from harness.stats.rows import Effect, FittedRows, fit_rows, simultaneous_p
 
 __all__ = [
     "RELATIVE_FLOORS",
@@ -61,6 +61,7 @@ __all__ = [
     "Comparison",
     "Effect",
     "Equivalence",
+    "FittedRows",
     "Flips",
     "Interval",
     "Noise",
@@ -68,7 +69,6 @@ __all__ = [
     "Percentile",
     "Pooled",
     "RankInterval",
-    "Rows",
     "Significance",
     "TooFew",
     "benjamini_hochberg",

@@ -59,7 +59,7 @@ class Effect(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class FittedRows:
     """All rows of a board on the same items. Made by :func:`fit_rows`.
 
     Attributes:
@@ -224,7 +224,7 @@ def fit_rows(
     seeds: Sequence[Sequence[Hashable]] | None = None,
     *,
     fixed: Sequence[bool] | None = None,
-) -> Rows:
+) -> FittedRows:
     """The model of all rows on their common items.
 
     Args:
@@ -258,7 +258,7 @@ def fit_rows(
         scale = np.maximum(centred.var(axis=1) + noise, 1e-12)
     value, df = _seed_part(own, np.where(steady, 0, counts - 1), scale)
     edge = [min(int((t < 1).any(axis=0).sum()), int((t > 0).any(axis=0).sum())) for t in tables]
-    return Rows(
+    return FittedRows(
         means=means,
         counts=counts,
         items=items,

@@ -13,7 +13,7 @@ from harness.record import Record
 from harness.store.store import SHORT_ID, Damage, Entry, Store
 
 
-class Side(NamedTuple):
+class ConflictingRecord(NamedTuple):
     """One record of a conflict."""
 
     store: str
@@ -36,11 +36,11 @@ class Conflict:
     label: str
     attempt: int
     differs: str
-    sides: tuple[Side, ...]
+    sides: tuple[ConflictingRecord, ...]
 
 
 @dataclass
-class Merged:
+class MergeResult:
     """Result of a merge.
 
     Attributes:
@@ -57,7 +57,7 @@ class Merged:
     left_out: list[Damage] = field(default_factory=list)
 
 
-def merge(sources: Sequence[Store], into: Store) -> Merged:
+def merge(sources: Sequence[Store], into: Store) -> MergeResult:
     """Copy the records of several stores, byte for byte, and the samples they refer to, into one.
 
     Every file is checked before it is copied. A record's name holds the digest of its content, so none can take
@@ -68,7 +68,7 @@ def merge(sources: Sequence[Store], into: Store) -> Merged:
     """
     if any(source.root == into.root for source in sources):
         raise UserError("a store cannot be merged into itself", where=into.root, fix="Name a new folder.")
-    done = Merged()
+    done = MergeResult()
     told: dict[tuple[str, int], list[tuple[Record, str]]] = {}
     present = {entry.path for group in into.entries().values() for entry in group}
     for store in (into, *sources):
@@ -87,7 +87,7 @@ def merge(sources: Sequence[Store], into: Store) -> Merged:
     return done
 
 
-def _checked(store: Store, entry: Entry, done: Merged) -> Record | None:
+def _checked(store: Store, entry: Entry, done: MergeResult) -> Record | None:
     """The record of an entry; a damaged one is named and, other than in :meth:`Store.read`, left where it is."""
     data = store.files.read(entry.path)
     try:
@@ -98,7 +98,7 @@ def _checked(store: Store, entry: Entry, done: Merged) -> Record | None:
         return None
 
 
-def _copy(store: Store, into: Store, entry: Entry, record: Record, present: set[str], done: Merged) -> None:
+def _copy(store: Store, into: Store, entry: Entry, record: Record, present: set[str], done: MergeResult) -> None:
     if entry.path in present:
         done.known += 1
         return
@@ -131,7 +131,7 @@ def _conflict(key: str, attempt: int, members: Sequence[tuple[Record, str]]) -> 
     if differs == "environment" and len({record.fingerprint for record, _ in sides}) == 1:
         differs = "result"
     told = tuple(
-        Side(root, r.id[:SHORT_ID], r.status, r.finished, r.fingerprint[:8], place(r)[:8])
+        ConflictingRecord(root, r.id[:SHORT_ID], r.status, r.finished, r.fingerprint[:8], place(r)[:8])
         for r, root in sorted(sides, key=lambda pair: (pair[1], pair[0].finished, pair[0].id))
     )
     return Conflict(key, sides[0][0].label, attempt, differs, told)

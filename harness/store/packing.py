@@ -163,7 +163,7 @@ def _replace(store: Store, local: LocalFiles, wanted: list[str], left_out: list[
     old = store.files.segments()
     draft = _temporary(FOLDER)
     target = ""
-    rows: list[segments.Row] = []
+    rows: list[segments.SegmentEntry] = []
     if wanted:
         target, rows = local.build(
             draft,

@@ -53,7 +53,7 @@ class Damage:
     reason: str
 
 
-class Row(NamedTuple):
+class SegmentEntry(NamedTuple):
     """A file in a segment: path below the store's root, bytes, SHA-256 (hex) of them."""
 
     path: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
     sha256: str
 
 
-def name_of(rows: Iterable[Row]) -> str:
+def name_of(rows: Iterable[SegmentEntry]) -> str:
     """Path of the segment that holds these files: the digest of the list, in the order of the paths."""
     listed = hashlib.sha256("".join(f"{r.path}\t{r.size}\t{r.sha256}\n" for r in sorted(rows)).encode()).hexdigest()
     return f"{FOLDER}/{listed[:32]}.parquet"
@@ -80,7 +80,7 @@ def _schema() -> Any:
     )
 
 
-def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[Row]:
+def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[SegmentEntry]:
     """Write files into a new segment at ``target``, group by group, so that few are in memory at once.
 
     Args:
@@ -94,7 +94,7 @@ def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[Row]:
     from pyarrow import parquet
 
     schema = _schema().with_metadata({_MARK: FORMAT})
-    rows: list[Row] = []
+    rows: list[SegmentEntry] = []
     with parquet.ParquetWriter(
         target,
         schema,
@@ -106,7 +106,7 @@ def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[Row]:
         write_page_checksum=True,
     ) as writer:
         for group in _groups(files):
-            new = [Row(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in group]
+            new = [SegmentEntry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in group]
             columns = [*map(list, zip(*new, strict=True)), [data for _, data in group]]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=len(new))
             rows += new
@@ -141,7 +141,7 @@ class Segment:
 
     def __init__(self, path: str, show: str, open_file: Callable[[], Any]) -> None:
         self.path, self._show, self._open = path, show, open_file
-        self.rows: list[Row] = []
+        self.rows: list[SegmentEntry] = []
         self._at: dict[str, tuple[int, int]] = {}  # path to row group and row in it
         with self._parquet() as file:
             about = file.schema_arrow.metadata or {}
@@ -149,7 +149,7 @@ class Segment:
                 raise self._damaged("it is not a segment of a format this version knows")
             for group in range(file.metadata.num_row_groups):
                 listed = self._columns(file, group, ["path", "size", "sha256"])
-                for at, row in enumerate(map(Row, *listed)):
+                for at, row in enumerate(map(SegmentEntry, *listed)):
                     self._at[row.path] = (group, at)
                     self.rows.append(row)
         if len(self._at) != len(self.rows) or name_of(self.rows) != path or not all(map(_sane, self._at)):
@@ -283,7 +283,7 @@ class StoreFiles:
     def _open(self, path: str) -> Segment:
         return Segment(path, self.loose.show(path), lambda: self.loose.open(path))
 
-    def packed(self, path: str) -> Row | None:
+    def packed(self, path: str) -> SegmentEntry | None:
         """The row of a packed file, as of the last reading of the segments; None for any other path."""
         segment = self._segment_of(path)
         return segment.by_path[path] if segment is not None else None

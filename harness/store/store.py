@@ -62,7 +62,7 @@ class Entry(NamedTuple):
     path: str
 
 
-class Claim:
+class CellClaim:
     """The right to run one cell, held until :meth:`release` or the end of the process, however that comes."""
 
     def __init__(self, key: str, lock: FileLock) -> None:
@@ -73,7 +73,7 @@ class Claim:
         """Give the cell back. Doing so twice is harmless."""
         self._lock.release()
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> CellClaim:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -283,7 +283,7 @@ class Store:
         return Damage(self.files.show(kept), reason)
 
     # --- claims --------------------------------------------------------------------------------
-    def claim(self, key: str) -> Claim | None:
+    def claim(self, key: str) -> CellClaim | None:
         """Claim a cell for this process, or None if another one holds it. Never waits.
 
         The claim is a kernel lock, so it ends with the process even under ``kill -9``. After a successful claim read
@@ -314,7 +314,7 @@ class Store:
             raise UserError(
                 f"cells cannot be locked here: {error}", where=str(self._claims_dir), fix="Use another local folder."
             ) from error
-        return Claim(key, lock)
+        return CellClaim(key, lock)
 
     def held(self) -> list[str]:
         """Keys of the cells that a run on this machine holds now; [] where this store keeps no claims here."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import typer
 
-from peft_matrix.commands import boards, claims, compare, listing, nightly, quantization, results, site, sweeps
+from peft_matrix.commands import boards, claims, compare, listing, nightly, quantization, results, site_pages, sweeps
 
 VERBS: tuple[Callable[..., Any], ...] = (
     *sweeps.VERBS,
     *boards.VERBS,
-    *site.VERBS,
+    *site_pages.VERBS,
     *compare.VERBS,
     *claims.VERBS,
     *nightly.VERBS,

@@ -31,7 +31,7 @@ REFERENCE = "full"
 
 
 @dataclass(frozen=True)
-class Shown:
+class CellContent:
     """Content of one cell of the board's table.
 
     Attributes:
@@ -59,7 +59,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Head:
+class ColumnHeader:
     """One column: its file entry and the definition behind it (None for a field)."""
 
     column: Column
@@ -72,7 +72,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """One configuration.
 
     Attributes:
@@ -86,8 +86,8 @@ class Row:
 
     config: str
     labels: Mapping[str, str]
-    cells: Mapping[str, Shown]
-    axes: tuple[Shown, ...]
+    cells: Mapping[str, CellContent]
+    axes: tuple[CellContent, ...]
     status: str
     stage: str
     reason: str
@@ -106,7 +106,7 @@ class Row:
 class Failure:
     """Seeds of one configuration that ended alike, and not ``ok``."""
 
-    row: Row
+    row: BoardRow
     seeds: tuple[Any, ...]
     status: str
     stage: str
@@ -128,7 +128,7 @@ class Section:
     labels: Mapping[str, str]
     group: str
     conditions: tuple[tuple[str, str], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BoardRow, ...]
     axes: tuple[Quantity, ...]
     caption: str
 
@@ -152,7 +152,7 @@ class BoardTable:
     """
 
     board: Board
-    heads: tuple[Head, ...]
+    heads: tuple[ColumnHeader, ...]
     sections: tuple[Section, ...]
     about: About = field(default_factory=About)
     not_run: int = 0
@@ -250,7 +250,7 @@ def _section(
     base = _baseline(board, members)
     versus = _differences(board, members, base, evidence)
     rows = [
-        Row(
+        BoardRow(
             config=row["config"],
             labels={axis: row[axis] for axis in AXES} | names[row["config"]],
             cells={c.key: _shown(row, c, versus.get(row["config"], {})) for c in board.columns if c.quantity},
@@ -309,9 +309,9 @@ def _words(axis: Quantity) -> str:
     return axis.definition.label + (f" of {axis.stage}" if axis.stage else "")
 
 
-def _order(board: Board, row: Row) -> tuple[Any, ...]:
+def _order(board: Board, row: BoardRow) -> tuple[Any, ...]:
     """Ranked rows first, best first; then unranked ones with a value; then those without."""
-    sort_by = row.cells.get(board.sort) or Shown()
+    sort_by = row.cells.get(board.sort) or CellContent()
     sign = -1.0 if METRICS[board.sort].better == "higher" else 1.0
     value = math.inf if sort_by.value is None else sign * sort_by.value
     place = 2 if row.status != "ok" else (1 if row.marks else 0)
@@ -337,9 +337,9 @@ def _baseline(board: Board, members: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 def _differences(
     board: Board, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, evidence: Evidence
-) -> dict[str, dict[str, Shown]]:
+) -> dict[str, dict[str, CellContent]]:
     """Config to column key to the difference from the baseline."""
-    out: dict[str, dict[str, Shown]] = {}
+    out: dict[str, dict[str, CellContent]] = {}
     for column in board.columns:
         if column.difference is None or column.quantity is None:
             continue
@@ -352,21 +352,21 @@ def _differences(
 
 def _difference(
     row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, ScoreEffect]
-) -> Shown:
+) -> CellContent:
     if base is None or not has(base, name):
-        return Shown(why="no_baseline")
+        return CellContent(why="no_baseline")
     if row["config"] == base["config"]:
-        return Shown(text="baseline")
+        return CellContent(text="baseline")
     if not has(row, name):
-        return Shown(why=_value(row, name).why)
+        return CellContent(why=_value(row, name).why)
     seeds = int(row[f"{name}:n"])
     tested = compared.get(row["config"])
     if tested is None:
-        return Shown(value=row[name] - base[name], seeds=seeds)
-    return Shown(tested.effect, None, tested.low, tested.high, seeds, tested.items, tested.method)
+        return CellContent(value=row[name] - base[name], seeds=seeds)
+    return CellContent(tested.effect, None, tested.low, tested.high, seeds, tested.items, tested.method)
 
 
-def _value(row: Mapping[str, Any], name: str) -> Shown:
+def _value(row: Mapping[str, Any], name: str) -> CellContent:
     """The aggregated quantity ``name`` of a row."""
 
     def number(key: str) -> float | None:
@@ -374,9 +374,9 @@ def _value(row: Mapping[str, Any], name: str) -> Shown:
 
     if not has(row, name):
         why = row.get(f"{name}:why")
-        return Shown(why=why if isinstance(why, str) and why else "not_measured")
+        return CellContent(why=why if isinstance(why, str) and why else "not_measured")
     items = number(f"{name}:items")
-    return Shown(
+    return CellContent(
         value=number(name),
         sd=number(f"{name}:sd"),
         low=number(f"{name}:low"),
@@ -387,13 +387,13 @@ def _value(row: Mapping[str, Any], name: str) -> Shown:
     )
 
 
-def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, Shown]) -> Shown:
+def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, CellContent]) -> CellContent:
     assert column.quantity is not None
     if column.difference:
         return versus[column.key]
     shown = _value(row, column.quantity.column)
     if column.minus and shown.value is not None and has(row, column.minus):
-        return Shown(**{**shown.__dict__, "delta": shown.value - row[column.minus]})
+        return CellContent(**{**shown.__dict__, "delta": shown.value - row[column.minus]})
     return shown
 
 
@@ -427,11 +427,11 @@ MARK_WORDS = {
 """Reasons why a row is shown and not ranked, in words."""
 
 
-def _heads(board: Board, sections: Sequence[Section]) -> tuple[Head, ...]:
+def _heads(board: Board, sections: Sequence[Section]) -> tuple[ColumnHeader, ...]:
     """The columns, without optional ones that no row has a value for."""
     rows = [row for section in sections for row in section.rows]
     return tuple(
-        Head(column, column.quantity.definition if column.quantity else None)
+        ColumnHeader(column, column.quantity.definition if column.quantity else None)
         for column in board.columns
         if not column.optional or any(row.cells[column.key].value is not None for row in rows)
     )

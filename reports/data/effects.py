@@ -64,7 +64,7 @@ class Family:
 
     configs: tuple[str, ...]
     scores: Mapping[str, Scores]
-    rows: stats.Rows
+    rows: stats.FittedRows
     ids: Mapping[str, tuple[str, ...]]
 
     def interval(self, config: str) -> stats.Interval:

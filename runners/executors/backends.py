@@ -16,7 +16,7 @@ NAMES = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExecutorChoice:
     """The executor that the user chose.
 
     Attributes:
@@ -31,7 +31,7 @@ class Choice:
     workers: int | None = None
 
 
-class Place(Protocol):
+class ExecutionTarget(Protocol):
     """A machine or a cluster.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place(Protocol):
         ...
 
 
-def place(choice: Choice, workspace: Workspace) -> Place:
+def place(choice: ExecutorChoice, workspace: Workspace) -> ExecutionTarget:
     """The place a user asked for.
 
     Raises:
@@ -65,7 +65,7 @@ def place(choice: Choice, workspace: Workspace) -> Place:
 class Local:
     """This machine."""
 
-    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+    def __init__(self, choice: ExecutorChoice, workspace: Workspace) -> None:
         self.machine = hardware.probe()
         self.fingerprint = provenance.fingerprint(provenance.environment())
         self._workers = choice.workers
@@ -100,7 +100,7 @@ class Local:
 class Ray:
     """A Ray cluster."""
 
-    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+    def __init__(self, choice: ExecutorChoice, workspace: Workspace) -> None:
         from runners.executors import ray
 
         self._ray = ray
@@ -126,7 +126,7 @@ class Ray:
 class Slurm:
     """The nodes behind some ``sbatch`` options."""
 
-    def __init__(self, choice: Choice, workspace: Workspace) -> None:
+    def __init__(self, choice: ExecutorChoice, workspace: Workspace) -> None:
         from runners.executors import slurm
 
         self._slurm = slurm

@@ -46,7 +46,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TrialChoice:
     """A learning rate and, if a knob is tuned, additional parameters."""
 
     learning_rate: float
@@ -120,12 +120,12 @@ class Search:
         self.result = result
         self.curve = curve
         self.trials: list[Cell] = []
-        self.scores: dict[Choice, float] = {}
-        self.curves: dict[Choice, Sequence[float]] = {}
+        self.scores: dict[TrialChoice, float] = {}
+        self.curves: dict[TrialChoice, Sequence[float]] = {}
         self.at_edge = False
         self.centre = float(cell.method.identity["learning_rate"])
 
-    def best(self) -> Choice | None:
+    def best(self) -> TrialChoice | None:
         """The choice with the lowest score, the smaller rate among equals; None if every trial failed.
 
         Raises:
@@ -135,12 +135,12 @@ class Search:
             sampled(self)
             return self._lowest()
         grid = rates(self.centre, self.tune.learning_rates, self.tune.factor)
-        self.try_all([Choice(rate) for rate in grid])
+        self.try_all([TrialChoice(rate) for rate in grid])
         best = self._lowest()
         if best is not None and best.learning_rate in (grid[0], grid[-1]):
             step = self.tune.factor if best.learning_rate == grid[-1] else 1 / self.tune.factor
             beyond = [_digits(best.learning_rate * step ** (i + 1)) for i in range(EXTENSION)]
-            self.try_all([Choice(rate) for rate in beyond])
+            self.try_all([TrialChoice(rate) for rate in beyond])
             best = self._lowest()
             self.at_edge = best is not None and best.learning_rate == beyond[-1]
         if best is not None and self.tune.knob_trials:
@@ -148,25 +148,25 @@ class Search:
             best = self._lowest()
         return best
 
-    def _further(self, rate: float) -> list[Choice]:
+    def _further(self, rate: float) -> list[TrialChoice]:
         """The knob's values at the best rate; without a knob, as many rates around it.
 
         A value that the grid was tried with already is replaced by an additional rate: the budget stays equal.
         """
         count = self.tune.knob_trials
         exponents = [(i + 1) / (count + 1) * 2 - 1 for i in range(count)]  # inside the neighbours
-        around = [Choice(_digits(rate * self.tune.factor ** (e or 1 / (count + 1)))) for e in exponents]
+        around = [TrialChoice(_digits(rate * self.tune.factor ** (e or 1 / (count + 1)))) for e in exponents]
         knob = self.tune.knob.get(self.cell.method.label)
         if not knob:
             return around
         name, values = next(iter(knob.items()))
         used = self.cell.method.identity["params"].get(name)
         return [
-            spare if value == used else Choice(rate, ((name, value),))
+            spare if value == used else TrialChoice(rate, ((name, value),))
             for value, spare in zip(values, around, strict=True)
         ]
 
-    def try_all(self, choices: Sequence[Choice]) -> None:
+    def try_all(self, choices: Sequence[TrialChoice]) -> None:
         """Ask for these trials and take their scores.
 
         Raises:
@@ -188,11 +188,11 @@ class Search:
         if open_:
             raise Pending
 
-    def _lowest(self) -> Choice | None:
+    def _lowest(self) -> TrialChoice | None:
         finite = [c for c, score in self.scores.items() if math.isfinite(score)]
         return min(finite, key=lambda c: (self.scores[c], c.learning_rate, str(c.params)), default=None)
 
-    def told(self, best: Choice) -> dict[str, Any]:
+    def told(self, best: TrialChoice) -> dict[str, Any]:
         """The choice in the record: the whole curve."""
         return {
             "select": self.tune.select,
@@ -242,7 +242,7 @@ def sampled(search: Search) -> None:
             trial = study.ask()
             rate = trial.suggest_float("learning_rate", search.centre / reach, search.centre * reach, log=True)
             params = tuple((name, trial.suggest_categorical(name, list(values))) for name, values in knob.items())
-            batch.append((trial, Choice(float(f"{rate:.4g}"), params)))
+            batch.append((trial, TrialChoice(float(f"{rate:.4g}"), params)))
         search.try_all([choice for _, choice in batch])
         for trial, choice in batch:
             curve, score = search.curves[choice], search.scores[choice]
@@ -264,7 +264,7 @@ def _digits(rate: float) -> float:
     return float(f"{rate:.4g}")
 
 
-def _method(point: Point, choice: Choice) -> Point:
+def _method(point: Point, choice: TrialChoice) -> Point:
     params = {**point.identity["params"], **dict(choice.params)}
     identity = {**point.identity, "learning_rate": choice.learning_rate, "params": params}
     return replace(point, identity=identity)
@@ -276,7 +276,7 @@ def _with(cell: Cell, method: Point, extra: dict[str, Any], *, seed: int) -> Cel
     return make_cell(points, seed)
 
 
-def _trial(cell: Cell, choice: Choice, tune: Tune, past: Sequence[Sequence[float]]) -> Cell:
+def _trial(cell: Cell, choice: TrialChoice, tune: Tune, past: Sequence[Sequence[float]]) -> Cell:
     """A trial trains as the cell does; what would be measured after training is left out, and out of its key.
 
     What a pruner compares it with is part of it, since it settles when the trial ends.
@@ -290,9 +290,9 @@ def _trial(cell: Cell, choice: Choice, tune: Tune, past: Sequence[Sequence[float
     return _with(bare, _method(cell.method, choice), extra, seed=tune.seed)
 
 
-def _final(cell: Cell, choice: Choice, tune: Tune) -> Cell:
+def _final(cell: Cell, choice: TrialChoice, tune: Tune) -> Cell:
     return _with(cell, _method(cell.method, choice), {"tuning": tune.identity()}, seed=cell.seed)
 
 
 def _shared(cell: Cell, rate: float) -> Cell:
-    return _with(cell, _method(cell.method, Choice(rate)), {"role": "shared-lr"}, seed=cell.seed)
+    return _with(cell, _method(cell.method, TrialChoice(rate)), {"role": "shared-lr"}, seed=cell.seed)

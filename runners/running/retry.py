@@ -18,7 +18,7 @@ HALVED_IN = frozenset({"prepare", "train"})
 
 
 @dataclass(frozen=True)
-class Attempt:
+class CellAttempt:
     """One try at a cell.
 
     Attributes:
@@ -30,7 +30,7 @@ class Attempt:
     out_of_memory: tuple[dict[str, Any], ...] = ()
 
 
-def next_attempt(attempt: Attempt, record: Record, *, retries: int) -> Attempt | None:
+def next_attempt(attempt: CellAttempt, record: Record, *, retries: int) -> CellAttempt | None:
     """The attempt after one that was lost or met an error of a passing kind; None if nothing would change.
 
     Args:
@@ -44,7 +44,7 @@ def next_attempt(attempt: Attempt, record: Record, *, retries: int) -> Attempt |
     return None
 
 
-def back_off(cell: Cell, attempt: Attempt, outcome: Outcome) -> Attempt | str | None:
+def back_off(cell: Cell, attempt: CellAttempt, outcome: Outcome) -> CellAttempt | str | None:
     """The attempt with half the batch and twice the accumulation after a cell ran out of memory.
 
     Returns:
@@ -67,4 +67,4 @@ def back_off(cell: Cell, attempt: Attempt, outcome: Outcome) -> Attempt | str | 
         "stage": outcome.stage,
         "reason": outcome.reason,
     }
-    return Attempt(attempt.number + 1, (*attempt.out_of_memory, met))
+    return CellAttempt(attempt.number + 1, (*attempt.out_of_memory, met))

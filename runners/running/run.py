@@ -12,7 +12,7 @@ from harness import hardware, provenance, spec
 from harness.errors import UserError
 from harness.spec import LoadedSweep
 from runners import environments
-from runners.executors.backends import Choice, Place, place
+from runners.executors.backends import ExecutionTarget, ExecutorChoice, place
 from runners.planning import plan as planning
 from runners.planning.cost_model import device_of
 from runners.planning.ordering import Budget
@@ -28,7 +28,7 @@ from tasks.task import load_task
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """Result of a run: the plan it followed and how many cells ended with which status."""
 
     plan: Plan
@@ -85,9 +85,9 @@ def run_sweep(
     *,
     only: str | None = None,
     rerun: Sequence[str] = (),
-    choice: Choice | None = None,
+    choice: ExecutorChoice | None = None,
     hours: float | None = None,
-) -> Summary:
+) -> RunSummary:
     """Run what is to be run of ``sweep``.
 
     Args:
@@ -102,11 +102,11 @@ def run_sweep(
         go_offline(workspace.fetched)
     if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store()):
         console.print(f"{recovered} finished cells of a killed run were recovered.")
-    where = place(choice or Choice(), workspace)
+    where = place(choice or ExecutorChoice(), workspace)
     run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
     plan = run.plan(only=only, rerun=rerun)
     check_data(plan, sweep, workspace)
-    summary = Summary(plan, Counter())
+    summary = RunSummary(plan, Counter())
     attempted: set[str] = set()
     # a sweep that tunes is planned again after its trials, one that combines rows after their cells; others are not
     while new := [cell for cell in plan.run if cell.key not in attempted]:
@@ -134,7 +134,7 @@ class _Run:
     sweep: LoadedSweep
     workspace: Workspace
     console: Console
-    place: Place
+    place: ExecutionTarget
     budget: Budget | None
 
     def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
@@ -153,7 +153,7 @@ class _Run:
         plan.not_run = []
         return plan
 
-    def through(self, plan: Plan, summary: Summary) -> None:
+    def through(self, plan: Plan, summary: RunSummary) -> None:
         """Run one plan's cells and add to the summary what came of them."""
         sweep = plan.sweep
         store = self.workspace.open_store()

@@ -19,7 +19,7 @@ from harness.matrix import Cell
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import FINAL_STATUSES, Outcome, Record
-from harness.store.store import Claim, Store, short_fingerprint
+from harness.store.store import CellClaim, Store, short_fingerprint
 from runners import environments
 from runners.executors.base import Ended, Executor, Lease, Message
 from runners.planning.cell_dependencies import kept_at
@@ -29,7 +29,7 @@ from runners.running import recovery
 from runners.running.job_results import Endings, counted_as, how_it_died, log_tail
 from runners.running.leases import Pool
 from runners.running.preflight import no_room
-from runners.running.retry import Attempt, back_off, next_attempt
+from runners.running.retry import CellAttempt, back_off, next_attempt
 from runners.worker.job import Job
 from runners.worker.process import BEAT_S
 from runners.workspace import Workspace
@@ -63,9 +63,9 @@ class Running:
 
     job: Job
     cell: Cell
-    attempt: Attempt
+    attempt: CellAttempt
     lease: Lease
-    claim: Claim
+    claim: CellClaim
     deadline: float
     stage: str = "start"
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -117,8 +117,8 @@ class Scheduler:
         self._owner = recovery.owner()
         self._run_id = uuid.uuid4().hex[:12]  # blocks of two runs are different blocks
         self._running: dict[str, Running] = {}
-        self._queue: deque[tuple[Cell, Attempt]] = deque((cell, Attempt()) for cell in plan.run)
-        self._held: deque[tuple[Cell, Attempt]] = deque()
+        self._queue: deque[tuple[Cell, CellAttempt]] = deque((cell, CellAttempt()) for cell in plan.run)
+        self._held: deque[tuple[Cell, CellAttempt]] = deque()
         self._said: set[str] = set()
         self._waits_for_device = False
 
@@ -164,7 +164,7 @@ class Scheduler:
                 waiting.popleft()
             self._held.extendleft(reversed(waiting))
 
-    def _start(self, cell: Cell, attempt: Attempt) -> bool:
+    def _start(self, cell: Cell, attempt: CellAttempt) -> bool:
         """Launch one cell, or put it where it belongs: held, done by another run, not run.
 
         Returns:
@@ -187,7 +187,7 @@ class Scheduler:
             job = self._job(cell, lease, attempt)
             job.write()
         else:
-            attempt = Attempt(job.attempt, job.out_of_memory)
+            attempt = CellAttempt(job.attempt, job.out_of_memory)
         self._running[cell.key] = Running(
             job,
             cell,
@@ -201,7 +201,7 @@ class Scheduler:
             self.executor.start(job)
         return True
 
-    def _claimed(self, cell: Cell, attempt: Attempt) -> Claim | None:
+    def _claimed(self, cell: Cell, attempt: CellAttempt) -> CellClaim | None:
         """The right to run a cell now; without it the cell is held, not run, or finished by another run."""
         refused = self._no_room(cell)
         if refused is not None:
@@ -219,7 +219,7 @@ class Scheduler:
             return None
         return claim
 
-    def _hold(self, cell: Cell, attempt: Attempt, why: str) -> None:
+    def _hold(self, cell: Cell, attempt: CellAttempt, why: str) -> None:
         self._held.append((cell, attempt))
         if cell.key not in self._said:
             self._said.add(cell.key)
@@ -253,7 +253,7 @@ class Scheduler:
         now = {e.id for e in self.store.entries_of(cell.key) if e.status in FINAL_STATUSES}
         return bool(now - before)
 
-    def _job(self, cell: Cell, lease: Lease, attempt: Attempt) -> Job:
+    def _job(self, cell: Cell, lease: Lease, attempt: CellAttempt) -> Job:
         folder = self.workspace.cache / "jobs" / f"{cell.key}-{uuid.uuid4().hex[:8]}"
         outside = QUANTIZERS.get(cell.quantization.name).declaration.environment
         python = environments.interpreter(outside, self.workspace.cache) if outside else None
@@ -295,7 +295,7 @@ class Scheduler:
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
         )
 
-    def _order_of(self, cell: Cell, attempt: Attempt) -> dict[str, object]:
+    def _order_of(self, cell: Cell, attempt: CellAttempt) -> dict[str, object]:
         """The run and the block of a cell; {} for a later attempt, which runs when its block is over."""
         slot = self.plan.slots.get(cell.key)
         return {"run": self._run_id, **slot.as_json()} if slot is not None and attempt.number == 1 else {}
@@ -352,7 +352,7 @@ class Scheduler:
         if isinstance(smaller, str):
             outcome = record.outcome.model_copy(update={"reason": f"{record.outcome.reason} ({smaller})"})
             record = record.model_copy(update={"outcome": outcome})
-        again = smaller if isinstance(smaller, Attempt) else None
+        again = smaller if isinstance(smaller, CellAttempt) else None
         try:
             if again is None:  # a cell that backs off has one record, which holds what it met before
                 entry = self.store.append(record, samples)
@@ -411,7 +411,7 @@ class Scheduler:
             folder = f"{name.partition(':')[2]}-{cell.model.identity['revision']}"
             if (self.workspace.cache / "models" / folder).is_dir():
                 continue
-            job = self._job(cell, Lease(), Attempt())
+            job = self._job(cell, Lease(), CellAttempt())
             job = replace(job, only_build=True, python="", label=f"build {name}")
             job.write()
             self.view.started(job)

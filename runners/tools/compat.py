@@ -22,7 +22,7 @@ IN_PLACE = "trained in place: there is nothing to merge"
 
 
 @dataclass(frozen=True)
-class Pair:
+class Compatibility:
     """Compatibility of a method with a quantizer. Each answer is "" for yes, or the reason why not.
 
     Attributes:
@@ -42,7 +42,7 @@ class Pair:
     after_merge: str
 
 
-def pair(method: str, quantizer: str, device: str, kind: Kind) -> Pair:
+def pair(method: str, quantizer: str, device: str, kind: Kind) -> Compatibility:
     """The declared behaviour of one pair on one device. Whether packages are installed is left to ``plan``."""
     m, q = METHODS.get(method), QUANTIZERS.get(quantizer)
     md, qd = m.declaration, q.declaration
@@ -61,7 +61,7 @@ def pair(method: str, quantizer: str, device: str, kind: Kind) -> Pair:
         after = f"{quantizer} cannot be applied after merge"
     if not after and md.trains and not md.in_place:
         after = m.check_merge("fp") or ""
-    return Pair(method, quantizer, device, kind, scores, trains, merges, after)
+    return Compatibility(method, quantizer, device, kind, scores, trains, merges, after)
 
 
 def _refusal(method: type[Method], kind: Kind, base: str) -> str:
@@ -70,7 +70,9 @@ def _refusal(method: type[Method], kind: Kind, base: str) -> str:
     return declared.__func__(method, kind, base, {}) or ""
 
 
-def pairs(*, device: str = "*", kind: Kind = "causal-lm", method: str = "*", quantizer: str = "*") -> list[Pair]:
+def pairs(
+    *, device: str = "*", kind: Kind = "causal-lm", method: str = "*", quantizer: str = "*"
+) -> list[Compatibility]:
     """All pairs whose device, method and quantizer match these shell-style patterns, in the catalogues' order."""
     return [
         pair(m, q, d, kind)
@@ -83,7 +85,9 @@ def pairs(*, device: str = "*", kind: Kind = "causal-lm", method: str = "*", qua
     ]
 
 
-def select(*, device: str = "*", kind: str = "causal-lm", method: str = "*", quantizer: str = "*") -> list[Pair]:
+def select(
+    *, device: str = "*", kind: str = "causal-lm", method: str = "*", quantizer: str = "*"
+) -> list[Compatibility]:
     """:func:`pairs`, where a kind of model that there is not, or patterns without a match, are mistakes.
 
     Raises:
@@ -98,13 +102,13 @@ def select(*, device: str = "*", kind: str = "causal-lm", method: str = "*", qua
     return found
 
 
-def as_rows(found: list[Pair]) -> list[dict[str, Any]]:
+def as_rows(found: list[Compatibility]) -> list[dict[str, Any]]:
     """Plain rows for ``--json``: ``true`` or the reason."""
     answers = ("scores", "trains", "merges", "after_merge")
     return [{k: (v or True) if k in answers else v for k, v in asdict(p).items()} for p in found]
 
 
-def to_markdown(found: list[Pair]) -> str:
+def to_markdown(found: list[Compatibility]) -> str:
     """One table per device: a row per method, a column per group of quantizers that answer alike; then the reasons."""
     lines = [
         "# Compatibility",
@@ -124,8 +128,8 @@ def to_markdown(found: list[Pair]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(found: list[Pair], device: str, reasons: dict[str, int]) -> list[str]:
-    by_quantizer: dict[str, list[Pair]] = {}
+def _table(found: list[Compatibility], device: str, reasons: dict[str, int]) -> list[str]:
+    by_quantizer: dict[str, list[Compatibility]] = {}
     for p in found:
         by_quantizer.setdefault(p.quantizer, []).append(p)
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -147,7 +151,7 @@ def _table(found: list[Pair], device: str, reasons: dict[str, int]) -> list[str]
     return lines
 
 
-def _cell(p: Pair, reasons: dict[str, int]) -> str:
+def _cell(p: Compatibility, reasons: dict[str, int]) -> str:
     if p.scores:
         return _number(p.scores, reasons)
     if p.trains:

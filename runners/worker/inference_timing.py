@@ -27,7 +27,7 @@ class NoCache(PeftMatrixError):
 
 
 @dataclass(frozen=True)
-class Shape:
+class RequestShape:
     """Requests of one batch, each with the same lengths; ``output_tokens`` 0 is a forward pass alone."""
 
     batch: int

@@ -23,7 +23,7 @@ from harness.record import Reading, WhyMissing
 from harness.spec import Probes
 from harness.stats import TOO_FEW, fewest_for, percentile
 from runners.worker.context import Context, context_length
-from runners.worker.inference_timing import Clock, Decoder, LengthMismatch, NoCache, Shape, Timing
+from runners.worker.inference_timing import Clock, Decoder, LengthMismatch, NoCache, RequestShape, Timing
 from runners.worker.memory import is_out_of_memory, release
 
 Arm = Literal["unmerged", "merged"]
@@ -71,20 +71,20 @@ def energy_panel(ctx: Context) -> Panel:
     return Panel(meters.build(ctx.job.device, uuids=ctx.job.metered, names=["energy"], options=settings))
 
 
-def grid(probes: Probes, *, generates: bool) -> list[Shape]:
+def grid(probes: Probes, *, generates: bool) -> list[RequestShape]:
     """The shapes of a sweep, in its order; a classifier's have no output."""
     outputs = (probes.output_tokens or (1,)) if generates else (0,)
     shapes = product(probes.latency_batch_sizes, probes.prompt_tokens, outputs)
-    return [Shape(*sizes) for sizes in dict.fromkeys(shapes)]
+    return [RequestShape(*sizes) for sizes in dict.fromkeys(shapes)]
 
 
-def headline(shapes: Sequence[Shape]) -> Shape:
+def headline(shapes: Sequence[RequestShape]) -> RequestShape:
     """The shape whose numbers become metrics: first batch size, first prompt length, longest output."""
     first = [s for s in shapes if (s.batch, s.prompt_tokens) == (shapes[0].batch, shapes[0].prompt_tokens)]
     return max(first, key=lambda s: s.output_tokens)
 
 
-def measure(ctx: Context, shape: Shape, panel: Panel | None) -> Entry:
+def measure(ctx: Context, shape: RequestShape, panel: Panel | None) -> Entry:
     """One entry of the grid; a failure of a shape is its status, and never the cell's failure.
 
     Args:
@@ -116,7 +116,7 @@ def measure(ctx: Context, shape: Shape, panel: Panel | None) -> Entry:
     return {**entry, "status": "oom", "reason": reason}
 
 
-def _not_applicable(shape: Shape) -> Entry:
+def _not_applicable(shape: RequestShape) -> Entry:
     """Quantities without meaning at this shape, with the reason."""
     names: tuple[str, ...]
     if shape.output_tokens == 0:
@@ -126,7 +126,7 @@ def _not_applicable(shape: Shape) -> Entry:
     return {name: {"value": None, "why_missing": "not_applicable", "reason": why} for name in names}
 
 
-def prompts(ctx: Context, shape: Shape) -> torch.Tensor:
+def prompts(ctx: Context, shape: RequestShape) -> torch.Tensor:
     """Token ids, shape (batch, prompt tokens): the test items' tokens in a row, each request shifted by one token."""
     tokens = ctx.probe_batch["input_ids"][ctx.probe_batch["attention_mask"].bool()]
     at = (

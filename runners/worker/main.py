@@ -65,7 +65,7 @@ def run_job(job: Job, say: Say) -> Record:
     """Run the cell and leave ``record.json`` (and ``samples.parquet``) in the job's folder."""
     prepare_process(job)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    run = Run()
+    run = CellRun()
     outcome = run_stages(job, run, say)
     samples = samples_to_parquet(run.ctx.samples) if run.ctx is not None and run.ctx.samples else None
     further = provenance.SIDE_PACKAGES if job.side_environment else ()
@@ -104,7 +104,7 @@ def run_job(job: Job, say: Say) -> Record:
 
 
 @dataclass
-class Run:
+class CellRun:
     """Results of the run so far; they go into the record in every case."""
 
     ctx: Context | None = None
@@ -113,7 +113,7 @@ class Run:
     passing: str | None = None  # the kind of an error that another attempt may not meet
 
 
-def run_stages(job: Job, run: Run, say: Say) -> Outcome:
+def run_stages(job: Job, run: CellRun, say: Say) -> Outcome:
     """The cell's stages in order, each in a separate span, and how they ended."""
     stage = "start"
     try:
@@ -197,7 +197,7 @@ def measures_cost(job: Job) -> bool:
     return bool(job.cell.get("measure_cost", True))
 
 
-def recorded_metrics(run: Run, job: Job) -> dict[str, Reading]:
+def recorded_metrics(run: CellRun, job: Job) -> dict[str, Reading]:
     """The run's metrics; those of cost without a value where the sweep measures none."""
     found = run.ctx.metrics if run.ctx is not None else {}
     if measures_cost(job):
@@ -211,7 +211,7 @@ def recorded_metrics(run: Run, job: Job) -> dict[str, Reading]:
     }
 
 
-def recorded_series(run: Run, job: Job) -> dict[str, tuple[float, ...]]:
+def recorded_series(run: CellRun, job: Job) -> dict[str, tuple[float, ...]]:
     """The run's series; where the sweep measures no cost, only those that say how it learned."""
     found = run.ctx.series if run.ctx is not None else {}
     return found if measures_cost(job) else {name: found[name] for name in LEARNING_SERIES if name in found}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from harness.meters.timer import Timer
 from tests.sim_nvml.cases import aliased, measurable, measure_each, meters_cpu_share, outcomes
 from tests.sim_nvml.simulator import SimDevice, Simulator, build, constant
@@ -114,7 +114,7 @@ def latency() -> Iterator[Figure]:
 
 def timed_s(device: str, work: Callable[[], Any]) -> float:
     """Reading of the timer for ``work``, seconds."""
-    timer = Timer(Setting(device))
+    timer = Timer(MeterSetting(device))
     timer.begin("x")
     work()
     [reading] = timer.end("x")

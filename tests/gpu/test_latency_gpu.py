@@ -13,7 +13,7 @@ from harness.meters.catalog import build
 from harness.meters.nvml import visible_uuids
 from harness.meters.panel import Panel
 from harness.spec import Probes
-from runners.worker.inference_timing import Decoder, Shape
+from runners.worker.inference_timing import Decoder, RequestShape
 from runners.worker.latency import decode_energy, joules_per_token, measure
 from tests.methods.tiny import llama
 
@@ -95,7 +95,7 @@ def test_batch_that_does_not_fit_is_recorded_and_frees_memory() -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.set_per_process_memory_fraction(2**30 / torch.cuda.get_device_properties(0).total_memory, 0)
     try:
-        entries = [measure(ctx, Shape(batch, 1024, 2), None) for batch in (1, 4096, 1)]
+        entries = [measure(ctx, RequestShape(batch, 1024, 2), None) for batch in (1, 4096, 1)]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
     assert [e["status"] for e in entries] == ["ok", "oom", "ok"]

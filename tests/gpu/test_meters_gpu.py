@@ -15,7 +15,7 @@ import torch
 from harness.meters.catalog import build
 from harness.meters.flops import count_flops
 from harness.meters.gauges import GAIN_BOUND
-from harness.meters.nvml import Board, visible_uuids
+from harness.meters.nvml import GpuBoard, visible_uuids
 from harness.meters.panel import Panel
 from harness.meters.thermal import thermometer
 from harness.record import Reading
@@ -53,7 +53,7 @@ def multiply_for(seconds: float, size: int = 4096) -> int:
 
 
 def test_the_board_torch_uses_is_found_by_its_uuid() -> None:
-    board = Board(visible_uuids()[0])
+    board = GpuBoard(visible_uuids()[0])
     assert board.name in torch.cuda.get_device_name(0) or torch.cuda.get_device_name(0) in board.name
     assert board.capability == torch.cuda.get_device_capability(0)
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harness.errors import UserError
 from harness.record import Outcome
-from harness.store import gc, index, segments
+from harness.store import cleanup, index, segments
 from harness.store.merge import merge
 from harness.store.packing import pack, unpack, verify
 from harness.store.segments import DamagedSegment
@@ -158,13 +158,13 @@ def test_gc_removes_packed_files(tmp_path: Path) -> None:
     store.append(make_record(0, supersedes=wrong.id, attempt=2))
     pack(store)
     kept = digests(store)
-    (gone,) = gc.waste(store).waste
-    gc.remove(store, gc.waste(store))
+    (gone,) = cleanup.waste(store).waste
+    cleanup.remove(store, cleanup.waste(store))
     del kept[gone.path]
     assert digests(Store(tmp_path)) == kept
     old = time.time() - 7200
     os.utime(segment_of(tmp_path), (old, old))
-    found = gc.waste(store)
+    found = cleanup.waste(store)
     assert [one.why for one in found.waste] == []  # record 1 uses the same samples
 
 

@@ -14,7 +14,7 @@ from harness import spec
 from harness.errors import UserError
 from harness.methods.catalog import METHODS
 from harness.record import Outcome, Reading, Record, UnknownLayout
-from harness.store import gc
+from harness.store import cleanup
 from harness.store.store import Store, current, samples_ref, samples_to_parquet
 from harness.yamlfile import load_yaml
 from runners.workspace import Workspace
@@ -95,7 +95,7 @@ def keep(store: Store, one: Record) -> Record:
 
 
 def removed(store: Store) -> set[str]:
-    return {waste.path.split("/")[-1].split(".")[0] for waste in gc.waste(store).waste if "records/" in waste.path}
+    return {waste.path.split("/")[-1].split(".")[0] for waste in cleanup.waste(store).waste if "records/" in waste.path}
 
 
 def test_a_record_of_another_cell_removes_nothing(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_lost_attempt_replaces_no_result(tmp_path: Path) -> None:
     store = Store(tmp_path)
     mine = keep(store, record("aa" * 8, finished="2026-01-01T00:00:00+00:00"))
     lost = keep(store, record("aa" * 8, "lost", supersedes=mine.id, finished="2026-01-02T00:00:00+00:00"))
-    assert [waste.why for waste in gc.waste(store).waste] == ["lost; the cell has ended since"]
+    assert [waste.why for waste in cleanup.waste(store).waste] == ["lost; the cell has ended since"]
     assert current([mine, lost])["aa" * 8] is mine
 
 
@@ -117,7 +117,7 @@ def test_a_correction_of_the_same_cell_replaces_its_record(tmp_path: Path) -> No
     store = Store(tmp_path)
     mine = keep(store, record("aa" * 8))
     keep(store, record("aa" * 8, supersedes=mine.id, attempt=2))
-    assert [waste.why for waste in gc.waste(store).waste] == ["corrected by a later record"]
+    assert [waste.why for waste in cleanup.waste(store).waste] == ["corrected by a later record"]
 
 
 def test_samples_stay_while_a_record_is_in_quarantine(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_samples_stay_while_a_record_is_in_quarantine(tmp_path: Path) -> None:
     os.utime(sample, (0, 0))
     (tmp_path / "quarantine").mkdir()
     entry.rename(tmp_path / "quarantine" / entry.name)
-    found = gc.waste(store)
+    found = cleanup.waste(store)
     assert not found.waste
     assert "in quarantine" in found.kept_back[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.record import Outcome, Record
-from harness.store.gc import remove, waste
+from harness.store.cleanup import remove, waste
 from harness.store.merge import merge
 from harness.store.store import Store, samples_ref
 from tests.harness.examples import make_record, make_samples

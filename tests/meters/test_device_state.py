@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from harness.meters.nvml import foreign_pids, visible_uuids
 from harness.meters.panel import Panel
 from harness.meters.rapl import Rapl, unwrapped_uj
@@ -111,7 +111,7 @@ def tree(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_packages_and_dram_apart_overlaps_left_out_wraps_counted(tree: dict[str, Path], tmp_path: Path) -> None:
-    panel = Panel([Rapl(Setting("cpu"), root=tmp_path)])
+    panel = Panel([Rapl(MeterSetting("cpu"), root=tmp_path)])
     panel.begin("train")
     for name, value in {"package-0": 6_000_000, "package-1": 2_000_000, "dram-0": 700_000, "dram-1": 300_000}.items():
         (tree[name] / "energy_uj").write_text(str(value))
@@ -131,7 +131,7 @@ def test_a_counter_may_wrap_between_any_two_readings() -> None:
 
 def test_a_machine_without_dram_zones_says_so(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0", 0)
-    meter = Rapl(Setting("cpu"), root=tmp_path)
+    meter = Rapl(MeterSetting("cpu"), root=tmp_path)
     assert meter.available() is None
     meter.begin("train")
     readings = {r.quantity: r for r in meter.end("train")}
@@ -140,7 +140,7 @@ def test_a_machine_without_dram_zones_says_so(tmp_path: Path) -> None:
 
 
 def test_no_zones_and_no_permission_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = Panel([Rapl(Setting("cpu"), root=tmp_path)])
+    empty = Panel([Rapl(MeterSetting("cpu"), root=tmp_path)])
     assert {r.why_missing for r in empty.absent()} == {"no_device"}
     path = zone(tmp_path, "intel-rapl:0", "package-0", 0)
     real = Path.read_text
@@ -151,7 +151,7 @@ def test_no_zones_and_no_permission_are_different(tmp_path: Path, monkeypatch: p
         return real(self)
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    refused = Panel([Rapl(Setting("cpu"), root=tmp_path)])
+    refused = Panel([Rapl(MeterSetting("cpu"), root=tmp_path)])
     assert {r.why_missing for r in refused.absent()} == {"no_permission"}
     assert "energy_uj may not be read" in refused.absent()[0].details["why"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.meters.energy import Energy
 from harness.meters.gauges import integrate_held, variation
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from tests.sim_nvml.cases import aliased, measurable, measure_each, meters_cpu_share, panel, undisturbed
 from tests.sim_nvml.simulator import Curve, SimDevice, Simulator, constant, ramp, run_measure
 
@@ -211,7 +211,7 @@ def test_shortest_window_keeps_quantization_below_gain_bound() -> None:
         def minimum_s(self, epsilon: float) -> float:
             return 2 * 0.1 / epsilon
 
-    meter = Energy(Setting("cpu", ("GPU-0",)), floor_s=1.0)
+    meter = Energy(MeterSetting("cpu", ("GPU-0",)), floor_s=1.0)
     meter._gauges = [FastGauge()]  # type: ignore[list-item]
     assert meter.shortest_window_s == pytest.approx(4.0)
     assert meter.minimum_window_s == pytest.approx(20.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from harness.meters.memory import HostMemory, TorchMemory, cgroup_peak_path, tree_pss_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_an_rss_peak_that_cannot_be_reset_is_not_reported(tmp_path: Path) -> Non
     process.mkdir(parents=True)
     (process / "status").write_text("VmHWM:\t  1000 kB\n")
     (process / "cgroup").write_text("")
-    meter = HostMemory(Setting("cpu"), proc=proc)
+    meter = HostMemory(MeterSetting("cpu"), proc=proc)
     meter._pss.read = lambda: 1
     (process / "clear_refs").mkdir()  # a write to it fails
     meter.begin("x")

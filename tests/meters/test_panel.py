@@ -9,7 +9,7 @@ import pytest
 from harness.errors import UserError
 from harness.meters.base import Meter
 from harness.meters.catalog import METERS, build
-from harness.meters.instrument import Sampler, Setting
+from harness.meters.instrument import MeterSetting, Sampler
 from harness.meters.panel import Panel
 from harness.meters.timer import Timer
 from harness.metrics import METRICS, reading
@@ -59,7 +59,7 @@ def test_stages_open_outermost_first_and_close_innermost_first() -> None:
 def test_raising_meter_fails_alone_and_is_retried_next_stage(where: str) -> None:
     log: list[str] = []
     bad = Scripted("bad", log, raises_in=where)
-    panel = Panel([Scripted("good", log), bad, Timer(Setting("cpu"))])
+    panel = Panel([Scripted("good", log), bad, Timer(MeterSetting("cpu"))])
     panel.begin("train")
     readings = {r.quantity: r for r in panel.end("train")}
     assert readings["train_s"].value == 1.0
@@ -99,7 +99,7 @@ def test_stages_do_not_nest() -> None:
 
 def test_a_clock_that_goes_back_gives_no_duration() -> None:
     times = iter([100.0, 99.0])
-    timer = Timer(Setting("cpu"), clock=lambda: next(times))
+    timer = Timer(MeterSetting("cpu"), clock=lambda: next(times))
     timer.begin("train")
     [got] = timer.end("train")
     assert (got.value, got.why_missing) == (None, "failed")

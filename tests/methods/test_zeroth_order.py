@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.catalog import METHODS
 from harness.methods.zeroth_order.directions import bits, directions, shift, unpacked
-from harness.methods.zeroth_order.mezo import Step, by_block
+from harness.methods.zeroth_order.mezo import ZerothOrderStep, by_block
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, llama, logits, made, train
 
 ESTIMATORS = [name for name in METHODS if METHODS.get(name).declaration.family == "zeroth-order"]
@@ -279,7 +279,7 @@ def test_several_directions_average_their_estimates() -> None:
     expected = [p.clone().double() for p in start]
     with torch.no_grad():
         for seed in (30, 31, 32):
-            rho, _ = method.slope(Step(model, inputs, list(model.parameters()), seed, rate))
+            rho, _ = method.slope(ZerothOrderStep(model, inputs, list(model.parameters()), seed, rate))
             for total, z in zip(expected, directions(list(model.parameters()), seed), strict=True):
                 total -= rate * rho * z / 3
             for p, was in zip(model.parameters(), start, strict=True):

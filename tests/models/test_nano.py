@@ -24,7 +24,7 @@ def examples(name: str, n: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def small() -> sources.Recipe:
+def small() -> sources.ModelRecipe:
     """The nano recipe with a model and a budget for tests."""
     data = copy.deepcopy(sources.recipe("nano").data)
     data["corpus"] = ["A", "B"]
@@ -37,10 +37,10 @@ def small() -> sources.Recipe:
         "threads": 1,
         "learning_rate": 1e-2,
     }
-    return sources.Recipe("nano", data)
+    return sources.ModelRecipe("nano", data)
 
 
-def test_it_is_built_once_and_is_the_same_every_time(small: sources.Recipe, tmp_path: Path) -> None:
+def test_it_is_built_once_and_is_the_same_every_time(small: sources.ModelRecipe, tmp_path: Path) -> None:
     seen: list[int] = []
     settings = {"examples": examples, "task_digest": str}
     first = nano.ensure(small, tmp_path / "a", progress=lambda step, _: seen.append(step), **settings)
@@ -52,7 +52,7 @@ def test_it_is_built_once_and_is_the_same_every_time(small: sources.Recipe, tmp_
     assert [p.name for p in (tmp_path / "a" / "models").iterdir() if p.is_dir()] == [first.name]
 
 
-def test_it_learns_its_corpus(small: sources.Recipe, tmp_path: Path) -> None:
+def test_it_learns_its_corpus(small: sources.ModelRecipe, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = nano.ensure(small, tmp_path, examples=examples, task_digest=str)
@@ -64,19 +64,19 @@ def test_it_learns_its_corpus(small: sources.Recipe, tmp_path: Path) -> None:
     assert tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True) == ["a", "d"]
 
 
-def test_another_corpus_is_another_model(small: sources.Recipe) -> None:
+def test_another_corpus_is_another_model(small: sources.ModelRecipe) -> None:
     assert small.identity(lambda name: name) != small.identity(lambda name: name + " changed")
 
 
 def test_updated_base_continues_from_earlier_weights(
-    small: sources.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: sources.ModelRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file
 
     monkeypatch.setattr(sources, "recipe", {"nano": small}.__getitem__)
     still = {**small.data["pretraining"], "steps": 1, "learning_rate": 0.0}
-    updated = sources.Recipe("nano-v2", {**small.data, "continues": "nano", "pretraining": still})
-    assert updated.identity(str) != sources.Recipe("nano-v2", {**small.data, "pretraining": still}).identity(str)
+    updated = sources.ModelRecipe("nano-v2", {**small.data, "continues": "nano", "pretraining": still})
+    assert updated.identity(str) != sources.ModelRecipe("nano-v2", {**small.data, "pretraining": still}).identity(str)
     folder = nano.ensure(updated, tmp_path, examples=examples, task_digest=str)
     before = nano.ensure(small, tmp_path, examples=examples, task_digest=str)
     old, new = (load_file(f / "model.safetensors") for f in (before, folder))
@@ -97,7 +97,7 @@ def test_the_tokenizer_survives_saving_and_puts_bos_in_front(tmp_path: Path) -> 
         assert again.decode(ids, skip_special_tokens=True) == text
 
 
-def test_a_half_built_model_is_never_seen(small: sources.Recipe, tmp_path: Path) -> None:
+def test_a_half_built_model_is_never_seen(small: sources.ModelRecipe, tmp_path: Path) -> None:
     def broken(name: str, n: int) -> list[tuple[str, str]]:
         raise RuntimeError("no data")
 

@@ -16,7 +16,7 @@ import numpy as np
 from harness import stats
 from reports.apps.importers.peft_suite import read
 from reports.apps.regressions.detect import detect
-from reports.apps.regressions.series import History, Point, Series
+from reports.apps.regressions.series import History, Series, SeriesPoint
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path(os.environ.get("PEFT_MATRIX_DATA", ROOT / ".." / "shared" / "data")) / "peft_method_comparison"
@@ -39,7 +39,7 @@ def nights(cells: Sequence[tuple[str, float]], lost: float, new_environment: boo
         rates = np.full(NIGHTS, truth)
         rates[-1] = max(0.0, truth - lost)
         points = tuple(
-            Point(
+            SeriesPoint(
                 f"2026-08-{night + 1:02d}T00:00:00+00:00",
                 f"{number} {night}",
                 count / ITEMS,

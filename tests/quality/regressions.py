@@ -13,7 +13,7 @@ import numpy as np
 
 from harness import stats
 from reports.apps.regressions.detect import Report, detect
-from reports.apps.regressions.series import History, Point, Series
+from reports.apps.regressions.series import History, Series, SeriesPoint
 
 CELLS, NIGHTS, ITEMS = 40, 15, 1000
 ROUNDS = 200
@@ -102,7 +102,7 @@ def as_history(values: Values, new_environment: bool) -> History:
     for metric, table in values.items():
         for cell, row in enumerate(table):
             points = tuple(
-                Point(
+                SeriesPoint(
                     f"2026-01-{night + 1:02d}T00:00:00+00:00",
                     f"{metric} {cell} {night}",
                     float(value),

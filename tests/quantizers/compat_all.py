@@ -30,7 +30,7 @@ from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.layers import in_head
 from harness.quantizers.measure import dequantize, linear_kinds
-from runners.tools.compat import IN_PLACE, NOTHING_TRAINED, Pair, pair
+from runners.tools.compat import IN_PLACE, NOTHING_TRAINED, Compatibility, pair
 from tests.methods.tiny import (
     CAUSAL,
     attached,
@@ -154,7 +154,7 @@ def _first_gradient(name: str, quantizer: str) -> dict[str, torch.Tensor]:
     return {n: p.grad.float().flatten() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def _live(name: str, quantizer: str, declared: Pair) -> list[str]:
+def _live(name: str, quantizer: str, declared: Compatibility) -> list[str]:
     """Attach, train, save, load, merge; what went otherwise than a whole life should."""
     kind = QUANTIZERS.get(quantizer).declaration.base
     method, model = made(name, CAUSAL, kind), base(quantizer)
@@ -243,7 +243,7 @@ def _identity_at_start(name: str) -> bool:
 
 
 def _merge(
-    method: Method, quantizer: str, model: nn.Module, after: torch.Tensor, moved: float, declared: Pair
+    method: Method, quantizer: str, model: nn.Module, after: torch.Tensor, moved: float, declared: Compatibility
 ) -> list[str]:
     if declared.scores or method.declaration.in_place or declared.merges in (IN_PLACE, NOTHING_TRAINED):
         return []

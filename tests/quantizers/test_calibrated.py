@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.quantizers.calibrated import awq_factors, gptq
-from harness.quantizers.calibration import Calibration, inverse_factor
+from harness.quantizers.calibration import ModelStatistics, inverse_factor
 from harness.quantizers.catalog import QUANTIZERS
 from harness.quantizers.packing import Grid
 from tests.quantizers.conftest import batch
@@ -94,7 +94,7 @@ def test_awq_never_worse_than_rounding_better_with_outliers(seed: int) -> None:
 
 def test_calibration_counts_unpadded_tokens_and_names_data(load) -> None:
     model = load("none")
-    first, again, other = Calibration(), Calibration(), Calibration()
+    first, again, other = ModelStatistics(), ModelStatistics(), ModelStatistics()
     first.run(model, [batch("causal-lm", 0), batch("causal-lm", 1)])
     again.run(model, [batch("causal-lm", 0), batch("causal-lm", 1)])
     other.run(model, [batch("causal-lm", 1), batch("causal-lm", 0)])
@@ -113,7 +113,7 @@ def test_calibration_sees_what_the_layer_sees(load) -> None:
     seen = []
     layer = model.get_submodule("model.layers.1.mlp.down_proj")
     layer.register_forward_pre_hook(lambda _, a: seen.append(a[0][inputs["attention_mask"].bool()]))
-    calibration = Calibration()
+    calibration = ModelStatistics()
     calibration.run(model, [inputs])
     statistics = calibration.layers["model.layers.1.mlp.down_proj"]
     torch.testing.assert_close(statistics.gram, seen[0].T @ seen[0])
@@ -123,7 +123,7 @@ def test_calibration_sees_what_the_layer_sees(load) -> None:
 
 def test_no_batches_is_an_error(load) -> None:
     with pytest.raises(UserError, match="no batches to calibrate on"):
-        Calibration().run(load("none"), [])
+        ModelStatistics().run(load("none"), [])
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])

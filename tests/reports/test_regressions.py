@@ -20,7 +20,7 @@ from reports.apps.regressions import analyze, decisions
 from reports.apps.regressions.confirm_reruns import confirm, provisional
 from reports.apps.regressions.detect import detect
 from reports.apps.regressions.report import to_markdown
-from reports.apps.regressions.series import History, Point, Series
+from reports.apps.regressions.series import History, Series, SeriesPoint
 from tests.quality.imported import ITEMS, RUNS, nights, truths
 from tests.quality.regressions import CASES, as_history, quiet
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
@@ -131,7 +131,7 @@ def test_improvements_failures_and_decisions(tmp_path: Path) -> None:
 
 
 def test_a_series_is_cut_where_the_environment_changed() -> None:
-    points = tuple(Point(f"{i:02d}", str(i), 1.0, f) for i, f in enumerate("aabbba"))
+    points = tuple(SeriesPoint(f"{i:02d}", str(i), 1.0, f) for i, f in enumerate("aabbba"))
     series = Series("k", "l", "step_ms", "m", points)
     assert [p.record for p in series.segment()] == ["5"]
     assert [p.record for p in series.before_segment()] == ["2", "3", "4"]
@@ -153,7 +153,7 @@ def test_the_simulated_histories_are_judged(name: str) -> None:
 
 def test_a_drift_is_dated() -> None:
     values = np.concatenate([np.full(8, 10.0), np.full(7, 13.0)]) + np.random.default_rng(0).normal(0, 0.1, 15)
-    points = tuple(Point(f"2026-01-{i + 1:02d}", str(i), float(v), "a") for i, v in enumerate(values))
+    points = tuple(SeriesPoint(f"2026-01-{i + 1:02d}", str(i), float(v), "a") for i, v in enumerate(values))
     report = detect(History((Series("k", "cell", "step_ms", "m", points),), {}, {}, {}))
     assert [(f.kind, f.since) for f in report.cells if f.kind == "drift"] == [("drift", "2026-01-09")]
 

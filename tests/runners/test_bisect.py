@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from runners.tools.bisect import Bisection, Change, Environments, Result, Verdict, bisect, build, read_lock, smallest
+from runners.tools.bisection import (
+    Bisection,
+    BisectRun,
+    Change,
+    Environments,
+    Verdict,
+    bisect,
+    build,
+    read_lock,
+    smallest,
+)
 from tests.runners.conftest import Bench
 
 
@@ -128,13 +138,13 @@ class Measured:
     def build(self, pinned: Mapping[str, str]) -> Path:
         return build(self.folder, pinned)
 
-    def run(self, python: Path) -> Result:
+    def run(self, python: Path) -> BisectRun:
         self.runs.append(python.parents[1].name)
         program = f"import {', '.join(PACKAGES)}\nnumber = {len(self.runs)}\n{self.code}"
         done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, check=False)
         if done.returncode:
-            return Result(None, done.stderr.strip().splitlines()[-1])
-        return Result(float(done.stdout))
+            return BisectRun(None, done.stderr.strip().splitlines()[-1])
+        return BisectRun(float(done.stdout))
 
 
 def searched(tmp_path: Path, code: str, bad: Mapping[str, str] | None = None) -> tuple[Bisection, Measured]:

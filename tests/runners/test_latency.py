@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from harness.spec import Probes
-from runners.worker.inference_timing import Decoder, LengthMismatch, Shape, Timing
+from runners.worker.inference_timing import Decoder, LengthMismatch, RequestShape, Timing
 from runners.worker.latency import grid, headline, measure, percentiles, pooled_percentiles, summarise
 from tests.meters.conftest import sim, sim_library  # noqa: F401 - fixtures
 from tests.methods.tiny import VOCABULARY, bert, llama
@@ -117,28 +117,28 @@ class Slow(nn.Module):
 def test_request_with_incomplete_cache_has_no_latency() -> None:
     with pytest.raises(LengthMismatch, match="holds 6 positions after the request, 9 were expected"):
         Decoder(Slow(grows=0), CPU).request(torch.ones(1, 6, dtype=torch.long), 4)
-    entry = measure(context(Slow(grows=0)), Shape(1, 6, 4), None)
+    entry = measure(context(Slow(grows=0)), RequestShape(1, 6, 4), None)
     assert entry["status"] == "length_mismatch"
     assert "ttft_ms" not in entry
 
 
 def test_oom_is_an_entry_and_the_next_shape_is_measured() -> None:
     ctx = context(Slow(largest_batch=2))
-    entries = [measure(ctx, Shape(batch, 6, 2), None) for batch in (2, 4, 1)]
+    entries = [measure(ctx, RequestShape(batch, 6, 2), None) for batch in (2, 4, 1)]
     assert [e["status"] for e in entries] == ["ok", "oom", "ok"]
     assert entries[1]["reason"] == "CUDA out of memory. Tried to allocate 1.00 GiB"
 
 
 def test_unsupported_shape_is_an_entry_other_errors_raise() -> None:
-    too_long = measure(context(llama().eval()), Shape(1, 60, 8), None)
+    too_long = measure(context(llama().eval()), RequestShape(1, 60, 8), None)
     assert (too_long["status"], too_long["reason"]) == ("not_applicable", "68 positions, and the model has 64")
     without_cache = Slow()
     without_cache.forward = lambda **_: SimpleNamespace(logits=torch.zeros(1, 1, 3))  # type: ignore[method-assign]
-    assert measure(context(without_cache), Shape(1, 6, 2), None)["status"] == "not_applicable"
+    assert measure(context(without_cache), RequestShape(1, 6, 2), None)["status"] == "not_applicable"
     broken = Slow()
     broken.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("shapes differ"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="shapes differ"):
-        measure(context(broken), Shape(1, 6, 2), None)
+        measure(context(broken), RequestShape(1, 6, 2), None)
 
 
 def test_a_classifier_has_forward_passes_and_no_tokens() -> None:
@@ -160,8 +160,8 @@ def test_headline_is_first_batch_first_prompt_longest_output() -> None:
     probes = Probes(latency_batch_sizes=(4, 1), prompt_tokens=(32, 8), output_tokens=(1, 16, 4))
     shapes = grid(probes, generates=True)
     assert len(shapes) == 12
-    assert headline(shapes) == Shape(4, 32, 16)
-    assert grid(Probes(prompt_tokens=(8,)), generates=True) == [Shape(1, 8, 1)]
+    assert headline(shapes) == RequestShape(4, 32, 16)
+    assert grid(Probes(prompt_tokens=(8,)), generates=True) == [RequestShape(1, 8, 1)]
 
 
 # --- the numbers ---------------------------------------------------------------------------------

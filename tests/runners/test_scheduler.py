@@ -18,7 +18,7 @@ from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
 from runners.running.leases import Pool
 from runners.running.preflight import kept, no_room
-from runners.running.retry import Attempt
+from runners.running.retry import CellAttempt
 from runners.running.scheduler import Scheduler
 from tests.runners import cheap
 from tests.runners.conftest import REPOSITORY
@@ -102,7 +102,7 @@ def test_a_method_that_accumulates_no_gradients_says_so(tmp_path: Path) -> None:
 def test_no_second_attempt_if_another_run_finished_the_cell(tmp_path: Path) -> None:
     sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"])
     first, second = cheap.scheduler(sweep, tmp_path), cheap.scheduler(sweep, tmp_path)
-    second._queue = type(second._queue)((cell, Attempt(2)) for cell, _ in second._queue)
+    second._queue = type(second._queue)((cell, CellAttempt(2)) for cell, _ in second._queue)
     first.run()
     second.run()
     assert len(first.store.records()[0]) == 1

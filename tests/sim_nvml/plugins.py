@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.meters.instrument import Setting
+from harness.meters.instrument import MeterSetting
 from harness.meters.timer import Timer
 from harness.record import Reading
 
@@ -35,7 +35,7 @@ class Outside:
     name = ""
     quantities: tuple[str, ...] = ()
 
-    def __init__(self, setting: Setting, *, file: str = "") -> None:
+    def __init__(self, setting: MeterSetting, *, file: str = "") -> None:
         self.setting = setting
         self.file = file
 

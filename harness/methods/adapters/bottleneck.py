@@ -95,7 +95,7 @@ class BottleneckAdapter(Method):
         return model
 
 
-class Parallel(BottleneckAdapter):
+class ParallelAdapter(BottleneckAdapter):
     """``y <- FFN(x) + a U f(D x)`` at the feed-forward layer of every block."""
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -114,7 +114,7 @@ class Parallel(BottleneckAdapter):
     beside = True
 
 
-class Series(BottleneckAdapter):
+class SeriesAdapter(BottleneckAdapter):
     """``h <- h + a U f(D h)`` where h is what a block's feed-forward layer gives, before the residual sum."""
 
     declaration: ClassVar[Declaration] = Declaration(

@@ -26,7 +26,7 @@ WEIGHTS_ONLY = "the ingredients are merged into the base, and merging into such 
 
 
 @dataclass(frozen=True)
-class Row:
+class MergeRow:
     """A way of combining: its text, its paper, its own defaults, and whether the paper was read."""
 
     summary: str
@@ -37,47 +37,47 @@ class Row:
     revision: int = 1
 
 
-TABLE: dict[str, Row] = {
-    "soup": Row(
+TABLE: dict[str, MergeRow] = {
+    "soup": MergeRow(
         "Uniform soup: the average of the models.",
         "2203.05482",
         {},
         "nothing to set; as in the released code",
         unverified=False,
     ),
-    "soup-greedy": Row(
+    "soup-greedy": MergeRow(
         "Greedy soup: best model first, another one joins the average only if validation does not get worse.",
         "2203.05482",
         {},
         "nothing to set",
     ),
-    "task-arithmetic": Row(
+    "task-arithmetic": MergeRow(
         "Task arithmetic: the base plus the summed differences that training made, times one factor.",
         "2212.04089",
         {"scale": "auto"},
         f"auto: the best factor of {LAMBDAS} on validation",
     ),
-    "ties": Row(
+    "ties": MergeRow(
         "TIES: small changes are trimmed, each weight's sign is elected, and only agreeing changes are averaged.",
         "2306.01708",
         {"density": 0.2, "scale": 1.0},
         "the paper's setting without validation: the top fifth and factor 1",
         unverified=False,
     ),
-    "dare": Row(
+    "dare": MergeRow(
         "DARE: most changes are dropped at random and the others rescaled, then averaged.",
         "2311.03099",
         {"drop": 0.9, "scale": 1.0},
         "nine of ten changes dropped, as in the paper; factor 1",
         unverified=False,
     ),
-    "breadcrumbs": Row(
+    "breadcrumbs": MergeRow(
         "Breadcrumbs: of every tensor the smallest and the very largest changes are dropped, the rest is summed.",
         "2312.06795",
         {"bottom": 0.85, "top": 0.01, "scale": "auto"},
         f"shares in the paper's range; auto: the best factor of {LAMBDAS} on validation",
     ),
-    "pcb": Row(
+    "pcb": MergeRow(
         "PCB: changes are weighted by their size within a model and their agreement between models.",
         "2410.02396",
         {"density": 0.1, "scale": 1.2},

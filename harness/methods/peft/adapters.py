@@ -9,7 +9,7 @@ from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.peft import param_counts as counts
 from harness.methods.peft.param_counts import Count
-from harness.methods.peft.row import Row
+from harness.methods.peft.row import PeftRow
 
 SOURCE = (
     "peft's defaults, on every linear layer; the learning rate is a multiple of full fine-tuning's that follows the "
@@ -40,7 +40,7 @@ def _adapter(
     variant: str = "",
     family: str = "adapter",
     **declared: Any,
-) -> Row:
+) -> PeftRow:
     """A row that adapts every linear layer, unless ``defaults`` says otherwise."""
     refused = {**bases.because(bases.NO_GRADIENT, bases.DYNAMIC), **(refuses or {})}
     if not hqq:
@@ -62,7 +62,7 @@ def _adapter(
             **declared,
         },
     )
-    return Row(
+    return PeftRow(
         declaration,
         config,
         count,

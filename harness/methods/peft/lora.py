@@ -20,7 +20,7 @@ from harness.methods.peft.param_counts import (
     sampled,
     unknown,
 )
-from harness.methods.peft.row import Row
+from harness.methods.peft.row import PeftRow
 
 RENAMED = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 SHAPE: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
@@ -55,7 +55,7 @@ def _lora(
     refuses: Mapping[str, str] | None = None,
     further: frozenset[str] = frozenset(),
     **declared: Any,
-) -> Row:
+) -> PeftRow:
     """A row over ``LoraConfig``; it differs from plain LoRA in the given options, and trains on the bases in
     ``further`` too.
     """
@@ -79,7 +79,7 @@ def _lora(
         },
     )
     renamed = {ours: theirs for ours, theirs in RENAMED.items() if theirs not in fixed}
-    return Row(declaration, config, count, fixed, renamed, nested, divisors or {}, needs=needs, variant=variant)
+    return PeftRow(declaration, config, count, fixed, renamed, nested, divisors or {}, needs=needs, variant=variant)
 
 
 ROWS = (

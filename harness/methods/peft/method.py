@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import Unsupported, UserError, did_you_mean
 from harness.methods.base import Method, ModelKind
 from harness.methods.modules import Linear, classifier, count, linears, named_by, no_module, targeted
-from harness.methods.peft.row import Row
+from harness.methods.peft.row import PeftRow
 from harness.silence_stderr import quiet_stderr
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -38,7 +38,7 @@ CHANGES_THE_COUNT = frozenset(
 class PeftMethod(Method):
     """A method of peft, as its row says; ``own`` are parameters of ours that peft's configuration does not have."""
 
-    row: ClassVar[Row]
+    row: ClassVar[PeftRow]
     own: ClassVar[frozenset[str]] = frozenset()
 
     # --- before any model is there -------------------------------------------------------------

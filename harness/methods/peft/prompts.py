@@ -9,7 +9,7 @@ from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.peft import param_counts as counts
 from harness.methods.peft.param_counts import Count
-from harness.methods.peft.row import Row
+from harness.methods.peft.row import PeftRow
 
 SOURCE = (
     "20 virtual tokens, as in peft's examples; learning rate 50 × full's, the top of the usual range for soft prompts"
@@ -29,7 +29,7 @@ def _prompt(
     lr: float = 50,
     refuses: Mapping[str, str] | None = None,
     **declared: Any,
-) -> Row:
+) -> PeftRow:
     """A row of 20 virtual tokens, unless ``defaults`` says otherwise. Nothing of the base is touched: all bases do."""
     declaration = Declaration(
         name=name,
@@ -47,7 +47,7 @@ def _prompt(
             **declared,
         },
     )
-    return Row(declaration, config, count, variant=variant)
+    return PeftRow(declaration, config, count, variant=variant)
 
 
 ROWS = (

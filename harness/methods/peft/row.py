@@ -16,7 +16,7 @@ from harness.methods.peft.param_counts import Count
 
 
 @dataclass(frozen=True)
-class Row:
+class PeftRow:
     """One method of peft.
 
     Attributes:

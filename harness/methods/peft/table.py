@@ -15,17 +15,17 @@ from harness.methods.peft import hooks as _hooks
 from harness.methods.peft import lora as _lora
 from harness.methods.peft import prompts as _prompts
 from harness.methods.peft.method import PeftMethod
-from harness.methods.peft.row import Row
+from harness.methods.peft.row import PeftRow
 
 
 @functools.cache
-def table() -> dict[str, Row]:
+def table() -> dict[str, PeftRow]:
     """All rows by name."""
     rows = (*_lora.ROWS, *_adapters.ROWS, *_prompts.ROWS)
     return {row.declaration.name: row for row in rows}
 
 
-def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> Row:
+def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> PeftRow:
     """The row of a peft method with our own extra parameters, or other defaults, under another name."""
     row = table()[parent]
     defaults = {**row.declaration.defaults, **own}

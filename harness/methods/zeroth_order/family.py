@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration
-from harness.methods.zeroth_order.mezo import Mezo, Step, by_block
+from harness.methods.zeroth_order.mezo import Mezo, ZerothOrderStep, by_block
 from harness.methods.zeroth_order.rows import row
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -94,7 +94,7 @@ class ZoSign(Mezo):
         lr_factor=0.3,
     )
 
-    def update(self, step: Step, rho: float) -> None:
+    def update(self, step: ZerothOrderStep, rho: float) -> None:
         """theta <- (1 - lr wd) theta - lr sign(rho) sign(z)."""
         from harness.methods.zeroth_order.directions import shift
 
@@ -114,7 +114,7 @@ class ZoMomentum(Mezo):
         "momentum 0.9 as in ZO-Bench, of a mean, so that rates stay MeZO's",
     )
 
-    def update(self, step: Step, rho: float) -> None:
+    def update(self, step: ZerothOrderStep, rho: float) -> None:
         """M <- beta m + (1 - beta) rho z; theta <- (1 - lr wd) theta - lr m."""
         import torch
 
@@ -150,7 +150,7 @@ class ZoAdam(Mezo):
         self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
         return self._optimizer
 
-    def update(self, step: Step, rho: float) -> None:
+    def update(self, step: ZerothOrderStep, rho: float) -> None:
         """AdamW's step on rho z; the estimate is dropped afterwards, so that the loop finds no gradient."""
         from harness.methods.zeroth_order.directions import directions
 
@@ -175,7 +175,7 @@ class ZoConservative(Mezo):
         """It may stay where it is for a whole run."""
         return False
 
-    def update(self, step: Step, rho: float) -> None:
+    def update(self, step: ZerothOrderStep, rho: float) -> None:
         """Decay, then the best of the three."""
         from harness.methods.zeroth_order.directions import shift
 
@@ -210,7 +210,7 @@ class ZoForwardGradient(Mezo):
         refused = bases.because(NO_FORWARD_MODE, bases.QUANTIZED | bases.DYNAMIC)
         return replace(d, bases=d.bases - refused.keys(), refuses={**refused, **d.refuses})
 
-    def slope(self, step: Step) -> tuple[float, torch.Tensor]:
+    def slope(self, step: ZerothOrderStep) -> tuple[float, torch.Tensor]:
         """Jacobian-vector product of the loss with z; all of z is in memory at once."""
         from torch.autograd import forward_ad
         from torch.func import functional_call
@@ -253,7 +253,7 @@ class ZoBlockwise(Mezo):
         """All parts in turn, each with a separate direction; returns the last part's loss."""
         parts = by_block(model)
         for index, part in enumerate(parts):
-            step = Step(model, batch, part, seed * len(parts) + index, rate)
+            step = ZerothOrderStep(model, batch, part, seed * len(parts) + index, rate)
             rho, loss = self.slope(step)
             self.update(step, rho)
         return loss
@@ -305,7 +305,7 @@ class ZoHybrid(Mezo):
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         for parameter in lower:
             parameter.requires_grad_(True)
-        step = Step(model, batch, lower, seed, rate / float(self.params["first_order_ratio"]))
+        step = ZerothOrderStep(model, batch, lower, seed, rate / float(self.params["first_order_ratio"]))
         rho, _ = self.slope(step)
         self.update(step, rho)
         return loss.detach()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 
 
 @dataclass(frozen=True)
-class Step:
+class ZerothOrderStep:
     """One estimate and its update.
 
     Attributes:
@@ -190,12 +190,12 @@ class Mezo(Method):
         trained = [p for p in model.parameters() if p.requires_grad]
         number = int(self.params.get("directions", 1))
         if number == 1:
-            step = Step(model, batch, trained, seed, rate, self.mask(trained, seed))
+            step = ZerothOrderStep(model, batch, trained, seed, rate, self.mask(trained, seed))
             rho, loss = self.slope(step)
             self.update(step, rho)
             return loss
         seeds = [seed * number + index for index in range(number)]
-        steps = [Step(model, batch, trained, one, rate / number, self.mask(trained, one)) for one in seeds]
+        steps = [ZerothOrderStep(model, batch, trained, one, rate / number, self.mask(trained, one)) for one in seeds]
         found = [self.slope(step) for step in steps]  # all at the same weights
         for step, (rho, _) in zip(steps, found, strict=True):
             self.update(step, rho)
@@ -205,7 +205,7 @@ class Mezo(Method):
         """Mask of the entries of z that count at this step; None: all."""
         return None
 
-    def slope(self, step: Step) -> tuple[float, torch.Tensor]:
+    def slope(self, step: ZerothOrderStep) -> tuple[float, torch.Tensor]:
         """rho, the derivative of the loss along z by a central difference, and the loss."""
         from harness.methods.zeroth_order.directions import shift
 
@@ -217,7 +217,7 @@ class Mezo(Method):
         shift(step.part, step.seed, eps, mask=step.mask)
         return float(up - down) / (2 * eps), (up + down).detach() / 2
 
-    def update(self, step: Step, rho: float) -> None:
+    def update(self, step: ZerothOrderStep, rho: float) -> None:
         """theta <- (1 - lr wd) theta - lr rho z."""
         from harness.methods.zeroth_order.directions import shift
 

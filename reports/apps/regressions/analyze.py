@@ -12,7 +12,7 @@ from harness.store import index
 from harness.store.store import Store
 from reports.apps.regressions import decisions as kept
 from reports.apps.regressions.detect import Report, detect
-from reports.apps.regressions.series import History, Point, Series, history
+from reports.apps.regressions.series import History, Series, SeriesPoint, history
 
 
 def read(root: str, *, sweep: str | None = None) -> History:
@@ -64,7 +64,7 @@ def _reordered(series: Series, order: NDArray[np.float64]) -> Series:
     segment = series.segment()[-len(order) :]
     times = [p.finished for p in segment]
     points = tuple(
-        Point(time, segment[int(i)].record, segment[int(i)].value, segment[int(i)].fingerprint, segment[int(i)].n)
+        SeriesPoint(time, segment[int(i)].record, segment[int(i)].value, segment[int(i)].fingerprint, segment[int(i)].n)
         for time, i in zip(times, order, strict=True)
     )
     return Series(series.key, series.label, series.metric, series.model, points)

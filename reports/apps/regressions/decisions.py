@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
 from harness.store.store import Store
-from reports.apps.regressions.series import Point, Series
+from reports.apps.regressions.series import Series, SeriesPoint
 
 FILE = "baselines.yaml"
 
@@ -74,7 +74,7 @@ def merge(sources: Sequence[Store], into: Store) -> int:
     return len(new)
 
 
-def apply(series: Series, decisions: Sequence[Decision]) -> tuple[Point, ...]:
+def apply(series: Series, decisions: Sequence[Decision]) -> tuple[SeriesPoint, ...]:
     """The points that still count."""
     return tuple(p for p in series.points if not covered(series.label, series.metric, p.finished, decisions))
 

@@ -18,7 +18,7 @@ from harness import stats
 from harness.metrics import METRICS
 from reports.apps.regressions import decisions as kept
 from reports.apps.regressions.flips import FlipCount, Samples, count_flips, on_items
-from reports.apps.regressions.series import Attempt, History, Point, Series
+from reports.apps.regressions.series import History, Series, SeriesAttempt, SeriesPoint
 
 ALPHA = 0.01
 """Largest adjusted p value of a confirmed change (protocol 8.4)."""
@@ -269,7 +269,7 @@ def _left(found: History) -> set[tuple[str, str]]:
     return {place for place, balance in left.items() if balance > 0}
 
 
-def _about_status(latest: Attempt, kind: str, reason: str) -> CellFinding:
+def _about_status(latest: SeriesAttempt, kind: str, reason: str) -> CellFinding:
     return CellFinding(
         latest.key, latest.label, "status", kind, "worse", None, None, None, None, latest.finished, reason, (latest.id,)
     )
@@ -310,7 +310,7 @@ def _rates(series: Sequence[Series], samples: Samples | None) -> list[CellFindin
 
     p values are adjusted over all cells of this look (Benjamini and Hochberg).
     """
-    tested: list[tuple[Series, Point, Point, float, float, str]] = []
+    tested: list[tuple[Series, SeriesPoint, SeriesPoint, float, float, str]] = []
     for one in series:
         if METRICS[one.quantity].unit != "fraction" or METRICS[one.quantity].family not in ("accuracy", "retention"):
             continue
@@ -433,7 +433,7 @@ def _guard(rows: Sequence[tuple[Series, float, float]], t: stats.Pooled) -> floa
     return 0.0 if len(signs) == 1 else 1.0
 
 
-def _level(points: Sequence[Point]) -> float:
+def _level(points: Sequence[SeriesPoint]) -> float:
     """Median of the last twenty values: one bad night does not move it."""
     return float(np.median([p.value for p in points[-20:]]))
 

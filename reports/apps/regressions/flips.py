@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness import stats
-from reports.apps.regressions.series import Point, Series
+from reports.apps.regressions.series import Series, SeriesPoint
 from reports.data.samples import ARMS, Scores, gather
 
 Samples = Callable[[str], "pa.Table | None"]
@@ -53,7 +53,7 @@ def count_flips(series: Sequence[Series], samples: Samples | None) -> list[FlipC
 
 
 def _scores(
-    one: Series, before: Point, after: Point, samples: Samples | None
+    one: Series, before: SeriesPoint, after: SeriesPoint, samples: Samples | None
 ) -> tuple[Scores, Scores, list[pa.Table | None]] | None:
     """Scores of the newest record and of the one before on the same items, and their tables; None without them."""
     if samples is None or one.metric not in ARMS:
@@ -63,7 +63,9 @@ def _scores(
     return None if a is None or b is None or a.items != b.items else (a, b, tables)
 
 
-def on_items(one: Series, before: Point, after: Point, samples: Samples | None) -> tuple[float, float, str] | None:
+def on_items(
+    one: Series, before: SeriesPoint, after: SeriesPoint, samples: Samples | None
+) -> tuple[float, float, str] | None:
     """Effect and p on the items both records scored: McNemar, and the log-probability test where it sees more."""
     pair = _scores(one, before, after, samples)
     if pair is None:

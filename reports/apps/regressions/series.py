@@ -21,7 +21,7 @@ FAMILIES = frozenset({"accuracy", "retention", "time", "energy", "memory"})
 
 
 @dataclass(frozen=True)
-class Point:
+class SeriesPoint:
     """One record's value in a series.
 
     Attributes:
@@ -48,7 +48,7 @@ class Series:
     label: str
     metric: str
     model: str
-    points: tuple[Point, ...]
+    points: tuple[SeriesPoint, ...]
     sweep: str = ""
 
     @property
@@ -57,18 +57,18 @@ class Series:
         return self.metric.rpartition(".")[2]
 
     @property
-    def latest(self) -> Point:
+    def latest(self) -> SeriesPoint:
         """The newest point."""
         return self.points[-1]
 
-    def segment(self) -> tuple[Point, ...]:
+    def segment(self) -> tuple[SeriesPoint, ...]:
         """The newest points that share one environment."""
         end = len(self.points)
         while end > 0 and self.points[end - 1].fingerprint == self.latest.fingerprint:
             end -= 1
         return self.points[end:]
 
-    def before_segment(self) -> tuple[Point, ...]:
+    def before_segment(self) -> tuple[SeriesPoint, ...]:
         """The points of the environment just before the newest one; empty if there was no other."""
         rest = self.points[: len(self.points) - len(self.segment())]
         if not rest:
@@ -80,7 +80,7 @@ class Series:
         return rest[start:]
 
 
-class Attempt(NamedTuple):
+class SeriesAttempt(NamedTuple):
     """One record of a cell: how it ended. ``at`` is its row."""
 
     id: str
@@ -110,7 +110,7 @@ class History:
     """
 
     series: tuple[Series, ...]
-    attempts: Mapping[tuple[str, str], Sequence[Attempt]]
+    attempts: Mapping[tuple[str, str], Sequence[SeriesAttempt]]
     environments: Mapping[str, Mapping[str, Any]]
     samples: Mapping[str, str]
     breaks: tuple[tuple[str, Mapping[str, str]], ...] = ()
@@ -140,14 +140,14 @@ def history(
     for i in wanted:
         if rows["machine"][i]:
             known.setdefault(rows["key"][i], set()).add(_place(rows, i))
-    attempts: dict[tuple[str, str], list[Attempt]] = {}
+    attempts: dict[tuple[str, str], list[SeriesAttempt]] = {}
     environments: dict[str, Mapping[str, Any]] = {}
     for i in wanted:
         if rows["id"][i] in superseded or rows["role"][i] != "result":
             continue
-        told = (rows[name][i] for name in Attempt._fields[:-3])
+        told = (rows[name][i] for name in SeriesAttempt._fields[:-3])
         fingerprint = rows["fingerprint"][i] or digest(json.loads(rows["packages"][i]))
-        found = Attempt._make((*told, fingerprint, tuple(rows["marks"][i]), i))
+        found = SeriesAttempt._make((*told, fingerprint, tuple(rows["marks"][i]), i))
         attempts.setdefault((found.key, _home(rows, i, known)), []).append(found)
         if found.fingerprint not in environments:
             environments[found.fingerprint] = environment(i)
@@ -161,22 +161,22 @@ def history(
 
 
 def _joined(
-    attempts: Mapping[tuple[str, str], list[Attempt]],
+    attempts: Mapping[tuple[str, str], list[SeriesAttempt]],
     environments: dict[str, Mapping[str, Any]],
     cell: Callable[[int], Mapping[str, Any]],
-) -> tuple[dict[tuple[str, str], list[Attempt]], list[tuple[str, Mapping[str, str]]]]:
+) -> tuple[dict[tuple[str, str], list[SeriesAttempt]], list[tuple[str, Mapping[str, str]]]]:
     """Attempts by series and not by key; what changed of a cell is part of its environment."""
     by_label: dict[tuple[str, str, str], list[str]] = {}
     for (key, home), members in attempts.items():
         by_label.setdefault((members[-1].sweep, members[-1].label, home), []).append(key)
-    out: dict[tuple[str, str], list[Attempt]] = {}
+    out: dict[tuple[str, str], list[SeriesAttempt]] = {}
     breaks: list[tuple[str, Mapping[str, str]]] = []
     for (_, label, home), keys in sorted(by_label.items()):
         spans = [(k, attempts[k, home][0].finished, attempts[k, home][-1].finished) for k in keys]
         found, ends = identity.chains(spans, lambda key, at=home: cell(attempts[key, at][-1].at))  # type: ignore[misc]
         breaks += [(label, differ) for _, _, differ in ends]
         for chain in found:
-            joined: list[Attempt] = []
+            joined: list[SeriesAttempt] = []
             states = chain.states if len(chain.keys) > 1 else {}
             for key in chain.keys:
                 state = states.get(key) or {}
@@ -185,7 +185,9 @@ def _joined(
     return out, breaks
 
 
-def _in_state(attempt: Attempt, state: Mapping[str, str], environments: dict[str, Mapping[str, Any]]) -> Attempt:
+def _in_state(
+    attempt: SeriesAttempt, state: Mapping[str, str], environments: dict[str, Mapping[str, Any]]
+) -> SeriesAttempt:
     """The attempt with what is particular to its cell added to its environment."""
     if not state:
         return attempt
@@ -219,16 +221,16 @@ def _watched(flat: Flat) -> dict[int, list[tuple[str, str, float, int | None]]]:
 
 
 def _series(
-    members: Sequence[Attempt], watched: Mapping[int, Sequence[tuple[str, str, float, int | None]]]
+    members: Sequence[SeriesAttempt], watched: Mapping[int, Sequence[tuple[str, str, float, int | None]]]
 ) -> list[Series]:
-    points: dict[str, list[Point]] = {}
+    points: dict[str, list[SeriesPoint]] = {}
     for one in members:
         if one.status != "ok":
             continue
         disturbed = bool({"throttled", "shared"} & set(one.marks))
         for name, family, value, n in watched.get(one.at, ()):
             if not (disturbed and family in ("time", "energy", "memory")):
-                points.setdefault(name, []).append(Point(one.finished, one.id, value, one.fingerprint, n))
+                points.setdefault(name, []).append(SeriesPoint(one.finished, one.id, value, one.fingerprint, n))
     last = members[-1]
     return [
         Series(last.key, last.label, name, last.model, tuple(found), last.sweep)

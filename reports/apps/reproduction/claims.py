@@ -98,7 +98,7 @@ class Count(_Frozen):
     rank: int | None = Field(default=None, gt=0, description="of a projecting optimizer")
 
 
-class Evidence(_Frozen):
+class ClaimEvidence(_Frozen):
     """Source of the evidence. Exactly one kind.
 
     Attributes:
@@ -121,7 +121,7 @@ class Evidence(_Frozen):
     complete: bool = True
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Evidence:
+    def _one_kind(self) -> ClaimEvidence:
         kinds = [self.sweep is not None, self.count is not None, self.compute is not None]
         if sum(kinds) != 1:
             raise ValueError("evidence is one of: a sweep with its arms, a count, or a computation")
@@ -157,7 +157,7 @@ class Criterion(_Frozen):
     band: tuple[float, float] | None = None
     margin: float | None = Field(default=None, gt=0)
     tolerance: Tolerance | None = None
-    evidence: Evidence | None = None
+    evidence: ClaimEvidence | None = None
     by_construction: str = ""
 
     @field_validator("metric", "baseline_metric")
@@ -181,7 +181,7 @@ class Criterion(_Frozen):
             self._fits(self.evidence)
         return self
 
-    def _fits(self, evidence: Evidence) -> None:
+    def _fits(self, evidence: ClaimEvidence) -> None:
         if evidence.sweep is None:
             return
         if self.form == "upto" and not evidence.pairs:

@@ -51,7 +51,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Result:
+class JudgedClaim:
     """A claim, its verdict, and the verdicts of its proxies in their order."""
 
     paper: Paper
@@ -67,7 +67,7 @@ def kind_of(test: Criterion) -> Kind:
     return "counted" if test.evidence is not None and test.evidence.count is not None else "measured"
 
 
-def judge_claim(paper: Paper, claim: Claim, library: Library) -> Result:
+def judge_claim(paper: Paper, claim: Claim, library: Library) -> JudgedClaim:
     """Judge a claim by its own evidence, and each proxy by the proxy's."""
     own = judge(claim, library, scope_of=claim)
     flags = set(own.flags) | set(claim.doubts) | disagreement(claim)
@@ -76,7 +76,7 @@ def judge_claim(paper: Paper, claim: Claim, library: Library) -> Result:
     for proxy in claim.proxies:
         found = judge(proxy, library)
         proxies.append(Judgement(AS_PROXY[found.verdict], found.reason, found.measured, found.flags))
-    return Result(paper, claim, own, tuple(proxies))
+    return JudgedClaim(paper, claim, own, tuple(proxies))
 
 
 def disagreement(claim: Claim) -> set[str]:

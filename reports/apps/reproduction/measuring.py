@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
-from reports.apps.reproduction.record_lookup import Found, Library
+from reports.apps.reproduction.record_lookup import ArmRecords, Library
 from reports.data.learned import beats_constant
 from reports.data.samples import ARMS
 from reports.data.timing import ratio
@@ -140,7 +140,7 @@ def reading_of(record: Record, test: Criterion) -> float | None:
     return None if reading is None else reading.value
 
 
-def _values(found: Found, test: Criterion) -> dict[Any, float]:
+def _values(found: ArmRecords, test: Criterion) -> dict[Any, float]:
     values = {seed: reading_of(record, test) for seed, (_, record) in found.records.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -171,7 +171,7 @@ def _effect(a: float, b: float, unit: str) -> float:
     return (a - b) * (100 if unit == "points" else 1)
 
 
-def _gather(library: Library, sweep: str, arm: Arm, test: Criterion) -> Found | Absent:
+def _gather(library: Library, sweep: str, arm: Arm, test: Criterion) -> ArmRecords | Absent:
     found = library.arm(sweep, arm, timed=is_timed(test))
     if found.records:
         return found
@@ -221,7 +221,7 @@ def _paired(test: Criterion, library: Library, sweep: str, pair: Pair) -> Measur
 
 
 def _by_samples(
-    test: Criterion, library: Library, first: Found, second: Found, common: dict[str, Any]
+    test: Criterion, library: Library, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
 ) -> Measured | None:
     """Differences of accuracies on the same items (:mod:`reports.data.effects`); None where that cannot be."""
     if test.unit in RELATIVE_UNITS or test.metric not in ARMS:
@@ -247,7 +247,7 @@ def _by_samples(
     )
 
 
-def _by_values(test: Criterion, first: Found, second: Found, common: dict[str, Any]) -> Measured | Absent:
+def _by_values(test: Criterion, first: ArmRecords, second: ArmRecords, common: dict[str, Any]) -> Measured | Absent:
     """Effects on one value a run: seconds, bytes and joules within blocks, other quantities paired on shared seeds."""
     of_baseline = test.model_copy(update={"metric": test.baseline_metric or test.metric})
     a, b = _values(first, test), _values(second, of_baseline)
@@ -266,7 +266,7 @@ def _by_values(test: Criterion, first: Found, second: Found, common: dict[str, A
 
 
 def _within_blocks(
-    test: Criterion, of_baseline: Criterion, first: Found, second: Found, common: dict[str, Any]
+    test: Criterion, of_baseline: Criterion, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
 ) -> Measured | Absent:
     """A ratio of seconds, bytes or joules, paired within randomised blocks (:mod:`reports.data.timing`)."""
     found = ratio(

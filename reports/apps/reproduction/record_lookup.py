@@ -24,7 +24,7 @@ def count_key(count: Count) -> str:
 
 
 @dataclass
-class Found:
+class ArmRecords:
     """Records of one arm, by seed, and the flags of what was refused."""
 
     records: dict[Any, tuple[str, Record]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Library:
             self._by_sweep.setdefault(record.sweep, []).append((identity, record))
             self._by_key[record.key] = (identity, record)
 
-    def members(self, *sides: Found) -> tuple[list[str], dict[str, list[tuple[Any, str]]]]:
+    def members(self, *sides: ArmRecords) -> tuple[list[str], dict[str, list[tuple[Any, str]]]]:
         """Configuration of each side, and the runs of all configurations that may be compared with them.
 
         A side may hold several configurations (a pattern that matches the same cell under several sweeps' names); its
@@ -84,14 +84,14 @@ class Library:
         """The record of a count, if it was made under this protocol."""
         return self._by_key.get(count_key(count))
 
-    def arm(self, sweep: str, arm: Arm, *, timed: bool) -> Found:
+    def arm(self, sweep: str, arm: Arm, *, timed: bool) -> ArmRecords:
         """Records of an arm, one a seed.
 
         Args:
             timed: whether the metric is a time, an energy or a memory, for which throttled and shared rows
                 are no evidence.
         """
-        found = Found()
+        found = ArmRecords()
         for identity, record in self._by_sweep.get(sweep, ()):
             if not matches(record, arm):
                 continue

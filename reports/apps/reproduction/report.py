@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.metrics import METRICS
 from reports.apps.reproduction.claims import Claim, Criterion, Needs, Proxy
-from reports.apps.reproduction.judging import Judgement, Result, kind_of
+from reports.apps.reproduction.judging import JudgedClaim, Judgement, kind_of
 from reports.apps.reproduction.measuring import Measured
 
 KIND_WORDS = {
@@ -21,12 +21,12 @@ PROXY_KIND = "measured (proxy)"
 UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "absolute": "", "count": "", "bytes": " B"}
 
 
-def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+def as_rows(results: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
     """The shape printed by ``reproduce --json``; a claim with proxies is one row with the proxies inside."""
     return [_row(result) for result in results]
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: JudgedClaim) -> dict[str, Any]:
     claim = result.claim
     row: dict[str, Any] = {
         "claim": claim.id,
@@ -53,7 +53,7 @@ def _row(result: Result) -> dict[str, Any]:
     return row
 
 
-def by_kind(results: Sequence[Result]) -> dict[str, Counter[str]]:
+def by_kind(results: Sequence[JudgedClaim]) -> dict[str, Counter[str]]:
     """Kind of evidence to its verdicts; they are never added up over kinds. Claims without a run are their own kind."""
     found: dict[str, Counter[str]] = {}
     for result in results:
@@ -65,7 +65,7 @@ def by_kind(results: Sequence[Result]) -> dict[str, Counter[str]]:
     return {kind: found[kind] for kind in (*KIND_WORDS.values(), PROXY_KIND, "no evidence yet") if kind in found}
 
 
-def _proxies(result: Result) -> list[tuple[Proxy, Judgement]]:
+def _proxies(result: JudgedClaim) -> list[tuple[Proxy, Judgement]]:
     return list(zip(result.claim.proxies, result.proxies, strict=True))
 
 
@@ -83,7 +83,7 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def sentence(result: Result) -> str:
+def sentence(result: JudgedClaim) -> str:
     """Text for a citation in a paper."""
     claim, own = result.claim, result.own
     source = result.paper.paper + (f" (arXiv:{result.paper.arxiv})" if result.paper.arxiv else "")
@@ -143,7 +143,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def to_markdown(results: Sequence[Result]) -> str:
+def to_markdown(results: Sequence[JudgedClaim]) -> str:
     """The report: a summary, one table a paper, and the sentences."""
     lines = [
         "# Reproduction",
@@ -161,7 +161,7 @@ def to_markdown(results: Sequence[Result]) -> str:
         "Arithmetic repeats a paper's own numbers and a count follows from shapes: neither is a measured phenomenon.",
         "",
     ]
-    by_paper: dict[str, list[Result]] = {}
+    by_paper: dict[str, list[JudgedClaim]] = {}
     for result in results:
         by_paper.setdefault(result.paper.paper, []).append(result)
     for name, members in by_paper.items():
@@ -169,7 +169,7 @@ def to_markdown(results: Sequence[Result]) -> str:
     return "\n".join([*lines, *LEGEND]) + "\n"
 
 
-def _paper_section(name: str, members: Sequence[Result]) -> list[str]:
+def _paper_section(name: str, members: Sequence[JudgedClaim]) -> list[str]:
     paper = members[0].paper
     where = f"arXiv:{paper.arxiv}, version read: {paper.version}" if paper.arxiv else f"version read: {paper.version}"
     lines = [f"## {_text(name)}", "", where + (f". {_text(paper.note)}" if paper.note else ""), ""]

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from harness.record import Record
 from harness.store.store import Store
-from reports.apps.reproduction.claims import Claim, Count, Criterion, Evidence, Paper
-from reports.apps.reproduction.judging import Result, judge_claim
+from reports.apps.reproduction.claims import Claim, ClaimEvidence, Count, Criterion, Paper
+from reports.apps.reproduction.judging import JudgedClaim, judge_claim
 from reports.apps.reproduction.record_lookup import Library, count_key
 
 COUNTS = "counts"
@@ -34,12 +34,12 @@ def library(roots: Iterable[str | Path]) -> Library:
     return Library(records, samples)
 
 
-def answer(claims: Sequence[tuple[Paper, Claim]], found: Library) -> list[Result]:
+def answer(claims: Sequence[tuple[Paper, Claim]], found: Library) -> list[JudgedClaim]:
     """A result for every claim, in order."""
     return [judge_claim(paper, claim, found) for paper, claim in claims]
 
 
-def evidence_of(claims: Sequence[tuple[Paper, Claim]]) -> list[Evidence]:
+def evidence_of(claims: Sequence[tuple[Paper, Claim]]) -> list[ClaimEvidence]:
     """All evidence that the claims and their proxies name."""
     tests: list[Criterion] = [test for _, claim in claims for test in (claim, *claim.proxies)]
     return [test.evidence for test in tests if test.evidence is not None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.metrics import MetricDef
 from reports.apps.site.text import flat, line
-from reports.board.board import BoardTable, Row, Section, Shown
+from reports.board.board import BoardRow, BoardTable, CellContent, Section
 from reports.board.formats.text import ColumnText, columns, mark_words, place, rank_text, scale, why_words
 
 MOST_SETTINGS = 40
@@ -132,7 +132,7 @@ def _places(table: BoardTable, section: Section) -> list[tuple[MetricDef, str | 
     return found + [(axis.definition, axis.stage, number) for number, axis in enumerate(section.axes)]
 
 
-def _held(row: Row, where: str | int) -> Shown:
+def _held(row: BoardRow, where: str | int) -> CellContent:
     return row.axes[where] if isinstance(where, int) else row.cells[where]
 
 
@@ -153,7 +153,7 @@ def _without_seed(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(
     table: BoardTable,
-    row: Row,
+    row: BoardRow,
     shown: list[ColumnText],
     limits: Mapping[str, tuple[dict[str, Any], str | int | None]],
     settings: list[tuple[str, dict[str, str]]],
@@ -188,7 +188,7 @@ def _row(
     }
 
 
-def _value(column: ColumnText, row: Row, texts: Texts) -> Any:
+def _value(column: ColumnText, row: BoardRow, texts: Texts) -> Any:
     """A number's ``[value, main, aside, hint]``; the number of a reason where it is missing; a field's text."""
     if column.scale is None:
         if column.key == "rank":

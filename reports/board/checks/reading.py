@@ -149,7 +149,7 @@ def _unescaped(text: str) -> str:
 
 # --- HTML ----------------------------------------------------------------------------------------
 @dataclass
-class Place:
+class TableCell:
     """One place of a table of the page: its text and what it is sorted by."""
 
     sort: str
@@ -161,7 +161,7 @@ class Line:
     """One row of a table of the page."""
 
     classes: tuple[str, ...]
-    places: list[Place] = field(default_factory=list)
+    places: list[TableCell] = field(default_factory=list)
 
 
 class Page(HTMLParser):
@@ -175,7 +175,7 @@ class Page(HTMLParser):
         self.tips: list[str] = []
         self.tables: list[list[Line]] = []
         self._in_board = self._in_body = False
-        self._place: Place | None = None
+        self._place: TableCell | None = None
         self._quiet = 0
         self.feed(text)
 
@@ -198,7 +198,7 @@ class Page(HTMLParser):
         elif self._in_body and tag == "tr":
             self.tables[-1].append(Line(classes))
         elif self._in_body and tag in ("td", "th") and "data-sort" in given:
-            self._place = Place(given["data-sort"])
+            self._place = TableCell(given["data-sort"])
             self.tables[-1][-1].places.append(self._place)
         elif self._place is not None and tag in ("span", "button"):
             beside = bool(set(classes) & {"aside", "chip", "note", "sr"})

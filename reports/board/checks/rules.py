@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.record import SCHEMA_VERSION
 from reports.board import lbom
-from reports.board.board import MARK_WORDS, Row
+from reports.board.board import MARK_WORDS, BoardRow
 from reports.board.checks.reading import FORMATS, Files
 from reports.board.formats.files import texts
 from reports.board.formats.text import MISSING, ColumnText, columns, place
@@ -231,7 +231,7 @@ def _order(files: Files, number: int, rows: list[Mapping[str, Any]]) -> Found:
             yield f"section {number + 1}", f"{_name(above)} is above {_name(below)}, which ranks before it"
 
 
-def _markdown(where: str, table: list[list[str]], rows: tuple[Row, ...], shown: list[ColumnText]) -> Found:
+def _markdown(where: str, table: list[list[str]], rows: tuple[BoardRow, ...], shown: list[ColumnText]) -> Found:
     for line, row in zip(table[1:], rows, strict=False):
         for column, text in zip(shown, line[1:], strict=False):
             bold = text.startswith("**")
@@ -241,7 +241,7 @@ def _markdown(where: str, table: list[list[str]], rows: tuple[Row, ...], shown: 
                 yield where, f"{_name({'labels': row.labels})}: {column.header} shows {text[:40]!r}"
 
 
-def _html(where: str, files: Files, number: int, rows: tuple[Row, ...], shown: list[ColumnText]) -> Found:
+def _html(where: str, files: Files, number: int, rows: tuple[BoardRow, ...], shown: list[ColumnText]) -> Found:
     for line, row in zip(files.page.tables[number], rows, strict=False):
         name = _name({"labels": row.labels})
         if ("leading" in line.classes) != (row.rank is not None and row.rank[0] == 1):
@@ -256,7 +256,7 @@ def _html(where: str, files: Files, number: int, rows: tuple[Row, ...], shown: l
                 yield where, f"{name}: {column.header} is sorted by {there.sort[:40]!r}"
 
 
-def _tells(text: str, column: ColumnText, row: Row) -> bool:
+def _tells(text: str, column: ColumnText, row: BoardRow) -> bool:
     """True if the number shown is the value at the column's scale, to the last digit shown."""
     shown = row.cells[column.key]
     main = text.replace("**", "").split(" ")[0] if text else ""

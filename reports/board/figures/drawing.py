@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from reports.board.board import Row
+from reports.board.board import BoardRow
 from reports.board.formats.text import plain
 
 INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
@@ -73,7 +73,7 @@ def save(paint: Callable[[Any], None], *, width: float = 7.2, height: float = 4.
     return files
 
 
-def row_name(row: Row) -> str:
+def row_name(row: BoardRow) -> str:
     """A row as an axis names it: method, and quantization where the base is quantized."""
     method, quantization = row.labels["method"], row.labels["quantization"]
     text = method if quantization == "none" else f"{method} / {quantization}"

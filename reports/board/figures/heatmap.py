@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from harness.metrics import METRICS
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import INK, LABEL_CHARACTERS, MOST_ROWS, rows_height, save
 from reports.board.formats.text import MISSING, plain, scale
 
@@ -31,7 +31,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
         down, across = across, down
     if len(down) > MOST_ROWS or len(across) > MOST_ACROSS:
         return f"{len(methods)} methods x {len(quantizations)} quantizations are too many to be read"
-    places: dict[tuple[str, str], list[Row]] = {}
+    places: dict[tuple[str, str], list[BoardRow]] = {}
     for row in section.rows:
         places.setdefault((row.labels["method"], row.labels["quantization"]), []).append(row)
     if any(len(rows) > 1 for rows in places.values()):

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from harness.record import Record
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import COLOURS, FAINT, row_name, save
 
 FILE = "power-trace"
@@ -27,7 +27,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     return "no record holds a power trace"
 
 
-def _paint(axes: Any, row: Row, record: Record) -> None:
+def _paint(axes: Any, row: BoardRow, record: Record) -> None:
     axes.plot(record.series[SECONDS], record.series[WATTS], color=COLOURS[0], linewidth=1.0, drawstyle="steps-post")
     axes.set_xlabel("time since the cell began (s)")
     axes.set_ylabel("power (W)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.metrics import METRICS
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import ACCENT, COLOURS, MOST_ROWS, name_rows, row_name, rows_height, save
 
 FILE = "rank-intervals"
@@ -27,7 +27,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     return save(lambda axes: _paint(axes, shown, len(ranked), label), height=rows_height(len(shown)))
 
 
-def _paint(axes: Any, rows: list[Row], total: int, label: str) -> None:
+def _paint(axes: Any, rows: list[BoardRow], total: int, label: str) -> None:
     for place, row in enumerate(rows):
         first, last = row.rank or (0, 0)
         colour = ACCENT if first == 1 else COLOURS[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.digests import slug
-from reports.board.board import Row, Section, Shown
+from reports.board.board import BoardRow, CellContent, Section
 from reports.board.figures.drawing import ACCENT, COLOURS, FAINT, INK, LABEL_CHARACTERS, MARKERS, MOST_NAMES, save
 from reports.board.formats.text import Scale, plain, scale
 from reports.board.spec import Quantity
@@ -15,9 +15,9 @@ from reports.board.spec import Quantity
 
 @dataclass(frozen=True)
 class _Point:
-    row: Row
-    x: Shown
-    y: Shown
+    row: BoardRow
+    x: CellContent
+    y: CellContent
 
 
 NAME = "trade-off"
@@ -113,7 +113,7 @@ def _legend(axes: Any, colours: dict[str, str], markers: dict[str, str]) -> None
         text.set_parse_math(False)
 
 
-def _ends(shown: Shown, factor: float) -> tuple[float, float]:
+def _ends(shown: CellContent, factor: float) -> tuple[float, float]:
     """Length of the bar below and above: the interval, else one standard deviation, else nothing."""
     value = shown.value or 0.0
     if shown.low is not None and shown.high is not None:

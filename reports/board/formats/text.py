@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.metrics import MetricDef
-from reports.board.board import MARK_WORDS, BoardTable, Failure, Head, Row, Shown
+from reports.board.board import MARK_WORDS, BoardRow, BoardTable, CellContent, ColumnHeader, Failure
 
 MISSING = "—"
 LABEL_CHARACTERS = 60
@@ -139,7 +139,7 @@ class ColumnText:
         meaning: definition, unit, direction and aggregation in one or two sentences.
     """
 
-    head: Head
+    head: ColumnHeader
     label: str
     unit: str
     scale: Scale | None
@@ -166,7 +166,7 @@ def columns(table: BoardTable) -> list[ColumnText]:
     return [_column(table, head) for head in table.heads]
 
 
-def _column(table: BoardTable, head: Head) -> ColumnText:
+def _column(table: BoardTable, head: ColumnHeader) -> ColumnText:
     column = head.column
     if head.definition is None:
         field = column.field or ""
@@ -180,14 +180,14 @@ def _column(table: BoardTable, head: Head) -> ColumnText:
     return ColumnText(head, column.label or _label(table, head), unit, chosen, _meaning(table, head))
 
 
-def _label(table: BoardTable, head: Head) -> str:
+def _label(table: BoardTable, head: ColumnHeader) -> str:
     assert head.definition is not None
     if head.column.difference and table.board.baseline is not None:
         return f"{head.definition.label} vs {plain(table.board.baseline.method, 20)}"
     return f"{head.definition.label}, {head.column.stage}" if head.column.stage else head.definition.label
 
 
-def _meaning(table: BoardTable, head: Head) -> str:
+def _meaning(table: BoardTable, head: ColumnHeader) -> str:
     definition, column = head.definition, head.column
     assert definition is not None
     better = {"higher": "Higher is better.", "lower": "Lower is better.", "neither": ""}[definition.better]
@@ -213,7 +213,7 @@ def _meaning(table: BoardTable, head: Head) -> str:
 
 # --- places --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Place:
+class FormattedCell:
     """One cell of the table: the main text, and the lighter text next to it.
 
     Attributes:
@@ -232,22 +232,24 @@ class Place:
         return f"{self.main} {self.aside}".rstrip()
 
 
-def place(column: ColumnText, row: Row) -> Place:
+def place(column: ColumnText, row: BoardRow) -> FormattedCell:
     """Content of a row at a column."""
     if column.scale is None:
         return _field(column.key, row)
     shown = row.cells[column.key]
     if shown.text:
-        return Place(shown.text)
+        return FormattedCell(shown.text)
     if shown.value is None:
-        return Place(MISSING, why=why_words(shown.why))
+        return FormattedCell(MISSING, why=why_words(shown.why))
     difference = column.head.column.difference is not None
     main = column.scale.text(shown.value, signed=difference)
     show = column.head.column.show
-    return Place(main, _aside(column.scale, shown, show if not difference else "mean_interval"), hint=_hint(shown))
+    return FormattedCell(
+        main, _aside(column.scale, shown, show if not difference else "mean_interval"), hint=_hint(shown)
+    )
 
 
-def _aside(scale: Scale, shown: Shown, show: str) -> str:
+def _aside(scale: Scale, shown: CellContent, show: str) -> str:
     parts = []
     if show == "mean_interval" and shown.low is not None and shown.high is not None:
         parts.append(f"[{scale.text(shown.low)}, {scale.text(shown.high)}]")
@@ -258,7 +260,7 @@ def _aside(scale: Scale, shown: Shown, show: str) -> str:
     return " ".join(parts)
 
 
-def _hint(shown: Shown) -> str:
+def _hint(shown: CellContent) -> str:
     """How the interval was computed, if there is one."""
     if not shown.interval:
         return ""
@@ -266,29 +268,29 @@ def _hint(shown: Shown) -> str:
     return f"95 % interval: {shown.interval}{items}, {shown.seeds} seed{'s' if shown.seeds > 1 else ''}"
 
 
-def _field(key: str, row: Row) -> Place:
+def _field(key: str, row: BoardRow) -> FormattedCell:
     if key == "rank":
-        return Place(rank_text(row.rank), why="" if row.rank else "unranked")
+        return FormattedCell(rank_text(row.rank), why="" if row.rank else "unranked")
     if key == "seeds":
         total = len(row.seeds) + len(row.failed)
-        return Place(f"{len(row.seeds)}/{total}", why="")
+        return FormattedCell(f"{len(row.seeds)}/{total}", why="")
     if key == "learned":
         return _learned(row)
     if key == "status":
-        return Place(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(mark_words(row)))
-    return Place(plain(row.labels[key]))
+        return FormattedCell(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(mark_words(row)))
+    return FormattedCell(plain(row.labels[key]))
 
 
-def _learned(row: Row) -> Place:
+def _learned(row: BoardRow) -> FormattedCell:
     found = row.learned
     if found is None:
-        return Place(MISSING, why="not trained, or no stored samples")
+        return FormattedCell(MISSING, why="not trained, or no stored samples")
     if found.effect is None or found.measure != "accuracy":
-        return Place(found.verdict, hint=found.why)
-    return Place(found.verdict, f"{100 * found.effect:+.1f}", hint=found.why)
+        return FormattedCell(found.verdict, hint=found.why)
+    return FormattedCell(found.verdict, f"{100 * found.effect:+.1f}", hint=found.why)
 
 
-def mark_words(row: Row) -> list[str]:
+def mark_words(row: BoardRow) -> list[str]:
     """Reasons why a row is shown and not ranked, in words."""
     return [MARK_WORDS.get(mark, mark) for mark in row.marks]
 
@@ -309,7 +311,7 @@ def failure_line(failure: Failure) -> tuple[str, str, str]:
     return which, how, plain(failure.reason, REASON_CHARACTERS) or "no reason was recorded"
 
 
-def leading(row: Row) -> bool:
+def leading(row: BoardRow) -> bool:
     """True if no row of its section is known to be better."""
     return row.rank is not None and row.rank[0] == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from reports.board.board import BoardTable, Head, Row, Section, Shown
+from reports.board.board import BoardRow, BoardTable, CellContent, ColumnHeader, Section
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 MOST_CHARACTERS = 32_000  # a cell of a spreadsheet holds 32,767
@@ -38,7 +38,7 @@ def render(table: BoardTable) -> str:
     return out.getvalue()
 
 
-def _header(head: Head) -> list[str]:
+def _header(head: ColumnHeader) -> list[str]:
     assert head.definition is not None
     name, unit = head.key, head.definition.unit
     return [
@@ -55,12 +55,12 @@ def _number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _values(shown: Shown) -> list[str]:
+def _values(shown: CellContent) -> list[str]:
     numbers = [_number(v) for v in (shown.value, shown.sd, shown.low, shown.high)]
     return [*numbers, str(shown.seeds), neutral(shown.why)]
 
 
-def _learned(row: Row) -> list[str]:
+def _learned(row: BoardRow) -> list[str]:
     """The verdict with effect and interval, in the unit of its measure (a fraction, or nats); empty without one."""
     found = row.learned
     if found is None:
@@ -68,7 +68,7 @@ def _learned(row: Row) -> list[str]:
     return [found.verdict, *map(_number, (found.effect, found.low, found.high)), found.measure, neutral(found.base)]
 
 
-def _row(section: Section, row: Row, heads: list[Head]) -> list[str]:
+def _row(section: Section, row: BoardRow, heads: list[ColumnHeader]) -> list[str]:
     first, last = row.rank or ("", "")
     cells = [
         *(neutral(row.labels[axis]) for axis in LABELS),

@@ -11,12 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from reports.board.board import MARK_WORDS, BoardTable, Row, Section
+from reports.board.board import MARK_WORDS, BoardRow, BoardTable, Section
 from reports.board.figures import Drawing, LeftOut, for_page, tradeoff
 from reports.board.formats.text import (
     MISSING,
     ColumnText,
-    Place,
+    FormattedCell,
     columns,
     failure_line,
     leading,
@@ -34,7 +34,7 @@ class _Cell:
     """One place of the page: what it shows and what it is sorted by ("" sorts last)."""
 
     column: ColumnText
-    place: Place
+    place: FormattedCell
     sort: str
 
     @property
@@ -50,7 +50,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Line:
-    row: Row
+    row: BoardRow
     cells: list[_Cell]
     notes: str
     leading: bool
@@ -106,7 +106,7 @@ def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[
     return page + "\n"
 
 
-def _line(row: Row, shown: list[ColumnText]) -> _Line:
+def _line(row: BoardRow, shown: list[ColumnText]) -> _Line:
     cells = [_Cell(column, place(column, row), _sort_key(column, row)) for column in shown]
     return _Line(row, cells, "; ".join(row.notes), leading(row))
 
@@ -117,7 +117,7 @@ def _aside_widths(table: BoardTable, shown: list[ColumnText]) -> dict[str, int]:
     return {c.key: max((len(place(c, row).aside) for row in rows), default=0) for c in shown if c.scale is not None}
 
 
-def _sort_key(column: ColumnText, row: Row) -> str:
+def _sort_key(column: ColumnText, row: BoardRow) -> str:
     if column.scale is not None:
         value = row.cells[column.key].value
         return "" if value is None else repr(value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures import Drawing, LeftOut
 
 LAYOUT = 1
@@ -42,7 +42,7 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: BoardRow) -> dict[str, Any]:
     values = asdict(row)
     values["failed"] = [dict(zip(("seed", "status", "stage", "reason"), failed, strict=True)) for failed in row.failed]
     return values

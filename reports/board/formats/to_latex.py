@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.formats.text import ColumnText, columns, leading, place, plain
 
 _SPECIAL = {
@@ -69,7 +69,7 @@ def _section(table: BoardTable, section: Section, shown: list[ColumnText]) -> li
     ]
 
 
-def _row(row: Row, shown: list[ColumnText]) -> str:
+def _row(row: BoardRow, shown: list[ColumnText]) -> str:
     cells = []
     for column in shown:
         there = place(column, row)

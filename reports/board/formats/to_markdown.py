@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures import Drawing, LeftOut
 from reports.board.formats.text import (
     MISSING,
@@ -78,11 +78,11 @@ def _not_drawn(table: BoardTable, left_out: Sequence[LeftOut]) -> list[str]:
     return ["## Figures not drawn", "", *(f"- {escape(line)}" for line in not_drawn(table, left_out)), ""]
 
 
-def _flag(row: Row) -> str:
+def _flag(row: BoardRow) -> str:
     return "◆" if row.front else ""
 
 
-def _place(column: ColumnText, row: Row, notes: dict[str, int]) -> str:
+def _place(column: ColumnText, row: BoardRow, notes: dict[str, int]) -> str:
     shown = place(column, row)
     text = escape(shown.main)
     if column.key == "rank" and leading(row):

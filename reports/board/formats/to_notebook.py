@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.formats.text import (
     MISSING,
     REASON_CHARACTERS,
@@ -39,7 +39,7 @@ def _section(section: Section, shown: list[ColumnText]) -> str:
     return f"<h4>{_text(section.title)}</h4>{table}<p>{_text(section.caption, 1000)}</p>"
 
 
-def _cell(column: ColumnText, row: Row) -> str:
+def _cell(column: ColumnText, row: BoardRow) -> str:
     content = place(column, row)
     text = _text(content.main)
     if column.key == "rank" and leading(row):

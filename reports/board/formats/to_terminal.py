@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reports.board.board import BoardTable, Row, Section
+from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.formats.text import ColumnText, columns, failure_line, leading, not_run_line, place, plain
 
 _KEEP_FIRST = ("rank", "method", "quantization")
@@ -67,7 +67,7 @@ def _section(section: Section, shown: list[ColumnText], console: Console) -> Non
             console.print(Text(f"  {name}: {'; '.join(notes)}", style="dim"), overflow="ellipsis", no_wrap=True)
 
 
-def _text(column: ColumnText, row: Row) -> Text:
+def _text(column: ColumnText, row: BoardRow) -> Text:
     there = place(column, row)
     style = "bold" if column.key == "rank" and leading(row) else ""
     text = Text(there.main if column.is_number else plain(there.main, 28), style=style)

@@ -11,7 +11,7 @@ from runners.worker.stages import (
     compress,
     evaluate,
     finalize,
-    inspect,
+    inspection,
     load,
     merge,
     prepare,
@@ -31,7 +31,7 @@ Stage = Callable[[Context], None]
 STAGES: tuple[tuple[str, Stage], ...] = (
     ("load", load.run),  # tokenizer, items, where the weights are
     ("quantize", quantize.run),  # weights into memory at the cell's bit width
-    ("inspect", inspect.run),  # real bytes, layer errors, kernels
+    ("inspect", inspection.run),  # real bytes, layer errors, kernels
     ("baseline", baseline.run),  # what the base could do before: the paired half of retention
     ("prepare", prepare.run),  # tokenized batches, data-driven initialisation
     ("attach", attach.run),  # the method takes hold; trainable parameters are counted
@@ -47,7 +47,7 @@ STAGES: tuple[tuple[str, Stage], ...] = (
 _AFTER_MERGE: tuple[tuple[str, Stage], ...] = (
     ("full_precision", compress.full_precision),  # the second arm: scored before it is quantized; then merged
     ("compress", compress.run),  # merged weights to the cell's bit width; what is scored from here on
-    ("inspect_compressed", inspect.run_merged),
+    ("inspect_compressed", inspection.run_merged),
 )
 
 

@@ -12,7 +12,7 @@ from harness.quantizers.layers import plain_linears
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.scoring import score
 from runners.worker.stages.evaluate import record_summary
-from runners.worker.stages.inspect import ORIGINAL_FOLDER
+from runners.worker.stages.inspection import ORIGINAL_FOLDER
 from runners.worker.stages.merge import fold
 from runners.worker.stages.quantize import quantize
 

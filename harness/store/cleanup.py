@@ -25,14 +25,14 @@ class Waste(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class WasteReport:
     """Result of :func:`waste`; ``kept_back`` has the reason why it did not judge the rest."""
 
     waste: tuple[Waste, ...]
     kept_back: tuple[str, ...] = ()
 
 
-def waste(store: Store) -> Found:
+def waste(store: Store) -> WasteReport:
     """Files of a store that may go.
 
     - temporary files that a dead writer left more than an hour ago,
@@ -68,12 +68,12 @@ def waste(store: Store) -> Found:
     if loaded.damaged:
         first = loaded.damaged[0]
         why = f"samples: {len(loaded.damaged)} records cannot be read and may need them ({first.path}: {first.reason})"
-        return Found(tuple(found), (why,))
+        return WasteReport(tuple(found), (why,))
     quarantined = [name for _, name in store.files.listing("quarantine") if name.endswith(".json")]
     if quarantined:
         why = f"samples: {len(quarantined)} records in quarantine may need them ({quarantined[0]})"
-        return Found(tuple(found), (why,))
-    return Found((*found, *_orphans(store, needed)))
+        return WasteReport(tuple(found), (why,))
+    return WasteReport((*found, *_orphans(store, needed)))
 
 
 def _leftovers(store: Store) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _age_s(store: Store, path: str) -> float:
     return time.time() - written if written is not None else 0.0
 
 
-def remove(store: Store, found: Found) -> int:
+def remove(store: Store, found: WasteReport) -> int:
     """Remove what :func:`waste` found: records first, so that none ever refers to samples that are gone.
 
     Returns:

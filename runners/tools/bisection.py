@@ -48,7 +48,7 @@ class Change(NamedTuple):
         return f"{self.package} {self.good or 'absent'} → {self.bad or 'absent'}"
 
 
-class Result(NamedTuple):
+class BisectRun(NamedTuple):
     """One run of the cell: its value, or None with how it failed."""
 
     value: float | None
@@ -56,7 +56,7 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class JudgedEnvironment:
     """One environment that was judged.
 
     Attributes:
@@ -86,7 +86,7 @@ class Bisection:
     kind: str
     culprits: tuple[Change, ...]
     differing: tuple[Change, ...]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[JudgedEnvironment] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -195,7 +195,7 @@ class Laboratory(Protocol):
     """Runs a cell: builds an environment of these pins and runs the cell in it once."""
 
     def build(self, pinned: Mapping[str, str]) -> Path: ...  # noqa: D102
-    def run(self, python: Path) -> Result: ...  # noqa: D102
+    def run(self, python: Path) -> BisectRun: ...  # noqa: D102
 
 
 class Judge:
@@ -216,9 +216,9 @@ class Judge:
         self.runs = runs
         self.floor = floor
         self.say = say
-        self.steps: list[Step] = []
+        self.steps: list[JudgedEnvironment] = []
         self._python = laboratory.build(pins(good, ()))
-        self._whole: Step | None = None
+        self._whole: JudgedEnvironment | None = None
         self._failure = ""
 
     def whole(self, changes: tuple[Change, ...]) -> None:
@@ -234,7 +234,7 @@ class Judge:
             )
         if other.value is None:
             self._failure = other.failure
-            self._add(Step(changes, "bad", against=(first.value,), why=f"fails: {other.failure}"))
+            self._add(JudgedEnvironment(changes, "bad", against=(first.value,), why=f"fails: {other.failure}"))
             return
         values, against = self._in_turns(self._built(changes), ([other.value], [first.value]))
         step = self._compared(changes, values, against, None)
@@ -250,17 +250,17 @@ class Judge:
         try:
             python = self._built(changes)
         except UserError as error:
-            return self._add(Step(changes, "unresolved", why=f"cannot be built: {error.what}")).verdict
+            return self._add(JudgedEnvironment(changes, "unresolved", why=f"cannot be built: {error.what}")).verdict
         first = self.laboratory.run(python)
         if first.value is None:
             verdict: Verdict = "bad" if first.failure == self._failure else "unresolved"
-            return self._add(Step(changes, verdict, why=f"fails: {first.failure}")).verdict
+            return self._add(JudgedEnvironment(changes, verdict, why=f"fails: {first.failure}")).verdict
         if self._whole is None:
-            return self._add(Step(changes, "good", (first.value,), why="does not fail")).verdict
+            return self._add(JudgedEnvironment(changes, "good", (first.value,), why="does not fail")).verdict
         try:
             values, against = self._in_turns(python, ([first.value], []))
         except UserError as error:  # runs sometimes: neither as good nor as bad as the change that is searched for
-            return self._add(Step(changes, "unresolved", why=error.what)).verdict
+            return self._add(JudgedEnvironment(changes, "unresolved", why=error.what)).verdict
         return self._add(self._compared(changes, values, against, self._whole)).verdict
 
     def _built(self, changes: tuple[Change, ...]) -> Path:
@@ -279,8 +279,12 @@ class Judge:
         return values, against
 
     def _compared(
-        self, changes: tuple[Change, ...], values: Sequence[float], against: Sequence[float], whole: Step | None
-    ) -> Step:
+        self,
+        changes: tuple[Change, ...],
+        values: Sequence[float],
+        against: Sequence[float],
+        whole: JudgedEnvironment | None,
+    ) -> JudgedEnvironment:
         """Bad: differs significantly from the good side and by more than the floor; and if it is known how far all
         changes together move the cell, by at least half of that in the same direction.
         """
@@ -297,9 +301,9 @@ class Judge:
         why = (
             f"{_median(against):.4g} → {_median(values):.4g}{relative}, p {p:.2g}, {len(values)} runs of each in turns"
         )
-        return Step(changes, "bad" if stands else "good", tuple(values), tuple(against), float(p), why)
+        return JudgedEnvironment(changes, "bad" if stands else "good", tuple(values), tuple(against), float(p), why)
 
-    def _add(self, step: Step) -> Step:
+    def _add(self, step: JudgedEnvironment) -> JudgedEnvironment:
         self.steps.append(step)
         self.say(f"{step.verdict}: {', '.join(map(str, step.changes)) or 'nothing changed'}: {step.why}")
         return step
@@ -361,7 +365,7 @@ class Environments:
         """
         return build(self.folder, pinned)
 
-    def run(self, python: Path) -> Result:
+    def run(self, python: Path) -> BisectRun:
         """Run the cell once and read its record."""
         store = Store(self.folder / "records" / python.parents[1].name)
         before = {entry.id for entries in store.entries().values() for entry in entries}
@@ -376,21 +380,23 @@ class Environments:
         new = [record for record in store.records()[0] if record.id[:12] not in before]
         if not new:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            return Result(None, f"no record was written: {last}")
+            return BisectRun(None, f"no record was written: {last}")
         if len({record.key for record in new}) > 1:
             raise UserError(f"{self.cell!r} names several cells", where="--cell", fix="Give the key of one.")
         return self._value_of(next(iter(current(new).values())))
 
-    def _value_of(self, record: object) -> Result:
+    def _value_of(self, record: object) -> BisectRun:
         from harness.record import Record
 
         assert isinstance(record, Record)
         if record.status != "ok":
-            return Result(None, f"{record.status} in {record.outcome.stage}: {record.outcome.reason.partition(':')[0]}")
+            return BisectRun(
+                None, f"{record.status} in {record.outcome.stage}: {record.outcome.reason.partition(':')[0]}"
+            )
         stage, _, name = self.metric.rpartition(".")
         span = next((s for s in record.spans if s.stage == stage), None)
         if span is not None and name == "stage_s":
-            return Result(span.seconds, "" if span.seconds is not None else "the clock failed")
+            return BisectRun(span.seconds, "" if span.seconds is not None else "the clock failed")
         reading = span.get(name) if span is not None else record.metrics.get(self.metric)
         if reading is None or reading.value is None:
             raise UserError(
@@ -398,7 +404,7 @@ class Environments:
                 where="--metric",
                 fix=f"It gives, among others: {', '.join(sorted(record.metrics)[:12])}.",
             )
-        return Result(reading.value)
+        return BisectRun(reading.value)
 
 
 def build(folder: Path, pinned: Mapping[str, str]) -> Path:
