@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +155,35 @@ def test_every_preference_objective_learns_the_pairs(pairs: Bench) -> None:
         assert record["environment"]["facts"]["rows"]["n"] == (128 if name == "kto" else 64)
     asked = records["full+dpo"]["environment"]["facts"]["objective"]
     assert asked["calls"]["reference"]["rows"] == 64 or "reference" in asked["from_cache_s"]
+
+
+@pytest.mark.slow
+def test_a_teacher_with_another_tokenizer_writes_only(bench: Bench, tiny_model: Path) -> None:  # noqa: F811
+    teacher = bench.root / "teacher"
+    shutil.copytree(tiny_model, teacher)
+    file = teacher / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(content))
+    bench.write(
+        objectives=[{"name": name, "teacher": str(teacher)} for name in ("distill-logits", "distill-sequence")],
+        methods=["full"],
+    )
+    bench("run", "sweep.yaml")
+    found = by_label(bench)
+    logits, sequence = found["full+distill-logits"], found["full+distill-sequence"]
+    assert logits["outcome"]["status"] == "unsupported"
+    assert "another tokenizer" in str(logits["outcome"])
+    assert sequence["outcome"]["status"] == "ok", sequence["outcome"]
+    assert sequence["environment"]["facts"]["objective"]["calls"]["teacher"]["written_tokens"] > 0
+
+
+@pytest.mark.slow
+def test_a_recipe_that_leaves_too_few_rows(bench: Bench) -> None:  # noqa: F811
+    bench.write(recipes=["plain", {"name": "subset", "params": {"fraction": 0.001}}], methods=["full"])
+    assert bench("run", "sweep.yaml").returncode != 0
+    found = by_label(bench)
+    assert found["full"]["outcome"]["status"] == "ok"
+    assert found["full+subset"]["outcome"]["status"] == "error"
+    assert "1 rows are left to train on" in found["full+subset"]["outcome"]["reason"]
