@@ -28,7 +28,6 @@ COPY --chown=matrix harness harness
 COPY --chown=matrix tasks tasks
 COPY --chown=matrix runners runners
 COPY --chown=matrix reports reports
-COPY --chown=matrix envs envs
 RUN .venv/bin/uv pip install --no-cache --no-deps -e .
 
 VOLUME ["/work", "/cache"]

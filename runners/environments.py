@@ -1,6 +1,6 @@
 """Side environments: separate virtual environments for back ends whose pins conflict with ours.
 
-Each is described by committed files in ``envs/``: ``NAME.txt`` (what it needs, a worker's own needs among it),
+Each is described by committed files in ``runners/envs/``: ``NAME.txt`` (what it needs, a worker's own needs among it),
 ``NAME.constraints.txt`` (the exact version of everything in it) and, where a package's declared pins are narrower than
 what it runs on, ``NAME.no-deps.txt`` (installed afterwards, without dependencies). A cell that needs one is run by its
 interpreter through the worker contract of every cell: a job file in, a record out.
@@ -24,7 +24,7 @@ from harness.quantizers.base import Quantizer
 from runners.worker.import_path import safe_environment
 
 ROOT = Path(__file__).parents[1]
-FILES = ROOT / "envs"
+FILES = Path(__file__).parent / "envs"
 CONSTRAINTS, NO_DEPS = ".constraints", ".no-deps"
 READY = "ready.json"
 """Written last: the versions that :func:`harness.provenance.packages` finds in the environment."""
@@ -179,7 +179,7 @@ def _call(command: list[str], name: str) -> str:
         raise UserError(
             f"the environment {name!r} could not be built: {tail}",
             where=" ".join(command[:4]),
-            fix=f"Is a package index reachable? The files are envs/{name}*.txt.",
+            fix=f"Is a package index reachable? The files are runners/envs/{name}*.txt.",
         )
     return done.stdout
 

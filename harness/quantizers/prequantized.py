@@ -49,7 +49,7 @@ class GPTQCheckpoint(_Prequantized):
         pip="gptqmodel==7.7.0 optimum==2.3.0",
         environment="gptq",
         defaults={"bits": 4},
-        source="transformers GPTQConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
+        source="transformers GPTQConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see runners/envs/",
     )
 
 
@@ -66,7 +66,7 @@ class AWQCheckpoint(_Prequantized):
         pip="gptqmodel==7.7.0 optimum==2.3.0",
         environment="gptq",
         defaults={"bits": 4},
-        source="transformers AwqConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see envs/",
+        source="transformers AwqConfig in the checkpoint; gptqmodel 7.7 asks for torch>=2.14.1, see runners/envs/",
     )
 
 

@@ -113,3 +113,6 @@ def test_the_first_sweep_of_a_fresh_workspace_runs(installed: Path, tmp_path: Pa
     for record in records:
         assert str(installed.parents[2]) not in json.dumps(record["outcome"])
     assert "3 already done" in command("run", "first", cwd=tmp_path / "ws" / "results")
+    assert "3 done" in command("plan", "first", cwd=tmp_path / "ws")
+    assert "Page:" in command("board", "first", cwd=tmp_path / "ws")
+    assert "gptq" in command("env", "list", cwd=tmp_path)
