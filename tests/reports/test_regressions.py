@@ -232,7 +232,9 @@ def test_drop_over_published_runs_names_the_new_version(tmp_path: Path) -> None:
     assert {"cells", "pooled", "environment_changes", "improvements"} <= set(report)
     found = [f for f in report["pooled"] if f["metric"] == "accuracy"]
     assert len(found) == 1
-    assert {"metric", "before", "after", "pairs", "effect", "p", "suspects"} <= set(found[0])
+    assert {"metric", "before", "after", "pairs", "effect", "interval", "p", "suspects"} <= set(found[0])
+    low, high = found[0]["interval"]  # type: ignore[misc]
+    assert low < found[0]["effect"] < high  # type: ignore[operator]
     assert found[0]["pairs"] > 55
     assert found[0]["effect"] == pytest.approx(-15 / ITEMS, abs=0.002)
     assert any(str(s) == "transformers 5.13.1 → 5.99.0" for s in found[0]["suspects"])  # type: ignore[attr-defined]

@@ -69,6 +69,10 @@ class PooledFinding:
     suspects: tuple[str, ...]
     cells: tuple[str, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``interval`` is the 95 % interval of ``effect``."""
+        return {**asdict(self), "interval": [self.low, self.high]}
+
 
 @dataclass(frozen=True)
 class EnvironmentChange:
@@ -120,9 +124,9 @@ class Report:
         """Plain JSON values."""
         return {
             "cells": [asdict(f) for f in self.cells],
-            "pooled": [asdict(f) for f in self.pooled],
+            "pooled": [f.as_json() for f in self.pooled],
             "environment_changes": [asdict(f) for f in self.environment_changes],
-            "improvements": [{"scope": _scope(f), **asdict(f)} for f in self.improvements],
+            "improvements": [{"scope": _scope(f), **_as_json(f)} for f in self.improvements],
             "looked_at": self.looked_at,
             "flips": [asdict(f) for f in self.flips],
             "ended": [asdict(f) for f in self.ended],
@@ -137,6 +141,10 @@ class Report:
 
 def _scope(finding: CellFinding | PooledFinding) -> str:
     return "pooled" if isinstance(finding, PooledFinding) else "cell"
+
+
+def _as_json(finding: CellFinding | PooledFinding) -> dict[str, Any]:
+    return finding.as_json() if isinstance(finding, PooledFinding) else asdict(finding)
 
 
 def detect(
