@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.store.store import Store
 from reports.apps.importers import import_results
 from reports.board.board import build, load_board
+from reports.board.formats import to_markdown
 from reports.board.publish import publish_board
 from scripts.boards import for_docs
 from tests.reports.making import cell, ok_record
@@ -241,6 +242,19 @@ def test_lm_eval_results_become_a_record_a_task_with_samples(tmp_path):
     assert import_results("lm-eval", [tmp_path / "in"], store).added == 0
     table = build(load_board("imported", []), store.records()[0], store)
     assert {row.rank for section in table.sections for row in section.rows} == {None}
+
+
+def test_a_file_without_a_seed_gives_a_board_beside_one_with(tmp_path):
+    other = {**LM_EVAL_FILE, "config": {k: v for k, v in LM_EVAL_FILE["config"].items() if k != "random_seed"}}
+    for name, content in (("one", LM_EVAL_FILE), ("two", other | {"date": 1782990000.5})):
+        results = written(tmp_path / name / f"results_{STAMP}.json", content)
+        lines = [choice(n, 0, [-1.0, -2.0 - n]) for n in range(4)]
+        written(results.with_name(f"samples_arc_easy_{STAMP}.jsonl"), "".join(lines))
+    store = Store(tmp_path / "store")
+    assert import_results("lm-eval", [tmp_path / "one", tmp_path / "two"], store).added == 4
+    table = build(load_board("imported", []), store.records()[0], store)
+    text = to_markdown.render(table, [], [])
+    assert "nan" not in text.lower()
 
 
 # --- optimum-benchmark ---------------------------------------------------------------------------
