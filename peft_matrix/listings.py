@@ -16,13 +16,35 @@ def sweeps() -> Rows:
     return Rows(queries.sweeps(open_workspace()))
 
 
-def methods() -> Rows:
-    """The fine-tuning methods, each with a committed record in which it learns, or why there is none."""
+def methods(name: str | None = None, *, family: str | None = None, trains_on: str | None = None) -> Rows:
+    """The fine-tuning methods, each with a committed record in which it learns, or why there is none.
+
+    Args:
+        name: of one method.
+        family: ``adapter``, ``optimizer``, ...
+        trains_on: a kind of quantized base, in full (``bnb-nf4``) or its end (``nf4``); ``fp`` for none.
+
+    Raises:
+        UserError: no method has this name, family or base.
+    """
+    from harness.errors import UserError, did_you_mean
     from reports.apps import evidence
     from runners.tools import queries
 
     known = evidence.known()
-    return Rows([{**row, "evidence": known[row["method"]]} for row in queries.methods()])
+    rows = [{**row, "evidence": known[row["method"]]} for row in queries.methods()]
+    for field, what, wanted in (("method", "name", name), ("family", "family", family), ("bases", "base", trains_on)):
+        if wanted is not None:
+            there = {form for row in rows for form in _forms(row[field])}
+            rows = [row for row in rows if wanted in _forms(row[field])]
+            if not rows:
+                raise UserError(f"no method has the {what} {wanted!r}", fix=did_you_mean(wanted, sorted(there)))
+    return Rows(rows)
+
+
+def _forms(value: str | list[str]) -> set[str]:
+    """Spellings that a filter accepts: a base in full, and its end (``bnb-nf4``, ``nf4``)."""
+    return {value} if isinstance(value, str) else {form for base in value for form in (base, base.rpartition("-")[2])}
 
 
 def objectives() -> Rows:

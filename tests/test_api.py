@@ -196,6 +196,13 @@ def test_listings_are_rows_and_frames() -> None:
     assert {"lora", "full"} <= {row["method"] for row in methods}
     assert isinstance(methods.frame(), pd.DataFrame)
     assert "<td>lora</td>" in methods._repr_html_()
+    optimizers = {row["method"] for row in pm.methods(family="optimizer", trains_on="nf4")}
+    assert "galore" not in optimizers  # it trains the weights themselves, which must be floating point
+    assert "lora-refactor" in optimizers
+    (lora,) = pm.methods("lora")
+    assert (lora["defaults"]["r"], lora["family"]) == (8, "adapter")
+    with pytest.raises(pm.UserError, match="no method has the family 'optimiser'"):
+        pm.methods(family="optimiser")
     pair = pm.compat(device="cpu", method="lora", quantizer="none")
     assert [row["trains"] for row in pair] == [True]
     with pytest.raises(pm.UserError, match="unknown model kind"):

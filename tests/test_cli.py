@@ -30,6 +30,14 @@ def test_a_listing_verb_prints_a_table_and_json(bench: Bench, verb: str) -> None
     assert first in table.stdout
 
 
+def test_one_method_is_shown_whole(bench: Bench) -> None:  # noqa: F811
+    shown = bench("methods", "lora").stdout
+    assert {"2106.09685v2", "alpha", "lr_factor", "evidence"} <= set(shown.replace(",", " ").split())
+    assert bench("methods", "lorra").returncode == 2
+    wide = bench("methods", "--family", "side network").stdout
+    assert max(len(line) for line in wide.splitlines()) <= 80
+
+
 def test_doctor_says_what_to_install(bench: Bench) -> None:  # noqa: F811
     rows = {r["what"]: r for r in json.loads(bench("doctor", "--json").stdout)}
     missing = [r for name, r in rows.items() if name.startswith("quantizer ")]

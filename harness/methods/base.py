@@ -23,6 +23,19 @@ Mergeable = Literal["exactly", "lossily", "no"]
 Batch = Mapping[str, Any]
 
 
+Family = Literal[
+    "baseline",
+    "adapter",
+    "prompt",
+    "selective",
+    "optimizer",
+    "zeroth-order",
+    "quantized weights",
+    "side network",
+    "after training",
+]
+
+
 @dataclass(frozen=True)
 class Declaration:
     """Declared properties of a method; shown by ``peft-matrix methods`` and checked by the worker and the tests.
@@ -31,7 +44,7 @@ class Declaration:
         name: registered name.
         summary: one sentence a reader understands.
         trainable: how many parameters it trains, as a formula in words.
-        family: ``baseline``, ``adapter``, ``prompt``, ``selective``, ``optimizer``, ``zeroth-order``, ...
+        family: what it changes, in a word.
         paper: arXiv id, with the version it was read in where one was (``"2106.09685v2"``), or "" where there is none.
         kinds: model kinds it can adapt.
         refuses_kind: model kind to the true reason why it does not adapt that kind.
@@ -60,7 +73,7 @@ class Declaration:
 
     name: str
     summary: str
-    family: str
+    family: Family
     trainable: str = ""
     paper: str = ""
     kinds: frozenset[str] = frozenset({"causal-lm", "sequence-classification"})

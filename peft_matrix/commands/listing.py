@@ -10,13 +10,37 @@ import typer
 
 from peft_matrix.commands.common import AsJson, DataRoot, print_table
 
+SHORT = ("method", "family", "summary", "evidence")
+"""Columns of the list of methods; ``methods NAME`` and --json show the rest."""
 
-def methods(as_json: AsJson = False) -> None:
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show everything about this method.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only methods of this family, for example optimizer.")] = None,
+    trains_on: Annotated[
+        str | None, typer.Option(help="Only methods that train on this kind of base, for example nf4.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the fine-tuning methods, with the task and model on which a committed record shows that each learns."""
     from peft_matrix import listings
 
-    rows = listings.methods()
-    print_table(rows if as_json else [{**row, "evidence": _in_words(row["evidence"])} for row in rows], as_json)
+    rows = listings.methods(name, family=family, trains_on=trains_on)
+    if as_json:
+        print_table(rows, as_json)
+    elif name is not None:
+        (row,) = rows
+        print_table([{"field": key, "value": _value(key, value)} for key, value in row.items()], as_json)
+    else:
+        print_table([{key: _value(key, row[key]) for key in SHORT} for row in rows], as_json)
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "evidence":
+        return _in_words(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {content}" for name, content in value.items()) or "none"
+    return value
 
 
 def _in_words(evidence: Mapping[str, Any]) -> str:

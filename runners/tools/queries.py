@@ -45,11 +45,15 @@ def methods() -> Rows:
                 "method": name,
                 "family": d.family,
                 "summary": d.summary,
+                "trainable": d.trainable,
                 "paper": d.paper,
+                "kinds": sorted(d.kinds),
                 "bases": sorted(d.bases),
+                "refuses": {**d.refuses_kind, **d.refuses},
                 "merge": d.mergeable,
                 "lr_factor": d.lr_factor,
                 "defaults": dict(d.defaults),
+                "defaults_source": d.defaults_source,
                 "unverified": d.unverified,
             }
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.methods import bases
-from harness.methods.base import Declaration
+from harness.methods.base import Declaration, Family
 from harness.methods.peft import param_counts as counts
 from harness.methods.peft.param_counts import Count
 from harness.methods.peft.row import PeftRow
@@ -38,7 +38,7 @@ def _adapter(
     no_gradient: Mapping[str, str] | None = None,
     hqq: bool = False,
     variant: str = "",
-    family: str = "adapter",
+    family: Family = "adapter",
     **declared: Any,
 ) -> PeftRow:
     """A row that adapts every linear layer, unless ``defaults`` says otherwise."""
@@ -490,7 +490,7 @@ ROWS = (
         variant="Shadow",
         kinds=CAUSAL_LM,
         refuses_kind={"sequence-classification": "peft finds the blocks of a decoder only"},
-        family="side-network",
+        family="side network",
         mergeable="no",
         merge_refuses={},
         hqq=True,
