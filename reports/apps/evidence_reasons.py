@@ -21,12 +21,8 @@ class Reason(NamedTuple):
 
 
 ZEROTH_ORDER = (
-    "150 steps of one random direction each are far too few: on the nano model the answer's loss falls from 53.7 to {} "
-    "nats, and the format alone needs 13.8"
-)
-ZEROTH_ORDER = (
-    "150 steps of one random direction each are far too few: on the nano model the answer's loss falls from 53.7 to {} "
-    "nats, and the format alone needs 13.8"
+    "not run for more than 150 steps of one random direction each, in which on the nano model the answer's loss falls from "
+    "53.7 to {} nats; the format alone needs 13.8"
 )
 REASONS: dict[str, Reason] = {
     "adamw-paged": Reason("2026-11-26", "needs CUDA, and no GPU run has used it yet"),

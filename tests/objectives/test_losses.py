@@ -193,7 +193,7 @@ def test_an_objective_reads_chosen_first_and_rejected_second(name: str) -> None:
 
 trl = pytest.importorskip("trl")
 
-PAIRS = {
+CONVERSATIONS = {
     "prompt": ["Cabcdef=", "Caaaaaa=", "Cfedcba=", "Cbadcfe="],
     "chosen": ["abcdef", "aaaaaa", "fedcba", "badcfe"],
     "rejected": ["abcdee", "aa", "abc", "jjjjjjj"],
@@ -263,7 +263,7 @@ def test_dpo_and_ipo_are_trl_s(models: tuple[Any, Any, Any], tmp_path: Path, kin
         model=policy,
         ref_model=reference,
         args=options(trl.DPOConfig, tmp_path, loss_type=[kind]),
-        train_dataset=Dataset.from_dict(PAIRS),
+        train_dataset=Dataset.from_dict(CONVERSATIONS),
         processing_class=tokenizer,
     )
     batch = batch_of(trainer)
@@ -286,8 +286,8 @@ def test_kto_is_trl_s(models: tuple[Any, Any, Any], tmp_path: Path) -> None:
 
     policy, reference, tokenizer = models
     rows = {
-        "prompt": PAIRS["prompt"],
-        "completion": [*PAIRS["chosen"][:2], *PAIRS["rejected"][2:]],
+        "prompt": CONVERSATIONS["prompt"],
+        "completion": [*CONVERSATIONS["chosen"][:2], *CONVERSATIONS["rejected"][2:]],
         "label": [True, True, False, False],
     }
     trainer = trl.KTOTrainer(
