@@ -21,7 +21,7 @@ class Reason(NamedTuple):
 
 
 ZEROTH_ORDER = (
-    "not run for more than 150 steps of one random direction each, in which on the nano model the answer's loss falls from "
+    "not run for more than 150 steps of one random direction each; on the nano model the answer's loss falls from "
     "53.7 to {} nats; the format alone needs 13.8"
 )
 REASONS: dict[str, Reason] = {
