@@ -24,7 +24,7 @@ SWEEPS = boards.sweeps()
 LOOSE = {
     "cpu-2core": ("b937fe2f5be8ef22ef3e00df4c5a343d688fcb9aa6f3be20551b77af2be27c1d", 264),
     "cpu-2core-calibrated": ("c33ac65b92923d4418d82909e21de7a5bc6d487cce4ebdf212c3c75bdb01e04a", 33),
-    "cpu-2core-claims": ("449cca7e2f198f015222822d6b5272dc34af16be9470247323f1c1a3a074cc56", 689),
+    "cpu-2core-claims": ("a4c8052a09ea6ec385c1b7f53c7db78be0a37b3f7215a291d13eed77ca8da588", 693),
     "cpu-2core-evidence": ("3ed790083063b7a55e910adbe93f45b5c0495073e07b4e66555c75320d38c1d1", 523),
     "cpu-2core-methods": ("56829e1532c98ac3dc74b33313794c5371dee40fb9949ad2b09a658195478763", 957),
     "cpu-2core-quantizers": ("04906e46219c1683317cd7cc8b04e38124409c168a2c3eea29c6d379f8e8c20e", 521),

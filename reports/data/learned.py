@@ -74,7 +74,7 @@ def verdicts(
     if samples is None:
         return {}
     ok = [row for row in rows if row["ok_records"]]
-    trained = [row for row in ok if _trains(records[row["ok_records"][0]])]
+    trained = [row for row in ok if trains(records[row["ok_records"][0]])]
     if not trained:
         return {}
     members = members_of(ok)
@@ -88,7 +88,7 @@ def verdicts(
     return out
 
 
-def _trains(record: Record) -> bool:
+def trains(record: Record) -> bool:
     """Whether the row's weights were trained, in this cell or in those that it combines."""
     method = record.cell.get("method") or {}
     return method.get("learning_rate") is not None or bool(method.get("ingredients"))
@@ -109,7 +109,7 @@ def _base_of(
     for quantization in (row["quantization"], "none"):
         for one in rows:
             named = (records[one["ok_records"][0]].cell.get("method") or {}).get("name") == UNTRAINED
-            untrained = named and not _trains(records[one["ok_records"][0]])
+            untrained = named and not trains(records[one["ok_records"][0]])
             if untrained and one["quantization"] == quantization and one["config"] in family.scores:
                 return one
     return None

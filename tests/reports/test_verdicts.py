@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness import stats
 from harness.record import Record
 from harness.store.store import Store
 from reports.apps.reproduction import run
@@ -181,6 +182,19 @@ def test_a_count_is_looked_up_by_what_is_counted(tmp_path: Path) -> None:
     Store(tmp_path).append(record)
     assert row_of(counted, tmp_path)["verdict"] == "reproduced"
     assert row_of(counted.model_copy(update={"value": 4097.0}), tmp_path)["verdict"] == "not_reproduced"
+
+
+def test_an_untrained_model_has_the_interval_of_its_items(tmp_path: Path) -> None:
+    wanted = {"form": "absolute", "unit": "points", "value": 50.0, "tolerance": {"value": 10, "why": "why"}}
+    rows = {}
+    for method in ("none", "lora"):
+        put(tmp_path / method, method, seeds=1, accuracy=0.5, retained=None, merged=False)
+        evidence = {"sweep": SWEEP, "arm": {"method": method}}
+        rows[method] = row_of(claim(**wanted, evidence=evidence), tmp_path / method)
+    assert [row["verdict"] for row in rows.values()] == ["reproduced", "inconclusive"]
+    counted = stats.wilson(round(rows["none"]["measured"] * 2), 200)
+    assert rows["none"]["n"] == "200 items"
+    assert rows["none"]["interval"] == pytest.approx([100 * counted.low, 100 * counted.high])
 
 
 def test_straddling_interval_is_inconclusive_rounding_ignored() -> None:

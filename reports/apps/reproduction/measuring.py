@@ -16,7 +16,7 @@ from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
 from reports.apps.reproduction.record_lookup import ArmRecords, Library
-from reports.data.learned import beats_constant
+from reports.data.learned import beats_constant, trains
 from reports.data.samples import ARMS
 from reports.data.timing import ratio
 
@@ -194,10 +194,22 @@ def _single(test: Criterion, library: Library, sweep: str, arm: Arm) -> Measured
     common: dict[str, Any] = {"records": found.ids, "flags": frozenset(found.flags), "n": f"{len(values)} seeds"}
     if _exact(test, values):
         return Measured(values[0] * scale, exact=True, **common)
+    if (items := _untrained_items(found, test)) is not None:
+        one = stats.wilson(round(values[0] * items), items)  # nothing varies over seeds: the items are all the chance
+        return Measured(one.estimate * scale, one.low * scale, one.high * scale, **{**common, "n": f"{items} items"})
     if len(values) < 2:
         return Measured(values[0] * scale, **{**common, "flags": common["flags"] | {"one-seed"}})
     interval = stats.mean_interval(values)
     return Measured(interval.estimate * scale, interval.low * scale, interval.high * scale, **common)
+
+
+def _untrained_items(found: ArmRecords, test: Criterion) -> int | None:
+    """Scored items of an accuracy of a model that nothing trained; None for everything else."""
+    records = [record for _, record in found.records.values()]
+    if METRICS[test.metric].family != "accuracy" or test.stage is not None or any(map(trains, records)):
+        return None
+    counts = {reading.n for record in records if (reading := record.metrics.get(test.metric)) is not None}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _exact(test: Criterion, values: Sequence[float]) -> bool:
