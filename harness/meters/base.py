@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from harness.record import Reading
+from harness.record import Reading, WhyMissing
 
 
 @runtime_checkable
@@ -32,4 +32,32 @@ class Meter(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Description of the instrument and its settings."""
+        ...
+
+
+class MeterHooks(Protocol):
+    """Further members that a meter may have. :class:`~harness.meters.panel.Panel` asks each meter for them by name.
+
+    Attributes:
+        quantities: metrics it reads in a stage; where it fails or cannot work, each has a reading with the reason.
+        cell_quantities: metrics that :meth:`finish` reads.
+        why_unavailable: typed reason of its quantities where it cannot work; ``not_supported`` without one.
+        minimum_window_s: shortest window whose value meets the protocol, seconds.
+    """
+
+    quantities: tuple[str, ...]
+    cell_quantities: tuple[str, ...]
+    why_unavailable: WhyMissing
+    minimum_window_s: float
+
+    def baseline(self, when: str) -> None:
+        """Read the idle device; called with ``before`` and with ``after`` all stages."""
+        ...
+
+    def finish(self) -> list[Reading]:
+        """Readings for the whole cell."""
+        ...
+
+    def series(self) -> dict[str, tuple[float, ...]]:
+        """Time series over the whole cell, by name."""
         ...

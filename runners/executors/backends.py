@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness import hardware, provenance
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError
+from harness.registry import Registry
 from runners.executors.base import Executor
 from runners.executors.local import LocalExecutor, leases
 from runners.planning.plan import Plan
 from runners.workspace import Workspace
-
-NAMES = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,23 @@ class ExecutionTarget(Protocol):
         ...
 
 
+EXECUTORS: Registry[Callable[[ExecutorChoice, Workspace], ExecutionTarget]] = Registry(
+    "executor",
+    {
+        "local": "runners.executors.backends:Local",
+        "ray": "runners.executors.backends:Ray",
+        "slurm": "runners.executors.backends:Slurm",
+    },
+)
+
+
 def place(choice: ExecutorChoice, workspace: Workspace) -> ExecutionTarget:
     """The place a user asked for.
 
     Raises:
         UserError: no such executor, its package is missing, or its cluster cannot be reached.
     """
-    if choice.name == "local":
-        return Local(choice, workspace)
-    if choice.name == "ray":
-        return Ray(choice, workspace)
-    if choice.name == "slurm":
-        return Slurm(choice, workspace)
-    raise UserError(f"unknown executor {choice.name!r}", where="--executor", fix=did_you_mean(choice.name, NAMES))
+    return EXECUTORS.get(choice.name, where="--executor")(choice, workspace)
 
 
 class Local:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from pydantic import ValidationError
 
 from harness.errors import UserError
 from harness.hardware import HardwareProfile, Machine, Thermal, identity
-from harness.meters.base import Meter
+from harness.meters.base import Meter, MeterHooks
 from harness.meters.catalog import METERS, build
 from harness.meters.instrument import MeterSetting, Sampler
 from harness.meters.panel import Panel
@@ -185,3 +188,9 @@ def test_options_of_meters_are_checked_by_name() -> None:
         build("cpu", options={"energy": {"idle": 3}})
     with pytest.raises(UserError, match="Did you mean 'energy'"):
         build("cpu", options={"enrgy": {}})
+
+
+def test_every_hook_the_panel_asks_for_is_named() -> None:
+    asked = set(re.findall(r'getattr\(meter, "(\w+)"', Path(inspect.getfile(Panel)).read_text(encoding="utf-8")))
+    named = {name for name in [*vars(MeterHooks), *MeterHooks.__annotations__] if not name.startswith("_")}
+    assert asked == named

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness import hardware
+from harness.errors import UserError
 from harness.matrix import Cell
 from harness.record import Record
+from harness.registry import Registry
 from harness.spec import LoadedSweep, Priority
+from runners.executors.backends import EXECUTORS, ExecutorChoice, Local, place
 from runners.executors.base import Lease
 from runners.planning.blocks import Slot, in_blocks
 from runners.planning.cost_model import Prediction, Predictor
@@ -20,6 +23,7 @@ from runners.running.leases import Pool
 from runners.running.preflight import kept, no_room
 from runners.running.retry import CellAttempt
 from runners.running.scheduler import Scheduler
+from runners.workspace import Workspace
 from tests.runners import cheap
 from tests.runners.conftest import REPOSITORY
 
@@ -240,3 +244,18 @@ def test_the_run_command_stores_cells_not_run(tmp_path: Path) -> None:
     assert (len(key), one["kind"]) == (16, "budget")
     status = subprocess.run([*command, "status", *where], cwd=REPOSITORY, text=True, capture_output=True, check=True)
     assert "[budget] the budget of 0 h is used up" in status.stdout
+
+
+def test_executors_are_found_by_name_and_added_by_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workspace = Workspace.discover(start=tmp_path)
+    assert list(EXECUTORS) == ["local", "ray", "slurm"]
+    assert isinstance(place(ExecutorChoice("local"), workspace), Local)
+    with pytest.raises(UserError, match="unknown executor 'locl'"):
+        place(ExecutorChoice("locl"), workspace)
+    toy = Registry("executor", {"toy": "tests.runners.test_scheduler:Toy"})
+    monkeypatch.setattr("runners.executors.backends.EXECUTORS", toy)
+    assert type(place(ExecutorChoice("toy"), workspace)).__name__ == "Toy"
+
+
+class Toy(Local):
+    """This machine under another name."""
