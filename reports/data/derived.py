@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from harness import stats
 from reports.data.samples import gather
 
-BINS = 15
-"""Of the calibration error, as Guo et al. 2017 take them."""
-
 
 def negative_flips(table: pa.Table) -> float | None:
     """Share of the skill items that the base answers right and the adapted model wrong; None without both arms."""
@@ -36,26 +33,12 @@ def calibration_error(table: pa.Table) -> float | None:
     if not kept:
         return None
     confidence = np.array([_largest_share(np.asarray(logps, dtype=np.float64)) for _, logps in kept])
-    return expected_calibration_error(confidence, np.array([float(right) for right, _ in kept]))
+    return stats.calibration_error(confidence, [float(right) for right, _ in kept]).error
 
 
 def _largest_share(logps: NDArray[np.float64]) -> float:
     weights = np.exp(logps - logps.max())
     return float(1.0 / weights.sum())
-
-
-def expected_calibration_error(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int = BINS) -> float:
-    """Mean distance of accuracy from confidence over ``bins`` bins of equal width, each weighing its items.
-
-    Guo et al. 2017, arXiv:1706.04599, equation 3; bins are open below and closed above.
-
-    Args:
-        confidence: probability of each prediction, (items,).
-        right: 0 or 1, (items,).
-    """
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(right))
 
 
 def cut_items(table: pa.Table) -> float | None:

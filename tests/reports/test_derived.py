@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import stats
 from harness.store.store import Store, samples_ref, samples_to_parquet
 from reports.board.board import BoardTable, build, load_board
-from reports.data.derived import calibration_error, cut_items, expected_calibration_error, negative_flips
+from reports.data.derived import calibration_error, cut_items, negative_flips
 from tests.reports.making import cell, ok_record, sample_rows
 
 
@@ -27,8 +28,8 @@ def test_the_calibration_error_by_hand() -> None:
     confidence = np.array([0.95, 0.95, 0.55, 0.55])
     right = np.array([1.0, 0.0, 1.0, 1.0])
     # two bins in use: |0.5 - 0.95| and |1.0 - 0.55|, two items of four each
-    assert expected_calibration_error(confidence, right) == pytest.approx(0.45)
-    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0.0
+    assert stats.calibration_error(confidence, right).error == pytest.approx(0.45)
+    assert stats.calibration_error(np.array([1.0, 1.0]), np.array([1.0, 1.0])).error == 0.0
 
 
 def test_calibration_needs_the_probability_of_every_option(tmp_path: Path) -> None:
