@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import UserError
 from harness.record import WhyMissing
-from harness.yamlfile import load_model
+from harness.yamlfile import by_name, load_model
 
 GIB = 2**30
 BUILT_IN = Path(__file__).parents[1]
@@ -407,14 +407,13 @@ def load_profiles(workspaces: Iterable[Path] = ()) -> dict[str, HardwareProfile]
         UserError: a file is not a profile, or its name is not that of the file.
     """
     profiles: dict[str, HardwareProfile] = {}
-    for workspace in (*workspaces, BUILT_IN):
-        for path in sorted((workspace / "runners" / "hardware").glob("*.yaml")):
-            profile, _lines = load_model(path, HardwareProfile)
-            if profile.name != path.stem:
-                raise UserError(
-                    f"the profile calls itself {profile.name!r}, the file {path.stem!r}",
-                    where=str(path),
-                    fix="Give both the same name.",
-                )
-            profiles.setdefault(profile.name, profile)
+    for name, path in by_name(workspace / "runners" / "hardware" for workspace in (*workspaces, BUILT_IN)).items():
+        profile, _lines = load_model(path, HardwareProfile)
+        if profile.name != name:
+            raise UserError(
+                f"the profile calls itself {profile.name!r}, the file {name!r}",
+                where=str(path),
+                fix="Give both the same name.",
+            )
+        profiles[name] = profile
     return profiles

@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.digests import digest_text
 from harness.errors import UserError, did_you_mean
 from harness.store.store import Store
+from harness.yamlfile import by_name
 
 MARKER = "peft-matrix.yaml"
 MANIFEST = "manifest.json"
@@ -86,11 +87,7 @@ class Workspace:
 
     def sweeps(self) -> dict[str, Path]:
         """Sweep name to file, the user's before the built-in ones."""
-        found: dict[str, Path] = {}
-        for folder in [*(r / "runners" / "sweeps" for r in self.roots), BUILT_IN_SWEEPS]:
-            for path in sorted(folder.glob("*.yaml")):
-                found.setdefault(path.stem, path)
-        return found
+        return by_name([*(r / "runners" / "sweeps" for r in self.roots), BUILT_IN_SWEEPS])
 
     def sweep(self, name: str) -> Path:
         """File of the sweep ``name``, which may also be a path.

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
-from harness.yamlfile import Loc, line_of, load_model
+from harness.yamlfile import Loc, by_name, line_of, load_model
 from tasks import template
 from tasks.generators import GENERATORS
 from tasks.item import Item as Item
@@ -395,12 +395,7 @@ class Task:
 
 def find_tasks(workspaces: list[Path]) -> dict[str, Path]:
     """Task name to file; a workspace's ``tasks/`` (or ``tasks/definitions/``) comes before the built-in one."""
-    found: dict[str, Path] = {}
-    folders = [f for w in workspaces for f in (w / "tasks", w / "tasks" / "definitions")]
-    for folder in [*folders, BUILT_IN]:
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+    return by_name([*(f for w in workspaces for f in (w / "tasks", w / "tasks" / "definitions")), BUILT_IN])
 
 
 def load_task(name: str, workspaces: list[Path], *, where: str = "") -> Task:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS, MetricDef
-from harness.yamlfile import load_model
+from harness.yamlfile import by_name, load_model
 from reports.data.learned import VERDICTS
 
 BUILT_IN = Path(__file__).parents[1] / "boards"
@@ -204,11 +204,7 @@ class Board(_Frozen):
 
 def find_boards(workspaces: list[Path]) -> dict[str, Path]:
     """Board name to file; a workspace's ``reports/boards/`` comes before the built-in folder."""
-    found: dict[str, Path] = {}
-    for folder in [*(w / "reports" / "boards" for w in workspaces), BUILT_IN]:
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+    return by_name([*(w / "reports" / "boards" for w in workspaces), BUILT_IN])
 
 
 def load_board(name: str, workspaces: list[Path], *, where: str = "") -> Board:
