@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+GUARDED = ("PYTHON", "PATH", "HOME", "HF_", "OMP_", "CUDA_", "PEFT_MATRIX_")
+"""Beginnings of the environment variables that no test may leave changed: later tests start processes with them."""
+
+
+def guarded() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(GUARDED)}
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays_as_it_was() -> Iterator[None]:
+    before = guarded()
+    yield
+    assert guarded() == before
 
 
 @pytest.fixture(scope="session")

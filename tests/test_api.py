@@ -51,7 +51,11 @@ def sweep(folder: Path, tiny_model: Path) -> pm.LoadedSweep:
 
 @pytest.fixture(scope="module")
 def ran(sweep: pm.LoadedSweep) -> pm.Run:
-    return pm.run(sweep, quiet=True)
+    before = dict(os.environ)
+    done = pm.run(sweep, quiet=True)
+    changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    assert not {name for name in changed if name.startswith(("PYTHON", "OMP_", "TOKENIZERS_"))}, "a run changes nothing"
+    return done
 
 
 # --- sweeps ----------------------------------------------------------------------------------------

@@ -18,12 +18,14 @@ from typing import Any
 
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.side_environment import OutsideProcess
-from runners.worker.import_path import use_safe_environment
+from runners.worker.import_path import child_environment
 from runners.worker.job import JOB_FILE, Job
 from runners.worker.process import WORK, entry
 
 PRELOAD = ("runners.worker.preload",)
 KILL_GRACE_S = 5.0
+DEFAULTS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+"""Variables of the workers: a spinning thread pool takes time from its neighbours."""
 
 
 def leases(*, device: str, threads: int, workers: int | None, uuids: tuple[str, ...]) -> list[Lease]:
@@ -75,9 +77,6 @@ class LocalExecutor:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
         self._running: dict[int, tuple[Job, ForkServerProcess | OutsideProcess, connection.Connection]] = {}
-        use_safe_environment()
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread pool starves its neighbours
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def start(self, job: Job) -> None:
         """Fork a worker for ``job``, or start its side environment's; its job file must have been written."""
@@ -90,7 +89,7 @@ class LocalExecutor:
             process = self._context.Process(
                 target=_run, args=(job_file, theirs, self._work), name=f"cell-{job.label}", daemon=True
             )
-            with _without_main():
+            with _without_main(), child_environment(**DEFAULTS):
                 process.start()
         theirs.close()
         self._running[process.sentinel] = (job, process, ours)

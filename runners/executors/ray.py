@@ -22,7 +22,7 @@ from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.local import PRELOAD
 from runners.executors.node import Node, at_home, machine_of, probe
-from runners.worker.import_path import use_safe_environment
+from runners.worker.import_path import child_environment
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.process import WORK
 from runners.workspace import Workspace
@@ -131,9 +131,9 @@ def connect(address: str | None) -> list[RayNode]:
         raise UserError(f"Ray is not installed: {error}", fix="pip install 'peft-matrix[ray]'") from error
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    use_safe_environment()  # for workers of a cluster that is started here
     try:
-        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, configure_logging=False)
+        with child_environment():  # for workers of a cluster that is started here
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster can be joined: {error}", where=f"--address {address}") from error
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

@@ -24,7 +24,7 @@ from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.local import PRELOAD
 from runners.executors.node import Node, at_home, machine_of, probe
-from runners.worker.import_path import use_safe_environment
+from runners.worker.import_path import child_environment
 from runners.worker.job import JOB_FILE, QUEUED_FILE, Job, write_atomically
 from runners.worker.process import WORK
 
@@ -170,7 +170,6 @@ class SlurmExecutor:
         work: str = WORK,
         preload: Sequence[str] = PRELOAD,
     ) -> None:
-        use_safe_environment()  # Slurm hands it on to the job
         self.leases = [Lease() for _ in range(places)]
         self._submitter = submitter(
             cache / "slurm" / "submitit", options, minutes=math.ceil(timeout_s / 60) + SPARE_MIN, cpus=threads
@@ -215,7 +214,8 @@ class SlurmExecutor:
             classes.setdefault(job.device, []).append(job)
         self._pending = []
         for jobs in classes.values():
-            handed = self._submitter.map_array(self._cell_job, [str(Path(j.folder) / JOB_FILE) for j in jobs])
+            with child_environment():  # Slurm hands it on to the job
+                handed = self._submitter.map_array(self._cell_job, [str(Path(j.folder) / JOB_FILE) for j in jobs])
             for job, slurm in zip(jobs, handed, strict=True):
                 number = str(slurm.job_id)
                 write_atomically(Path(job.folder) / QUEUED_FILE, json.dumps({"slurm": number}).encode())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,12 +36,26 @@ def safe_environment(environ: Mapping[str, str], *, root: Path | None = None) ->
     return {**found, "PYTHONPATH": os.pathsep.join(named)} if named else found
 
 
-def use_safe_environment() -> None:
-    """Give every child that this process starts from now on a safe environment."""
-    safe = safe_environment(os.environ)
-    if "PYTHONPATH" not in safe:
-        os.environ.pop("PYTHONPATH", None)
-    os.environ.update(safe)
+@contextmanager
+def child_environment(**defaults: str) -> Iterator[None]:
+    """Children started inside the block get a safe environment; afterwards this process has its own variables again.
+
+    Args:
+        defaults: variables that the children get where this process has not set them.
+    """
+    before = dict(os.environ)
+    safe = {**defaults, **safe_environment(os.environ)}
+    try:
+        if "PYTHONPATH" not in safe:
+            os.environ.pop("PYTHONPATH", None)
+        os.environ.update(safe)
+        yield
+    finally:
+        for name in ("PYTHONPATH", *safe):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
 
 
 def leave_current_folder(folder: Path) -> None:
