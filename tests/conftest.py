@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-GUARDED = ("PYTHON", "PATH", "HOME", "HF_", "OMP_", "CUDA_", "PEFT_MATRIX_")
+GUARDED = ("PYTHONPATH", "PYTHONSAFEPATH", "PATH", "HOME", "HF_HUB_", "OMP_", "CUDA_", "PEFT_MATRIX_")
 """Beginnings of the environment variables that no test may leave changed: later tests start processes with them."""
 
 
