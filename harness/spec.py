@@ -8,228 +8,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlencode
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from harness.spec_axes import (
+    Decoding,
+    MethodSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    QuantizationSpec,
+    RecipeSpec,
+    Spec,
+    TaskUse,
+    named,
 )
-
-from harness.digests import canonical_json
 from harness.yamlfile import Loc, line_of, load_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Every library's generator takes it: NumPy's reads 32 bits."""
 MAX_CELLS = 1_000_000
-_NUMBERS = (int, float, int | None, float | None)
-
-
-class Spec(BaseModel):
-    """Base of every part of a sweep: immutable, and unknown keys are errors.
-
-    Attributes:
-        LATER: fields that came after records were made. At their default they are not written, so that the cells of
-            those records keep their keys.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any) -> Any:
-        """``steps: true`` is a slip of the pen, although Python counts ``True`` as 1."""
-        if isinstance(value, dict):
-            for name, field in cls.model_fields.items():
-                if isinstance(value.get(name), bool) and field.annotation in _NUMBERS:
-                    raise ValueError(f"{name!r} is a number, not {str(value[name]).lower()}")
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = write(self)
-        fields = type(self).model_fields
-        silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in content.items() if name not in silent}
-
-
-def _named(value: Any) -> Any:
-    """Accept ``- lora`` as short for ``- {name: lora}``."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Parameters become part of a cell's identity, so they must be plain JSON."""
-    try:
-        canonical_json(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"parameters must be plain numbers, text, lists and keys ({error})") from None
-    return value
-
-
-Params = Annotated[dict[str, Any], AfterValidator(_plain)]
-
-
-class ModelSpec(Spec):
-    """Source of a model.
-
-    ``id`` is one of: ``builtin:nano`` (built and pre-trained by the program), ``package:NAME/FOLDER`` (files
-    inside an installed Python package; a folder, or one GGUF file), ``gguf:PATH/FILE.gguf`` or
-    ``gguf:OWNER/NAME/FILE.gguf`` (a GGUF file here or on the Hub, decoded once into the cache), ``skeleton:NAME`` (a
-    real architecture with random weights), a local folder, or a Hub id.
-    ``{architecture: NAME, weights: random, overrides: {num_hidden_layers: 2}}`` is another way to write
-    ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
-    """
-
-    id: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    trust_remote_code: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _architecture(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not {"architecture", "weights", "overrides"} & value.keys():
-            return value
-        rest = {k: v for k, v in value.items() if k not in ("architecture", "weights", "overrides")}
-        if "id" in value or "architecture" not in value or value.get("weights") != "random":
-            raise ValueError("give either 'id', or 'architecture' together with 'weights: random'")
-        overrides = value.get("overrides") or {}
-        if not isinstance(overrides, dict):
-            raise ValueError("'overrides' maps configuration values to what they become")
-        changes = urlencode({k: canonical_json(v) for k, v in sorted(overrides.items())})
-        return {"id": f"skeleton:{value['architecture']}" + (f"?{changes}" if changes else ""), **rest}
-
-
-class MethodSpec(Spec):
-    """One fine-tuning method: its registered name, its parameters and, if the sweep sets it, a learning rate."""
-
-    name: str
-    label: str | None = None
-    params: Params = Field(default_factory=dict)
-    learning_rate: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0, description="own number of steps; marked on the board")
-
-
-class QuantizationSpec(Spec):
-    """One quantization: its registered name, its parameters and the moment it happens."""
-
-    name: str
-    label: str | None = None
-    params: Params = Field(default_factory=dict)
-    moment: Literal["before_training", "after_merge"] = "before_training"
-
-
-class SecondModel(Spec):
-    """Another model in a cell: a teacher, a reference. ``teacher: ID`` means ``{model: {id: ID}}``.
-
-    It is loaded only for the stages that need it; its dtype and quantization are its own.
-    """
-
-    model: ModelSpec
-    quantization: QuantizationSpec = QuantizationSpec(name="none")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_id(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"model": {"id": value}}
-        if not isinstance(value, dict):
-            return value
-        if "id" in value:
-            return {"model": value}
-        return {
-            **value,
-            **({"model": {"id": value["model"]}} if isinstance(value.get("model"), str) else {}),
-            **({"quantization": _named(value["quantization"])} if "quantization" in value else {}),
-        }
-
-    @model_validator(mode="after")
-    def _quantized_at_once(self) -> SecondModel:
-        if self.quantization.moment != "before_training":
-            raise ValueError("a second model does not train: its quantization has no 'moment'")
-        return self
-
-
-class ObjectiveSpec(Spec):
-    """An objective: its registered name, its parameters and the models it asks.
-
-    Attributes:
-        lr_factor: multiplies the method's learning rate; None: what the objective declares.
-        teacher: whose probabilities or answers are learned.
-        reference: what a preference loss compares with; None: the base itself, before the method is attached.
-    """
-
-    name: str
-    label: str | None = None
-    params: Params = Field(default_factory=dict)
-    lr_factor: float | None = Field(default=None, gt=0)
-    teacher: SecondModel | None = None
-    reference: SecondModel | None = None
-
-
-class RecipeSpec(Spec):
-    """A recipe: its registered name, its parameters and the model it asks."""
-
-    name: str
-    label: str | None = None
-    params: Params = Field(default_factory=dict)
-    teacher: SecondModel | None = None
-
-
-class Decoding(Spec):
-    """Generation settings. Temperature 0 is greedy.
-
-    Attributes:
-        samples: completions per item, for tasks judged by a program (pass@k).
-    """
-
-    LATER = frozenset({"samples"})
-
-    temperature: float = Field(default=0.0, ge=0)
-    top_k: int | None = Field(default=None, gt=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_new_tokens: int | None = Field(default=None, gt=0, description="None: what the task says")
-    samples: int = Field(default=1, gt=0)
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> Decoding:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError("several samples need a temperature above 0: greedy ones are all the same")
-        return self
-
-
-class TaskUse(Spec):
-    """A task of the library, optionally with fewer items (``None``: all of the split) and its own decoding.
-
-    Attributes:
-        steps: training steps on this task in the place of the sweep's; a method's own steps win over both.
-        test_only: read only the test split, for data sets without any other; for methods that do not train.
-        format: of a multiple-choice task: what it is trained and scored in. ``finetune`` is the task's own prompt (as
-            without ``format``), ``cloze`` scores the options' texts after the question, ``letter`` their letters. With
-            it, a model that is not trained is scored in every format, so that no gain is measured from a base that
-            could not read the question.
-    """
-
-    LATER = frozenset({"test_only", "steps", "format"})
-
-    name: str
-    label: str | None = None
-    train_items: int | None = Field(default=None, gt=0)
-    validation_items: int | None = Field(default=None, gt=0)
-    test_items: int | None = Field(default=None, gt=0)
-    decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
-    steps: int | None = Field(default=None, gt=0)
-    test_only: bool = False
-    format: Literal["finetune", "cloze", "letter"] | None = None
 
 
 class Target(Spec):
@@ -515,7 +313,7 @@ class Inclusion(Spec):
     @field_validator("method", "quantization", "task", "objective", "recipe", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        return _named(value)
+        return named(value)
 
 
 class SweepSpec(Spec):
@@ -556,7 +354,7 @@ class SweepSpec(Spec):
     @field_validator("methods", "quantization", "tasks", "objectives", "recipes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [_named(v) for v in value] if isinstance(value, list | tuple) else value
+        return [named(v) for v in value] if isinstance(value, list | tuple) else value
 
     @field_validator("seeds", "hardware")
     @classmethod

@@ -16,16 +16,13 @@ from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
 from harness.recipes.catalog import RECIPES
 from harness.record import PROTOCOL
-from harness.spec import (
-    Evaluation,
-    Inclusion,
-    LoadedSweep,
+from harness.spec import Evaluation, Inclusion, LoadedSweep, Rule
+from harness.spec_axes import (
     MethodSpec,
     ModelSpec,
     ObjectiveSpec,
     QuantizationSpec,
     RecipeSpec,
-    Rule,
     SecondModel,
     TaskUse,
 )

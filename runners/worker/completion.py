@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from harness.spec import Decoding
+from harness.spec_axes import Decoding
 from runners.worker.context import Context, context_length
 from runners.worker.encoding import by_length, pad
 

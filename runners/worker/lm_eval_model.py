@@ -18,7 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from harness.errors import CheckFailed, Unsupported, UserError
-from harness.spec import Decoding, LmEvalUse
+from harness.spec import LmEvalUse
+from harness.spec_axes import Decoding
 from runners.worker.completion import complete
 from runners.worker.context import Context, context_length
 from runners.worker.likelihood import log_probs, windows

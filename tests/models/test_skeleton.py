@@ -12,7 +12,7 @@ from harness.digests import digest_file
 from harness.errors import Unsupported, UserError
 from harness.models import skeleton as skeletons
 from harness.models import sources
-from harness.spec import ModelSpec
+from harness.spec_axes import ModelSpec
 
 SIZES = "hidden_size=64&num_hidden_layers=2&num_attention_heads=4&vocab_size=300"
 LLAMA = f"skeleton:smollm2-135m?{SIZES}&intermediate_size=128&num_key_value_heads=2"

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from harness import hardware, provenance, spec
+from harness import hardware, provenance, spec, spec_axes
 from harness.file_digests import SETTLED_S, FileDigests
 from harness.models import files, sources
 from harness.registry import Registry, code_digest
@@ -119,8 +119,8 @@ NOT_IN_THE_KEY = {
     "limits.trials_per_device": "sharing by trials, whose time is not reported",
     "accounting": "constants of CO2 and money; they are in the record beside each derived value",
 }
-NESTED = {"models": spec.ModelSpec, "methods": spec.MethodSpec, "quantization": spec.QuantizationSpec}
-NESTED |= {"tasks": spec.TaskUse, "training": spec.Training, "evaluation": spec.Evaluation, "probes": spec.Probes}
+NESTED = {"models": spec_axes.ModelSpec, "methods": spec_axes.MethodSpec, "quantization": spec_axes.QuantizationSpec}
+NESTED |= {"tasks": spec_axes.TaskUse, "training": spec.Training, "evaluation": spec.Evaluation, "probes": spec.Probes}
 NESTED |= {"limits": spec.Limits}
 
 

@@ -15,7 +15,8 @@ import yaml
 
 from harness.digests import digest
 from harness.errors import CheckFailed, Unsupported, UserError
-from harness.spec import Evaluation, LmEvalUse, TaskUse
+from harness.spec import Evaluation, LmEvalUse
+from harness.spec_axes import TaskUse
 from runners.running import job_results
 from runners.worker import lm_eval_suite
 from runners.worker.context import Splits
