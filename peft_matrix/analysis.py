@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
-from peft_matrix.locations import Location, make_console, open_workspace
 from peft_matrix.results import Rows
+from peft_matrix.targets import Location, make_console, open_workspace
 from peft_matrix.targets import load as load_sweep_of
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from peft_matrix.locations import open_workspace
 from peft_matrix.results import Rows
+from peft_matrix.targets import open_workspace
 
 
 def sweeps() -> Rows:

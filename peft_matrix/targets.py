@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from runners.workspace import Workspace
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harness.spec import LoadedSweep
-    from runners.workspace import Workspace
+
 
 IMPORTED = "imported:"
 Cells = Literal["planned", "recorded", "all"]
@@ -68,3 +72,20 @@ def load(sweep: str | Path | LoadedSweep, workspace: Workspace) -> LoadedSweep:
     from runners.running.run import load_sweep
 
     return load_sweep(str(sweep), workspace) if isinstance(sweep, str | Path) else sweep
+
+
+Location = str | Path | None
+"""A folder or URL of records; None: that of the workspace."""
+
+
+def open_workspace(results: Location = None, data_root: str | Path | None = None) -> Workspace:
+    """The workspace of the current folder, with these overrides."""
+    named = str(results) if results is not None else None
+    return Workspace.discover(results=named, data_root=Path(data_root) if data_root is not None else None)
+
+
+def make_console(quiet: bool) -> Console:
+    """Where progress is printed."""
+    from rich.console import Console
+
+    return Console(quiet=quiet)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from harness.metrics import missing, reading
 from harness.record import Reading
 
-if TYPE_CHECKING:  # heavy, and only for types
+if TYPE_CHECKING:
     import torch
     from torch import nn
+
 
 SOURCE = "tensor storages"
 
@@ -151,3 +152,29 @@ def _plain_tensors(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
     seen.add(id(part))
     for child in children:
         yield from _plain_tensors(child, seen)
+
+
+LARGEST = 10
+"""Number of leading singular vectors of the tuned matrix that are compared, the paper's k."""
+ALIKE = 0.5
+"""A vector whose largest absolute cosine with the base's singular vectors is below this is an intruder."""
+
+
+def intruder_dimensions(before: torch.Tensor, after: torch.Tensor) -> int:
+    """How many of the leading left singular vectors of ``after`` resemble no left singular vector of ``before``.
+
+    Args:
+        before: the base's weight, [outputs, inputs].
+        after: the tuned one, of the same shape.
+
+    Returns:
+        0 to :data:`LARGEST`.
+    """
+    import torch
+
+    known, sizes, _ = torch.linalg.svd(before.float(), full_matrices=False)
+    # vectors whose singular value is zero but for rounding are an arbitrary basis of the null space: not the base's
+    known = known[:, sizes > sizes[0] * torch.finfo(torch.float32).eps * max(before.shape)]
+    now, _, _ = torch.linalg.svd(after.float(), full_matrices=False)
+    cosines = (known.T @ now[:, :LARGEST]).abs()
+    return int((cosines.amax(dim=0) < ALIKE).sum())

@@ -9,8 +9,7 @@ import typer
 
 from harness.errors import EXIT_FAILED_CELLS
 from peft_matrix.commands.common import AsJson, DataRoot, Results, console, print_json
-from peft_matrix.locations import open_workspace
-from peft_matrix.targets import IMPORTED
+from peft_matrix.targets import IMPORTED, open_workspace
 
 
 def board(

@@ -29,7 +29,7 @@ from runners.running import recovery
 from runners.running.job_results import Endings, counted_as, how_it_died, log_tail
 from runners.running.leases import Pool
 from runners.running.preflight import no_room
-from runners.running.retry import CellAttempt, back_off, next_attempt
+from runners.running.recovery import CellAttempt, back_off, next_attempt
 from runners.worker.job import Job
 from runners.worker.process import BEAT_S
 from runners.workspace import Workspace

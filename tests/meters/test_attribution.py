@@ -9,11 +9,11 @@ from torch import nn
 from harness.meters.attribution import (
     Attribution,
     gradient_bytes,
+    intruder_dimensions,
     model_bytes,
     optimizer_bytes,
     tensor_bytes,
 )
-from harness.meters.intruders import intruder_dimensions
 
 IN, OUT = 256, 512
 

@@ -21,7 +21,7 @@ from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
 from runners.running.leases import Pool
 from runners.running.preflight import kept, no_room
-from runners.running.retry import CellAttempt
+from runners.running.recovery import CellAttempt
 from runners.running.scheduler import Scheduler
 from runners.workspace import Workspace
 from tests.runners import cheap

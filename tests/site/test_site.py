@@ -13,8 +13,7 @@ from harness.errors import UserError
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.site import Part, build_site
-from reports.apps.site.assets import as_classic_script
-from reports.apps.site.builder import MANIFEST
+from reports.apps.site.builder import MANIFEST, as_classic_script
 from reports.apps.site.text import line, page_name
 from reports.board.board import build, load_board
 from tests.site.conftest import parts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 
-from harness.meters.intruders import intruder_dimensions
+from harness.meters.attribution import intruder_dimensions
 from harness.methods.modules import linears
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.latency import record_not_merged
