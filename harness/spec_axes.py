@@ -75,13 +75,28 @@ class ModelSpec(Spec):
     real architecture with random weights), a local folder, or a Hub id.
     ``{architecture: NAME, weights: random, overrides: {num_hidden_layers: 2}}`` is another way to write
     ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
+
+    Attributes:
+        prompt_format: ``chat`` asks in the form of the model's chat template: loss on the answers of the assistant
+            alone, and generation ends at the template's end token. ``plain`` is the task's text as it is.
+        system_prompt: of every conversation that has none (``chat``); None: what the template does without one.
     """
+
+    LATER = frozenset({"prompt_format", "system_prompt"})
 
     id: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
+    prompt_format: Literal["plain", "chat"] = "plain"
+    system_prompt: str | None = None
+
+    @model_validator(mode="after")
+    def _system_prompt_needs_chat(self) -> ModelSpec:
+        if self.system_prompt is not None and self.prompt_format != "chat":
+            raise ValueError("'system_prompt' needs 'prompt_format: chat'")
+        return self
 
     @model_validator(mode="before")
     @classmethod

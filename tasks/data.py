@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} holds the rows."
 
-LATER_FIELDS = ("stop", "program", "layout", "judged")
+LATER_FIELDS = ("stop", "program", "layout", "judged", "conversation")
 """Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
 OTHER_WAYS = ("options", "prompts", "raw")
@@ -410,6 +410,10 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
 
     if definition.layout not in (None, "options"):
         return _preference(definition, item_id, row, where)
+    if definition.conversation:
+        column = definition.conversation
+        asked, said = field("conversation", lambda: preferences.read_conversation(lookup(column, row)))
+        return Item(item_id, asked, said)
     prompt: str = field("prompt", lambda: render(definition.prompt, row))
     if definition.kind == "sequence-classification":
         label = _index(field("label", lambda: lookup(definition.label, row)), definition.labels, "label", where)
@@ -461,7 +465,8 @@ def _preference(definition: TaskDefinition, item_id: str, row: Row, where: str) 
                 if definition.judged
                 else "the row is one judged answer, and the task does not say 'judged'"
             )
-        prompt = render(definition.prompt, {**row, "prompt": found.prompt})
+        rendered = render(definition.prompt, {**row, "prompt": found.prompt})
+        prompt = found.prompt if rendered == found.prompt else rendered  # the turns stay known where nothing is added
     except FieldError as error:
         fix = f"The task reads rows in the layout {definition.layout!r}."
         raise UserError(str(error), where=where, fix=fix) from None

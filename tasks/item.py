@@ -5,13 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class Conversation(str):
+    """A prompt of several turns. As a text it names the roles; with a chat template the model reads the turns.
+
+    Attributes:
+        turns: (role, text) of each, the role ``system``, ``user`` or ``assistant``; the answer is not among them.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+
+    def __new__(cls, text: str, turns: tuple[tuple[str, str], ...]) -> Conversation:
+        """The text with its turns."""
+        made = super().__new__(cls, text)
+        made.turns = turns
+        return made
+
+    def __getnewargs__(self) -> tuple[str, tuple[tuple[str, str], ...]]:  # type: ignore[override]  # one more than a text's
+        return str(self), self.turns
+
+
 @dataclass(frozen=True)
 class Item:
     """One example, ready for a model.
 
     Attributes:
         id: source split and position in it; stable, so that items of two cells can be paired.
-        prompt: what the model reads (classification: the text).
+        prompt: what the model reads (classification: the text); of several turns a :class:`Conversation`.
         answer: what follows the prompt, delimiter included (classification: the label's name).
         label: class index or index of the right choice; -1 where there is none.
         choices: the options of a multiple-choice item, each as it would follow the prompt.

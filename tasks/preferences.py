@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
+from tasks.item import Conversation
 from tasks.template import FieldError
 
 Layout = Literal["sharegpt", "alpaca", "trl", "hh", "options"]
 
 ROLES = {"human": "Human", "user": "Human", "gpt": "Assistant", "assistant": "Assistant", "system": "System"}
 ANSWERING = "Assistant"
+
+
+CHAT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
 class Turn(NamedTuple):
@@ -50,11 +54,39 @@ class Preference:
     good: bool | None = None
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> Conversation:
         """The turns as one text: a single question as it is, a longer conversation with its roles."""
-        if len(self.turns) == 1 and self.turns[0].role == "Human":
-            return self.turns[0].text
-        return "".join(f"\n\n{turn.role}: {turn.text}" for turn in self.turns) + f"\n\n{ANSWERING}:"
+        return as_prompt(self.turns)
+
+
+def as_prompt(turns: Sequence[Turn]) -> Conversation:
+    """Turns before an answer as one text that keeps them."""
+    chat = tuple((CHAT_ROLES[turn.role], turn.text) for turn in turns)
+    if len(turns) == 1 and turns[0].role == "Human":
+        return Conversation(turns[0].text, chat)
+    text = "".join(f"\n\n{turn.role}: {turn.text}" for turn in turns) + f"\n\n{ANSWERING}:"
+    return Conversation(text, chat)
+
+
+def read_conversation(value: Any) -> tuple[Conversation, str]:
+    """A list of turns that ends with an answer: the turns before it, and the answer.
+
+    Args:
+        value: turns as ``{role, content}`` or, as ShareGPT writes them, ``{from, value}``.
+
+    Raises:
+        FieldError: it is no such list, a role is unknown, an answer is empty, or the last turn is no answer.
+    """
+    first = value[0] if isinstance(value, list | tuple) and value else {}
+    keys = ("from", "value") if isinstance(first, Mapping) and "from" in first else ("role", "content")
+    turns = _turns(value, *keys)
+    if not turns or turns[-1].role != ANSWERING:
+        raise FieldError("the last turn must be the assistant's answer")
+    if len(turns) == 1:
+        raise FieldError("there is no question before the answer")
+    if any(turn.role == ANSWERING and not turn.text.strip() for turn in turns):
+        raise FieldError("an answer of the assistant is empty")
+    return as_prompt(turns[:-1]), turns[-1].text.strip()
 
 
 def read(layout: Layout, row: Mapping[str, Any]) -> Preference:

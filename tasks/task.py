@@ -233,6 +233,8 @@ class TaskDefinition(_Frozen):
         layout: how a row states a preference (:mod:`tasks.preferences`); its ``prompt`` template then has the field
             ``{prompt}``. With ``options`` the task is written as a multiple-choice one.
         judged: a row of a preference task holds one answer that is good or bad, and no pair.
+        conversation: column with a list of turns, ``{role, content}`` or ShareGPT's ``{from, value}``, in the place of
+            ``prompt`` and ``answer`` (generation): the last turn is the answer, those before it are the prompt.
         skip: column to the value that marks rows to leave out (for example unlabelled ones).
         choices: the options (multiple choice): a field that is a list, the options themselves, or their position in a
             text.
@@ -263,6 +265,7 @@ class TaskDefinition(_Frozen):
     labels: tuple[str, ...] = ()
     layout: Layout | None = None
     judged: bool = False
+    conversation: str = ""
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
     options: ListedOptions | None = None
@@ -301,6 +304,12 @@ class TaskDefinition(_Frozen):
         elif self.kind == "language-modelling":
             if self.prompt or not self.answer:
                 raise ValueError("a language-modelling task has its text in 'answer' and no 'prompt'")
+        elif self.conversation:
+            if self.prompt or self.answer or self.delimiter or self.kind != "generation":
+                raise ValueError(
+                    "'conversation' holds questions and answers of a generation task, which then has no 'prompt', "
+                    "'answer' and 'delimiter'"
+                )
         elif not self.prompt:
             raise ValueError("a task needs 'prompt'")
         elif self.kind == "generation" and not self.answer:

@@ -31,7 +31,7 @@ from runners.planning.resolver import Resolver
 from runners.planning.tuning import FAILED, Tuned, tuned
 from runners.worker.job import CURVE
 from runners.workspace import Workspace
-from tasks.task import MODEL_KIND
+from tasks.task import MODEL_KIND, Kind
 
 WhyNotRun = Literal["disk", "memory", "budget"]
 
@@ -174,6 +174,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         or environments.why_not(quantizer, device, quantization["moment"], cache)
         or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
     )
+    if reason is None and cell.model.identity.get("prompt_format") == "chat":
+        reason = _no_chat(cell.task.identity["kind"])
     if reason is None and device not in declared.devices:
         reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
     if reason is None and cell.task.identity.get("test_only") and declared.trains:
@@ -215,6 +217,15 @@ def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
                 or quantizer.check_model(kind, sources.config(name), second["params"])
             )
     return reason
+
+
+def _no_chat(kind: Kind) -> str | None:
+    """Reason why items of such a task are no conversation, or None."""
+    if MODEL_KIND[kind] != "causal-lm":
+        return f"'prompt_format: chat' asks a language model, and the task is {kind}"
+    if kind == "language-modelling":
+        return "'prompt_format: chat' needs questions with answers, and the task has texts without a question"
+    return None
 
 
 def _nothing_to_show(cell: Cell, name: str) -> str | None:

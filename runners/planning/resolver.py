@@ -62,7 +62,8 @@ class Resolver:
             spec.id, revision=spec.revision, task_digest=self.task_digest, where=where, digests=self._files
         )
         settings = spec.model_dump(mode="json", exclude={"id", "revision"})
-        return Point("model", spec.id, sources.short_name(spec.id), {**origin, **settings})
+        label = sources.short_name(spec.id) + (" (chat)" if spec.prompt_format == "chat" else "")
+        return Point("model", spec.id, label, {**origin, **settings})
 
     def method_point(self, spec: MethodSpec, where: str, *, task: TaskUse | None = None) -> Point:
         """Identity of a method: resolved parameters, learning rate and steps (its own, else the task's or sweep's)."""

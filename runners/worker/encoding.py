@@ -9,6 +9,8 @@ import torch
 
 from harness.errors import UserError
 from harness.objectives.base import Example, Row
+from runners.worker import chat as chats
+from runners.worker.chat import Chat
 from tasks.task import Item
 
 IGNORED = -100
@@ -21,7 +23,8 @@ def encode_training(
     """Training rows, and how many were longer than ``max_length`` tokens and were cut.
 
     A causal row is prompt + answer + EOS with the loss on answer and EOS alone; a row cut so far that no answer
-    token is left would carry no loss, so the prompt is cut from the left instead.
+    token is left would carry no loss, so the prompt is cut from the left instead. In a chat the earlier answers of the
+    assistant carry loss as well (:mod:`runners.worker.chat`).
     """
     rows, cut = [], 0
     for item in items:
@@ -30,13 +33,14 @@ def encode_training(
             cut += len(ids) > max_length
             rows.append({"input_ids": _keep_ends(ids, max_length), "labels": item.label})
             continue
-        head, tail = encode_prompt(tokenizer, item.prompt), encode_answer(tokenizer, item.answer)
+        head, tail = encode_pair(tokenizer, item.prompt, item.answer)
+        labels = earlier_answers(tokenizer, item.prompt, head)
         over = len(head) + len(tail) - max_length
         if over > 0:
             cut += 1
             tail = tail[: max_length - 1]
-            head = head[-(max_length - len(tail)) :]
-        rows.append({"input_ids": head + tail, "labels": [IGNORED] * len(head) + tail})
+            head, labels = head[-(max_length - len(tail)) :], labels[-(max_length - len(tail)) :]
+        rows.append({"input_ids": head + tail, "labels": labels + tail})
     return rows, cut
 
 
@@ -51,9 +55,31 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     Never empty: where prompt and tokenizer give nothing there is one start token, for the answer's first token must
     be predicted from something.
     """
+    if (chat := asks(tokenizer, prompt)) is not None:
+        return chat.head(prompt)
     ids: list[int] = tokenizer(prompt)["input_ids"]
     ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
     return ids or [start_token(tokenizer)]
+
+
+def encode_pair(tokenizer: Any, prompt: str, answer: str, *, end: bool = True) -> tuple[list[int], list[int]]:
+    """Ids of the prompt, and of the answer with the end of sequence (without it where ``end`` is False)."""
+    if (chat := asks(tokenizer, prompt)) is not None:
+        return chat.pair(prompt, answer, end=end)
+    tail = encode_answer(tokenizer, answer)
+    return encode_prompt(tokenizer, prompt), tail if end else tail[:-1]
+
+
+def earlier_answers(tokenizer: Any, prompt: str, head: list[int]) -> list[int]:
+    """Labels of the prompt's ids: none carries loss, except in a chat the assistant's own earlier turns."""
+    chat = asks(tokenizer, prompt)
+    marks = chat.earlier_answers(prompt, head) if chat is not None else [False] * len(head)
+    return [token if marked else IGNORED for token, marked in zip(head, marks, strict=True)]
+
+
+def asks(tokenizer: Any, prompt: str) -> Chat | None:
+    """The chat in whose form ``prompt`` is asked; None for plain text, and where there is no question."""
+    return chats.of(tokenizer) if prompt else None
 
 
 def start_token(tokenizer: Any) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from runners.worker import likelihood
 from runners.worker.context import Context, context_length
-from runners.worker.encoding import by_length, encode_answer, encode_prompt, pad
+from runners.worker.encoding import by_length, encode_pair, pad
 
 SHARED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of a log-probability taken for rounding, relative to its size (at least 1 nat), by dtype."""
@@ -269,9 +269,8 @@ def answer_logps(ctx: Context, pairs: Sequence[tuple[str, str]], *, end: bool = 
     owner: list[int] = []
     lengths, cut = [], []
     for i, (prompt, answer) in enumerate(pairs):
-        tail = encode_answer(ctx.tokenizer, answer)
-        tail = tail if end else tail[:-1]
-        parts, shortened = likelihood.windows(encode_prompt(ctx.tokenizer, prompt), tail, limit)
+        head, tail = encode_pair(ctx.tokenizer, prompt, answer, end=end)
+        parts, shortened = likelihood.windows(head, tail, limit)
         flat += parts
         owner += [i] * len(parts)
         lengths.append(len(tail))

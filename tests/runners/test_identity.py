@@ -45,6 +45,8 @@ CHANGES: dict[str, Any] = {
     "models.dtype": lambda s: s["models"][0].update(dtype="bfloat16"),
     "models.attention": lambda s: s["models"][0].update(attention="eager"),
     "models.trust_remote_code": lambda s: s["models"][0].update(trust_remote_code=True),
+    "models.prompt_format": lambda s: s["models"][0].update(prompt_format="chat"),
+    "models.system_prompt": lambda s: s["models"][0].update(prompt_format="chat", system_prompt="Be short."),
     "methods.name": lambda s: s["methods"][0].update(name="dora"),
     "methods.params": lambda s: s["methods"][0].update(params={"r": 8}),
     "methods.learning_rate": lambda s: s["methods"][0].update(learning_rate=0.5),

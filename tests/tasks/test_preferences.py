@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from harness.errors import CheckFailed, UserError
 from tasks import preferences
 from tasks.data import load_split, task_digest
+from tasks.item import Conversation
 from tasks.preference_scoring import choice_nll, score_judged, score_pairs, summaries
 from tasks.scoring import summarise
 from tasks.task import Item, Task, TaskDefinition, load_task
@@ -204,3 +206,70 @@ def test_judged_answers_are_right_where_likelihood_moved_right() -> None:
 def test_a_log_probability_that_is_not_finite_fails() -> None:
     with pytest.raises(CheckFailed, match="finite-scores"):
         score_pairs(ITEMS[:1], [(float("nan"), -2.0)], [(1, 1)], [False])
+
+
+# --- conversations -------------------------------------------------------------------------------
+MESSAGES = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "See you"},
+]
+SHAREGPT = [
+    {"from": {"user": "human", "assistant": "gpt"}.get(m["role"], m["role"]), "value": m["content"]} for m in MESSAGES
+]
+
+
+def conversation(tmp_path: Path, *rows: object) -> list[Item]:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"talk": row}) + "\n" for row in rows))
+    content = {
+        "name": "talks",
+        "version": 1,
+        "summary": "s",
+        "kind": "generation",
+        "licence": "own",
+        "source": {"files": {"train": "rows.jsonl", "test": "rows.jsonl"}},
+        "splits": {"train": {"from": "train"}, "test": {"from": "test"}},
+        "conversation": "talk",
+    }
+    return load_split(
+        Task(TaskDefinition.model_validate(content), tmp_path / "talks.yaml"),
+        "train",
+        data_root=None,
+        max_items=None,
+        seed=0,
+    )
+
+
+def test_messages_and_sharegpt_are_the_same_conversation(tmp_path: Path) -> None:
+    one, other = conversation(tmp_path, MESSAGES, SHAREGPT)
+    assert isinstance(one.prompt, Conversation)
+    assert isinstance(other.prompt, Conversation)
+    assert one.prompt.turns == other.prompt.turns
+    assert one.prompt.turns == tuple((m["role"], m["content"]) for m in MESSAGES[:-1])
+    assert (one.answer, other.answer) == ("See you", "See you")
+    assert one.prompt == "\n\nSystem: Be short.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    assert pickle.loads(pickle.dumps(one.prompt)).turns == one.prompt.turns
+    (single,) = conversation(tmp_path, MESSAGES[1:3])
+    assert single.prompt == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (MESSAGES[:4], "last turn"),
+        (MESSAGES[4:], "no question"),
+        ([], "last turn"),
+        ("Hi", "list of turns"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "empty"),
+        ([{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}], "'role' of human"),
+        ([{"from": "human", "value": "a"}, {"role": "assistant", "content": "b"}], "'from' of human"),
+        ([{"role": "user", "content": None}, {"role": "assistant", "content": "b"}], "text in 'content'"),
+        ([{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "b"}], "half of a character"),
+    ],
+)
+def test_a_bad_conversation_is_named_with_its_line(tmp_path: Path, row: object, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        conversation(tmp_path, MESSAGES, row)
+    assert "line 2" in str(error.value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
-from runners.worker import answerable, lm_eval_suite, trainrows
+from runners.worker import answerable, chat, lm_eval_suite, trainrows
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
 from runners.worker.encoding import Collator, encode_training
@@ -44,6 +44,8 @@ def run(ctx: Context) -> None:
     probe_rows, _ = encode_training(ctx.tokenizer, probed, ctx.kind, ctx.training.max_length)
     ctx.probe_batch = to_device(ctx, Collator(ctx.tokenizer.pad_token_id)(probe_rows))
     trainrows.encode_answers(ctx)
+    if (asking := chat.of(ctx.tokenizer)) is not None and probed:
+        ctx.facts["chat"] = asking.facts(probed[0].prompt)
     check_rows(ctx)
     answerable.check(ctx)
     if loose := unpinned(ctx.task, data_root=data_root(ctx), splits=wanted):
@@ -102,6 +104,7 @@ def tokenizer(ctx: Context) -> object:
 
     Raises:
         UserError: it has neither a pad nor an end-of-sequence token.
+        Unsupported: the cell asks in chat form, and the tokenizer's template does not allow it.
     """
     from transformers import AutoTokenizer
 
@@ -131,6 +134,8 @@ def tokenizer(ctx: Context) -> object:
             f"the tokenizer of {model['id']!r} has no end-of-sequence token, and an answer ends with one",
             fix="Name it in the tokenizer (tokenizer.eos_token = ...) and save it again.",
         )
+    if model.get("prompt_format") == "chat":
+        chat.use(loaded, chat.Chat(loaded, model["id"], model.get("system_prompt")))
     return loaded
 
 
