@@ -18,6 +18,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peft_matrix.own_packages import load_own_packages
+
+load_own_packages()
+
 if TYPE_CHECKING:
     from harness.errors import UserError
     from harness.spec import LoadedSweep
@@ -97,7 +101,6 @@ _MODULES = {
         "load",
         "load_sweep",
         "merge",
-        "pack",
         "pack",
         "plan",
         "publish",

@@ -96,7 +96,7 @@ def nightly(
     """
     from peft_matrix.night import run_night
 
-    workspace = open_workspace(results, data_root)
+    workspace = open_workspace(results, data_root, sweep=sweep)
     folder = Path(out) if out is not None else None
     return run_night(
         load_sweep_of(sweep, workspace), workspace, make_console(quiet), again=again, out=folder, confirm=confirm

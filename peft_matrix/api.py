@@ -82,7 +82,7 @@ def load_sweep(name: str | Path) -> LoadedSweep:
     Raises:
         UserError: no such sweep, or a mistake in its file.
     """
-    return load_sweep_of(name, open_workspace())
+    return load_sweep_of(name, open_workspace(sweep=name))
 
 
 def plan(
@@ -107,7 +107,7 @@ def plan(
     from harness import hardware
     from runners.running.run import make_plan
 
-    workspace = open_workspace(results, data_root)
+    workspace = open_workspace(results, data_root, sweep=sweep)
     loaded = load_sweep_of(sweep, workspace)
     slots = workers or loaded.spec.limits.workers or 1
     machine = hardware.probe()
@@ -149,7 +149,7 @@ def run(
     from runners.executors.backends import ExecutorChoice
     from runners.running.run import run_sweep
 
-    workspace = open_workspace(results, data_root)
+    workspace = open_workspace(results, data_root, sweep=sweep)
     loaded = load_sweep_of(sweep, workspace)
     choice = ExecutorChoice(executor, address, dict(slurm or {}), workers)
     summary = run_sweep(
@@ -158,14 +158,17 @@ def run(
     return Run(loaded, summary, Results(workspace))
 
 
-def load(results: Location = None, *, data_root: str | Path | None = None) -> Results:
+def load(
+    results: Location = None, *, data_root: str | Path | None = None, sweep: str | Path | LoadedSweep | None = None
+) -> Results:
     """The records of a store.
 
     Args:
         results: folder or URL; None: that of the workspace.
         data_root: folder of local data sets, which decide what a sweep plans now.
+        sweep: file of a sweep whose workspace is meant instead of the current folder's.
     """
-    return Results(open_workspace(results, data_root))
+    return Results(open_workspace(results, data_root, sweep=sweep))
 
 
 def columns(per: Per = "cell") -> dict[str, str]:
@@ -181,7 +184,7 @@ def status(
     """Counts of a sweep's cells by status, and every failure with its reason."""
     from runners.tools.queries import status as of
 
-    workspace = open_workspace(results, data_root)
+    workspace = open_workspace(results, data_root, sweep=sweep)
     return of(load_sweep_of(sweep, workspace), workspace)
 
 
@@ -210,7 +213,7 @@ def fetch(
     """
     from runners.tools.fetch import fetch as of
 
-    workspace = open_workspace(None, data_root)
+    workspace = open_workspace(None, data_root, sweep=sweep)
     return of(load_sweep_of(sweep, workspace), workspace, Path(to), say)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from runners.workspace import Workspace
+from runners.workspace import Workspace, workspace_above
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,10 +78,30 @@ Location = str | Path | None
 """A folder or URL of records; None: that of the workspace."""
 
 
-def open_workspace(results: Location = None, data_root: str | Path | None = None) -> Workspace:
-    """The workspace of the current folder, with these overrides."""
+def open_workspace(
+    results: Location = None, data_root: str | Path | None = None, *, sweep: str | Path | LoadedSweep | None = None
+) -> Workspace:
+    """The workspace that a sweep's file lies in, else that of the current folder, with these overrides.
+
+    Args:
+        results: store URL or folder.
+        data_root: folder of local data sets.
+        sweep: a name says nothing about the place; a file inside a workspace belongs to that workspace: its tasks are
+            found and its results folder is used, whatever the current folder.
+    """
     named = str(results) if results is not None else None
-    return Workspace.discover(results=named, data_root=Path(data_root) if data_root is not None else None)
+    data = Path(data_root) if data_root is not None else None
+    return Workspace.discover(start=_home(sweep), results=named, data_root=data)
+
+
+def _home(sweep: str | Path | LoadedSweep | None) -> Path | None:
+    """The workspace folder above the sweep's file; None where the sweep has no file or lies in no workspace."""
+    if sweep is None:
+        return None
+    file = Path(sweep) if isinstance(sweep, str | Path) else sweep.path
+    if file is None or file.suffix not in (".yaml", ".yml") or not file.is_file():
+        return None
+    return workspace_above(file.resolve().parent)
 
 
 def make_console(quiet: bool) -> Console:

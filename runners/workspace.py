@@ -1,7 +1,8 @@
 """Locations: the user's workspace, the data root, the cache, the results. Flags come before variables.
 
 A workspace is a folder with ``tasks/ runners/ reports/ results/`` (``peft-matrix init DIR`` lays one out). It is
-found by walking up from the current folder, and its files come before the built-in ones of the same name.
+found by walking up from the sweep's file, else from the current folder, and its files come before the built-in ones of
+the same name.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Workspace:
             UserError: a data root that is not a folder.
         """
         here = (start or Path.cwd()).resolve()
-        root = next((p for p in (here, *here.parents) if (p / MARKER).is_file()), None)
+        root = workspace_above(here)
         fetched = root if root is not None and (root / MANIFEST).is_file() else None
         data = data_root or (Path(os.environ["PEFT_MATRIX_DATA"]) if os.environ.get("PEFT_MATRIX_DATA") else None)
         if data is None and fetched is not None and (fetched / "data").is_dir():
@@ -101,6 +102,11 @@ class Workspace:
         if name not in known:
             raise UserError(f"unknown sweep {name!r}", fix=f"{did_you_mean(name, known)} A path to a .yaml also works.")
         return known[name]
+
+
+def workspace_above(folder: Path) -> Path | None:
+    """The workspace that an absolute folder is or lies in; None: in none."""
+    return next((p for p in (folder, *folder.parents) if (p / MARKER).is_file()), None)
 
 
 def _in_full(results: str) -> str:

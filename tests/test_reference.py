@@ -31,6 +31,8 @@ LOOSE = {
     "cpu-2core-tasks": ("4b86c67cf1fe6610ebf7bdda45dde18206c6a7087d7f229cff53e8cb97144273", 16),
     "cpu-2core-temperature": ("694bc07cf02be41138b5acdc19396a77a413eaff70a1a7d5909323c7be34fd93", 72),
     "cpu-2core-tuning": ("ee162ef9c70b3c284a80fe9b952dcc71756ef4cb2a3ad77ed493517098b00d78", 488),
+    # Taken of what `results unpack` gave back: this store was packed before its files were counted.
+    "h100-sxm": ("574e5033ab1ff808f04157122ddf04daddb5b18a081578a1d796f21d10c0fae2", 17),
     "h200-sxm": ("d3b6a40bdbd216c06e67dff524559e6f915fc5871e7a7d6face70a71b592ef03", 125),
 }
 
@@ -51,7 +53,7 @@ def sums(root: Path) -> tuple[str, int]:
 
 def test_the_index_lists_every_store() -> None:
     assert set(STORES) == {path.name for path in REFERENCE.iterdir() if path.is_dir()}
-    assert set(LOOSE) <= set(STORES)
+    assert set(LOOSE) == set(STORES)
 
 
 @pytest.mark.parametrize("name", LOOSE)

@@ -36,10 +36,9 @@ def board(
     from peft_matrix import api
     from peft_matrix.console import print_smells
 
-    found = api.load(results, data_root=data_root).board(
-        sweep, board=board_name, planned=not from_records, learned=learned or ()
-    )
-    folder = out or board_folder(results, found.sweep)
+    stored = api.load(results, data_root=data_root, sweep=sweep)
+    found = stored.board(sweep, board=board_name, planned=not from_records, learned=learned or ())
+    folder = out or board_folder(results, found.sweep, sweep)
     published = found.save(folder)
     if as_json:
         typer.echo((folder / "board.json").read_text(encoding="utf-8"), nl=False)
@@ -74,9 +73,9 @@ def check(
         raise typer.Exit(EXIT_FAILED_CELLS)
 
 
-def board_folder(results: str | None, sweep: str) -> Path:
+def board_folder(results: str | None, name: str, sweep: str = "") -> Path:
     """Boards are written next to the records; for records at a URL, to ./results."""
-    return open_workspace(results).beside("boards") / sweep.replace(":", "-")
+    return open_workspace(results, sweep=sweep).beside("boards") / name.replace(":", "-")
 
 
 def import_(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 """Where this project's packages lie."""
+PACKAGES = ("harness", "tasks", "runners", "reports")
 
 
 def safe_environment(environ: Mapping[str, str], *, root: Path | None = None) -> dict[str, str]:
@@ -38,24 +39,37 @@ def safe_environment(environ: Mapping[str, str], *, root: Path | None = None) ->
 
 @contextmanager
 def child_environment(**defaults: str) -> Iterator[None]:
-    """Children started inside the block get a safe environment; afterwards this process has its own variables again.
+    """Children started inside the block import this project's packages, and nothing of the current folder.
+
+    Afterwards this process has its own variables and import path again.
 
     Args:
         defaults: variables that the children get where this process has not set them.
     """
-    before = dict(os.environ)
+    before, path = dict(os.environ), list(sys.path)
     safe = {**defaults, **safe_environment(os.environ)}
     try:
+        if hiding := [entry for entry in path if _hides_ours(entry)]:  # multiprocessing hands the path on
+            sys.path[:] = [*(entry for entry in path if entry not in hiding), str(ROOT), *hiding]
         if "PYTHONPATH" not in safe:
             os.environ.pop("PYTHONPATH", None)
         os.environ.update(safe)
         yield
     finally:
+        sys.path[:] = path
         for name in ("PYTHONPATH", *safe):
             if name in before:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
+
+
+def _hides_ours(entry: str) -> bool:
+    """Whether a folder of the import path holds a module with the name of one of this project's packages."""
+    folder = Path(entry or ".")
+    if folder.resolve() == ROOT:
+        return False
+    return any((folder / f"{name}.py").is_file() or (folder / name).is_dir() for name in PACKAGES)
 
 
 def leave_current_folder(folder: Path) -> None:

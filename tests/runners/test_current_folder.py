@@ -123,6 +123,55 @@ def test_the_first_sweep_of_a_fresh_workspace_runs(installed: Path, tmp_path: Pa
     assert "gptq" in command("env", "list", cwd=tmp_path)
 
 
+NOTEBOOK = """
+import {first}
+import peft_matrix as pm
+task = {{"name": "strings-copy", "train_items": 16, "test_items": 8}}
+little = {{"evaluation": {{"retention": False, "merged": False}}, "probes": {{"latency_repeats": 0}}}}
+sweep = pm.sweep(models=[{model!r}], methods=["none"], tasks=[task], **little)
+print(dict(pm.run(sweep, quiet=True).outcomes), pm.plan(sweep).counts)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_script_beside_a_module_named_tasks_runs(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+    """The warning names the file; imported before, it is named in the error."""
+    theirs = tmp_path / "tasks.py" if kind == "file" else tmp_path / "tasks" / "__init__.py"
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("MINE = 1\n")
+    script = tmp_path / "notebook.py"
+    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    environ |= {"PEFT_MATRIX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+
+    def run(first: str) -> subprocess.CompletedProcess[str]:
+        script.write_text(NOTEBOOK.format(first=first, model=str(tiny_model)))
+        return subprocess.run(
+            [sys.executable, str(script)], cwd=tmp_path, env=environ, text=True, capture_output=True, check=False
+        )
+
+    done = run("os")
+    assert "{'ok': 1} {'done': 1}" in done.stdout, done.stdout + done.stderr
+    assert f"{theirs} has the name of a package of peft-matrix" in done.stderr
+    done = run("tasks")
+    assert done.returncode == 1
+    assert f"ImportError: {theirs} was imported as 'tasks'" in done.stderr
+
+
+def test_a_sweep_file_brings_its_workspace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft_matrix as pm
+
+    pm.init(tmp_path / "ws")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("PEFT_MATRIX_CACHE", str(tmp_path / "cache"))
+    (sweep,) = (tmp_path / "ws").rglob("first.yaml")
+    sweep.write_text(sweep.read_text().replace("builtin:nano", str(tiny_model)))
+    planned = pm.plan(sweep)
+    assert planned.counts == {"run": 3}
+    assert pm.load(sweep=sweep).location == str(tmp_path / "ws" / "results")
+    assert pm.load().location == str(tmp_path / "elsewhere" / "results")
+
+
 H100 = Gpu("GPU-a", "NVIDIA H100", 80 * 2**30, 9.0, driver="580", cuda="13.0")
 A10 = Gpu("GPU-b", "NVIDIA A10", 24 * 2**30, 8.6, driver="580", cuda="13.0")
 
