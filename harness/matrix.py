@@ -18,7 +18,7 @@ from harness.digests import canonical_json, digest_text, slug
 KEY_VERSION = 1
 KEY_CHARACTERS = 16
 
-DEFAULTS = {"objective": "sft", "recipe": "plain"}
+DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none"}
 """The axes that came after records were made, in their order, and the value that is no part of a key."""
 LATER_AXES = tuple(DEFAULTS)
 
@@ -34,6 +34,7 @@ class Point:
         identity: plain JSON of everything about this value that can change a number.
         others: place of a second model in the cell (``objective.teacher``) to its id on this machine; no part of the
             identity, which holds its digest.
+        earlier: of the axis ``stages``: what is trained first, in order.
     """
 
     axis: str
@@ -41,10 +42,30 @@ class Point:
     label: str
     identity: Mapping[str, Any]
     others: Mapping[str, str] = field(default_factory=dict)
+    earlier: tuple[EarlierPoints, ...] = ()
     canonical: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "canonical", canonical_json(dict(self.identity)))
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierPoints:
+    """One earlier training of a cell, resolved; with the cell's own model, quantization and seed it is a cell itself.
+
+    Attributes:
+        method: at its own learning rate and steps.
+        further: its objective and recipe where they are not the default, and the stages before it.
+        task: None: that of the cell.
+        common: what all cells of the sweep share.
+        handover: ``merged`` or ``unmerged``.
+    """
+
+    method: Point
+    further: tuple[Point, ...]
+    task: Point | None
+    common: Point
+    handover: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +216,18 @@ def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cel
     return Matrix(cells=list(cells.values()), excluded=excluded)
 
 
+def earlier_cells(cell: Cell) -> tuple[Cell, ...]:
+    """The cells that train what this one starts from, the first one first; none where it starts from the model."""
+    stages = cell.on("stages")
+    return tuple(
+        make_cell(
+            (cell.model, one.method, cell.quantization, one.task or cell.task, cell.hardware, one.common, *one.further),
+            cell.seed,
+        )
+        for one in (stages.earlier if stages is not None else ())
+    )
+
+
 def _product(axes: Axes) -> Iterator[Cell]:
     rated: dict[tuple[int, float], Point] = {}
     for seed in axes.seeds:
@@ -202,11 +235,11 @@ def _product(axes: Axes) -> Iterator[Cell]:
             for method in axes.methods_by_task.get(task.label, axes.methods):
                 for values in product(*(axes.later.get(axis, (None,)) for axis in LATER_AXES)):
                     further = [v for v in values if v is not None and method.name not in axes.untrained]
-                    at_rate = _at_rate(method, further, rated)
-                    yield make_cell((model, at_rate, quantization, task, hardware, axes.common, *further), seed)
+                    rate = at_rate(method, further, rated)
+                    yield make_cell((model, rate, quantization, task, hardware, axes.common, *further), seed)
 
 
-def _at_rate(method: Point, further: Sequence[Point], made: dict[tuple[int, float], Point]) -> Point:
+def at_rate(method: Point, further: Sequence[Point], made: dict[tuple[int, float], Point]) -> Point:
     """The method at its learning rate times the factors of the later axes; the same object for the same values."""
     rate = method.identity.get("learning_rate")
     factor = math.prod(point.identity.get("lr_factor", 1.0) for point in further)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -75,7 +75,13 @@ class Reading(Frozen):
 
 
 class Span(Frozen):
-    """One stage of a cell: its wall time (None if the clock failed) and what each meter read over it."""
+    """One stage of a cell: its wall time (None if the clock failed) and what each meter read over it.
+
+    Attributes:
+        EARLIER: how the names of spans begin that another cell measured: the training this one started from.
+    """
+
+    EARLIER: ClassVar[str] = "earlier "
 
     stage: str
     seconds: float | None

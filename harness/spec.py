@@ -20,6 +20,7 @@ from harness.spec_axes import (
     QuantizationSpec,
     RecipeSpec,
     Spec,
+    StagesSpec,
     TaskUse,
     named,
 )
@@ -104,12 +105,13 @@ class Evaluation(Spec):
             after it only).
         held_out: language-modelling tasks of the library whose test texts are scored before adaptation and after it, in
             bits per byte.
+        retain: tasks whose skills are scored before adaptation and after it, besides those that the task names.
         option_orders: score multiple-choice items again under this many additional orders of their options.
         prompt_variants: score the test items again under each of the task's alternative ``prompts``.
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
 
-    LATER = frozenset({"lm_eval", "run_generated_code", "option_orders", "prompt_variants", "held_out"})
+    LATER = frozenset({"lm_eval", "run_generated_code", "option_orders", "prompt_variants", "held_out", "retain"})
 
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
@@ -118,6 +120,7 @@ class Evaluation(Spec):
     lm_eval: tuple[LmEvalUse, ...] = ()
     run_generated_code: bool = False
     held_out: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
     option_orders: int = Field(default=0, ge=0)
     prompt_variants: bool = False
 
@@ -279,6 +282,7 @@ class Rule(Spec):
     hardware: str = "*"
     objective: str = "*"
     recipe: str = "*"
+    stages: str = "*"
     seed: int | None = None
 
 
@@ -303,6 +307,7 @@ class Inclusion(Spec):
     task: TaskUse
     objective: ObjectiveSpec = ObjectiveSpec(name="sft")
     recipe: RecipeSpec = RecipeSpec(name="plain")
+    stages: StagesSpec = StagesSpec(name="none")
     seed: Seed = 0
 
     @field_validator("model", mode="before")
@@ -310,7 +315,7 @@ class Inclusion(Spec):
     def _model_by_id(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
 
-    @field_validator("method", "quantization", "task", "objective", "recipe", mode="before")
+    @field_validator("method", "quantization", "task", "objective", "recipe", "stages", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return named(value)
@@ -332,6 +337,7 @@ class SweepSpec(Spec):
     tasks: tuple[TaskUse, ...] = Field(min_length=1)
     objectives: tuple[ObjectiveSpec, ...] = Field(default=(ObjectiveSpec(name="sft"),), min_length=1)
     recipes: tuple[RecipeSpec, ...] = Field(default=(RecipeSpec(name="plain"),), min_length=1)
+    stages: tuple[StagesSpec, ...] = Field(default=(StagesSpec(name="none"),), min_length=1)
     hardware: tuple[str, ...] = Field(default=("any",), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     training: Training
@@ -351,7 +357,7 @@ class SweepSpec(Spec):
     def _models(cls, value: Any) -> Any:
         return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
-    @field_validator("methods", "quantization", "tasks", "objectives", "recipes", mode="before")
+    @field_validator("methods", "quantization", "tasks", "objectives", "recipes", "stages", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [named(v) for v in value] if isinstance(value, list | tuple) else value
@@ -393,8 +399,8 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> SweepSpec:
-        for axis in ("methods", "quantization", "objectives", "recipes"):
-            labels = [item.label or item.name for item in getattr(self, axis)]
+        for axis in ("methods", "quantization", "objectives", "recipes", "stages"):
+            labels = [getattr(item, "label", None) or item.name for item in getattr(self, axis)]
             double = sorted({label for label in labels if labels.count(label) > 1})
             if double:
                 raise ValueError(

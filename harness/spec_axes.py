@@ -1,4 +1,4 @@
-"""The values of a sweep's axes: model, method, quantization, objective, recipe, task; and the base of all its parts."""
+"""The values of a sweep's axes (model, method, quantization, objective, recipe, stages, task), and the base of all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -234,3 +235,45 @@ class TaskUse(Spec):
     steps: int | None = Field(default=None, gt=0)
     test_only: bool = False
     format: Literal["finetune", "cloze", "letter"] | None = None
+
+
+class EarlierStage(Spec):
+    """One training before a cell's own: on the same model at the same quantization and seed.
+
+    Attributes:
+        steps: of this stage; None: the method's, else the task's or the sweep's.
+        task: None: the cell's own.
+        handover: ``merged``: what was trained is merged into the base, and what follows is attached to that base.
+            ``unmerged``: what follows trains the same adapter on, so that it must be the same method.
+    """
+
+    method: MethodSpec
+    steps: int | None = Field(default=None, gt=0)
+    objective: ObjectiveSpec = ObjectiveSpec(name="sft")
+    recipe: RecipeSpec = RecipeSpec(name="plain")
+    task: TaskUse | None = None
+    handover: Literal["merged", "unmerged"] = "merged"
+
+    @field_validator("method", "objective", "recipe", "task", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return named(value)
+
+
+class StagesSpec(Spec):
+    """What is trained before a cell's own method and objective. ``none``: nothing.
+
+    Attributes:
+        name: of the sequence, for people; not part of a cell's key.
+    """
+
+    name: str
+    earlier: tuple[EarlierStage, ...] = ()
+
+    @model_validator(mode="after")
+    def _none_is_empty(self) -> StagesSpec:
+        if (self.name == "none") != (not self.earlier):
+            raise ValueError(
+                "a sequence of stages has a 'name' and lists what is trained 'earlier'; 'none' has neither"
+            )
+        return self

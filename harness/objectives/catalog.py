@@ -57,7 +57,31 @@ quantized base that the method trains on, unless the plan says why not. This pag
   can be named with `reference:`. **Teacher**: named with `teacher:`; loaded in the stage `targets` alone. Both are
   billed there, with time, memory and energy, and kept in the cache by the digest of model and rows.
 - **Learning rate** multiplies the method's own centre; a sweep that gives the objective an `lr_factor` has its way.
-- A method that replaces the whole training step (zeroth order, fused optimizers) trains the supervised loss alone."""
+- A method that replaces the whole training step (zeroth order, fused optimizers) trains the supervised loss alone.
+
+## Stages
+
+`stages:` lists what is trained before a cell's own method and objective:
+
+```yaml
+stages:
+  - none                                   # the model as it is
+  - name: after sft
+    earlier:
+      - {method: full, steps: 150}         # objective, recipe, task and learning rate can be given too
+methods: [lora]
+objectives: [{name: dpo, lr_factor: 0.1}]  # the last stage
+```
+
+- Every earlier stage is a cell with a record. Cells with the same first stages share them: a stage is trained once, kept
+  in the cache under its key, and trained again only if a new cell needs it and its files are gone.
+- `handover: merged` (the default) merges what a stage trained into the base. The next stage, its reference model and the
+  scores before adaptation then start from that base. `unmerged` trains the same adapter on; the method must be the same,
+  and the logits at the start are compared with those at the end of the stage before (`handover`).
+- A record of several stages has the training spans of all of them (`earlier 1: train`, ..., `train`) and names each
+  stage's key and the digest of what it saved.
+- `tune:` tunes the last stage. Trials share the earlier stages of their seed; earlier stages have the rates they state.
+- Where a stage failed, every cell behind it is recorded as `unsupported` with the stage and its outcome."""
 
 
 def to_markdown() -> str:

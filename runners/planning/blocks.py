@@ -15,7 +15,7 @@ from typing import Any
 from harness.digests import canonical_json
 from harness.matrix import Cell
 
-NOT_TIMED = frozenset({"role", "replicate", "arm", "evaluation", "probes", "held_out", "tuning", "pruning"})
+NOT_TIMED = frozenset({"role", "replicate", "arm", "evaluation", "probes", "held_out", "retain", "tuning", "pruning"})
 """Settings shared by a sweep's cells that do not decide which cells are compared."""
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import UserError, did_you_mean
-from harness.matrix import Cell, Point, make_cell
+from harness.matrix import Cell, Point, earlier_cells, make_cell
+from harness.methods.base import Method
 from harness.methods.catalog import METHODS
+from tasks.task import MODEL_KIND
 
 Named = TypeVar("Named")
 
@@ -142,6 +144,47 @@ def _named(known: dict[str, Named], name: Any, what: str, where: str) -> Named:
         fix = did_you_mean(str(name), known) if name is not None else f"Give one of: {', '.join(known)}."
         raise UserError(f"{what}: {given}", where=where, fix=fix)
     return known[name]
+
+
+def staged(cells: Sequence[Cell]) -> Told:
+    """Key of every cell that has earlier stages to the cells that train them, and the same of those."""
+    found: Told = {}
+    for cell in cells:
+        if parts := earlier_cells(cell):
+            found |= {cell.key: parts, **staged(parts)}
+    return found
+
+
+def why_not_staged(cell: Cell, kind: str, base: str) -> str | None:
+    """Why the cell cannot start from what its earlier stages train, or None.
+
+    Args:
+        kind: what the model is used for.
+        base: base kind under the methods.
+    """
+    stages = cell.on("stages")
+    if stages is None:
+        return None
+    method = METHODS.get(cell.method.name)
+    if method.declaration.combines:
+        return f"{cell.method.name} combines what whole cells trained, and such cells have no earlier stages"
+    for number, one in enumerate(stages.earlier, 1):
+        earlier = METHODS.get(one.method.name)
+        params, name = one.method.identity["params"], f"earlier stage {number} ({one.method.name})"
+        last = stages.earlier[number].method if number < len(stages.earlier) else cell.method
+        if not earlier.declaration.trains:
+            return f"{name} does not train"
+        if one.task is not None and MODEL_KIND[one.task.identity["kind"]] != kind:
+            return f"{name} trains a {MODEL_KIND[one.task.identity['kind']]} model, and the cell a {kind} model"
+        merges = one.handover == "merged" and not earlier.declared(params).in_place
+        if merges and (refusal := earlier.check_merge(base, params)):
+            return f"{name} cannot be handed over merged: {refusal}"
+        if one.handover == "unmerged":
+            if (last.name, last.identity["params"]) != (one.method.name, params):
+                return f"{name} is handed over unmerged, and what follows ({last.name}) does not train the same adapter"
+            if earlier.calibrate is not Method.calibrate or earlier.search is not Method.search:
+                return f"{name} is initialised from data, which would begin the adapter again: hand it over merged"
+    return None
 
 
 def kept_at(cache: Path, cell: Cell) -> Path:

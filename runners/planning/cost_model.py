@@ -220,8 +220,8 @@ def total(predictions: Iterable[Prediction]) -> dict[str, Any]:
 
 
 def measured_s(record: Record) -> float | None:
-    """Total time of the stages of a record, seconds; None if a clock failed."""
-    spans = [span.seconds for span in record.spans]
+    """Total time of the stages of a record, seconds, without those of earlier cells; None if a clock failed."""
+    spans = [span.seconds for span in record.spans if not span.stage.startswith(span.EARLIER)]
     known = [s for s in spans if s is not None]
     return sum(known) if known and len(known) == len(spans) else None
 

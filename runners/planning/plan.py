@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,7 @@ from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
 from runners import environments
 from runners.planning.blocks import Slot, in_blocks
-from runners.planning.cell_dependencies import Combined, Told, combined, kept
+from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged, why_not_staged
 from runners.planning.cost_model import Predictor, total
 from runners.planning.ordering import fitting, in_order, rank
 from runners.planning.resolver import Resolver
@@ -216,7 +216,9 @@ def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
                 or environments.why_not(quantizer, device, second["moment"], cache)
                 or quantizer.check_model(kind, sources.config(name), second["params"])
             )
-    return reason
+    quantization = cell.quantization.identity
+    before = quantization["moment"] == "before_training"
+    return reason or why_not_staged(cell, kind, quantization["base"] if before else "fp")
 
 
 def _no_chat(kind: Kind) -> str | None:
@@ -279,6 +281,8 @@ def make(
         wanted.cells, tunes=sweep.spec.tune is not None, where=sweep.source, seeds=sorted(sweep.spec.seeds)
     )
     cells = select(parts.cells, only)
+    stages = staged(cells)
+    cells = list({cell.key: cell for cell in (*cells, *(part for told in stages.values() for part in told))}.values())
     plan = Plan(
         sweep=sweep,
         cells=cells,
@@ -309,7 +313,7 @@ def make(
             plan.done.append(cell)
         else:
             plan.to_run(cell, entries)
-    _combining(plan, parts, entries, workspace.cache)
+    _combining(plan, replace(parts, told={**parts.told, **stages}), entries, workspace.cache)
     if store is not None:
         predict.learn(store, cells, entries)
     _order(plan, hours, slots)
@@ -332,7 +336,11 @@ def _order(plan: Plan, hours: float | None, slots: int) -> None:
 def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
     """Of the cells to run that combine others, leave those whose ingredients are there; see to it that they come."""
     refused = {c.key: why for c, why in (*plan.unsupported, *plan.elsewhere)}
-    for cell in [c for c in plan.run if c.key in parts.told]:
+    waiting: set[str] = set()
+    # a stage before the stages after it: it may wait itself, and is then no cell to run
+    open_cells = sorted((c for c in plan.run if c.key in parts.told), key=lambda c: len(parts.told[c.key]))
+    while open_cells:
+        cell = open_cells.pop(0)
         ingredients = parts.told[cell.key]
         open_ = False
         why = parts.pointless.get(cell.key)
@@ -349,15 +357,19 @@ def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry
             plan.run.remove(cell)
         if why is not None:
             plan.unsupported.append((cell, why))
+            refused[cell.key] = why
             continue
         plan.ingredients[cell.key] = ingredients
         plan.keep |= {part.key for part in ingredients}
         if open_:
             plan.waiting += 1
             plan.later.append(cell)
+            waiting.add(cell.key)
             for part in ingredients:
-                if not kept(cache, part) and part.key not in {c.key for c in plan.run}:
+                if not kept(cache, part) and part.key not in waiting | {c.key for c in plan.run}:
                     plan.to_run(part, entries)
+                    if part.key in parts.told:
+                        open_cells.append(part)
                     for sorted_ in (plan.done, plan.stale):
                         sorted_[:] = [c for c in sorted_ if c.key != part.key]
 

@@ -9,7 +9,18 @@ from typing import Any
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
 from harness.file_digests import FileDigests
-from harness.matrix import DEFAULTS, LATER_AXES, Axes, Matrix, Pattern, Point, expand, make_cell
+from harness.matrix import (
+    DEFAULTS,
+    LATER_AXES,
+    Axes,
+    EarlierPoints,
+    Matrix,
+    Pattern,
+    Point,
+    at_rate,
+    expand,
+    make_cell,
+)
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.objectives.catalog import OBJECTIVES
@@ -24,6 +35,7 @@ from harness.spec_axes import (
     QuantizationSpec,
     RecipeSpec,
     SecondModel,
+    StagesSpec,
     TaskUse,
 )
 from runners.workspace import Workspace
@@ -141,8 +153,40 @@ class Resolver:
 
     def _further(self, row: Inclusion, where: str) -> list[Point]:
         """Values of the later axes of a further cell, without those at their default."""
-        found = (self.objective_point(row.objective, where), self.recipe_point(row.recipe, where))
+        found = (
+            self.objective_point(row.objective, where),
+            self.recipe_point(row.recipe, where),
+            self.stages_point(row.stages, where),
+        )
         return [point for point in found if point is not None]
+
+    def stages_point(self, spec: StagesSpec, where: str) -> Point | None:
+        """Identity of what is trained first: the methods, objectives, recipes and tasks of all its stages, in order."""
+        common = self.common_point()
+        earlier: list[EarlierPoints] = []
+        identity: list[dict[str, Any]] = []
+        for one in spec.earlier:
+            method = one.method.model_copy(update={"steps": one.steps or one.method.steps})
+            found = (self.objective_point(one.objective, where), self.recipe_point(one.recipe, where))
+            further = [point for point in found if point is not None]
+            point = at_rate(self.method_point(method, where, task=one.task), further, {})
+            label = one.method.label or f"{one.method.name} {point.identity['steps']} steps"
+            task = self.task_point(one.task, where) if one.task is not None else None
+            before = [self._sequence(f"{spec.name}, {len(earlier)} before", earlier, identity)] if earlier else []
+            earlier.append(EarlierPoints(replace(point, label=label), (*further, *before), task, common, one.handover))
+            identity.append(
+                {
+                    "method": dict(point.identity),
+                    **{f.axis: dict(f.identity) for f in further},
+                    **({"task": dict(task.identity)} if task is not None else {}),
+                    "handover": one.handover,
+                }
+            )
+        return self._sequence(spec.name, earlier, identity) if earlier else None
+
+    @staticmethod
+    def _sequence(name: str, earlier: Sequence[EarlierPoints], identity: Sequence[dict[str, Any]]) -> Point:
+        return Point("stages", name, name, {"earlier": list(identity)}, earlier=tuple(earlier))
 
     def task_point(self, use: TaskUse, where: str) -> Point:
         """Identity of a task: version, digest of its data, item limits, and the tasks of its retention score."""
@@ -204,6 +248,7 @@ class Resolver:
                 "protocol": PROTOCOL,
                 **({} if spec.measure_cost else {"measure_cost": False}),
                 **self._held_out(spec.evaluation.held_out),
+                **self._retained(spec.evaluation.retain),
             },
         )
 
@@ -223,6 +268,23 @@ class Resolver:
                     fix="Name tasks of the kind language-modelling, such as wikitext-2.",
                 )
         return {"held_out": {name: self.task_digest(name) for name in names}} if names else {}
+
+    def _retained(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Digests of the further skills that are scored before and after adaptation; nothing where there are none.
+
+        Raises:
+            UserError: nothing in one of the tasks is right or wrong.
+        """
+        where = self.sweep.where("evaluation")
+        for name in names:
+            kind = self.task(name, where).definition.kind
+            if kind in ("language-modelling", "preference"):
+                raise UserError(
+                    f"retain: nothing in the task {name!r} ({kind}) is right or wrong",
+                    where=where,
+                    fix="Name tasks with an accuracy; texts belong under held_out.",
+                )
+        return {"retain": {name: self.task_digest(name) for name in names}} if names else {}
 
     def _pinned(self, evaluation: Evaluation) -> Evaluation:
         """With what holds each of its lm-eval tasks still."""
@@ -259,6 +321,7 @@ class Resolver:
             later={
                 "objective": [self.objective_point(o, where("objectives", i)) for i, o in enumerate(spec.objectives)],
                 "recipe": [self.recipe_point(r, where("recipes", i)) for i, r in enumerate(spec.recipes)],
+                "stages": [self.stages_point(s, where("stages", i)) for i, s in enumerate(spec.stages)],
             },
             untrained=frozenset(
                 m.name

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness import hardware, provenance
 from harness.errors import UserError
@@ -278,15 +278,8 @@ class Scheduler:
             others={place: name for point in cell.further for place, name in point.others.items()},
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",
-            ingredients=tuple(
-                {
-                    "label": part.label,
-                    "cell": part.as_dict(),
-                    "model": sources.absolute(part.model.name),
-                    "folder": str(kept_at(self.workspace.cache, part)),
-                }
-                for part in self.plan.ingredients.get(cell.key, ())
-            ),
+            ingredients=() if cell.on("stages") else self._parts(cell),
+            earlier=self._parts(cell) if cell.on("stages") else (),
             peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.model.identity["dtype"]),
             out_of_memory=attempt.out_of_memory,
             owner=self._owner,
@@ -294,6 +287,23 @@ class Scheduler:
             order=self._order_of(cell, attempt),
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
         )
+
+    def _parts(self, cell: Cell) -> tuple[dict[str, Any], ...]:
+        """What other cells trained for this one: what it combines, or the stages it starts from."""
+        parts: list[dict[str, Any]] = [
+            {
+                "label": part.label,
+                "key": part.key,
+                "cell": part.as_dict(),
+                "model": sources.absolute(part.model.name),
+                "folder": str(kept_at(self.workspace.cache, part)),
+            }
+            for part in self.plan.ingredients.get(cell.key, ())
+        ]
+        if (stages := cell.on("stages")) is not None:
+            for part, one in zip(parts, stages.earlier, strict=True):
+                part["handover"] = one.handover
+        return tuple(parts)
 
     def _order_of(self, cell: Cell, attempt: CellAttempt) -> dict[str, object]:
         """The run and the block of a cell; {} for a later attempt, which runs when its block is over."""

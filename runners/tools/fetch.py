@@ -220,7 +220,8 @@ def _tasks(sweep: LoadedSweep, workspace: Workspace) -> list[str]:
             wanted += sources.recipe(model_id.partition(":")[2]).corpus
     for name in list(wanted):
         wanted += load_task(name, list(workspace.roots)).definition.retain
-    return list(dict.fromkeys([*wanted, *sweep.spec.evaluation.held_out]))
+    evaluation = sweep.spec.evaluation
+    return list(dict.fromkeys([*wanted, *evaluation.held_out, *evaluation.retain]))
 
 
 def _task(task: Task, workspace: Workspace, to: Path) -> str:

@@ -48,6 +48,8 @@ class Job:
         python: that environment's interpreter.
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
+        earlier: trainings this cell starts from, in order: label, key and cell, the folder of what each saved, and its
+            ``handover``.
         others: place of a second model in the cell (``objective.teacher``) to its id on this machine.
         tuning: how the cell's learning rate was chosen (:mod:`runners.planning.tuning`), for the record.
         out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
@@ -81,6 +83,7 @@ class Job:
     tuning: dict[str, Any] = field(default_factory=dict)
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()
+    earlier: tuple[dict[str, Any], ...] = ()
     others: dict[str, str] = field(default_factory=dict)
     out_of_memory: tuple[dict[str, Any], ...] = ()
     beat_s: float = 5.0
@@ -105,7 +108,7 @@ class Job:
     def read(cls, path: Path) -> Job:
         """Read a job file."""
         data = json.loads(path.read_text())
-        for name in ("gpus", "cores", "workspaces", "out_of_memory", "ingredients"):
+        for name in ("gpus", "cores", "workspaces", "out_of_memory", "ingredients", "earlier"):
             data[name] = tuple(data[name])
         data["owner"] = tuple(data["owner"]) if data["owner"] else None
         return cls(**data)

@@ -32,7 +32,7 @@ from harness.recipes.catalog import RECIPES
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store.store import samples_ref, samples_to_parquet
-from runners.worker import loading, model_files, trainrows
+from runners.worker import earlier, loading, model_files, trainrows
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
@@ -99,6 +99,8 @@ def run_job(job: Job, say: Say) -> Record:
     folder = Path(job.folder)
     if samples is not None:
         write_atomically(folder / SAMPLES_FILE, samples)
+    if job.keep and outcome.status == "ok":
+        earlier.keep_spans(Path(job.keep), run.spans)
     write_atomically(folder / RECORD_FILE, record.to_json().encode())
     return record
 
@@ -120,6 +122,7 @@ def run_stages(job: Job, run: CellRun, say: Say) -> Outcome:
         run.ctx = ctx = build_context(job, say)
         if (batch := batch_facts(job)) is not None:
             ctx.facts["batch"] = batch
+        run.spans.extend(earlier.spans(ctx))
         if job.tuning:
             ctx.facts["tuning"] = job.tuning
         ctx.panel = run.panel = panel = make_panel(job)
@@ -299,7 +302,7 @@ def build_context(job: Job, say: Say) -> Context:
         job=job,
         kind=kind,
         task=task,
-        retain=[load_task(name, roots) for name in task.definition.retain],
+        retain=[load_task(name, roots) for name in dict.fromkeys((*task.definition.retain, *cell.get("retain", ())))],
         method=METHODS.get(method["name"])(method["params"], setting),
         quantizer=quantizer,
         objective=OBJECTIVES.get(objective.get("name", SFT))(objective.get("params", {})),

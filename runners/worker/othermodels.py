@@ -254,7 +254,7 @@ class Models:
 def second_context(ctx: Context, who: dict[str, Any]) -> Context:
     """The cell with another model and quantization instead; nothing of its state is shared."""
     cell = {**ctx.job.cell, "model": who["model"], "quantization": who["quantization"]}
-    job = replace(ctx.job, cell=cell, model=ctx.job.others[who["at"]])
+    job = replace(ctx.job, cell=cell, model=ctx.job.others[who["at"]], earlier=())
     quantization = who["quantization"]
     quantizer = QUANTIZERS.get(quantization["name"])(quantization["params"], ctx.kind, ctx.job.device)
     quantizer.cache = Path(ctx.job.cache)

@@ -57,7 +57,7 @@ def test_declarations_are_whole(registry: Any) -> None:
 
 
 def test_the_defaults_are_those_no_key_knows_of() -> None:
-    assert {"objective": objectives.DEFAULT, "recipe": recipes.DEFAULT} == matrix.DEFAULTS
+    assert {"objective": objectives.DEFAULT, "recipe": recipes.DEFAULT, "stages": "none"} == matrix.DEFAULTS
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import torch
 
 from harness.errors import CheckFailed
 from harness.quantizers.measure import logical_parameters
+from runners.worker import earlier
 from runners.worker.context import Context
+from runners.worker.scoring import probe_logits
+from runners.worker.stages.quantize import load_base
 
 
 def run(ctx: Context) -> None:
@@ -14,12 +17,21 @@ def run(ctx: Context) -> None:
 
     Raises:
         CheckFailed: ``trainable-count``: the method trains another number of parameters than its formula says.
-            A silently ignored option shows here.
+            A silently ignored option shows here. ``handover``: an adapter that is trained on is not the one that the
+            earlier stage saved.
+        Unsupported: the earlier stage saved other parameters than this method trains.
     """
+    started = ctx.model
+    if earlier.continues(ctx):
+        before = probe_logits(ctx, started)
+        ctx.model = load_base(ctx)
     expected = ctx.method.expected_trainable(ctx.model)
     total = logical_parameters(ctx.model)
     torch.manual_seed(ctx.seed)
     ctx.model = ctx.method.attach(ctx.model)
+    if earlier.continues(ctx):
+        earlier.take_over(ctx.model, started)
+        ctx.facts["handover_error_relative"] = earlier.check_taken_over(before, probe_logits(ctx, ctx.model))
     trainable = sum(p.numel() for p in ctx.model.parameters() if p.requires_grad)
     if expected is not None and trainable != expected:
         raise CheckFailed("trainable-count", f"{trainable} parameters train, {expected} were declared")

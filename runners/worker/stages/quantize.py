@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from runners.worker import model_files
+from runners.worker import earlier, model_files
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.loading import from_pretrained
 
 
 def run(ctx: Context) -> None:
-    """Load and quantize the base (only load it if it is quantized after the merge)."""
-    ctx.model = load_base(ctx)
+    """Load and quantize the base (only load it if it is quantized after the merge), with what earlier stages left."""
+    ctx.model = earlier.unmerged(ctx, load_base(ctx))
     model_files.verify(ctx)
 
 
 def load_base(ctx: Context) -> Any:
     """A fresh base model, quantized as the cell says (full precision if it quantizes after the merge).
 
+    What earlier stages hand over merged is part of it.
     The seed is set first: a fresh classification head is drawn here and must be the same in every load.
     """
     before = ctx.job.cell["quantization"]["moment"] == "before_training"
@@ -28,7 +29,7 @@ def load_base(ctx: Context) -> Any:
     model.eval()
     if before:
         model = quantize(ctx, model)
-    return model
+    return earlier.merged(ctx, model)
 
 
 def quantize(ctx: Context, model: Any) -> Any:

@@ -25,10 +25,10 @@ def run(ctx: Context) -> None:
 
 
 def score_skills(ctx: Context, *, arm: str, metric: str) -> None:
-    """Mean accuracy over the tasks named in the task's ``retain``, every skill weighing the same."""
+    """Mean accuracy over the tasks that the task or the sweep names under ``retain``, every skill weighing the same."""
     source = f"mean over {len(ctx.retain)} skills, {SKILL_ITEMS} test items each"
     if not ctx.retain:
-        ctx.record_missing(metric, "not_applicable", source="retention", note="the task names no skills to retain")
+        ctx.record_missing(metric, "not_applicable", source="retention", note="no skills to retain are named")
         return
     if ctx.random_weights:
         ctx.record_missing(metric, "not_applicable", source="retention", note=RANDOM_WEIGHTS)
