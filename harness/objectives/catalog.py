@@ -73,11 +73,11 @@ methods: [lora]
 objectives: [{name: dpo, lr_factor: 0.1}]  # the last stage
 ```
 
-- Every earlier stage is a cell with a record. Cells with the same first stages share them: a stage is trained once, kept
-  in the cache under its key, and trained again only if a new cell needs it and its files are gone.
-- `handover: merged` (the default) merges what a stage trained into the base. The next stage, its reference model and the
-  scores before adaptation then start from that base. `unmerged` trains the same adapter on; the method must be the same,
-  and the logits at the start are compared with those at the end of the stage before (`handover`).
+- Every earlier stage is a cell with a record. Cells with the same first stages share them: a stage is trained once,
+  kept in the cache under its key, and trained again only if a new cell needs it and its files are gone.
+- `handover: merged` (the default) merges what a stage trained into the base. The next stage, its reference model and
+  the scores before adaptation then start from that base. `unmerged` trains the same adapter on; the method must be the
+  same, and the logits at the start are compared with those at the end of the stage before (`handover`).
 - A record of several stages has the training spans of all of them (`earlier 1: train`, ..., `train`) and names each
   stage's key and the digest of what it saved.
 - `tune:` tunes the last stage. Trials share the earlier stages of their seed; earlier stages have the rates they state.
