@@ -261,7 +261,7 @@ class EarlierStage(Spec):
 
 
 class StagesSpec(Spec):
-    """What is trained before a cell's own method and objective. ``none``: nothing.
+    """The trainings before a cell's own method and objective. ``none``: there are none.
 
     Attributes:
         name: of the sequence, for people; not part of a cell's key.

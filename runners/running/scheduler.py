@@ -289,7 +289,7 @@ class Scheduler:
         )
 
     def _parts(self, cell: Cell) -> tuple[dict[str, Any], ...]:
-        """What other cells trained for this one: what it combines, or the stages it starts from."""
+        """Trained results of other cells for this one: those it combines, or the stages it starts from."""
         parts: list[dict[str, Any]] = [
             {
                 "label": part.label,

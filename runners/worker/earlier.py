@@ -1,6 +1,6 @@
 """The stages of training that come before a cell's own: what they left is loaded, merged or trained on.
 
-Each earlier stage is a cell with a record of its own. What it saved lies in the cache under its key, so that cells with
+Each earlier stage is a cell with its own record. The adapter it saved is in the cache under its key, so that cells with
 the same first stages share them.
 """
 
