@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.digests import digest
+from harness.matrix import TIMING_ROLE
 from harness.record import Record
 
+TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
 AXES = ("model", "method", "quantization", "task", "hardware")
 
 
@@ -92,10 +94,14 @@ def comparable(record: Record) -> dict[str, Any]:
 
 
 def configuration(record: Record) -> str:
-    """Digest of the cell without its seed and its labels, 16 hexadecimal characters."""
+    """Digest of the cell without its seed and its labels, 16 hexadecimal characters.
+
+    A run that repeats a cell for its time has the configuration of that cell.
+    """
+    left_out = {"seed", *(TIMING_FIELDS if role(record) == TIMING_ROLE else ())}
     cell = {
         name: {k: v for k, v in value.items() if k != "label"} if isinstance(value, dict) else value
         for name, value in record.cell.items()
-        if name != "seed"
+        if name not in left_out
     }
     return digest(cell)[:16]

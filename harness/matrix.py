@@ -17,6 +17,8 @@ from harness.digests import canonical_json, digest_text, slug
 
 KEY_VERSION = 1
 KEY_CHARACTERS = 16
+TIMING_ROLE = "timing"
+"""Role of a cell that runs again for its time alone (``timing`` of a sweep)."""
 
 DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none"}
 """The axes that came after records were made, in their order, and the value that is no part of a key."""
@@ -116,7 +118,11 @@ class Cell:
         parts = (self.model.label, self.trained_as, self.quantization.label, self.task.label)
         tail = f".{slug(self.hardware.label)}" if self.hardware.label != "any" else ""
         role = self.common.identity.get("role")
-        tail += f".{role}-lr{self.method.identity.get('learning_rate'):.3g}" if role else ""
+        if role == TIMING_ROLE:
+            tail += f".timing{self.common.identity.get('replicate', 0)}"
+            tail += "b" if self.common.identity.get("arm") else ""
+        elif role:
+            tail += f".{role}-lr{self.method.identity.get('learning_rate'):.3g}"
         return ".".join(slug(p) for p in parts) + f"{tail}.s{self.seed}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -298,6 +298,19 @@ class Priority(Rule):
     value: int
 
 
+class TimingRepeats(Spec):
+    """Runs that are made for comparisons of time, memory and energy only (protocol 3.3, 8.4): a seed repeats no time.
+
+    Attributes:
+        replicates: how often each cell of the first seed runs again, each time in a randomised block with the others.
+        identical: cells that run a second time in every block they are in. The two runs of a block are the A/A arms:
+            how far they differ is the smallest difference that counts.
+    """
+
+    replicates: int = Field(default=0, ge=0)
+    identical: Rule | None = None
+
+
 class Inclusion(Spec):
     """One extra cell outside the product of the axes."""
 
@@ -327,6 +340,7 @@ class SweepSpec(Spec):
     Attributes:
         measure_cost: whether memory, time, energy and FLOPs are recorded. Without them several cells may share a
             device (``limits.cells_per_device``), which does not change what they learn or answer.
+        timing: further runs for comparisons of time, memory and energy.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -347,6 +361,7 @@ class SweepSpec(Spec):
     accounting: Accounting = Accounting()
     measure_cost: bool = True
     tune: Tune | None = None
+    timing: TimingRepeats | None = None
     priority: tuple[Priority, ...] = ()
     exclude: tuple[Exclusion, ...] = ()
     include: tuple[Inclusion, ...] = ()
@@ -387,6 +402,12 @@ class SweepSpec(Spec):
                 "limits: cells_per_device above 1 needs 'measure_cost: false': cells that share a device disturb each "
                 "other's time, memory and energy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _timing_is_measured(self) -> SweepSpec:
+        if self.timing is not None and not self.measure_cost:
+            raise ValueError("timing: its runs repeat times, and 'measure_cost: false' records none")
         return self
 
     @model_validator(mode="after")

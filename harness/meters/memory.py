@@ -19,13 +19,18 @@ from harness.record import Reading, WhyMissing
 
 KIB = 1024
 RSS_SOURCE = "/proc/self/status VmHWM"
+RSS_BEFORE_SOURCE = "/proc/self/status VmRSS"
 PSS_SOURCE = "smaps_rollup of the process tree, sampled"
 CGROUP_SOURCE = "cgroup memory controller"
 TORCH_SOURCE = "torch.cuda.memory_stats"
 
 
 class HostMemory:
-    """``peak_rss_bytes``, ``pss_peak_bytes``, ``cgroup_peak_bytes``.
+    """``peak_rss_bytes``, ``rss_before_bytes``, ``rss_growth_bytes``, ``pss_peak_bytes``, ``cgroup_peak_bytes``.
+
+    A worker is forked from a process that has the libraries loaded, so its resident set starts high: the first stage's
+    ``rss_before_bytes`` is what that process brought, and growth is what a stage added. What is done between two stages
+    (a pass that counts FLOPs) belongs to the later one: it leaves memory behind that the later one uses again.
 
     Args:
         setting: unused; every cell has host memory.
@@ -35,7 +40,7 @@ class HostMemory:
     """
 
     name = "host-memory"
-    quantities = ("peak_rss_bytes", "pss_peak_bytes", "cgroup_peak_bytes")
+    quantities = ("peak_rss_bytes", "rss_before_bytes", "rss_growth_bytes", "pss_peak_bytes", "cgroup_peak_bytes")
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class HostMemory:
         self._pss = Sampler(lambda: tree_pss_bytes(proc, os.getpid()), pss_period_s, name="pss")
         self._begun_s = 0.0
         self._cgroup: CgroupPeak | None = None
+        self._rss_before_bytes = 0
         self._rss_reset_error = ""
 
     def available(self) -> str | None:
@@ -67,24 +73,39 @@ class HostMemory:
             (self.proc / "self" / "clear_refs").write_text("5")
         except OSError as error:
             self._rss_reset_error = str(error)
+        if not self._rss_before_bytes:
+            self._rss_before_bytes = self._rss_bytes()
 
     def end(self, stage: str) -> list[Reading]:
         """The peaks since :meth:`begin`."""
         pss = self._pss_reading()
         cgroup = missing("cgroup_peak_bytes", "not_supported", source=CGROUP_SOURCE)
-        return [self._rss_reading(), pss, self._cgroup.read() if self._cgroup else cgroup]
+        found = [*self._rss_readings(), pss, self._cgroup.read() if self._cgroup else cgroup]
+        self._rss_before_bytes = self._rss_bytes()
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Sampling period and the control group."""
         return {"pss_period_s": self._pss.period_s, "cgroup": str(self._cgroup.path) if self._cgroup else None}
 
-    def _rss_reading(self) -> Reading:
+    def _rss_bytes(self) -> int:
+        return _kib_field(self.proc / "self" / "status", "VmRSS:")
+
+    def _rss_readings(self) -> list[Reading]:
+        page = os.sysconf("SC_PAGE_SIZE")
+        start = reading("rss_before_bytes", self._rss_before_bytes, source=RSS_BEFORE_SOURCE, resolution=page)
         if self._rss_reset_error:
             # without the reset it would be the peak of all stages so far
             details = {"why": self._rss_reset_error}
-            return missing("peak_rss_bytes", "no_permission", source=RSS_SOURCE, details=details)
+            peaks = ("peak_rss_bytes", "rss_growth_bytes")
+            return [start, *(missing(name, "no_permission", source=RSS_SOURCE, details=details) for name in peaks)]
         peak = peak_rss_bytes(self.proc)
-        return reading("peak_rss_bytes", peak, source=RSS_SOURCE, resolution=os.sysconf("SC_PAGE_SIZE"))
+        growth = max(peak - self._rss_before_bytes, 0)
+        return [
+            start,
+            reading("peak_rss_bytes", peak, source=RSS_SOURCE, resolution=page),
+            reading("rss_growth_bytes", growth, source=f"{RSS_SOURCE} less VmRSS before the stage", resolution=page),
+        ]
 
     def _pss_reading(self) -> Reading:
         samples = self._pss.stop()
@@ -109,10 +130,12 @@ class CgroupPeak:
     """Peak memory of this process's control group since it was opened, if the kernel reports it.
 
     Version 2 from Linux 6.12 resets the peak for one open file. Elsewhere the peak is the group's whole
-    history, and it belongs to this stage only if it grew during it.
+    history, and it belongs to this stage only if it grew during it. A group that holds processes beside the worker and
+    its children (a container with other jobs) says nothing of the cell, and gives no value.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, resettable: bool, begun_bytes: int) -> None:
+    def __init__(self, proc: Path, path: Path, stream: BinaryIO, resettable: bool, begun_bytes: int) -> None:
+        self.proc = proc
         self.path = path
         self.stream = stream
         self.resettable = resettable
@@ -133,7 +156,7 @@ class CgroupPeak:
                 resettable = True
         # version 1's peak is one for all readers: resetting it would disturb others, so it is only read
         stream = stream or path.open("rb", buffering=0)
-        peak = cls(path, stream, resettable, 0)
+        peak = cls(proc, path, stream, resettable, 0)
         peak.begun_bytes = peak.current_bytes()
         return peak
 
@@ -146,11 +169,27 @@ class CgroupPeak:
         """``cgroup_peak_bytes`` since :meth:`open`; closes the file."""
         now = self.current_bytes()
         self.stream.close()
-        details = {"file": self.path.name, "reset": self.resettable}
+        details: dict[str, Any] = {"file": self.path.name, "reset": self.resettable}
+        others = self._others()
+        if others is None or others > 0:
+            details["why"] = (
+                "the processes of the control group cannot be listed"
+                if others is None
+                else f"the control group holds {others} processes beside the cell's, so its peak is not the cell's"
+            )
+            return missing("cgroup_peak_bytes", "not_supported", source=CGROUP_SOURCE, details=details)
         if not self.resettable and now <= self.begun_bytes:
             details["why"] = f"the group's earlier peak of {self.begun_bytes} B was not exceeded and cannot be reset"
             return missing("cgroup_peak_bytes", "not_supported", source=CGROUP_SOURCE, details=details)
         return reading("cgroup_peak_bytes", now, source=CGROUP_SOURCE, details=details)
+
+    def _others(self) -> int | None:
+        """Processes of the group beside this one and its descendants; None where they cannot be listed."""
+        try:
+            held = set(map(int, (self.path.parent / "cgroup.procs").read_text().split()))
+        except (OSError, ValueError):
+            return None
+        return len(held - {os.getpid(), *descendants(self.proc, os.getpid())})
 
 
 class TorchMemory:
@@ -227,18 +266,25 @@ def peak_rss_bytes(proc: Path = Path("/proc")) -> int:
 
 def tree_pss_bytes(proc: Path, root_pid: int) -> int:
     """Proportional set size of a process and all its descendants, bytes. Processes that end meanwhile are left out."""
-    total = 0
+    total = _kib_field(proc / str(root_pid) / "smaps_rollup", "Pss:")
+    for pid in descendants(proc, root_pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += _kib_field(proc / str(pid) / "smaps_rollup", "Pss:")
+    return total
+
+
+def descendants(proc: Path, root_pid: int) -> list[int]:
+    """All processes below one, those that end meanwhile left out."""
+    found: list[int] = []
     pending = [root_pid]
     while pending:
         pid = pending.pop()
-        try:
-            total += _kib_field(proc / str(pid) / "smaps_rollup", "Pss:")
+        with suppress(FileNotFoundError, ProcessLookupError):
             for task in (proc / str(pid) / "task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            if pid == root_pid:
-                raise
-    return total
+                children = list(map(int, (task / "children").read_text().split()))
+                found += children
+                pending += children
+    return found
 
 
 def cgroup_peak_path(proc: Path, root: Path) -> Path | None:

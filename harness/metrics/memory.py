@@ -16,6 +16,26 @@ QUANTITIES: tuple[MetricDef, ...] = (
         source="proc(5)",
     ),
     MetricDef(
+        "rss_before_bytes",
+        "RSS before",
+        "B",
+        "neither",
+        "Resident set of the worker process before a stage (when the stage before it ended); before the first stage it "
+        "is what the process brought that workers are forked from (libraries), and nothing of the cell.",
+        "check",
+        source="proc(5)",
+    ),
+    MetricDef(
+        "rss_growth_bytes",
+        "RSS growth",
+        "B",
+        "lower",
+        "Peak resident set of the worker process within a stage, less the resident set before the stage (in records "
+        "made before that was read: less the peak of the stage before).",
+        "memory",
+        source="proc(5)",
+    ),
+    MetricDef(
         "cuda_allocated_peak_bytes",
         "peak allocated",
         "B",

@@ -17,7 +17,7 @@ from harness.record import Record
 from reports.data.effects import Evidence, ScoreEffect, peers
 from reports.data.frame import comparable, configuration, current, is_trial, machine, marks
 from reports.data.samples import ARMS, SampleSource
-from reports.data.timing import RATIO_FAMILIES, ratio
+from reports.data.timing import RATIO_FAMILIES, TimedRuns, ratio, value_of
 
 SIGNIFICANT = 0.05
 
@@ -89,22 +89,25 @@ def compare(a: Side, b: Side, metric: str, samples: SampleSource, *, records: It
     """A against B: on stored items where both have them; seconds, bytes and joules within blocks; else as two rates.
 
     Args:
+        metric: of the whole cell, or ``stage.metric`` (``train.rss_growth_bytes``).
         records: everything in the store. The variance over seeds is estimated over all configurations that may be
-            compared with A and B, as a board of the same sweep does; without them, over A and B alone.
+            compared with A and B, as a board of the same sweep does; without them, over A and B alone. Runs repeated
+            for their time and A/A arms are taken from them.
 
     Raises:
         UserError: unknown metric, or a side that has no value of it.
     """
-    if metric not in METRICS:
-        raise UserError(f"unknown metric {metric!r}", where="--metric", fix=did_you_mean(metric, METRICS))
+    name = metric.rpartition(".")[2]
+    if name not in METRICS:
+        raise UserError(f"unknown metric {name!r}", where="--metric", fix=did_you_mean(name, METRICS))
     warnings = _warnings(a, b)
     if metric in ARMS:
         found = _on_items(a, b, metric, samples, records)
         if found is not None:
             return _of_effect(metric, a, b, found, warnings)
         warnings.append("unpaired: not the same items")
-    if METRICS[metric].family in RATIO_FAMILIES:
-        return _of_ratio(metric, a, b, warnings)
+    if METRICS[name].family in RATIO_FAMILIES:
+        return _of_ratio(metric, a, b, warnings, TimedRuns(record for _, record in current(records)))
     return _by_seeds(metric, a, b, warnings)
 
 
@@ -142,13 +145,13 @@ def _of_effect(metric: str, a: Side, b: Side, found: ScoreEffect, warnings: list
     )
 
 
-def _of_ratio(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
+def _of_ratio(metric: str, a: Side, b: Side, warnings: list[str], timed: TimedRuns) -> Compared:
     def value(record: Record) -> float | None:
-        return record.metrics[metric].value if metric in record.metrics else None
+        return value_of(record, metric)
 
     _values(a, metric)
     _values(b, metric)  # both raise where there is no value
-    found = ratio([r for _, r in a.records.values()], [r for _, r in b.records.values()], value)
+    found = ratio(_runs(a, timed), _runs(b, timed), value, identical=timed.identical(_first(a)))
     if found is None:
         raise UserError(f"{metric} is not above zero on both sides, so it has no ratio", where="--metric")
     effect, low, high = (None if x is None else x - 1 for x in (found.ratio, found.low, found.high))
@@ -162,18 +165,34 @@ def _of_ratio(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
             sentence,
             tuple(warnings),
         )
-    mde = math.expm1(stats.mde_from_error(found.se, found.df)) if found.se > 0 else None
+    mde = found.mde
     verdict = "significantly different" if found.differs else "not significantly different"
     sentence = (
         f"{a.name} against {b.name} in {metric}: {shown} [{100 * low:+.1f} %, {100 * high:+.1f} %], "
         f"p = {found.p:.2g}, {found.blocks} shared blocks: {verdict}."
     )
+    if found.floor is not None:
+        sentence += f" Two identical arms differ by up to {100 * (found.floor - 1):.1f} %."
+    else:
+        warnings.append(
+            "no identical arms (A/A) ran in this sweep, so the smallest difference that counts is not known"
+        )
     return Compared(
         *(metric, a.name, b.name, effect, low, high, found.p, mde, f"{found.blocks} shared blocks"),
         found.method,
         sentence,
         tuple(warnings),
     )
+
+
+def _first(side: Side) -> Record:
+    return next(iter(side.records.values()))[1]
+
+
+def _runs(side: Side, timed: TimedRuns) -> list[Record]:
+    """The side's records, and the runs that repeat them for their time."""
+    found = {record.id: record for _, record in side.records.values()}
+    return list((found | {record.id: record for record in timed.of(_first(side))}).values())
 
 
 def _of_comparison(metric: str, a: Side, b: Side, found: stats.Comparison, warnings: list[str]) -> Compared:
@@ -197,7 +216,7 @@ def _of_comparison(metric: str, a: Side, b: Side, found: stats.Comparison, warni
 def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
     one, two = _values(a, metric), _values(b, metric)
     rates = [_rate(side, metric) for side in (a, b)]
-    if METRICS[metric].unit == "fraction" and rates[0] is not None and rates[1] is not None:
+    if METRICS[metric.rpartition(".")[2]].unit == "fraction" and rates[0] is not None and rates[1] is not None:
         found = stats.compare_rates(*rates[0], *rates[1], names=(a.name, b.name))
         return _of_comparison(metric, a, b, found, warnings)
     shared = sorted(set(one) & set(two), key=str)
@@ -236,11 +255,11 @@ def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
 
 
 def _shown(value: float, metric: str) -> str:
-    return f"{value:+.4g} {METRICS[metric].unit}".rstrip(" 1")
+    return f"{value:+.4g} {METRICS[metric.rpartition('.')[2]].unit}".rstrip(" 1")
 
 
 def _values(side: Side, metric: str) -> dict[Any, float]:
-    found = {s: r.metrics[metric].value for s, (_, r) in side.records.items() if metric in r.metrics}
+    found = {s: value_of(r, metric) for s, (_, r) in side.records.items()}
     values = {seed: value for seed, value in found.items() if value is not None}
     if not values:
         reasons = {r.metrics[metric].why_missing for _, r in side.records.values() if metric in r.metrics}

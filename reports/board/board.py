@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from harness.store.store import Store
@@ -22,6 +25,7 @@ from reports.data.frame import AXES, aggregate, comparable, current, frame, has,
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource
+from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
 
@@ -198,6 +202,7 @@ def build(
     by_id = dict(kept)
     samples = _samples_of(by_id, store) if store is not None else None
     evidence = Evidence(samples)
+    timed = TimedRuns(record for _, record in wanted)
     rows = aggregate(frame(record for _, record in kept), samples, evidence)
     shared = lr_sensitivity.at_shared_rate(trials)
     parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
@@ -205,7 +210,7 @@ def build(
         row |= lr_sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
     ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
-    made = {part: _section(board, *part, parts[part], by_id, evidence, samples) for part in sorted(parts)}
+    made = {part: _section(board, *part, parts[part], by_id, evidence, samples, timed) for part in sorted(parts)}
     made = {part: _only_learned(board, section) for part, section in made.items()}
     sections = tuple(section for part, section in made.items() if part in ran)
     silent = tuple(section for part, section in made.items() if part not in ran)
@@ -241,11 +246,15 @@ def _section(
     by_id: Mapping[str, Record],
     evidence: Evidence,
     samples: SampleSource | None,
+    timed: TimedRuns,
 ) -> Section:
     learned = verdicts(members, by_id, evidence, samples)
     ranking = _of_learned(members, learned, rank_rows(members, board.rank, evidence))
     axes = _axes(board, members)
-    front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking) if len(axes) > 1 else set()
+    times = _Times(members, by_id, timed)
+    front = set[str]()
+    if len(axes) > 1:
+        front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking, times.clearly_less)
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
     base = _baseline(board, members)
     versus = _differences(board, members, base, evidence)
@@ -273,6 +282,7 @@ def _section(
     captions = [
         ranking.caption,
         front_caption([_words(a) for a in axes], board.rank) if front else "",
+        times.caption() if any(c.metric == "step_ms" for c in board.columns) else "",
         lr_sensitivity.caption(members),
     ]
     alike = comparable(by_id[members[0]["records"][0]])
@@ -284,6 +294,24 @@ def _section(
         axes=axes,
         caption=" ".join(text for text in captions if text),
     )
+
+
+class _Times:
+    """Runs of a section's rows, repeated ones included, with the A/A arms of their sweep."""
+
+    def __init__(self, members: Sequence[Mapping[str, Any]], by_id: Mapping[str, Record], timed: TimedRuns) -> None:
+        firsts = {row["config"]: by_id[row["ok_records"][0]] for row in members if row["ok_records"]}
+        self.runs = {config: timed.of(record) for config, record in firsts.items()}
+        self.identical = timed.identical(next(iter(firsts.values()))) if firsts else []
+
+    def caption(self) -> str:
+        return caption(list(self.runs.values()), self.identical)
+
+    def clearly_less(self, configs: Sequence[str], axis: str) -> NDArray[np.float64]:
+        def value(record: Record) -> float | None:
+            return value_of(record, axis)
+
+        return clearly_less([self.runs[config] for config in configs], value, aa_floor(self.identical, value))
 
 
 def _only_learned(board: Board, section: Section) -> Section:

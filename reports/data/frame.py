@@ -188,7 +188,7 @@ def framed(flat: index.Flat) -> pd.DataFrame:
     ]
     out["remarks"] = rows["remarks"]
     out["samples"] = [digest is not None for digest in rows["samples"]]
-    return pd.concat([pd.DataFrame(out), wide(flat)], axis=1) if len(kept) else pd.DataFrame()
+    return pd.concat([pd.DataFrame(out), with_growth(wide(flat))], axis=1) if len(kept) else pd.DataFrame()
 
 
 def speaking(flat: index.Flat) -> NDArray[np.int64]:
@@ -222,6 +222,34 @@ def wide(flat: index.Flat) -> pd.DataFrame:
         texts = pd.Index(words, dtype=object)
         columns.update({f"{name}{suffix}": pd.Categorical.from_codes(codes[i], texts) for i, name in enumerate(names)})
     return pd.DataFrame(columns, copy=False)
+
+
+def with_growth(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``train.rss_growth_bytes`` of records made before the resident set before a stage was read.
+
+    The peak of ``attach`` takes its place: the model and its adapter, without gradients and optimizer state.
+    """
+    peak, before, growth = "train.peak_rss_bytes", "attach.peak_rss_bytes", "train.rss_growth_bytes"
+    if not {peak, before} <= set(table.columns):
+        return table
+    values = (table[peak] - table[before]).clip(lower=0)
+    measured = table[growth].notna() if growth in table else pd.Series(False, index=table.index)
+    if growth in table:
+        values = values.where(~measured, table[growth])
+    why = table[f"{peak}:why"].astype(object)
+    source = pd.Series("VmHWM less that of attach", index=table.index, dtype=object).where(values.notna())
+    if growth in table:
+        why = why.where(table[f"{growth}:why"].isna(), table[f"{growth}:why"].astype(object))
+        source = source.where(~measured, table[f"{growth}:source"].astype(object))
+    columns = {
+        growth: values,
+        f"{growth}:n": table[f"{growth}:n"] if growth in table else math.nan,
+        f"{growth}:sd": table[f"{growth}:sd"] if growth in table else math.nan,
+        f"{growth}:why": why.where(values.isna(), None),
+        f"{growth}:source": source,
+    }
+    rest = table.drop(columns=[name for name in columns if name in table])
+    return pd.concat([rest, pd.DataFrame(columns, index=table.index)], axis=1)
 
 
 def has(row: Mapping[str, Any], name: str) -> bool:

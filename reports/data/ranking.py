@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.metrics import METRICS
 from reports.data.effects import Evidence, Family, ScoreEffect, members_of
+from reports.data.timing import RATIO_FAMILIES
 
 NO_SAMPLES = "no stored samples that cover all its seeds"
 ONE_SEED = "one seed: a single run ranks a checkpoint, not a method"
@@ -19,8 +21,9 @@ MOST_RANKED_ROWS = 250
 """Rows of one section compared with each other: 31,125 pairs take some ten seconds."""
 
 _FRONT = (
-    "◆ Pareto front: no other row is at least as good on every axis ({axes}) and clearly better on one. "
-    "Clearly: by the paired test for {metric}, by more than one standard deviation over seeds otherwise."
+    "◆ Pareto front: no other row is clearly better on one axis ({axes}) without being clearly worse on another. "
+    "Clearly: by the paired test for {metric}; for times, bytes and joules by the ratio within randomised blocks where "
+    "the rows have them; otherwise by more than one standard deviation over seeds."
 )
 
 
@@ -44,6 +47,7 @@ class Ranking:
 
 
 Rows = Sequence[Mapping[str, Any]]
+InBlocks = Callable[[Sequence[str], str], NDArray[np.float64]]
 
 
 def family_of(rows: Rows, name: str, evidence: Evidence) -> tuple[Family | None, dict[str, str]]:
@@ -121,12 +125,14 @@ def front_caption(axes: Sequence[str], metric: str) -> str:
     return _FRONT.format(axes=", ".join(axes), metric=METRICS[metric].label)
 
 
-def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking) -> set[str]:
-    """Configurations on the front.
+def pareto_front(
+    rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking, in_blocks: InBlocks | None = None
+) -> set[str]:
+    """Configurations on the front: those that no other row beats.
 
-    A row leaves the front only if another one is at least as good on every axis by its mean and *clearly*
-    better on one: by the ranking's tests on the ranked metric, by more than the larger standard deviation over
-    seeds elsewhere. So noise alone removes no row, and of two rows that do not differ both may stay.
+    A row beats another one if it is *clearly* better on one axis and on no axis clearly worse. Clearly: by the
+    ranking's tests on the ranked metric; for times, bytes and joules of rows that ran in the same blocks by the ratio
+    within blocks; elsewhere by more than one standard deviation over seeds, of the rows or of all rows together.
 
     Marked rows take no part. Where every row was imported they have a front among themselves: it says what the
     other tool's numbers say, and no row of ours is measured against it.
@@ -134,32 +140,48 @@ def pareto_front(rows: Rows, axes: Sequence[str], ranked: str, ranking: Ranking)
     Args:
         rows: aggregated rows of one section.
         axes: columns of the frame; the part after a dot is the metric, which knows its direction.
+        in_blocks: configurations and an axis to :func:`reports.data.timing.clearly_less`.
     """
     ok = [row for row in rows if row["status"] == "ok"]
     allowed = {"imported"} if all("imported" in row["marks"] for row in ok) else set()
     taking_part = [row for row in ok if set(row["marks"]) <= allowed and not any(_missing(row, a) for a in axes)]
     if not taking_part:
         return set()
-    values = np.array([[_sign(axis) * row[axis] for axis in axes] for row in taking_part])
-    noise = np.array([[_noise(row, axis) for axis in axes] for row in taking_part])
-    compared = np.array([row["config"] in ranking.compared for row in taking_part])
-    tested = [number for number, axis in enumerate(axes) if axis == ranked]
-    front = set()
-    for number, row in enumerate(taking_part):
-        gains = values - values[number]
-        clearly = gains > np.maximum(noise, noise[number])
-        if tested and compared[number]:
-            known = [(other["config"], row["config"]) in ranking.better for other in taking_part]
-            clearly[:, tested[0]] = np.where(compared, known, clearly[:, tested[0]])
-        if not ((gains >= 0).all(axis=1) & clearly.any(axis=1)).any():
-            front.add(row["config"])
-    return front
+    configs = [row["config"] for row in taking_part]
+    clearly = []  # one matrix an axis: row i is clearly better than row j
+    for axis in axes:
+        values = np.array([_sign(axis) * row[axis] for row in taking_part])
+        noise = _noise(taking_part, axis)
+        better = values[:, None] - values[None, :] > np.maximum(noise[:, None], noise[None, :])
+        if axis == ranked:
+            tested = np.array([config in ranking.compared for config in configs])
+            known = np.array([[(a, b) in ranking.better for b in configs] for a in configs])
+            better = np.where(tested[:, None] & tested[None, :], known, better)
+        elif in_blocks is not None and METRICS[axis.rpartition(".")[2]].family in RATIO_FAMILIES:
+            less = in_blocks(configs, axis)
+            found = less if _sign(axis) < 0 else less.T
+            better = np.where(np.isnan(found), better, found == 1)
+        clearly.append(better)
+    some = np.any(clearly, axis=0)
+    beats = some & ~some.T
+    return {config for config, beaten in zip(configs, beats.any(axis=0), strict=True) if not beaten}
 
 
-def _noise(row: Mapping[str, Any], axis: str) -> float:
-    """Uncertainty of a mean: half its interval's width, or one standard deviation over seeds, if that is more."""
-    half = (row.get(f"{axis}:high", math.nan) - row.get(f"{axis}:low", math.nan)) / 2
-    return max([0.0, *(float(x) for x in (half, row.get(f"{axis}:sd", math.nan)) if not math.isnan(x))])
+def _noise(rows: Rows, axis: str) -> NDArray[np.float64]:
+    """Uncertainty of each row's mean: half its interval's width or one standard deviation over seeds, the larger one.
+
+    A row's standard deviation is never taken below that of all rows together, relative to the mean for times, bytes and
+    joules: two seeds that agree by luck make no row steady. A quantity without any has none.
+    """
+    means = np.array([abs(row[axis]) for row in rows])
+    relative = METRICS[axis.rpartition(".")[2]].family in RATIO_FAMILIES
+    scale = means if relative else np.ones(len(rows))
+    sds = np.array([row.get(f"{axis}:sd", math.nan) for row in rows], float)
+    ends = [(row.get(f"{axis}:high", math.nan), row.get(f"{axis}:low", math.nan)) for row in rows]
+    halves = np.array([(high - low) / 2 for high, low in ends], float)
+    known = np.isfinite(sds) & (scale > 0)
+    pooled = math.sqrt(float(np.mean((sds[known] / scale[known]) ** 2))) if known.any() else 0.0
+    return np.asarray(np.maximum(np.maximum(np.nan_to_num(sds), np.nan_to_num(halves)), pooled * scale), np.float64)
 
 
 def _sign(axis: str) -> float:

@@ -8,12 +8,12 @@ each other in time and in random order: methods are inner, blocks outer. Times a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.digests import canonical_json
-from harness.matrix import Cell
+from harness.matrix import TIMING_ROLE, Cell, make_cell
 
 NOT_TIMED = frozenset({"role", "replicate", "arm", "evaluation", "probes", "held_out", "retain", "tuning", "pruning"})
 """Settings shared by a sweep's cells that do not decide which cells are compared."""
@@ -38,14 +38,41 @@ class Slot:
         return asdict(self)
 
 
+def timing_cells(
+    cells: Sequence[Cell], *, replicates: int, first_seed: int, identical: Callable[[Cell], bool]
+) -> list[Cell]:
+    """Runs that are made for comparisons of time only: time replicates, and the second arms of A/A pairs.
+
+    They are whole runs of the same cells under keys of their own, and no rows of a board: a repeated run of one seed
+    gives the same answers.
+
+    Args:
+        cells: results of the sweep, without tuning trials.
+        replicates: further runs of each cell of the first seed.
+        identical: whether a cell runs twice in each of its blocks.
+    """
+    found = []
+    for cell in cells:
+        for replicate in range(1 + (replicates if cell.seed == first_seed else 0)):
+            if replicate:
+                found.append(_again(cell, {"replicate": replicate}))
+            if identical(cell):
+                found.append(_again(cell, {"arm": "identical", **({"replicate": replicate} if replicate else {})}))
+    return found
+
+
+def _again(cell: Cell, extra: dict[str, Any]) -> Cell:
+    common = replace(cell.common, identity={**cell.common.identity, "role": TIMING_ROLE, **extra})
+    return make_cell((*cell.points[:5], common, *cell.further), cell.seed)
+
+
 def in_blocks(
     cells: Sequence[Cell], *, name: str, seeds: Sequence[int], rank: dict[str, int] | None = None
 ) -> tuple[list[Cell], dict[str, Slot]]:
     """Cells in randomised blocks, and the slot of each.
 
     Tuning trials come first, in the given order, because their times are not reported. Then the first block of every
-    comparable
-    set, the second of every set, and so on: one block per seed, and one per replicate of time.
+    comparable set, the second of every set, and so on: one block per seed, and one per replicate of time.
 
     Args:
         cells: to run.

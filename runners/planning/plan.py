@@ -23,11 +23,11 @@ from harness.record import FINAL_STATUSES, Record, Status
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
 from runners import environments
-from runners.planning.blocks import Slot, in_blocks
+from runners.planning.blocks import Slot, in_blocks, timing_cells
 from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged, why_not_staged
 from runners.planning.cost_model import Predictor, total
 from runners.planning.ordering import fitting, in_order, rank
-from runners.planning.resolver import Resolver
+from runners.planning.resolver import Resolver, pattern
 from runners.planning.tuning import FAILED, Tuned, tuned
 from runners.worker.job import CURVE
 from runners.workspace import Workspace
@@ -280,7 +280,8 @@ def make(
     parts = combined(
         wanted.cells, tunes=sweep.spec.tune is not None, where=sweep.source, seeds=sorted(sweep.spec.seeds)
     )
-    cells = select(parts.cells, only)
+    further = _timing(sweep, parts, {*matrix.excluded, *wanted.hopeless}, reasons)
+    cells = select([*parts.cells, *further], only)
     stages = staged(cells)
     cells = list({cell.key: cell for cell in (*cells, *(part for told in stages.values() for part in told))}.values())
     plan = Plan(
@@ -318,6 +319,48 @@ def make(
         predict.learn(store, cells, entries)
     _order(plan, hours, slots)
     return plan
+
+
+def _timing(
+    sweep: LoadedSweep,
+    parts: Combined,
+    left_out: set[str],
+    reasons: Callable[[Cell], tuple[str | None, str | None]],
+) -> list[Cell]:
+    """Repeated runs of the cells that can run here; a cell that starts from others is not repeated.
+
+    Raises:
+        UserError: the rule for identical arms matches no cell.
+    """
+    timing = sweep.spec.timing
+    if timing is None:
+        return []
+    results = [
+        cell
+        for cell in parts.cells
+        if "role" not in cell.common.identity
+        and cell.on("stages") is None
+        and cell.key not in left_out | parts.told.keys()
+    ]
+    can_run = [cell for cell in results if reasons(cell) == (None, None)]
+    rule = pattern(timing.identical) if timing.identical is not None else None
+    if (
+        timing.identical is not None
+        and rule is not None
+        and parts.cells
+        and not any(rule.matches(cell) for cell in parts.cells)
+    ):
+        raise UserError(
+            f"timing: the rule 'identical' ({timing.identical.model_dump(exclude_defaults=True)}) matches no cell",
+            where=sweep.where("timing", "identical"),
+            fix=f"Cells are called, for example, {parts.cells[0].label!r}.",
+        )
+    return timing_cells(
+        can_run,
+        replicates=timing.replicates,
+        first_seed=sweep.spec.seeds[0],
+        identical=lambda cell: rule is not None and rule.matches(cell),
+    )
 
 
 def _order(plan: Plan, hours: float | None, slots: int) -> None:

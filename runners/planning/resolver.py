@@ -346,7 +346,7 @@ class Resolver:
             for i, row in enumerate(spec.include)
         ]
         self._check_rules(axes)
-        return expand(axes, exclude=[_pattern(rule, rule.why) for rule in spec.exclude], include=further)
+        return expand(axes, exclude=[pattern(rule, rule.why) for rule in spec.exclude], include=further)
 
     @staticmethod
     def _named(axis: str, values: Sequence[Point | None]) -> list[Point]:
@@ -387,6 +387,7 @@ def _code(digest: str | None) -> dict[str, str]:
     return {} if digest is None else {"code": digest}
 
 
-def _pattern(rule: Rule, why: str) -> Pattern:
+def pattern(rule: Rule, why: str = "") -> Pattern:
+    """A sweep's rule as a pattern over cells."""
     later = {axis: pattern for axis in LATER_AXES if (pattern := getattr(rule, axis)) != "*"}
     return Pattern(rule.model, rule.method, rule.quantization, rule.task, rule.hardware, rule.seed, why, later)

@@ -144,6 +144,7 @@ def requests(ctx: Context, decoder: Decoder, ids: torch.Tensor, output_tokens: i
         decoder.request(ids, output_tokens)
     timings = [decoder.request(ids, output_tokens)[0] for _ in range(ctx.probes.latency_repeats)]
     entry = {"cold": {"ttft_ms": cold.ttft_ms, "e2e_ms": cold.e2e_ms}, **summarise(timings, *ids.shape)}
+    entry["samples"] = {name: [getattr(t, name) for t in timings] for name in ("ttft_ms", "tpot_ms", "e2e_ms")}
     device = ctx.job.device
     measures: dict[str, Callable[[Panel], Entry]] = {
         "prefill_j_per_token": lambda p: joules_per_token(p, lambda: decoder.prefill(ids), ids.numel(), device)
@@ -170,7 +171,7 @@ def forward_passes(ctx: Context, ids: torch.Tensor, panel: Panel | None) -> Entr
         forward()
     times = [forward() for _ in range(ctx.probes.latency_repeats)]
     rates = [ids.numel() / (ms / 1e3) for ms in times]
-    entry: Entry = {"cold": {"forward_ms": cold}, "forward_ms": percentiles(times)}
+    entry: Entry = {"cold": {"forward_ms": cold}, "forward_ms": percentiles(times), "samples": {"forward_ms": times}}
     entry["prefill_tokens_per_s"] = percentiles(rates, only="p50")
     passes = {
         "prefill_j_per_token": lambda p: joules_per_token(p, forward, ids.numel(), ctx.job.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_an_rss_peak_that_cannot_be_reset_is_not_reported(tmp_path: Path) -> Non
     proc = tmp_path / "proc"
     process = proc / "self"
     process.mkdir(parents=True)
-    (process / "status").write_text("VmHWM:\t  1000 kB\n")
+    (process / "status").write_text("VmHWM:\t  1000 kB\nVmRSS:\t  900 kB\n")
     (process / "cgroup").write_text("")
     meter = HostMemory(MeterSetting("cpu"), proc=proc)
     meter._pss.read = lambda: 1
@@ -119,7 +120,34 @@ def cgroup_tree(folder: Path, line: str, file: str, peak: int) -> tuple[Path, Pa
     path = root / file
     path.parent.mkdir(parents=True)
     path.write_text(f"{peak}\n")
+    (path.parent / "cgroup.procs").write_text(f"{os.getpid()}\n")
     return proc, root
+
+
+def test_growth_is_over_what_was_there_before(stages: dict[str, Any]) -> None:
+    base = stages["nothing"]["rss_before_bytes"]["value"]
+    assert stages["big"]["rss_before_bytes"]["value"] == pytest.approx(base, abs=20 * MIB)
+    for stage, mib in (("big", 300), ("small", 100), ("after", 0)):
+        assert stages[stage]["rss_growth_bytes"]["value"] / MIB == pytest.approx(mib, rel=0.01, abs=5)
+
+
+def test_a_control_group_with_other_processes_says_nothing(tmp_path: Path) -> None:
+    from harness.meters.memory import CgroupPeak
+
+    proc, root = cgroup_tree(tmp_path, "4:memory:/a", "memory/a/memory.max_usage_in_bytes", 500)
+    (proc / str(os.getpid()) / "task" / "1").mkdir(parents=True)
+    (proc / str(os.getpid()) / "task" / "1" / "children").write_text("4001 ")
+    values = {}
+    for held in ([os.getpid(), 4001], [os.getpid(), 4001, 77]):
+        (root / "memory/a/cgroup.procs").write_text("\n".join(map(str, held)))
+        peak = CgroupPeak.open(proc, root)
+        assert peak is not None
+        (root / "memory/a/memory.max_usage_in_bytes").write_text("900\n")
+        reading = peak.read()
+        values[len(held)] = reading.value
+        (root / "memory/a/memory.max_usage_in_bytes").write_text("500\n")
+    assert values == {2: 900, 3: None}
+    assert "1 processes beside the cell's" in reading.details["why"]
 
 
 def test_unresettable_cgroup_peak_counts_only_if_it_grew(tmp_path: Path) -> None:

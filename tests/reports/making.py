@@ -148,6 +148,7 @@ def ok_record(
             seconds=step_ms * 0.3,
             readings=(
                 reading("peak_rss_bytes", rss + number % 11 * 1e6, source="VmHWM"),
+                reading("rss_growth_bytes", rss - 4e8 + number % 11 * 1e6, source="VmHWM less VmRSS"),
                 missing("energy_gross_j", "no_device", source="NVML"),
             ),
         ),

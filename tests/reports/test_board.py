@@ -218,7 +218,7 @@ def test_row_filter_and_optional_columns(store):
     (section,) = build(chosen, store.records()[0], store).sections
     assert {row.labels["method"] for row in section.rows} == {"lora", "lora-r1", "none"}
     keys = [head.key for head in build(chosen, store.records()[0], store).heads]
-    assert "train.peak_rss_bytes" in keys
+    assert "train.rss_growth_bytes" in keys
     assert "train.energy_gross_j" not in keys, "no row has a value"
     assert "train.cuda_allocated_peak_bytes" not in keys
 
@@ -238,8 +238,8 @@ def test_front_by_hand():
             "accuracy": accuracy,
             "accuracy:low": accuracy - 0.01,
             "accuracy:high": accuracy + 0.01,
-            "train.peak_rss_bytes": memory,
-            "train.peak_rss_bytes:sd": sd,
+            "train.rss_growth_bytes": memory,
+            "train.rss_growth_bytes:sd": sd,
         }
 
     rows = [
@@ -247,9 +247,10 @@ def test_front_by_hand():
         row("small", 0.5, 100.0),
         row("worse on both", 0.6, 400.0),
         row("same score, more memory", 0.9, 310.0),
+        row("luckier score, more memory", 0.905, 310.0),
         row("same score, memory within noise", 0.9, 301.0, sd=5.0),
     ]
-    axes = ["accuracy", "train.peak_rss_bytes"]
+    axes = ["accuracy", "train.rss_growth_bytes"]
     from reports.data.ranking import Ranking
 
     front = pareto_front(rows, axes, "accuracy", Ranking())
@@ -258,15 +259,38 @@ def test_front_by_hand():
     assert "best" not in pareto_front(shared, axes, "accuracy", Ranking())
 
 
+@pytest.mark.parametrize("twin", [1.0, 1.3])
+def test_blocks_and_identical_arms_decide_a_front_of_times(tmp_path, twin):
+    store = Store(tmp_path)
+    for block in range(4):
+        order = {"order": {"run": "r", "block": block, "position": 0, "size": 3}}
+        load = 1 + block  # more than the methods differ, so that no standard deviation over seeds finds anything
+        for method, ms, role in (
+            ("fast", 20.0, {}),
+            ("slow", 22.0 + block % 2 / 10, {}),
+            ("fast", 20.0 * twin ** (1 + block % 2 / 10), {"role": "timing", "arm": "identical"}),
+        ):
+            store.append(
+                *ok_record(cell(method, seed=block, **role), step_ms=ms * load, environment={**ENVIRONMENT, **order})
+            )
+    columns = [{"field": "method"}, {"metric": "accuracy"}, {"metric": "step_ms"}]
+    chosen = board(columns=columns, pareto=[{"metric": "accuracy"}, {"metric": "step_ms"}], baseline=None)
+    (section,) = build(chosen, store.records()[0], store).sections
+    front = {row.labels["method"] for row in section.rows if row.front}
+    assert front == ({"fast"} if twin == 1 else {"fast", "slow"})
+    assert "two identical arms (A/A) of the sweep differ by up to" in section.caption
+    assert len(section.rows) == 2, "an identical arm is no row"
+
+
 def test_a_tested_tie_removes_no_row(tmp_path):
     # three points apart on 200 items: not significant, so the lower one stays on the front if memory is alike
     made = [ok_record(cell("lora"), accuracy=0.60, rss=5e8), ok_record(cell("dora"), accuracy=0.62, rss=5e8)]
     (section,) = built(stored(tmp_path, *made)).sections
     by_method = {row.labels["method"]: row for row in section.rows}
-    memory = {m: row.cells["train.peak_rss_bytes"].value for m, row in by_method.items()}
+    memory = {m: row.cells["train.rss_growth_bytes"].value for m, row in by_method.items()}
     accuracy = {m: row.cells["accuracy"].value for m, row in by_method.items()}
-    dominated = [m for m in memory for o in memory if memory[o] < memory[m] and accuracy[o] >= accuracy[m]]
-    assert {m for m, row in by_method.items() if row.front} == set(memory) - set(dominated)
+    dominated = [m for m in memory for o in memory if memory[o] < memory[m]]
+    assert {m for m, row in by_method.items() if row.front} == set(memory) - set(dominated), accuracy
 
 
 # --- differences ---------------------------------------------------------------------------------

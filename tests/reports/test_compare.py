@@ -69,6 +69,29 @@ def test_times_are_compared_within_blocks_only(tmp_path: Path, blocks: bool) -> 
         assert "not run in randomised blocks" in found.sentence
 
 
+@pytest.mark.parametrize("twin", [1.02, 1.5])
+def test_a_difference_within_the_identical_arms_is_none(tmp_path: Path, twin: float) -> None:
+    store = Store(tmp_path)
+    for replicate in range(5):
+        again = {"role": "timing", "replicate": replicate} if replicate else {}
+        order = {"order": {"run": "r", "block": replicate, "position": 0, "size": 3}}
+        load = 1 + replicate
+        for method, ms, more in (
+            ("slow", 22.0, again),
+            ("fast", 20.0, again),
+            ("fast", 20.0 * twin, {**again, "role": "timing", "arm": "identical"}),
+        ):
+            environment = {**ENVIRONMENT, **order}
+            store.append(*ok_record(cell(method, **more), step_ms=ms * load, environment=environment))
+    found = both(store, "nano.slow", "nano.fast", "step_ms")
+    assert found.effect == pytest.approx(0.10, abs=0.03)
+    assert found.n == "5 shared blocks", "one seed, and the runs that repeat it"
+    assert ("not significantly" not in found.sentence) == (twin < 1.1)
+    assert (found.low > 0) == (twin < 1.1) == (found.p < 0.05)
+    assert found.mde >= twin - 1.03
+    assert "Two identical arms differ by up to" in found.sentence
+
+
 def test_a_board_and_compare_print_the_same_interval(tmp_path: Path) -> None:
     store = filled_store(tmp_path)
     board = Board.model_validate(

@@ -90,6 +90,20 @@ def test_retention_is_the_mean_over_tasks_not_over_items(tmp_path):
     assert family.interval("a").estimate == pytest.approx(0.5)
 
 
+def test_old_records_have_the_growth_over_attach():
+    record = ok_record(cell(), rss=5e8)[0]
+    (load, train) = record.spans
+    old = tuple(r for r in train.readings if r.quantity != "rss_growth_bytes")
+    attach = Span(stage="attach", seconds=0.1, readings=(reading("peak_rss_bytes", 4.5e8, source="VmHWM"),))
+    spans = (load, attach, train.model_copy(update={"readings": old}))
+    rows = frame([record.model_copy(update={"spans": spans}), ok_record(cell(seed=1), rss=5e8)[0]])
+    of = rows.set_index("seed")
+    peak = train.get("peak_rss_bytes").value
+    assert of.loc[0, "train.rss_growth_bytes"] == peak - 4.5e8
+    assert of.loc[0, "train.rss_growth_bytes:source"] == "VmHWM less that of attach"
+    assert of.loc[1, "train.rss_growth_bytes:source"] == "VmHWM less VmRSS", "a measured one stays"
+
+
 def test_partially_failed_seeds_are_named_and_not_averaged():
     records = [ok_record(cell(seed=0))[0], failed_record(cell(seed=1), "diverged", reason="loss is NaN at step 7")]
     row = aggregate(frame(records)).iloc[0]

@@ -94,7 +94,7 @@ def test_numbers_of_the_csv_are_those_of_the_records(store, folder):
 def test_json_holds_definitions_intervals_and_record_ids(store, folder):
     content = json.loads((folder / "board.json").read_text())
     by_key = {column["key"]: column["definition"] for column in content["columns"]}
-    assert by_key["train.peak_rss_bytes"]["unit"] == "B"
+    assert by_key["train.rss_growth_bytes"]["unit"] == "B"
     assert by_key["accuracy"]["better"] == "higher"
     assert content["about"]["records"] == sorted(record.id for record in store.records()[0])
     row = content["sections"][0]["rows"][0]

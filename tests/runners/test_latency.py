@@ -268,6 +268,10 @@ def test_skeleton_sweep_has_both_arms_and_no_score(bench: Bench) -> None:
                 assert reading["details"]["arm"] == arm
             assert metrics[f"{prefix}decode_j_per_token"]["why_missing"] == "no_device"
             entry = arms[arm]["entries"][1]
+            assert np.median(entry["samples"]["ttft_ms"]) == pytest.approx(metrics[f"{prefix}ttft_ms"]["value"])
+            kept = record["environment"]["facts"]["latency_samples_ms"][prefix + "latency_ms"]
+            assert len(kept) == 20
+            assert np.median(kept) == pytest.approx(metrics[prefix + "latency_ms"]["value"])
             assert entry["cold"]["e2e_ms"] >= entry["cold"]["ttft_ms"]
             assert entry["ttft_ms"]["p50"]["value"] == metrics[f"{prefix}ttft_ms"]["value"]
         assert metrics["ttft_p90_ms"]["why_missing"] == "too_few"

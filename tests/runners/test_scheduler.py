@@ -167,6 +167,26 @@ def test_comparable_cells_run_in_randomised_blocks(tmp_path: Path) -> None:
     assert other != ordered
 
 
+def test_repeated_runs_share_the_blocks_of_their_cells(tmp_path: Path) -> None:
+    timing = {"replicates": 2, "identical": {"method": "b"}}
+    made = cheap.scheduler(cheap.sweep_of(tmp_path / "s.yaml", list("abc"), seeds=2, timing=timing), tmp_path).plan
+    plain = cells_of(tmp_path, list("abc"), seeds=2)
+    assert {c.key for c in plain} < {c.key for c in made.run}, "the results keep their keys"
+    assert len({c.key for c in made.run}) == len(made.run) == 6 + 2 * 3 + 4, "two more blocks, and b twice in each"
+    blocks: dict[int, list[str]] = {}
+    for cell in made.run:
+        arm = cell.common.identity.get("arm", "")
+        blocks.setdefault(made.slots[cell.key].block, []).append(cell.method.label + arm[:1])
+    assert [sorted(members) for members in blocks.values()] == [["a", "b", "bi", "c"]] * 4
+    assert "nothing-like-it" in cells_error(tmp_path, identical={"method": "nothing-like-it"})
+
+
+def cells_error(tmp_path: Path, **timing: object) -> str:
+    with pytest.raises(UserError) as error:
+        cells_of(tmp_path, ["a"], timing=timing)
+    return str(error.value)
+
+
 def test_cells_of_higher_priority_have_earlier_blocks(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, list("abcd"), seeds=2)
     first = {c.key: 1 for c in cells if c.method.label == "c"}

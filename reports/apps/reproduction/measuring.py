@@ -229,7 +229,7 @@ def _paired(test: Criterion, library: Library, sweep: str, pair: Pair) -> Measur
         "flags": frozenset(first.flags | second.flags),
     }
     sampled = _by_samples(test, library, first, second, common)
-    return sampled if sampled is not None else _by_values(test, first, second, common)
+    return sampled if sampled is not None else _by_values(test, library, first, second, common)
 
 
 def _by_samples(
@@ -259,7 +259,9 @@ def _by_samples(
     )
 
 
-def _by_values(test: Criterion, first: ArmRecords, second: ArmRecords, common: dict[str, Any]) -> Measured | Absent:
+def _by_values(
+    test: Criterion, library: Library, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
+) -> Measured | Absent:
     """Effects on one value a run: seconds, bytes and joules within blocks, other quantities paired on shared seeds."""
     of_baseline = test.model_copy(update={"metric": test.baseline_metric or test.metric})
     a, b = _values(first, test), _values(second, of_baseline)
@@ -273,31 +275,38 @@ def _by_values(test: Criterion, first: ArmRecords, second: ArmRecords, common: d
             _effect(next(iter(a.values())), next(iter(b.values())), test.unit), exact=True, n="exact", **common
         )
     if relative and is_timed(test):
-        return _within_blocks(test, of_baseline, first, second, common)
+        return _within_blocks(test, of_baseline, library, first, second, common)
     return _by_seeds(test, a, b, common)
 
 
 def _within_blocks(
-    test: Criterion, of_baseline: Criterion, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
+    test: Criterion,
+    of_baseline: Criterion,
+    library: Library,
+    first: ArmRecords,
+    second: ArmRecords,
+    common: dict[str, Any],
 ) -> Measured | Absent:
     """A ratio of seconds, bytes or joules, paired within randomised blocks (:mod:`reports.data.timing`)."""
     found = ratio(
-        [record for _, record in first.records.values()],
-        [record for _, record in second.records.values()],
+        library.runs(first),
+        library.runs(second),
         lambda record: reading_of(record, test),
         value_b=lambda record: reading_of(record, of_baseline),
+        identical=library.identical(first),
     )
     if found is None:
         return Absent(f"a ratio of {test.metric} needs values above zero", common["flags"])
     shift = 1.0 if test.unit == "relative" else 0.0
     if found.low is None or found.high is None:
         return Measured(found.ratio - shift, n=found.method, **{**common, "flags": common["flags"] | {"no-blocks"}})
-    mde = math.expm1(stats.mde_from_error(found.se, found.df)) if found.se > 0 else 0.0
+    if found.floor is None:
+        common = {**common, "flags": common["flags"] | {"no-identical-arms"}}
     return Measured(
         *(found.ratio - shift, found.low - shift, found.high - shift),
         se=found.se,
         df=found.df,
-        mde=mde,
+        mde=found.mde,
         n=f"{found.blocks} shared blocks",
         **common,
     )

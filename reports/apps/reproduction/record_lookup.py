@@ -13,9 +13,7 @@ from reports.apps.reproduction.claims import Arm, Count, Scope
 from reports.data.effects import Evidence, peers
 from reports.data.frame import configuration, current, is_trial, marks
 from reports.data.samples import SampleSource
-
-TIMED = frozenset({"throttled", "shared"})
-"""Marks that make times and energies, but not accuracies, useless as evidence."""
+from reports.data.timing import DISTURBED, TimedRuns
 
 
 def count_key(count: Count) -> str:
@@ -50,7 +48,9 @@ class Library:
         self.evidence = Evidence(samples)
         self._by_sweep: dict[str, list[tuple[str, Record]]] = {}
         self._by_key: dict[str, tuple[str, Record]] = {}
-        for identity, record in current(records):
+        speaking = current(records)
+        self._timed = TimedRuns(record for _, record in speaking)
+        for identity, record in speaking:
             self._by_sweep.setdefault(record.sweep, []).append((identity, record))
             self._by_key[record.key] = (identity, record)
 
@@ -70,6 +70,17 @@ class Library:
     def _results(self, like: Iterable[Record]) -> list[tuple[str, Record]]:
         sweeps = {record.sweep for record in like}
         return [pair for sweep in sweeps for pair in self._by_sweep[sweep] if not is_trial(pair[1])]
+
+    def runs(self, side: ArmRecords) -> list[Record]:
+        """The records of an arm, and the runs that repeat them for their time."""
+        found = dict(side.records.values())
+        for record in tuple(found.values()):
+            found |= {again.id: again for again in self._timed.of(record)}
+        return list(found.values())
+
+    def identical(self, side: ArmRecords) -> list[tuple[list[Record], list[Record]]]:
+        """A/A arms of the sweep that an arm ran in."""
+        return self._timed.identical(next(iter(side.records.values()))[1])
 
     def has(self, sweep: str) -> bool:
         """True if the store has any record of the sweep."""
@@ -145,7 +156,7 @@ def _refusal(record: Record, timed: bool) -> str:
         return "imported-evidence-refused"
     if record.cell.get("protocol") != PROTOCOL:
         return "other-protocol-refused"
-    if timed and TIMED & set(marks(record)):
+    if timed and DISTURBED & set(marks(record)):
         return "disturbed-evidence-refused"
     return ""
 

@@ -30,7 +30,10 @@ def probe_arm(ctx: Context, arm: Arm) -> None:
 
 
 def probe_forward(ctx: Context, arm: Arm) -> None:
-    """Record the median latency of a forward pass of one probe item; other batch sizes go into the details."""
+    """Record the median latency of a forward pass of one probe item; other batch sizes go into the details.
+
+    The single passes stay in ``facts.latency_samples_ms``.
+    """
     repeats = ctx.probes.latency_repeats
     name = "latency_ms" if arm == "unmerged" else "merged_latency_ms"
     source = "time.perf_counter, device synced"
@@ -46,6 +49,7 @@ def probe_forward(ctx: Context, arm: Arm) -> None:
         medians[f"batch_{size}_p50_ms"] = statistics.median(times)
         if size == ctx.probes.latency_batch_sizes[0]:
             first = times
+    ctx.facts.setdefault("latency_samples_ms", {})[name] = first
     ctx.record(
         name,
         statistics.median(first),
