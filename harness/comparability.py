@@ -14,6 +14,19 @@ from harness.matrix import TIMING_ROLE
 from harness.record import Record
 
 TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
+__all__ = [
+    "AXES",
+    "TIMING_ROLE",
+    "comparable",
+    "configuration",
+    "gpus_of",
+    "machine",
+    "marks",
+    "part",
+    "place",
+    "remarks",
+    "role",
+]
 AXES = ("model", "method", "quantization", "task", "hardware")
 
 

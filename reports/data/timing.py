@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparability import comparable, configuration, marks, place, role
-from harness.matrix import TIMING_ROLE
+from harness.comparability import TIMING_ROLE, comparable, configuration, marks, place, role
 from harness.record import Record
 
 RATIO_FAMILIES = frozenset({"time", "energy", "memory"})
@@ -228,7 +227,7 @@ def aa_floor(identical: Sequence[tuple[Sequence[Record], Sequence[Record]]], val
 
 
 def clearly_less(runs: Sequence[Sequence[Record]], value: Value, floor: float | None) -> NDArray[np.float64]:
-    """Pairs of rows that blocks tell apart: 1 where row i is less than row j, 0 where not, NaN without shared blocks.
+    """Pairs of rows that differ within blocks: 1 where row i is less than row j, 0 where not, NaN without shared blocks.
 
     The same test as :func:`ratio`, for all pairs of a board at once.
 

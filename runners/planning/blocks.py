@@ -43,7 +43,7 @@ def timing_cells(
 ) -> list[Cell]:
     """Runs that are made for comparisons of time only: time replicates, and the second arms of A/A pairs.
 
-    They are whole runs of the same cells under keys of their own, and no rows of a board: a repeated run of one seed
+    They are whole runs of the same cells under other keys, and no rows of a board: a repeated run of one seed
     gives the same answers.
 
     Args:
