@@ -227,7 +227,7 @@ def aa_floor(identical: Sequence[tuple[Sequence[Record], Sequence[Record]]], val
 
 
 def clearly_less(runs: Sequence[Sequence[Record]], value: Value, floor: float | None) -> NDArray[np.float64]:
-    """Pairs of rows that differ within blocks: 1 where row i is less than row j, 0 where not, NaN without shared blocks.
+    """Pairs of rows that differ within blocks: 1 where row i is less than row j, 0 where not, NaN without blocks.
 
     The same test as :func:`ratio`, for all pairs of a board at once.
 
