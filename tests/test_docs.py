@@ -125,3 +125,21 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_continuous_integration_calls_the_test_command() -> None:
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), flags=re.M)
+
+
+def test_the_readme_counts_claims_by_kind() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    kinds = {
+        kind: sum(map(int, re.findall(r"(\d+) ", counts)))
+        for kind, counts in re.findall(r"^- \*\*([^*`]+)\*\*: (.+)\.$", text.split("## ")[0], flags=re.M)
+    }
+    found = re.search(r"^(\d+) claims and", text, flags=re.M)
+    assert found is not None
+    own = {kind: n for kind, n in kinds.items() if kind != "measured (proxy)"}
+    assert sum(own.values()) == int(found[1])
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"judge [{found[1]} claims of papers]" in readme
+    assert (
+        f"{found[1]} claims of papers: {own['measured']} measured here, {own['counted from shapes']} counted from shapes, "
+        f"{own['arithmetic on printed numbers']} arithmetic on printed numbers, {own['no evidence yet']} without evidence yet"
+    ) in readme

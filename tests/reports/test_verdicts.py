@@ -117,7 +117,7 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path: Path) -> None:
 def test_a_proxy_never_replaces_the_claims_verdict(tmp_path: Path) -> None:
     put(tmp_path, "a", accuracy=0.9), put(tmp_path, "b", accuracy=0.5)
     base = claim().model_dump(
-        exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "proxies"}
+        exclude={"id", "statement", "printed", "metric_kind", "scope", "needs", "doubts", "unstated", "proxies"}
     )
     row = row_of(
         claim(
@@ -182,6 +182,28 @@ def test_a_count_is_looked_up_by_what_is_counted(tmp_path: Path) -> None:
     Store(tmp_path).append(record)
     assert row_of(counted, tmp_path)["verdict"] == "reproduced"
     assert row_of(counted.model_copy(update={"value": 4097.0}), tmp_path)["verdict"] == "not_reproduced"
+
+
+def test_a_choice_left_open_by_the_source_decides_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "a", accuracy=0.9)
+    put(tmp_path, "b", accuracy=0.5)
+    assert row_of(claim(), tmp_path)["verdict"] == "reproduced"
+    row = row_of(claim(unstated="0.4 with one reading, -0.1 with the other"), tmp_path)
+    assert (row["verdict"], "unstated-choice" in row["flags"]) == ("inconclusive", True)
+    assert "0.4 with one reading" in row["reason"]
+
+
+def test_an_arm_is_compared_with_another_score_of_itself(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for record in put(tmp_path, "a", accuracy=0.8):
+        worse = record.metrics["merged_accuracy"].model_copy(update={"value": 0.6 + record.cell["seed"] / 100})
+        changed = {"metrics": {**record.metrics, "merged_accuracy": worse}, "supersedes": record.id}
+        store.append(record.model_copy(update=changed))
+    evidence = {"sweep": SWEEP, "arm": {"method": "a"}, "baseline": {"method": "a"}}
+    same = {"metric": "merged_accuracy", "baseline_metric": "accuracy", "expect": "less", "evidence": evidence}
+    row = row_of(claim(**same), tmp_path)
+    assert row["measured"] == pytest.approx(-20, abs=8), "not the metric less itself"
+    assert row["n"] == "3 paired seeds"
 
 
 def test_an_untrained_model_has_the_interval_of_its_items(tmp_path: Path) -> None:

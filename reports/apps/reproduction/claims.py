@@ -211,6 +211,7 @@ class Claim(Criterion):
         statement: the claim in a sentence.
         printed: every place where its number is printed; two that disagree are flagged.
         doubts: what is known to be wrong with it.
+        unstated: a choice that the source leaves open and that decides the verdict, with both results.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -219,6 +220,7 @@ class Claim(Criterion):
     metric_kind: str = ""
     scope: Scope = Scope()
     needs: Needs = Needs()
+    unstated: str = ""
     doubts: tuple[Literal["reference-inconsistent", "leak", "estimated-memory", "one-seed-reference"], ...] = ()
     proxies: tuple[Proxy, ...] = ()
 

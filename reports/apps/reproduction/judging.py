@@ -71,7 +71,11 @@ def judge_claim(paper: Paper, claim: Claim, library: Library) -> JudgedClaim:
     """Judge a claim by its own evidence, and each proxy by the proxy's."""
     own = judge(claim, library, scope_of=claim)
     flags = set(own.flags) | set(claim.doubts) | disagreement(claim)
-    own = Judgement(own.verdict, own.reason, own.measured, tuple(sorted(flags)))
+    verdict, reason = own.verdict, own.reason
+    if claim.unstated and verdict in ("reproduced", "partially", "not_reproduced"):
+        verdict, reason = "inconclusive", f"a choice that the source leaves open decides it: {claim.unstated}"
+        flags.add("unstated-choice")
+    own = Judgement(verdict, reason, own.measured, tuple(sorted(flags)))
     proxies = []
     for proxy in claim.proxies:
         found = judge(proxy, library)

@@ -236,7 +236,7 @@ def _by_samples(
     test: Criterion, library: Library, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
 ) -> Measured | None:
     """Differences of accuracies on the same items (:mod:`reports.data.effects`); None where that cannot be."""
-    if test.unit in RELATIVE_UNITS or test.metric not in ARMS:
+    if test.unit in RELATIVE_UNITS or test.metric not in ARMS or test.baseline_metric not in (None, test.metric):
         return None
     names, members = library.members(first, second)
     family = library.evidence.family_of(members, test.metric, names[0])

@@ -215,6 +215,7 @@ LEGEND = [
     "`…-refused`: records that were offered and left out. `by-construction`: the verdict cannot be another one. "
     "`lr-at-edge`: the best learning rate lies at the edge of those tried. `nothing-learned`: the arm does not beat "
     "the most frequent answer. `no-blocks`: times that were not measured in randomised blocks have no interval. "
+    "`unstated-choice`: the verdict depends on a choice that the source does not state. "
     "`no-identical-arms`: no identical arms (A/A) ran beside them, so the smallest difference that counts is unknown.",
 ]
 
