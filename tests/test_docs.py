@@ -135,11 +135,12 @@ def test_the_readme_counts_claims_by_kind() -> None:
     }
     found = re.search(r"^(\d+) claims and", text, flags=re.M)
     assert found is not None
-    own = {kind: n for kind, n in kinds.items() if kind != "measured (proxy)"}
+    own = {kind: n for kind, n in kinds.items() if kind != "measured (proxy)"}  # a proxy is no verdict on its claim
     assert sum(own.values()) == int(found[1])
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"judge [{found[1]} claims of papers]" in readme
     assert (
         f"{found[1]} claims of papers: {own['measured']} measured here, {own['counted from shapes']} counted from shapes, "
-        f"{own['arithmetic on printed numbers']} arithmetic on printed numbers, {own['no evidence yet']} without evidence yet"
+        f"{own['arithmetic on printed numbers']} arithmetic on printed numbers, {own['no evidence yet']} without "
+        "evidence yet"
     ) in readme
