@@ -222,6 +222,31 @@ def expand(axes: Axes, *, exclude: Sequence[Pattern] = (), include: Iterable[Cel
     return Matrix(cells=list(cells.values()), excluded=excluded)
 
 
+def scored_on(cell: Cell, task: Point) -> Cell:
+    """The cell that scores another task's test split with what ``cell`` trained; itself on that task if it does not."""
+    points = (cell.model, cell.method, cell.quantization, task, cell.hardware, cell.common)
+    if cell.method.identity["learning_rate"] is None:
+        return make_cell(points, cell.seed)
+    before = cell.on("stages")
+    stage = {
+        "method": dict(cell.method.identity),
+        **{p.axis: dict(p.identity) for p in cell.further if p is not before},
+        "task": dict(cell.task.identity),
+        "handover": "unmerged",
+    }
+    identity = {"earlier": [*(before.identity["earlier"] if before is not None else ()), stage], "trains": False}
+    earlier = EarlierPoints(cell.method, cell.further, cell.task, cell.common, "unmerged")
+    label = "+".join((*(p.label for p in cell.further), f"trained on {cell.task.label}"))
+    point = Point(
+        "stages",
+        "trained elsewhere",
+        label,
+        identity,
+        earlier=(*(before.earlier if before is not None else ()), earlier),
+    )
+    return make_cell((*points, point), cell.seed)
+
+
 def earlier_cells(cell: Cell) -> tuple[Cell, ...]:
     """The cells that train what this one starts from, the first one first; none where it starts from the model."""
     stages = cell.on("stages")

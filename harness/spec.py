@@ -388,6 +388,8 @@ class SweepSpec(Spec):
     def _tuning_fits(self) -> SweepSpec:
         if self.tune is None:
             return self
+        if any(use.score for use in self.tasks):
+            raise ValueError("tune: 'score' of a task needs the trained cell's rate, which tuning has yet to choose")
         if self.tune.seed in self.seeds:
             raise ValueError(f"tune: the seed {self.tune.seed} is one of the sweep's; trials need a different one")
         unknown = sorted(set(self.tune.knob) - {m.label or m.name for m in self.methods})

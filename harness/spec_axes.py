@@ -218,13 +218,15 @@ class TaskUse(Spec):
     Attributes:
         steps: training steps on this task in the place of the sweep's; a method's own steps win over both.
         test_only: read only the test split, for data sets without any other; for methods that do not train.
+        score: further tasks whose test splits are scored with the model trained on this one, each in a separate record.
+            The model is trained once; rows that do not train are scored on those tasks too.
         format: of a multiple-choice task: what it is trained and scored in. ``finetune`` is the task's own prompt (as
             without ``format``), ``cloze`` scores the options' texts after the question, ``letter`` their letters. With
             it, a model that is not trained is scored in every format, so that no gain is measured from a base that
             could not read the question.
     """
 
-    LATER = frozenset({"test_only", "steps", "format"})
+    LATER = frozenset({"test_only", "steps", "format", "score"})
 
     name: str
     label: str | None = None
@@ -234,6 +236,7 @@ class TaskUse(Spec):
     decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
     steps: int | None = Field(default=None, gt=0)
     test_only: bool = False
+    score: tuple[str, ...] = ()
     format: Literal["finetune", "cloze", "letter"] | None = None
 
 

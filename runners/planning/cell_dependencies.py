@@ -165,7 +165,9 @@ def why_not_staged(cell: Cell, kind: str, base: str) -> str | None:
     stages = cell.on("stages")
     if stages is None:
         return None
-    method = METHODS.get(cell.method.name)
+    method, trains = METHODS.get(cell.method.name), stages.identity.get("trains", True)
+    if not trains and cell.quantization.identity["moment"] != "before_training":
+        return "what was quantized after the merge is not kept, so that it is scored on its own task alone"
     if method.declaration.combines:
         return f"{cell.method.name} combines what whole cells trained, and such cells have no earlier stages"
     for number, one in enumerate(stages.earlier, 1):
@@ -182,7 +184,8 @@ def why_not_staged(cell: Cell, kind: str, base: str) -> str | None:
         if one.handover == "unmerged":
             if (last.name, last.identity["params"]) != (one.method.name, params):
                 return f"{name} is handed over unmerged, and what follows ({last.name}) does not train the same adapter"
-            if earlier.calibrate is not Method.calibrate or earlier.search is not Method.search:
+            goes_on = trains or number < len(stages.earlier)
+            if goes_on and (earlier.calibrate is not Method.calibrate or earlier.search is not Method.search):
                 return f"{name} is initialised from data, which would begin the adapter again: hand it over merged"
     return None
 

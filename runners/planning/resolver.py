@@ -13,6 +13,7 @@ from harness.matrix import (
     DEFAULTS,
     LATER_AXES,
     Axes,
+    Cell,
     EarlierPoints,
     Matrix,
     Pattern,
@@ -20,6 +21,7 @@ from harness.matrix import (
     at_rate,
     expand,
     make_cell,
+    scored_on,
 )
 from harness.methods.catalog import METHODS
 from harness.models import sources
@@ -200,7 +202,9 @@ class Resolver:
             "kind": definition.kind,
             "digest": self.task_digest(use.name),
             "retain": {name: self.task_digest(name) for name in definition.retain},
-            **use.model_dump(mode="json", exclude={"name", "label", "steps", *(() if use.decoding else ("decoding",))}),
+            **use.model_dump(
+                mode="json", exclude={"name", "label", "steps", "score", *(() if use.decoding else ("decoding",))}
+            ),
             **definition.model_dump(mode="json", include=self._other_ways() | ({"raw"} if use.format else set())),
             **({"judged": True} if definition.judged else {}),
         }
@@ -346,7 +350,24 @@ class Resolver:
             for i, row in enumerate(spec.include)
         ]
         self._check_rules(axes)
-        return expand(axes, exclude=[pattern(rule, rule.why) for rule in spec.exclude], include=further)
+        exclude = [pattern(rule, rule.why) for rule in spec.exclude]
+        whole = expand(axes, exclude=exclude, include=further)
+        return expand(axes, exclude=exclude, include=[*further, *self._scored_elsewhere(whole.cells)])
+
+    def _scored_elsewhere(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells that score what others trained on the further test splits that a task names.
+
+        Methods that combine what was trained, or show examples of the task, are scored on their own task alone.
+        """
+        found = []
+        for number, use in enumerate(self.sweep.spec.tasks):
+            where = self.sweep.where("tasks", number, "score")
+            points = [self.task_point(TaskUse(name=name, test_items=use.test_items), where) for name in use.score]
+            for cell in cells:
+                declared = METHODS.get(cell.method.name).declaration
+                if cell.task.label == (use.label or use.name) and not (declared.combines or declared.demonstrates):
+                    found += [scored_on(cell, point) for point in points]
+        return found
 
     @staticmethod
     def _named(axis: str, values: Sequence[Point | None]) -> list[Point]:

@@ -220,6 +220,7 @@ def _tasks(sweep: LoadedSweep, workspace: Workspace) -> list[str]:
             wanted += sources.recipe(model_id.partition(":")[2]).corpus
     for name in list(wanted):
         wanted += load_task(name, list(workspace.roots)).definition.retain
+    wanted += [name for use in sweep.spec.tasks for name in use.score]
     evaluation = sweep.spec.evaluation
     return list(dict.fromkeys([*wanted, *evaluation.held_out, *evaluation.retain]))
 

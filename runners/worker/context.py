@@ -164,8 +164,13 @@ class Context:
 
     @property
     def trains(self) -> bool:
-        """True if the method has a training stage."""
-        return self.method.declaration.trains
+        """True if the cell trains: its method does, and it does not only score what another cell trained."""
+        return self.method.declaration.trains and not self.scores_only
+
+    @property
+    def scores_only(self) -> bool:
+        """True if the cell scores what another cell trained, on another task's test split."""
+        return not (self.job.cell.get("stages") or {}).get("trains", True)
 
     @property
     def produces(self) -> bool:

@@ -155,7 +155,8 @@ def run_stages(job: Job, run: CellRun, say: Say) -> Outcome:
 def further(ctx: Context) -> set[str]:
     """The stages that this cell has and others do not."""
     trains = {"recipe": trainrows.has_recipe(ctx), "targets": trainrows.asks_models(ctx)} if ctx.trains else {}
-    has = {**trains, "finalize": type(ctx.method).finalize is not Method.finalize}
+    finalizes = type(ctx.method).finalize is not Method.finalize and not ctx.scores_only
+    has = {**trains, "finalize": finalizes}
     return {name for name, there in has.items() if there}
 
 

@@ -131,6 +131,39 @@ def test_stages_that_do_not_fit(bench: Bench, first: Any, cell: Any, says: str) 
     assert any(says in why for why in reasons), reasons
 
 
+@pytest.mark.slow
+def test_a_model_is_trained_once_and_scored_often(bench: Bench) -> None:  # noqa: F811
+    """Two further test sets: each a record with its own items, of the very adapter that was saved."""
+    others = ["strings-reverse", "strings-shift"]
+    task = {"name": "strings-copy", "train_items": 64, "validation_items": 8, "test_items": 8, "score": others}
+    bench.write(tasks=[task], methods=["none", "full"])
+    plan = json.loads(bench("plan", "sweep.yaml", "--json").stdout)
+    assert (plan["cells"], len(plan["run"]), len(plan["later"])) == (6, 4, 2)
+    done = bench("run", "sweep.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = bench.records()
+    assert [r["outcome"]["status"] for r in records] == ["ok"] * 6
+    trained = [r for r in records if "train_s" in r["metrics"]]
+    scored = [r for r in records if r["cell"].get("stages")]
+    assert (len(trained), len(scored)) == (1, 2)
+    assert {r["cell"]["task"]["name"] for r in scored} == set(others)
+    assert {r["cell"]["method"]["label"] for r in scored} == {"full+trained on strings-copy"}
+    for record in scored:
+        (stage,) = record["environment"]["facts"]["earlier_stages"]
+        assert stage["key"] == trained[0]["key"]
+        assert "earlier 1: train" in stages(record)
+        base = next(
+            r
+            for r in records
+            if r["cell"]["method"]["name"] == "none" and r["cell"]["task"]["name"] == record["cell"]["task"]["name"]
+        )
+        assert value(record, "answer_nll") != value(base, "answer_nll")
+    # a further test set does not train again, and the key of the trained cell does not know of it
+    bench.write(tasks=[{**task, "score": [*others, "strings-compose"]}], methods=["full"])
+    again = json.loads(bench("plan", "sweep.yaml", "--json").stdout)
+    assert [c["label"].split(".")[-2] for c in again["run"]] == ["strings-compose"]
+
+
 def test_a_parameter_that_is_not_handed_over_is_seen() -> None:
     torch.manual_seed(0)
     ours, theirs, fewer = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)

@@ -21,6 +21,10 @@ def run(ctx: Context) -> None:
             earlier stage saved.
         Unsupported: the earlier stage saved other parameters than this method trains.
     """
+    if ctx.scores_only:
+        note = f"trained by the cell {ctx.job.earlier[-1]['key']}"
+        ctx.record_missing("trainable_parameters", "not_applicable", source="attach", note=note)
+        return
     started = ctx.model
     if earlier.continues(ctx):
         before = probe_logits(ctx, started)

@@ -31,7 +31,7 @@ def run(ctx: Context) -> None:
     ctx.quantizer.tokenizer = ctx.tokenizer
     use = ctx.job.cell["task"]
     wanted: list[SplitName] = (
-        ["test"] if use.get("test_only") else [s for s in SPLITS if not (ctx.trial and s == "test")]
+        ["test"] if use.get("test_only") or ctx.scores_only else [s for s in SPLITS if not (ctx.trial and s == "test")]
     )
     read = {
         split: load_split(ctx.task, split, data_root=data_root(ctx), max_items=use[f"{split}_items"], seed=ctx.seed)

@@ -81,6 +81,8 @@ def record_intruders(ctx: Context, *, merged: bool) -> None:
 def _why_not(ctx: Context) -> str | None:
     if not ctx.evaluation.merged:
         return "the sweep does not ask for it"
+    if ctx.scores_only:
+        return "the cell that trained it is merged and scored on its own task"
     if not ctx.produces:
         return "nothing was trained"
     if ctx.method.promise.in_place:

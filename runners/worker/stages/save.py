@@ -14,6 +14,10 @@ ADAPTER_FOLDER = "adapter"
 
 def run(ctx: Context) -> None:
     """Save the result of training and note the logits that the reloaded model must reproduce."""
+    if ctx.scores_only:
+        note = f"saved by the cell {ctx.job.earlier[-1]['key']}"
+        ctx.record_missing("adapter_bytes", "not_applicable", source="save", note=note)
+        return
     if not ctx.produces:
         ctx.record("adapter_bytes", 0, source="nothing was trained")
         return
