@@ -37,6 +37,7 @@ class Point:
         others: place of a second model in the cell (``objective.teacher``) to its id on this machine; no part of the
             identity, which holds its digest.
         earlier: of the axis ``stages``: what is trained first, in order.
+        trained: place of a second model that is trained before it is asked, to its model, quantization and training.
     """
 
     axis: str
@@ -45,6 +46,7 @@ class Point:
     identity: Mapping[str, Any]
     others: Mapping[str, str] = field(default_factory=dict)
     earlier: tuple[EarlierPoints, ...] = ()
+    trained: Mapping[str, tuple[Point, Point, EarlierPoints]] = field(default_factory=dict)
     canonical: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -257,6 +259,17 @@ def earlier_cells(cell: Cell) -> tuple[Cell, ...]:
         )
         for one in (stages.earlier if stages is not None else ())
     )
+
+
+def teacher_cells(cell: Cell) -> dict[str, Cell]:
+    """The cells that train the second models of this one, by their place."""
+    return {
+        place: make_cell(
+            (model, one.method, quantization, one.task or cell.task, cell.hardware, one.common, *one.further), cell.seed
+        )
+        for point in cell.further
+        for place, (model, quantization, one) in point.trained.items()
+    }
 
 
 def _product(axes: Axes) -> Iterator[Cell]:

@@ -137,10 +137,15 @@ class SecondModel(Spec):
     """Another model in a cell: a teacher, a reference. ``teacher: ID`` means ``{model: {id: ID}}``.
 
     It is loaded only for the stages that need it; its dtype and quantization are its own.
+
+    Attributes:
+        trained: how this model is trained before it is asked, by a cell with the seed of the one that asks; None: it is
+            asked as it is. ``{model: ID, trained: {method: full, steps: 300, task: {name: trec}}}``.
     """
 
     model: ModelSpec
     quantization: QuantizationSpec = QuantizationSpec(name="none")
+    trained: EarlierStage | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -252,8 +257,8 @@ class EarlierStage(Spec):
 
     method: MethodSpec
     steps: int | None = Field(default=None, gt=0)
-    objective: ObjectiveSpec = ObjectiveSpec(name="sft")
-    recipe: RecipeSpec = RecipeSpec(name="plain")
+    objective: ObjectiveSpec = Field(default_factory=lambda: ObjectiveSpec(name="sft"))
+    recipe: RecipeSpec = Field(default_factory=lambda: RecipeSpec(name="plain"))
     task: TaskUse | None = None
     handover: Literal["merged", "unmerged"] = "merged"
 
@@ -280,3 +285,7 @@ class StagesSpec(Spec):
                 "a sequence of stages has a 'name' and lists what is trained 'earlier'; 'none' has neither"
             )
         return self
+
+
+for one in (SecondModel, ObjectiveSpec, RecipeSpec):  # a stage has an objective, whose teacher may have a stage
+    one.model_rebuild()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import UserError, did_you_mean
-from harness.matrix import Cell, Point, earlier_cells, make_cell
+from harness.matrix import Cell, Point, earlier_cells, make_cell, teacher_cells
 from harness.methods.base import Method
 from harness.methods.catalog import METHODS
 from tasks.task import MODEL_KIND
@@ -147,10 +147,11 @@ def _named(known: dict[str, Named], name: Any, what: str, where: str) -> Named:
 
 
 def staged(cells: Sequence[Cell]) -> Told:
-    """Key of every cell that has earlier stages to the cells that train them, and the same of those."""
+    """Key of every cell that starts from earlier stages, or asks a model that is trained first, to the cells that train
+    those; and the same of these cells."""
     found: Told = {}
     for cell in cells:
-        if parts := earlier_cells(cell):
+        if parts := (*earlier_cells(cell), *teacher_cells(cell).values()):
             found |= {cell.key: parts, **staged(parts)}
     return found
 

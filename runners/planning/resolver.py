@@ -143,15 +143,18 @@ class Resolver:
 
     def _asking(self, point: Point, named: Mapping[str, SecondModel], where: str) -> Point:
         """The point with the identities of the models it names, and where those lie on this machine."""
-        identity, others = dict(point.identity), {}
+        identity, others, trained = dict(point.identity), {}, {}
         for role, second in named.items():
             model = self.model_point(second.model, where)
-            identity[role] = {
-                "model": dict(model.identity),
-                "quantization": dict(self.quantization_point(second.quantization, where).identity),
-            }
+            quantization = self.quantization_point(second.quantization, where)
+            identity[role] = {"model": dict(model.identity), "quantization": dict(quantization.identity)}
             others[f"{point.axis}.{role}"] = model.name
-        return replace(point, identity=identity, others=others)
+            if second.trained is not None:
+                stages = self.stages_point(StagesSpec(name=role, earlier=(second.trained,)), where)
+                assert stages is not None  # it has one stage
+                identity[role]["trained"] = stages.identity["earlier"][0]
+                trained[f"{point.axis}.{role}"] = (model, quantization, stages.earlier[0])
+        return replace(point, identity=identity, others=others, trained=trained)
 
     def _further(self, row: Inclusion, where: str) -> list[Point]:
         """Values of the later axes of a further cell, without those at their default."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from harness import hardware, provenance
 from harness.errors import UserError
-from harness.matrix import Cell
+from harness.matrix import Cell, EarlierPoints, earlier_cells, teacher_cells
 from harness.models import sources
 from harness.quantizers.catalog import QUANTIZERS
 from harness.record import FINAL_STATUSES, Outcome, Record
@@ -278,8 +278,12 @@ class Scheduler:
             others={place: name for point in cell.further for place, name in point.others.items()},
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",
-            ingredients=() if cell.on("stages") else self._parts(cell),
-            earlier=self._parts(cell) if cell.on("stages") else (),
+            ingredients=tuple(self._part(part) for part in self._combined(cell)),
+            earlier=tuple(
+                {**self._part(part), "handover": one.handover}
+                for part, one in zip(earlier_cells(cell), self._stages(cell), strict=True)
+            ),
+            trained={place: self._part(part) for place, part in teacher_cells(cell).items()},
             peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.model.identity["dtype"]),
             out_of_memory=attempt.out_of_memory,
             owner=self._owner,
@@ -288,22 +292,25 @@ class Scheduler:
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
         )
 
-    def _parts(self, cell: Cell) -> tuple[dict[str, Any], ...]:
-        """Trained results of other cells for this one: those it combines, or the stages it starts from."""
-        parts: list[dict[str, Any]] = [
-            {
-                "label": part.label,
-                "key": part.key,
-                "cell": part.as_dict(),
-                "model": sources.absolute(part.model.name),
-                "folder": str(kept_at(self.workspace.cache, part)),
-            }
-            for part in self.plan.ingredients.get(cell.key, ())
-        ]
-        if (stages := cell.on("stages")) is not None:
-            for part, one in zip(parts, stages.earlier, strict=True):
-                part["handover"] = one.handover
-        return tuple(parts)
+    def _part(self, part: Cell) -> dict[str, Any]:
+        """A cell that trained something for another one, and the folder where that is kept."""
+        return {
+            "label": part.label,
+            "key": part.key,
+            "cell": part.as_dict(),
+            "model": sources.absolute(part.model.name),
+            "folder": str(kept_at(self.workspace.cache, part)),
+        }
+
+    def _combined(self, cell: Cell) -> list[Cell]:
+        """The cells whose results this one combines; those that it starts from or asks are other ones."""
+        others = {part.key for part in (*earlier_cells(cell), *teacher_cells(cell).values())}
+        return [part for part in self.plan.ingredients.get(cell.key, ()) if part.key not in others]
+
+    @staticmethod
+    def _stages(cell: Cell) -> tuple[EarlierPoints, ...]:
+        stages = cell.on("stages")
+        return () if stages is None else stages.earlier
 
     def _order_of(self, cell: Cell, attempt: CellAttempt) -> dict[str, object]:
         """The run and the block of a cell; {} for a later attempt, which runs when its block is over."""

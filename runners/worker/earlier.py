@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def unmerged(ctx: Context, model: nn.Module) -> nn.Module:
     """The base with the adapter of the last earlier stage on it, where that is handed over unmerged; else the base."""
     if not continues(ctx):
         return model
-    told = ctx.job.earlier[-1]
-    model = _method(ctx, told).load(model, Path(told["folder"]))
+    return trained(replace(ctx, model=model), ctx.job.earlier[-1])
+
+
+def trained(ctx: Context, told: dict[str, Any]) -> nn.Module:
+    """The loaded base with what a cell trained on it."""
+    model = _method(ctx, told).load(ctx.model, Path(told["folder"]))
     model.requires_grad_(False)
     return model.eval()
 

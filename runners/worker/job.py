@@ -50,6 +50,7 @@ class Job:
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
         earlier: trainings this cell starts from, in order: label, key and cell, the folder of what each saved, and its
             ``handover``.
+        trained: place of a second model to what trained it first: label, key and cell, and the folder of what it saved.
         others: place of a second model in the cell (``objective.teacher``) to its id on this machine.
         tuning: how the cell's learning rate was chosen (:mod:`runners.planning.tuning`), for the record.
         out_of_memory: earlier attempts that ran out of memory under ``on_oom: halve_batch``: their batch size,
@@ -84,6 +85,7 @@ class Job:
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()
     earlier: tuple[dict[str, Any], ...] = ()
+    trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
     out_of_memory: tuple[dict[str, Any], ...] = ()
     beat_s: float = 5.0

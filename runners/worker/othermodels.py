@@ -23,7 +23,7 @@ from harness.models.build_once import made_once
 from harness.objectives.base import Row
 from harness.objectives.losses import IGNORED, labelled_logits, sequence_log_probs, token_log_probs, top_log_probs
 from harness.quantizers.catalog import QUANTIZERS
-from runners.worker import model_files, scoring
+from runners.worker import earlier, model_files, scoring
 from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator, by_length
@@ -78,6 +78,9 @@ class Models:
         other.quantizer.tokenizer = other.tokenizer
         other.model = quantize.load_base(other)
         model_files.verify(other)
+        if (told := self.ctx.job.trained.get(self.named[role]["at"])) is not None:
+            other.model = earlier.trained(other, told)
+            other.facts["trained_by"] = {"cell": told["label"], "key": told["key"]}
         other.model.requires_grad_(False)
         self.facts_of[role] = {
             "bytes": sum(t.numel() * t.element_size() for t in other.model.state_dict().values()),
@@ -141,7 +144,8 @@ class Models:
         who = self.named.get(role) or {"model": cell["model"], "quantization": cell["quantization"]}
         ids = [[s["input_ids"] for s in row["sequences"]] for row in rows]
         labels = [[s["labels"] for s in row["sequences"]] for row in rows]
-        plain = {key: {k: v for k, v in who[key].items() if k != "label"} for key in ("model", "quantization")}
+        asked = ("model", "quantization", *(("trained",) if "trained" in who else ()))
+        plain = {key: {k: v for k, v in who[key].items() if k != "label"} for key in asked}
         identity = {**what, "who": plain, "ids": ids, "labels": labels, "seed": cell["seed"], "layout": 1}
         folder = Path(self.ctx.job.cache) / "targets" / digest(identity)[:32]
         fresh = False
