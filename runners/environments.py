@@ -71,7 +71,7 @@ def fingerprints(environment: Mapping[str, Any], cache: Path) -> dict[str, str]:
 def why_not(quantizer: type[Quantizer], device: str, moment: str, cache: Path) -> str | None:
     """:meth:`Quantizer.check`, and for a back end of a side environment whether that has been built."""
     reason = quantizer.check(device, moment)
-    needed = quantizer.declaration.environment
+    needed = quantizer.declaration.environment or quantizer.declaration.tool_environment
     if reason is None and needed and interpreter(needed, cache) is None:
         reason = f"{quantizer.declaration.name} runs in the environment {needed!r}: peft-matrix env create {needed}"
     return reason
@@ -148,11 +148,20 @@ def rows(cache: Path) -> list[dict[str, Any]]:
             {
                 "environment": name,
                 "for": first.lstrip("# "),
-                "quantizers": [q for q in QUANTIZERS if QUANTIZERS.get(q).declaration.environment == name],
+                "quantizers": [q for q in QUANTIZERS if name in _asked(QUANTIZERS.get(q))],
                 "built": str(built) if built else f"no: peft-matrix env create {name}",
             }
         )
     return found
+
+
+def interpreters(cache: Path) -> dict[str, str]:
+    """The environments that are built, and their interpreters."""
+    return {name: str(found) for name in names() if (found := interpreter(name, cache)) is not None}
+
+
+def _asked(quantizer: type[Quantizer]) -> set[str]:
+    return {quantizer.declaration.environment, quantizer.declaration.tool_environment} - {""}
 
 
 def _installer(python: Path) -> list[str]:

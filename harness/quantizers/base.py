@@ -36,6 +36,7 @@ class QuantizerDeclaration:
             checked under ``in-place``; the entry "" exempts it.
         refuses_merge: why no adapter can be merged into this base, "" where it can (exactly or lossily).
         environment: the side environment (``peft-matrix env``) whose packages it needs, "" for ours.
+        tool_environment: the side environment one of whose tools it calls from an ordinary worker, "" for none.
         calibration_batches: batches that :meth:`Quantizer.calibrate` asks for, 0 for none.
         rounds_activations: products round their inputs to few bits, so that a difference in float32's last places may
             tip one over and move the logits by a visible step.
@@ -55,6 +56,7 @@ class QuantizerDeclaration:
     refuses: Mapping[str, str] = field(default_factory=dict)
     refuses_merge: str = ""
     environment: str = ""
+    tool_environment: str = ""
     calibration_batches: int = 0
     rounds_activations: bool = False
 
@@ -71,11 +73,15 @@ class Quantizer:
         cache: folder of what can be made again, where a back end that takes minutes keeps its checkpoints; None to
             keep nothing.
         tokenizer: the model's, for back ends that write a checkpoint; None until the worker has read it.
+        tools: interpreters of the side environments there are, by name.
+        file: what :meth:`apply` wrote in the form in which the model is deployed; None where that is the model itself.
     """
 
     declaration: ClassVar[QuantizerDeclaration]
     cache: Path | None = None
     tokenizer: Any = None
+    tools: Mapping[str, str] = {}
+    file: Path | None = None
 
     def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
         self.params = dict(params)

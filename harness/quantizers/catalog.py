@@ -33,6 +33,8 @@ QUANTIZERS: Registry[type[Quantizer]] = Registry(
         "prequantized-gptq": "harness.quantizers.prequantized:GPTQCheckpoint",
         "prequantized-awq": "harness.quantizers.prequantized:AWQCheckpoint",
         "prequantized-autoround": "harness.quantizers.prequantized:AutoRoundCheckpoint",
+        "gguf": "harness.quantizers.gguf_export:GGUF",
+        "gguf-llamacpp": "harness.quantizers.gguf_export:LlamaCppGGUF",
         "prune-magnitude": "harness.quantizers.pruning:Magnitude",
         "prune-wanda": "harness.quantizers.pruning:Wanda",
         "prune-sparsegpt": "harness.quantizers.pruning:SparseGPT",

@@ -52,7 +52,15 @@ def at_home(job: Job, folder: Path, cache: Path) -> Job:
     gpus = tuple(gpu.uuid for gpu in hardware.probe().gpus) if job.device == "cuda" else ()
     if job.device == "cuda" and len(gpus) != 1:
         raise UserError(f"the cell wants one GPU, and this node shows {len(gpus)}", where=job.label)
-    return replace(job, folder=str(folder), cache=str(cache), gpus=gpus, cores=(), python=python)
+    return replace(
+        job,
+        folder=str(folder),
+        cache=str(cache),
+        gpus=gpus,
+        cores=(),
+        python=python,
+        tools=environments.interpreters(cache),
+    )
 
 
 class Node:

@@ -275,6 +275,7 @@ class Scheduler:
             accounting=self.plan.sweep.spec.accounting.model_dump(mode="json", exclude_none=True),
             side_environment={"name": outside, "digest": environments.digest(outside)} if outside else {},
             python=str(python or ""),
+            tools=environments.interpreters(self.workspace.cache),
             others={place: name for point in cell.further for place, name in point.others.items()},
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",

