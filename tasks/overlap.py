@@ -1,15 +1,21 @@
-"""Metrics that compare completions with references, by the field's own packages: sacrebleu and rouge-score."""
+"""Metrics that compare completions with references.
+
+BLEU, chrF and ROUGE by the field's own packages; exact match and token F1 of question answering.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.errors import UserError
-from tasks.scored import Scored, Summary
+from tasks.scored import Scored, Summary, mean_of
 
 CORPUS = {"bleu": "BLEU", "chrf": "CHRF"}
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
@@ -24,10 +30,39 @@ def summaries(scored: Sequence[Scored], metrics: Sequence[str]) -> dict[str, Sum
         UserError: a package is not installed.
     """
     found = {name: Summary(_corpus(CORPUS[name], scored), len(scored), None) for name in metrics if name in CORPUS}
+    found |= {name: mean_of([ANSWERS[name](s) for s in scored]) for name in metrics if name in ANSWERS}
     asked = [name for name in metrics if name in ROUGE]
     if asked:
         found |= _rouge(asked, scored)
     return found
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of an answer without punctuation and articles (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    plain = "".join(letter for letter in text.lower() if letter not in _PUNCTUATION)
+    return _ARTICLES.sub(" ", plain).split()
+
+
+def exact_match(scored: Scored) -> float:
+    """1.0 if completion and reference have the same words in the same order, else 0.0."""
+    return float(words(scored.prediction) == words(scored.answer))
+
+
+def token_f1(scored: Scored) -> float:
+    """Harmonic mean of precision and recall over the words that completion and reference share.
+
+    A word counts as often as it is in both. Where either has no words, 1.0 if both have none, else 0.0.
+    """
+    given, right = words(scored.prediction), words(scored.answer)
+    if not given or not right:
+        return float(given == right)
+    shared = (Counter(given) & Counter(right)).total()
+    return 2 * shared / (len(given) + len(right))
+
+
+ANSWERS = {"exact_match": exact_match, "token_f1": token_f1}
+_PUNCTUATION = frozenset(string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def _corpus(name: str, scored: Sequence[Scored]) -> float:

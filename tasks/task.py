@@ -35,6 +35,8 @@ METRICS_OF_KIND: dict[Kind, tuple[str, ...]] = {
         "rouge_1",
         "rouge_2",
         "rouge_l",
+        "exact_match",
+        "token_f1",
         "pass_at_1",
         "pass_at_10",
         "pass_at_100",
@@ -63,7 +65,7 @@ MODEL_KIND: dict[Kind, str] = {
 }
 """Required model kind for each kind of task."""
 
-OVERLAP = frozenset({"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"})
+OVERLAP = frozenset({"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "exact_match", "token_f1"})
 """Metrics that compare a completion with the reference, word by word or letter by letter."""
 
 COMPLETION = "\0"

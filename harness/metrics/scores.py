@@ -142,6 +142,24 @@ QUANTITIES: tuple[MetricDef, ...] = (
             ("rouge_l", "ROUGE-L", "the longest common subsequence"),
         )
     ),
+    MetricDef(
+        "exact_match",
+        "exact match",
+        "fraction",
+        "higher",
+        "Share of completions with the words of the reference; case, punctuation and articles do not count.",
+        "accuracy",
+        source="Rajpurkar et al. 2016, arXiv:1606.05250",
+    ),
+    MetricDef(
+        "token_f1",
+        "token F1",
+        "fraction",
+        "higher",
+        "Mean over the items of the F1 of the words that completion and reference share; words as for exact match.",
+        "accuracy",
+        source="Rajpurkar et al. 2016, arXiv:1606.05250",
+    ),
     *(
         MetricDef(
             f"pass_at_{k}",

@@ -29,7 +29,7 @@ TRAINING = ("recipe", "targets", "prepare", "train")
 """Stages of an earlier cell that belong to the training of a later one; it is scored only for its own record."""
 HANDED_OVER = 1e-2
 """Largest relative logit difference between an adapter as it was saved and as the next stage starts from it, float32.
-A parameter that was not handed over changes the logits far more (tests/objectives/test_stages.py)."""
+A parameter that was not handed over changes the logits far more (tests/objectives/test_catalogs.py)."""
 
 
 def keep_spans(folder: Path, spans: Sequence[Span]) -> None:

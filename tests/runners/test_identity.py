@@ -111,7 +111,7 @@ NOT_IN_THE_KEY = {
     "methods.label": "words for people",
     "quantization.label": "words for people",
     "tasks.label": "words for people",
-    "tasks.score": "adds cells, each with its own task (tests/objectives/test_stages.py)",
+    "tasks.score": "adds cells, each with its own task (tests/objectives/test_catalogs.py)",
     "tasks.format": "of multiple-choice tasks; test_a_format_of_a_task_is_in_the_key",
     "evaluation.lm_eval": "needs lm-eval; its pin is tested below",
     "timing": "adds cells; a repeated run holds its number (test_repeated_runs_share_the_blocks_of_their_cells)",

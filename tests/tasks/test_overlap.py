@@ -64,3 +64,23 @@ def test_bits_per_byte_and_its_error() -> None:
     assert found["bits_per_byte"].standard_error == pytest.approx(error)
     assert found["perplexity"].value == pytest.approx(math.exp(12 / 8))
     assert found["accuracy"].value is None
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1.0, 1.0),
+        ("in the year 1889", "1889", 0.0, 0.5),
+        ("red red blue", "red blue blue", 0.0, 2 / 3),  # a word counts as often as in both
+        ("blue red", "red blue", 0.0, 1.0),
+        ("", "1889", 0.0, 0.0),
+        ("the", "a", 1.0, 1.0),  # no word is left of either
+        ("theatre", "atre", 0.0, 0.0),  # an article inside a word stays
+    ],
+)
+def test_answers_are_compared_by_their_words(given: str, right: str, exact: float, f1: float) -> None:
+    scored = [Scored("i", None, given, right)]
+    found = summarise(scored, ["exact_match", "token_f1"])
+    assert found["exact_match"].value == exact
+    assert found["token_f1"].value == pytest.approx(f1)
+    assert "token_f1" not in summarise(scored)
