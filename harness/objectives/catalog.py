@@ -11,7 +11,7 @@ from harness.registry import Registry
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",
     {
-        "sft": "harness.objectives.sft:SupervisedFineTuning",
+        "sft": "harness.objectives.base:SupervisedFineTuning",
         "dpo": "harness.objectives.preference:DPO",
         "ipo": "harness.objectives.preference:IPO",
         "orpo": "harness.objectives.preference:ORPO",
