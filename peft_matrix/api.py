@@ -237,10 +237,17 @@ def init(folder: str | Path) -> list[Path]:
 
 # --- boards and pages ------------------------------------------------------------------------------
 def check_board(folder: str | Path, *, results: Location = None) -> list[Smell]:
-    """The leaderboard smells found in a board's files, compared with the records."""
+    """The leaderboard smells found in a board's files, compared with the records.
+
+    A folder with ``reproduction.md``, the report of claims, is compared with the claim files and records as they are.
+    """
+    from peft_matrix.claim_checks import REPORT, stale_report
     from reports.board.checks import check_folder
 
-    return check_folder(Path(folder), open_workspace(results).open_store())
+    workspace = open_workspace(results)
+    if (Path(folder) / REPORT).is_file():
+        return stale_report(Path(folder), workspace)
+    return check_folder(Path(folder), workspace.open_store())
 
 
 def site(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from reports.apps.reproduction.claims import Claim, Needs, Paper
     from reports.apps.reproduction.judging import JudgedClaim
+    from reports.board.checks import Smell
     from runners.workspace import Workspace
 
     Claims = Sequence[tuple[Paper, Claim]]
@@ -67,6 +68,27 @@ def judge(claims: Claims, workspace: Workspace, *, failed: int = 0) -> Verdicts:
     from reports.apps.reproduction import run
 
     return Verdicts(tuple(run.answer(claims, run.library(stores(workspace)))), failed)
+
+
+def stale_report(folder: Path, workspace: Workspace) -> list[Smell]:
+    """Claims whose text or verdict in a report differs from the claim files and records as they are now."""
+    from reports.board.checks import Smell
+
+    shown = (folder / REPORT).read_text(encoding="utf-8").splitlines()
+    now = judge(load(()), workspace).to_markdown().splitlines()
+    rows = {line.split("`")[1]: line for line in now if line.startswith("| `")}
+    there = {line.split("`")[1]: line for line in shown if line.startswith("| `")}
+    found = [
+        Smell(
+            "unsound", REPORT, f"the claim {name} {'is not in the report' if name not in there else 'reads otherwise'}"
+        )
+        for name, line in rows.items()
+        if there.get(name) != line
+    ]
+    found += [Smell("unsound", REPORT, f"the claim {name} is in no claim file") for name in there.keys() - rows.keys()]
+    if not found and shown != now:
+        found.append(Smell("unsound", REPORT, "its summary or notes differ from what the claims and records give"))
+    return found
 
 
 def stores(workspace: Workspace) -> list[str]:

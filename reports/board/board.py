@@ -30,6 +30,9 @@ from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, valu
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
 
 
+NOT_LEARNED = "full fine-tuning itself did not learn"
+DEGENERATE = "degenerate"
+"""Verdict of rows that take no part in a Pareto front: one answer for all items is no result at any price."""
 REFERENCE = "full"
 """Method that every board's ranking rests on: where it did not learn, the budget teaches nothing."""
 
@@ -254,7 +257,8 @@ def _section(
     times = _Times(members, by_id, timed)
     front = set[str]()
     if len(axes) > 1:
-        front = pareto_front(members, [axis.column for axis in axes], board.rank, ranking, times.clearly_less)
+        sound = [row for row in members if row["config"] not in learned or learned[row["config"]].verdict != DEGENERATE]
+        front = pareto_front(sound, [axis.column for axis in axes], board.rank, ranking, times.clearly_less)
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
     base = _baseline(board, members)
     versus = _differences(board, members, base, evidence)
@@ -326,10 +330,12 @@ def _of_learned(members: Sequence[Mapping[str, Any]], learned: Mapping[str, Lear
     """The ranking, withheld where full fine-tuning, the reference of every method, did not learn itself."""
     reference = [row["config"] for row in members if row["method"] == REFERENCE and row["quantization"] == "none"]
     failed = [learned[c] for c in reference if c in learned and learned[c].verdict != "learned"]
-    if not failed or not ranking.ranks:
+    if not failed:
         return ranking
-    why = f"full fine-tuning itself did not learn ({failed[0].verdict}: {failed[0].why})"
-    unranked = {**ranking.unranked, **dict.fromkeys(ranking.ranks, "full fine-tuning itself did not learn")}
+    why = f"{NOT_LEARNED} ({failed[0].verdict}: {failed[0].why})"
+    if not ranking.ranks:
+        return replace(ranking, caption=f"{ranking.caption} {why[0].upper()}{why[1:]}.")
+    unranked = {**ranking.unranked, **dict.fromkeys(ranking.ranks, NOT_LEARNED)}
     return Ranking(unranked=unranked, caption=f"Unranked: {why}.")
 
 

@@ -21,10 +21,10 @@ ENVIRONMENTS = {"old": {"packages": {"torch": "2.13.0"}}, "new": {"packages": {"
 Values = dict[str, np.ndarray]
 
 
-def quiet(rng: np.random.Generator) -> Values:
+def quiet(rng: np.random.Generator, night_sd: float = 0.004) -> Values:
     """Nights on which nothing changed: metric to values, shape (cells, nights)."""
     rates = rng.uniform(0.5, 0.9, (CELLS, 1))
-    night = 1 + rng.normal(0, 0.004, NIGHTS)  # all cells of one night share its machine
+    night = 1 + rng.normal(0, night_sd, NIGHTS)  # all cells of one night share its machine
     return {
         "accuracy": rng.binomial(ITEMS, np.repeat(rates, NIGHTS, 1)) / ITEMS,
         "step_ms": rng.uniform(5, 200, (CELLS, 1)) * night * (1 + rng.normal(0, 0.015, (CELLS, NIGHTS))),
@@ -72,6 +72,7 @@ class Case:
     plant: Callable[[Values], None] | None
     new_environment: bool
     found: Callable[[Report], bool] | None
+    night_sd: float = 0.004
 
 
 def in_cell(metric: str) -> Callable[[Report], bool]:
@@ -85,6 +86,7 @@ def in_matrix(metric: str) -> Callable[[Report], bool]:
 CASES = (
     Case("nothing", None, False, None),
     Case("nothing, new environment", None, True, None),
+    *(Case(f"nothing, nights differ by {sd:.0%} in time", None, False, None, sd) for sd in (0.01, 0.02, 0.03, 0.05)),
     Case("spike ten nights ago", past_spike, False, None),
     Case("one cell 15 % slower", one_cell_slower, False, in_cell("step_ms")),
     Case("one cell 3 % more memory", one_cell_more_memory, False, in_cell("cuda_allocated_peak_bytes")),
@@ -128,7 +130,7 @@ def measure(case: Case, rounds: int = ROUNDS) -> dict[str, str]:
     """One row of the table."""
     hits = per_cell = per_matrix = suspected = 0
     for number in range(rounds):
-        values = quiet(np.random.default_rng([number, 17]))
+        values = quiet(np.random.default_rng([number, 17]), case.night_sd)
         if case.plant is not None:
             case.plant(values)
         report = detect(as_history(values, case.new_environment))

@@ -158,6 +158,53 @@ def test_a_drift_is_dated() -> None:
     assert [(f.kind, f.since) for f in report.cells if f.kind == "drift"] == [("drift", "2026-01-09")]
 
 
+def drifting(values: list[float], metric: str = "step_ms") -> History:
+    points = tuple(SeriesPoint(f"2026-01-{i + 1:02d}", str(i), v, "a") for i, v in enumerate(values))
+    return History((Series("k", "cell", metric, "m", points),), {}, {}, {})
+
+
+@pytest.mark.parametrize(("again", "word"), [(13.0, "confirmed"), (10.0, "noise")])
+def test_a_change_point_is_run_again_like_a_level(again: float, word: str) -> None:
+    rng = np.random.default_rng(0)
+    values = [10 + rng.normal(0, 0.1) for _ in range(8)] + [13 + rng.normal(0, 0.1) for _ in range(7)]
+    drifts = [f for f in detect(drifting(values)).cells if f.kind == "drift"]
+    suspected = provisional(drifts)
+    assert suspected == drifts != []
+    rerun = values + [again + rng.normal(0, 0.1) for _ in range(5)]
+    (judged,) = confirm(suspected, drifting(rerun))
+    assert judged.kind == word
+    if word == "confirmed":
+        assert judged.effect == pytest.approx(0.3, abs=0.05), (
+            "against the values before the change, not the median of all"
+        )
+
+
+def test_false_alarms_count_change_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+
+    def watched(found: History, **options: Any) -> Any:
+        report = detect(found, **options)
+        kinds.extend(f.kind for f in (*report.cells, *report.improvements))
+        return report
+
+    monkeypatch.setattr(analyze, "detect", watched)
+    values = [10.0] * 4 + [11.0] * 4  # one order in 35 has all of one level first
+    rate = analyze.false_alarms(drifting(values), rounds=400)
+    assert rate is not None
+    assert "drift" in kinds
+    assert rate.high > 0.01
+
+
+@pytest.mark.parametrize("sd", [0.02, 0.05])
+def test_a_common_night_effect_is_no_shift_of_the_matrix(sd: float) -> None:
+    alarms = 0
+    for number in range(20):
+        values = quiet(np.random.default_rng([number, 5]), sd)
+        report = detect(as_history(values, new_environment=False), drift=False)
+        alarms += any(f.metric == "step_ms" for f in (*report.pooled, *report.improvements) if hasattr(f, "pairs"))
+    assert alarms <= 2, "a shift within the spread of the nights before"
+
+
 def test_regressions_json_and_exit_code_on_worse(tmp_path: Path) -> None:
     for number in range(1, 8):
         night(tmp_path, number, cells=3)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from reports.board.checks.reading import Built
 from reports.board.figures import draw_all
 from reports.board.publish import publish_board
 from tests.reports.making import cell, filled_store, ok_record
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,59 @@ PLANTED = {
 }  # fmt: skip
 
 
+def first_row(content: dict) -> dict:
+    return next(row for row in content["sections"][0]["rows"] if row["learned"])
+
+
+def degenerate_in_front(content: dict) -> None:
+    first_row(content)["learned"]["verdict"] = "degenerate"
+    first_row(content)["front"] = True
+
+
+def untrained_reference(content: dict) -> None:
+    rows = content["sections"][0]["rows"]
+    next(row for row in rows if row["labels"]["method"] == "full" and row["learned"])["learned"]["verdict"] = "worse"
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("is degenerate and on the Pareto front", degenerate_in_front),
+        ("full fine-tuning did not learn (worse)", untrained_reference),
+        ("counts a seed more than once", lambda content: first_row(content)["seeds"].append(0)),
+        ("peak RSS is a Pareto axis", lambda content: content["sections"][0]["axes"].append("train.peak_rss_bytes")),
+        ("how large a difference must be", lambda content: content["sections"][0].update(caption="Ranks.")),
+    ],
+)
+def test_what_a_referee_would_object_to_is_unsound(words, change, copy, built):
+    edit_json(copy, change)
+    found = [
+        one.what for one in check_folder(copy / "board", Store(copy / "store"), built=built) if one.smell == "unsound"
+    ]
+    assert any(words in what for what in found), found
+
+
+def test_a_repeated_run_among_the_seeds_is_unsound(copy, built):
+    table, *drawn = built
+    row = next(row for row in table.sections[0].rows if len(row.records) == 2)
+    record = table.records[row.records[0]]
+    again = record.model_copy(update={"cell": {**record.cell, "role": "timing", "replicate": 1}})
+    changed = replace(table, records={**table.records, row.records[0]: again})
+    found = check_folder(copy / "board", Store(copy / "store"), built=(changed, *drawn))
+    assert any("1 of its records are repeated runs" in one.what for one in found if one.smell == "unsound")
+
+
+def test_a_report_of_claims_that_is_out_of_date_is_named(tmp_path):
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    changed = page.replace("LoFiT (2406.01563) trains 20 to 200", "LoFiT (2406.01563) trains 30 to 200")
+    assert changed != page
+    (tmp_path / "reproduction.md").write_text(changed, encoding="utf-8")
+    where = ["--results", str(ROOT / "results" / "reference" / "cpu-2core-claims")]
+    done = CliRunner().invoke(app, ["check", str(tmp_path), *where])
+    assert done.exit_code == 1
+    assert "unsound: reproduction.md: the claim lofit-parameters reads otherwise" in done.output
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_fault_planted_in_a_file_is_named(fault, copy, built):
     smell, name, change = PLANTED[fault]
@@ -213,7 +269,7 @@ def test_the_same_measurements_under_two_names_are_redundant(tmp_path):
 
 
 def test_every_smell_has_a_check():
-    names = "missing unresponsive confusing inaccessible mismatched misdisplayed redundant deprecated"
+    names = "missing unresponsive confusing inaccessible mismatched misdisplayed redundant deprecated unsound"
     assert list(CHECKS) == names.split()
 
 

@@ -15,15 +15,16 @@ RERUNS = 5
 
 
 def provisional(findings: Sequence[CellFinding]) -> list[CellFinding]:
-    """The findings that runs again can confirm or dismiss."""
-    return [f for f in findings if f.kind == "level"]
+    """The findings that runs again can confirm or dismiss: levels outside their band, and change points."""
+    return [f for f in findings if f.kind in ("level", "drift")]
 
 
 def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RERUNS) -> list[CellFinding]:
     """Provisional findings that remain after ``reruns`` additional records of their cells.
 
-    The alarming value and the reruns are compared with the earlier values of the same environment: Mann-Whitney,
-        adjusted over the findings (Benjamini and Hochberg), and the medians must differ by more than the floor.
+    The alarming value and the reruns are compared with the earlier values of the same environment (of a change point:
+    with those before it): Mann-Whitney, adjusted over the findings (Benjamini and Hochberg), and the medians must
+    differ by more than the floor.
 
     Returns:
         Every finding, with its p value and whether it was ``confirmed`` or is ``noise`` in its reason.
@@ -36,9 +37,15 @@ def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RE
         if len(segment) < reruns + 2:
             continue
         cut = len(segment) - reruns - 1
-        earlier, again = [p.value for p in segment[:cut]], [p.value for p in segment[cut:]]
+        before = [p for p in segment[:cut] if finding.kind != "drift" or p.finished < finding.since]
+        earlier, again = [p.value for p in before], [p.value for p in segment[cut:]]
+        if len(earlier) < 2:
+            continue
         middle, now = _median(earlier), _median(again)
-        tested.append((finding, stats.mann_whitney(again, earlier).p, (now - middle) / abs(middle) if middle else 0.0))
+        change = now - middle
+        if METRICS[finding.metric.rpartition(".")[2]].unit != "fraction":
+            change = change / abs(middle) if middle else 0.0
+        tested.append((finding, stats.mann_whitney(again, earlier).p, change))
     if not tested:
         return list(findings)
     adjusted = stats.benjamini_hochberg([p for _, p, _ in tested])

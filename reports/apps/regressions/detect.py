@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats as distributions
 
 from harness import stats
 from harness.metrics import METRICS
@@ -422,7 +423,9 @@ def _pooled(series: Sequence[Series], found: History) -> list[PooledFinding]:
         )
     if not tested:
         return []
-    adjusted = stats.benjamini_hochberg([max(t.p, _guard(rows, t)) for _, rows, t in tested])
+    adjusted = stats.benjamini_hochberg(
+        [max(t.p, _guard(rows, t), _nights(names[1], rows)) for names, rows, t in tested]
+    )
     out = []
     for (names, rows, t), p in zip(tested, adjusted, strict=True):
         metric, kind, _ = names
@@ -439,6 +442,41 @@ def _guard(rows: Sequence[tuple[Series, float, float]], t: stats.Pooled) -> floa
         return t.wilcoxon_p
     signs = {math.copysign(1.0, after - before) for _, before, after in rows if after != before}
     return 0.0 if len(signs) == 1 else 1.0
+
+
+FEWEST_NIGHTS = 3
+"""Nights before a shift of all cells from which the spread of nights is estimated."""
+
+
+def _nights(kind: str, rows: Sequence[tuple[Series, float, float]]) -> float:
+    """p of a shift of all times, bytes or joules against the spread of the nights before.
+
+    The cells of one night share the machine's load and temperature, so many cells are no evidence against a common
+    night effect. Each night is one value, the mean logarithm over the cells relative to their level; the new nights are
+    compared with the earlier ones by a t test on their spread.
+
+    Returns:
+        0, which leaves the decision to the other tests: for scores, whose items and seeds are the same every night, and
+        below :data:`FEWEST_NIGHTS` earlier nights, whose spread is then not known.
+    """
+    if METRICS[rows[0][0].quantity].family not in RATIO_FAMILIES:
+        return 0.0
+    before, after = [], []
+    for one, _, _ in rows:
+        segment = one.segment()
+        earlier, now = (one.before_segment(), segment) if kind == "environment" else (segment[:-1], segment[-1:])
+        before.append([point.value for point in earlier])
+        after.append([point.value for point in now])
+    n, m = min(map(len, before)), min(map(len, after))
+    if n < FEWEST_NIGHTS or min(map(min, (*before, *after))) <= 0:
+        return 0.0
+    old, new = np.log([values[-n:] for values in before]), np.log([values[-m:] for values in after])
+    level = old.mean(axis=1, keepdims=True)
+    nights, shift = (old - level).mean(axis=0), float((new - level).mean())
+    spread = float(nights.std(ddof=1))
+    if spread == 0:
+        return float(shift == 0)
+    return 2 * float(distributions.t.sf(abs(shift) / (spread * math.sqrt(1 / n + 1 / m)), n - 1))
 
 
 def _level(points: Sequence[SeriesPoint]) -> float:

@@ -1,7 +1,8 @@
 """The eight smells of leaderboards (LBOps, arXiv:2407.04065) as checks on a board's files against its records.
 
 missing, unresponsive, confusing, inaccessible, mismatched, misdisplayed, redundant, deprecated. The meaning of a smell
-is inferred from its name and the threads it was found in; each check states what it tests.
+is inferred from its name and the threads it was found in; each check states what it tests. A ninth check, ``unsound``,
+asks what a referee asks of the numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CHECKS = {
     "misdisplayed": rules.misdisplayed,
     "redundant": rules.redundant,
     "deprecated": rules.deprecated,
+    "unsound": rules.unsound,
 }
 """Smell to its check."""
 

@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.record import SCHEMA_VERSION
 from reports.board import lbom
-from reports.board.board import MARK_WORDS, BoardRow
+from reports.board.board import DEGENERATE, MARK_WORDS, NOT_LEARNED, BoardRow
 from reports.board.checks.reading import FORMATS, Files
 from reports.board.formats.files import texts
 from reports.board.formats.text import MISSING, ColumnText, columns, place
@@ -319,3 +319,37 @@ def deprecated(files: Files) -> Found:
             words = MARK_WORDS.get(mark, mark)
             if words not in files.text("board.md"):
                 yield "board.md", f"{_name(row)} is marked {mark!r}, which is not shown"
+
+
+# --- unsound -------------------------------------------------------------------------------------
+def unsound(files: Files) -> Found:
+    """What a referee asks of a board: replication, references that learned, no degenerate row in front, floors."""
+    for number, part in enumerate(files.content["sections"]):
+        where, caption = f"section {number + 1}", part["caption"].lower()
+        yield from _pseudo_replicated(files, part)
+        for row in part["rows"]:
+            verdict = (row.get("learned") or {}).get("verdict", "")
+            first = row["rank"] is not None and row["rank"][0] == 1
+            if verdict == DEGENERATE and (row["front"] or first):
+                yield _name(row), f"is degenerate and {'on the Pareto front' if row['front'] else 'ranked first'}"
+            reference = (row["labels"]["method"], row["labels"]["quantization"]) == FULL
+            if reference and verdict not in ("", "learned") and NOT_LEARNED not in caption:
+                yield where, f"full fine-tuning did not learn ({verdict}) and the caption does not say so"
+        for axis in part["axes"]:
+            if axis.endswith("peak_rss_bytes"):
+                yield where, "peak RSS is a Pareto axis; most of it is the process that workers are forked from"
+        timed = any((row["cells"].get("step_ms") or {}).get("value") is not None for row in part["rows"])
+        if timed and "times: " not in caption:
+            yield where, "step times are shown, and the caption does not say how large a difference must be"
+
+
+def _pseudo_replicated(files: Files, part: Mapping[str, Any]) -> Found:
+    """Runs counted as seeds that are none: a seed twice, or runs that repeat a cell for its time."""
+    for row in part["rows"]:
+        seeds = [str(seed) for seed in row["seeds"]]
+        if len(set(seeds)) < len(seeds):
+            yield _name(row), f"counts a seed more than once ({', '.join(seeds)})"
+        records = [files.records[i] for i in row["records"] if i in files.records]
+        repeated = sum(record.cell.get("role", "result") != "result" for record in records)
+        if repeated:
+            yield _name(row), f"{repeated} of its records are repeated runs or trials, which are no seeds"
