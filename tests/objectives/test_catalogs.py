@@ -360,7 +360,7 @@ def test_a_parameter_that_is_not_handed_over_is_seen() -> None:
 
 @pytest.mark.slow
 def test_a_teacher_is_trained_before_it_is_asked(bench: Bench) -> None:  # noqa: F811
-    """The teacher is a cell of its own model, trained once for both students; what it says is what was trained."""
+    """The teacher is a cell that is trained once for both students."""
     plain = bench.sweep["models"][0]
     taught = {"model": plain, "trained": {"method": "full", "steps": 12}}
     teachers = {"as is": plain, "taught": taught}
