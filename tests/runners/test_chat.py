@@ -181,6 +181,17 @@ def test_an_end_token_in_a_row_is_one_sentence(prompt: str, answer: str) -> None
         encode_pair(tokenizer, prompt, answer)
 
 
+def test_a_chat_longer_than_the_context_is_counted() -> None:
+    tokenizer = chatting("byte level, no BOS, padded with EOS")
+    (whole,), _ = encode_training(tokenizer, [Item("a", TALK, answer="two")], "causal-lm", 512)
+    ctx = context(Oracle(tokenizer, {(0,): [1]}, positions=len(whole["input_ids"]) - 2), tokenizer)
+    assert answer_logps(ctx, [(TALK, "two"), ("Hi", "two")]).cut == [True, False]
+    prompt = encode_prompt(tokenizer, TALK)
+    room = len(whole["input_ids"]) - 2 - len(prompt)
+    (found,) = complete(ctx, [prompt], new_tokens=room + 1, decoding=Decoding())
+    assert found.cut
+
+
 def test_a_system_prompt_needs_chat() -> None:
     assert ModelSpec(id="x", prompt_format="chat", system_prompt="Be short.").system_prompt
     with pytest.raises(ValueError, match="prompt_format: chat"):
