@@ -323,7 +323,7 @@ def deprecated(files: Files) -> Found:
 
 # --- unsound -------------------------------------------------------------------------------------
 def unsound(files: Files) -> Found:
-    """What a referee asks of a board: replication, references that learned, no degenerate row in front, floors."""
+    """Questions of a referee: replication, references that learned, no degenerate row in front, floors."""
     for number, part in enumerate(files.content["sections"]):
         where, caption = f"section {number + 1}", part["caption"].lower()
         yield from _pseudo_replicated(files, part)
