@@ -16,7 +16,7 @@ from reports.apps.regressions.detect import Report, detect
 from reports.apps.regressions.series import History, Series, SeriesPoint
 
 CELLS, NIGHTS, ITEMS = 40, 15, 1000
-ROUNDS = 200
+ROUNDS = 100
 ENVIRONMENTS = {"old": {"packages": {"torch": "2.13.0"}}, "new": {"packages": {"torch": "2.14.0"}}}
 Values = dict[str, np.ndarray]
 
@@ -86,7 +86,10 @@ def in_matrix(metric: str) -> Callable[[Report], bool]:
 CASES = (
     Case("nothing", None, False, None),
     Case("nothing, new environment", None, True, None),
-    *(Case(f"nothing, nights differ by {sd:.0%} in time", None, False, None, sd) for sd in (0.01, 0.02, 0.03, 0.05)),
+    *(
+        Case(f"nothing, nights differ by {100 * sd:.0f} % in time", None, False, None, sd)
+        for sd in (0.01, 0.02, 0.03, 0.05)
+    ),
     Case("spike ten nights ago", past_spike, False, None),
     Case("one cell 15 % slower", one_cell_slower, False, in_cell("step_ms")),
     Case("one cell 3 % more memory", one_cell_more_memory, False, in_cell("cuda_allocated_peak_bytes")),
