@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.bounded import parse_json
 from harness.digests import digest
 from harness.errors import UserError
 
@@ -109,6 +110,15 @@ class SamplesRef(Frozen):
     rows: int = Field(ge=0)
 
 
+PARTS = {
+    "cell": ("model", "method", "quantization", "task", "hardware", "training", "evaluation"),
+    "environment": ("packages", "facts", "imported"),
+}
+"""Parts of a record that are mappings where they are there at all."""
+SHARES = ("accuracy", "merged_accuracy", "retained_accuracy", "base_retained_accuracy")
+"""Quantities that are a share of items; intervals are computed from them."""
+
+
 class Record(Frozen):
     """Everything one attempt at one cell left behind.
 
@@ -143,6 +153,19 @@ class Record(Frozen):
     started: str = ""
     finished: str = ""
     supersedes: str | None = None
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Record:
+        """What every reader of records relies on: the types of a cell's parts, and shares within 0 and 1."""
+        for name, held in (("cell", self.cell), ("environment", self.environment)):
+            for key in PARTS[name]:
+                if not isinstance(held.get(key), dict | None):
+                    raise ValueError(f"{name}.{key} has keys and values, not {ascii(held[key])[:40]}")
+        for name in SHARES:
+            value = self.metrics[name].value if name in self.metrics else None
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is between 0 and 1, not {value}")
+        return self
 
     def content(self) -> dict[str, Any]:
         """The record as plain JSON values, without its id."""
@@ -190,9 +213,11 @@ class Record(Frozen):
             UserError: not JSON, not a record, or content that does not match its id.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text, where=where)
             stored_id = data.pop("id")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except UserError as error:
+            raise UserError(f"not a readable record: {error.what}", where=where) from error
+        except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"not a readable record ({error})", where=where) from error
         version = data.get("schema_version")
         if not isinstance(version, int):

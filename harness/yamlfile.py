@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from harness.bounded import read_text
 from harness.errors import UserError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
@@ -53,13 +54,11 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
         UserError: no such file, not YAML, or a key given twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most=MAX_BYTES)
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from error
-    if len(text) > MAX_BYTES:
-        raise UserError(f"the file has {len(text):,} characters, {MAX_BYTES:,} are read", where=str(path))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     lines: dict[Loc, int] = {}
     try:
         loader = _Loader(text)
@@ -101,8 +100,8 @@ def _check_size(root: yaml.Node, path: Path) -> None:
                 inside = [n for pair in node.value for n in pair]
             else:
                 inside = list(node.value) if isinstance(node, yaml.SequenceNode) else []
-            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
-                raise UserError(f"a number of {len(node.value):,} digits", where=where, fix="Write a smaller one.")
+            if isinstance(node, yaml.ScalarNode):
+                _check_scalar(node, where)
             found = 1
             for one in inside:
                 found += size(one, depth + 1)
@@ -113,6 +112,15 @@ def _check_size(root: yaml.Node, path: Path) -> None:
         return sizes[id(node)]
 
     size(root, 0)
+
+
+def _check_scalar(node: yaml.ScalarNode, where: str) -> None:
+    if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+        raise UserError(f"a number of {len(node.value):,} digits", where=where, fix="Write a smaller one.")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise UserError("a text holds half of a character (a lone surrogate)", where=where) from None
 
 
 def _mark(node: yaml.Node, at: Loc, lines: dict[Loc, int], path: Path) -> None:

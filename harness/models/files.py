@@ -6,12 +6,14 @@ Any other source of a model (an adapter, a single-file checkpoint) builds its id
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from harness.bounded import LFS, check_shape, open_regular, parse_json, read_json
 from harness.digests import digest
 from harness.errors import UserError
 from harness.file_digests import FileDigests
@@ -71,6 +73,22 @@ def _left_out(name: str) -> bool:
     )
 
 
+class _WeightIndex(BaseModel):
+    """``*.safetensors.index.json``: tensor to file."""
+
+    weight_map: dict[str, str]
+
+
+MAX_INDEX_BYTES = 64 * 2**20
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for a file, or with a NUL
+        return False
+
+
 def _shards(folder: Path, index: Path, where: str) -> dict[str, Path]:
     """The files that an index of weights names.
 
@@ -78,14 +96,15 @@ def _shards(folder: Path, index: Path, where: str) -> dict[str, Path]:
         UserError: the index is no index, or names what is not there or not in the folder.
     """
     try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = {str(name): folder / str(name) for name in named}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index.name} is not an index of weights ({type(error).__name__})", where=where) from None
+        found = check_shape(read_json(index, most=MAX_INDEX_BYTES), _WeightIndex, where=where)
+    except (OSError, UserError) as error:
+        why = error.what if isinstance(error, UserError) else error.strerror
+        raise UserError(f"{index.name} is not an index of weights: {why}", where=where) from None
+    paths = {name: folder / name for name in sorted(set(found.weight_map.values()))}
     for name, path in paths.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{index.name} names {name!r}, which is outside the model's folder", where=where)
-        if not path.is_file():
+        if not _is_file(path):
             raise UserError(f"{index.name} names {name!r}, which does not exist", where=where, fix="Copy it again.")
     return paths
 
@@ -120,7 +139,6 @@ def _of(path: Path, digests: FileDigests) -> str:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
 
 
-LFS = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
@@ -138,20 +156,22 @@ def safetensors_elements(path: Path, *, where: str = "") -> int:
 
     try:
         size = path.stat().st_size
-        with path.open("rb") as stream:
+        with open_regular(path, where=shown) as stream:
             start = stream.read(8)
             if start == LFS[:8]:
                 raise wrong("is a git-lfs pointer and holds no weights", "Run: git lfs pull")
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise wrong(f"is no safetensors file, or cut off: it has {size:,} bytes")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length).decode(), where=shown)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         shapes = [[int(n) for n in entry["shape"]] for entry in tensors.values()]
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except UserError as error:
+        raise wrong(f"is no safetensors file: its header cannot be read ({error.what})") from None
     except OSError as error:
         raise wrong(f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise wrong(f"is no safetensors file: its header cannot be read ({type(error).__name__})") from None
     if not tensors:
         raise wrong("holds no tensor", "Save the model again with save_pretrained.")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError
 from harness.models import gguf_files
 from harness.models.files import safetensors_elements
 from harness.models.skeleton import skeleton
-from harness.models.sources import local_folder, recipe, scheme_of
+from harness.models.sources import local_folder, read_config, recipe, scheme_of
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,17 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         vocabulary, heads = int(config.get("vocab_size") or 0), int(config["num_attention_heads"])
-    except (KeyError, TypeError, ValueError):
+        inner = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * hidden)
+        head = int(config.get("head_dim") or hidden // heads)
+        kv = int(config.get("num_key_value_heads") or heads)
+        experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
-    inner = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * hidden)
-    head = int(config.get("head_dim") or hidden // heads)
-    kv = int(config.get("num_key_value_heads") or heads)
+    if min(hidden, layers, heads, inner, head, kv, experts) < 1 or vocabulary < 0:
+        return None
     attention = 2 * hidden * heads * head + 2 * hidden * kv * head
     gated = "rms_norm_eps" in config or config.get("hidden_act") == "silu"  # the Llama family has three matrices
     feed_forward = (3 if gated else 2) * hidden * inner
-    experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
     return Shape(layers * (attention + experts * feed_forward) + embeddings, layers, hidden, vocabulary)
 
@@ -87,7 +89,6 @@ def _config(model_id: str, revision: str | None) -> Mapping[str, Any] | None:
     else:
         path = folder / "config.json"
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(path)
+    except UserError:  # said where the model is named; here there is no size
         return None
-    return loaded if isinstance(loaded, dict) else None

@@ -6,13 +6,13 @@ Everything in here is light: ``identity`` and ``check`` serve the plan, ``locate
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_json
 from harness.digests import digest
 from harness.errors import UserError, did_you_mean
 from harness.file_digests import FileDigests
@@ -234,15 +234,11 @@ def read_config(path: Path, *, where: str = "") -> dict[str, Any]:
     shown = where or str(path)
     fix = "Save the model again with save_pretrained."
     try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise UserError(f"config.json has {size:,} bytes, which no configuration has", where=shown, fix=fix)
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        if "text" in locals() and str(text).startswith("version https://git-lfs"):
-            raise UserError("config.json is a git-lfs pointer", where=shown, fix="Run: git lfs pull") from None
-        raise UserError(f"config.json is not readable JSON ({type(error).__name__})", where=shown, fix=fix) from None
+        found = read_json(path, most=MAX_CONFIG_BYTES, where=shown, nan=True)
+    except UserError as error:
+        raise UserError(f"config.json: {error.what}", where=shown, fix=error.fix or fix) from None
+    except OSError as error:
+        raise UserError(f"config.json cannot be read: {error.strerror or error}", where=shown, fix=fix) from None
     if not isinstance(found, dict):
         raise UserError("config.json holds no configuration: an object is expected", where=shown, fix=fix)
     if not isinstance(found.get("model_type"), str):

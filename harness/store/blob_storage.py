@@ -9,11 +9,11 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from harness.bounded import open_regular
 from harness.errors import UserError
 
 T = TypeVar("T")
@@ -107,19 +107,7 @@ class LocalFiles:
             FileNotFoundError: there is no such file.
             UserError: it is no regular file, or a link that leads nowhere: a pipe or a device could block for ever.
         """
-        target = self.root / path
-        try:
-            handle = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise UserError("a link that leads to itself", where=str(target), fix="Remove it.") from error
-            if error.errno == errno.ENXIO:  # a socket
-                raise UserError("not a regular file", where=str(target), fix="Remove it.") from error
-            raise
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise UserError("not a regular file", where=str(target), fix="Remove it.")
-        return os.fdopen(handle, "rb")
+        return open_regular(self.root / path)
 
     def build(
         self,

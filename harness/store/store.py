@@ -227,7 +227,7 @@ class Store:
         """The scored items in the sample file of this digest, checked against it.
 
         Raises:
-            UserError: the file is missing or damaged (it is then quarantined).
+            UserError: the file is missing, damaged (it is then quarantined), or no table of scored items.
         """
         path = f"samples/{digest}.parquet"
         data = self.files.read(path)
@@ -236,10 +236,7 @@ class Store:
         if hashlib.sha256(data).hexdigest() != digest:
             damage = self._quarantine(path, "the content does not match its digest: changed or cut off")
             raise UserError(damage.reason, where=damage.path, fix="Run the cell again.")
-        import pyarrow
-        from pyarrow import parquet
-
-        return parquet.read_table(pyarrow.BufferReader(data))
+        return samples_table(data, where=self.files.show(path))
 
     def read(self, entry: Entry) -> Record | Damage:
         """The record behind an entry, or what is wrong with its file, which is then moved to ``quarantine/``.
@@ -446,6 +443,36 @@ def samples_to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     stream = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), stream, compression="zstd")
     return bytes(stream.getvalue())
+
+
+def samples_table(data: bytes, *, where: str) -> pyarrow.Table:
+    """The scored items in a file, with the columns and types of :func:`samples_schema`.
+
+    Raises:
+        UserError: not Parquet, other columns or types, a missing value where there must be one, or a log-probability
+            that is NaN or above every number.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    schema = samples_schema()
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        if sorted(file.schema_arrow.names) != sorted(schema.names):
+            raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)[:200]}")
+        table = file.read(use_threads=False).select(schema.names).cast(schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # Arrow raises all four
+        what = str(error).strip().partition("\n")[0][:200]
+        raise UserError(f"not a table of scored items: {what}", where=where, fix="Run the cell again.") from error
+    for field in schema:
+        column = table.column(field.name)
+        if not field.nullable and column.null_count:
+            raise UserError(f"items without a value of {field.name!r}", where=where, fix="Run the cell again.")
+        flat = pc.list_flatten(column) if pa.types.is_list(field.type) else column
+        if pa.types.is_floating(flat.type) and not pc.all(pc.less_equal(flat, 1e300), min_count=0).as_py():
+            raise UserError(f"{field.name!r} is not a number", where=where, fix="Run the cell again.")
+    return table
 
 
 def samples_ref(data: bytes) -> SamplesRef:

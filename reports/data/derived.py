@@ -37,6 +37,8 @@ def calibration_error(table: pa.Table) -> float | None:
 
 
 def _largest_share(logps: NDArray[np.float64]) -> float:
+    if not np.isfinite(logps.max()):  # no option is possible
+        return 1.0 / len(logps)
     weights = np.exp(logps - logps.max())
     return float(1.0 / weights.sum())
 

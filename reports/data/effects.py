@@ -139,6 +139,7 @@ class Evidence:
         ids = tuple(tuple(identity for _, identity in members[config]) for config in sorted(members))
         if (ids, metric) not in self._families:
             found = {c: s for c in sorted(members) if (s := self.scores(members[c], ARMS[metric])) is not None}
+            found = {c: s for c, s in found.items() if len(s.items) > 1}  # one item has no spread
             counts = Counter(scores.items for scores in found.values())
             order = sorted(counts, key=lambda items: (-counts[items], items))
             self._families[ids, metric] = tuple(

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from harness import stats
+from harness.comparability import part
 from harness.record import Record
 from reports.data.effects import Evidence, Family, members_of, weighted
 from reports.data.samples import SampleSource
@@ -90,7 +91,7 @@ def verdicts(
 
 def trains(record: Record) -> bool:
     """Whether the row's weights were trained, in this cell or in those that it combines."""
-    method = record.cell.get("method") or {}
+    method = part(record.cell, "method")
     return method.get("learning_rate") is not None or bool(method.get("ingredients"))
 
 
@@ -99,7 +100,7 @@ def _has_fresh_head(record: Record) -> bool:
 
     A language model knows many answers before training. Against a constant answer it would always have learned.
     """
-    return (record.cell.get("task") or {}).get("kind") == FRESH_HEAD
+    return bool(part(record.cell, "task").get("kind") == FRESH_HEAD)
 
 
 def _base_of(

@@ -48,7 +48,7 @@ def test_aliases_are_counted_written_out(tmp_path: Path) -> None:
         ("[" * 60 + "]" * 60, "more than 40 deep"),
         ("a: &a [*a]", "alias that holds itself"),
         ("a: " + "9" * 400, "a number of 400 digits"),
-        ("# " + "x" * 5_000_000, "characters"),
+        ("# " + "x" * 5_000_000, "5,000,002 bytes, and at most"),
     ],
 )
 def test_a_yaml_file_is_bounded(text: str, message: str, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from harness.errors import UserError, did_you_mean
 from harness.record import Record
 from harness.store.store import Store
@@ -55,7 +57,15 @@ def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
     if kind not in IMPORTERS:
         raise UserError(f"unknown kind of results {kind!r}", fix=did_you_mean(kind, IMPORTERS))
     read, patterns = IMPORTERS[kind]
-    made = [one for path in _files(kind, paths, patterns) for one in read(path)]
+    made = []
+    for path in _files(kind, paths, patterns):
+        try:
+            found = read(path)
+        except ValidationError as error:  # a record's own types refuse a value, such as an accuracy of 2
+            raise UserError(f"no record can hold this: {_first(error)}", where=str(path)) from error
+        if not found:
+            raise UserError("the file holds no result", where=str(path), fix="Leave it out.")
+        made += found
     before = {entry.id for entries in store.entries().values() for entry in entries}
     added = {store.append(one.record, one.samples).id for one in made} - before
     reasons: dict[str, str] = {}
@@ -67,6 +77,10 @@ def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
     lacks = sorted({lack for one in made for lack in one.record.environment["imported"]["lacks"]})
     unmapped = {name: (reasons[name], counts[name]) for name in sorted(reasons)}
     return Import(tuple(one.record for one in made), len(added), unmapped, tuple(lacks))
+
+
+def _first(error: ValidationError) -> str:
+    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
 
 
 def _files(kind: str, paths: Sequence[Path], patterns: Sequence[str]) -> list[Path]:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from harness.digests import digest, digest_file, slug
+from pydantic import BaseModel, ConfigDict
+
+from harness import bounded
+from harness.digests import canonical_json, digest, digest_file, slug
 from harness.errors import UserError
 from harness.record import Outcome, Reading, Record, SamplesRef, Span
 
 AXES = ("model", "method", "quantization", "task")
+MAX_BYTES = 256 * 2**20
+"""Size of the largest result file that is read."""
+LARGEST = 1e100
+"""No measured quantity is larger; sums and squares of smaller ones stay finite."""
+SETTINGS = ("config", "configs", "run_info", "versions", "n-shot", "n-samples", "task_hashes")
+"""Parts of the files that go into the identity of a cell; scores may be NaN, as tools write them, settings may not."""
 UNKNOWN_FIELD = "not known to this importer"
+
+
+Scalar = str | bool | int | float | None
+
+
+class Shape(BaseModel):
+    """Base of the types of foreign files: the fields that an importer reads; others may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,20 @@ class Content:
     finished: str = ""
 
 
+def typed(content: Mapping[str, Any], file: type[BaseModel], path: Path) -> None:
+    """Check the types of the fields that an importer reads.
+
+    Raises:
+        UserError: the first field of another type, by its path in the file.
+    """
+    bounded.check_shape(content, file, where=str(path))
+    for name in SETTINGS:
+        try:
+            canonical_json(content.get(name))
+        except ValueError:
+            raise UserError(f"a setting in {name!r} is not a finite number", where=str(path)) from None
+
+
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """A JSON object that has the keys ``needed``.
 
@@ -67,9 +98,11 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         UserError: not JSON, or another kind of file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"not a readable JSON file ({error})", where=str(path)) from error
+        content = bounded.read_json(path, most=MAX_BYTES, nan=True)
+    except UserError as error:
+        raise UserError(f"not a readable JSON file: {error.what}", where=str(path)) from error
+    except OSError as error:
+        raise UserError(f"not a readable JSON file: {error.strerror or error}", where=str(path)) from error
     absent = [name for name in needed if not isinstance(content, dict) or name not in content]
     if absent:
         raise UserError(
@@ -152,7 +185,7 @@ def make_record(origin: Origin, content: Content) -> Record:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
+    """A number below :data:`LARGEST`, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(float(value)) < float("inf") else None
+    return float(value) if abs(float(value)) < LARGEST else None

@@ -7,21 +7,37 @@ trains nothing, so the method is the adapter that was loaded, by its name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from harness.bounded import check_shape, parse_json, read_text
 from harness.digests import digest
 from harness.errors import UserError
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading
 from harness.store.store import samples_ref, samples_to_parquet
-from reports.apps.importers.base import Content, Imported, Origin, make_record, name_unmapped, number, read_json
+from reports.apps.importers.base import (
+    MAX_BYTES,
+    Content,
+    Imported,
+    Origin,
+    Scalar,
+    Shape,
+    make_record,
+    name_unmapped,
+    number,
+    read_json,
+    typed,
+)
 
 TOOL = "lm-eval"
+LATEST_S = 253_402_300_800.0
+"""Seconds to the end of the year 9999, the last that a date can hold."""
 ACCURACIES = ("acc", "exact_match", "em")
 """Metrics that are the share of items answered right, in order of preference."""
 OTHERS = {"acc_bytes": "accuracy_norm", "mcc": "matthews"}
@@ -87,6 +103,51 @@ REASONS = {
 }
 
 
+class _Configuration(Shape):
+    model: Scalar = None
+    model_args: str | dict[str, Any] | None = None
+    model_sha: str | None = None
+    peft_sha: str | None = None
+    model_dtype: str | None = None
+    batch_size: Scalar = None
+    device: str | None = None
+    limit: Scalar = None
+    random_seed: int | None = None
+
+
+class _Definition(Shape):
+    dataset_path: Scalar = None
+    dataset_name: Scalar = None
+    output_type: Scalar = None
+    generation_kwargs: dict[str, Any] | None = None
+
+
+class _File(Shape):
+    results: dict[str, dict[str, Any]]
+    configs: dict[str, _Definition]
+    config: _Configuration
+    groups: dict[str, Any] | None = None
+    group_subtasks: dict[str, Any] | None = None
+    versions: dict[str, Scalar] | None = None
+    shots: dict[str, Scalar] | None = Field(default=None, alias="n-shot")
+    counts: dict[str, dict[str, Scalar] | None] | None = Field(default=None, alias="n-samples")
+    task_hashes: dict[str, Scalar] | None = None
+    model_name: Scalar = None
+    lm_eval_version: Scalar = None
+    transformers_version: Scalar = None
+    git_hash: Scalar = None
+    chat_template_sha: Scalar = None
+    system_instruction_sha: Scalar = None
+    fewshot_as_multiturn: Scalar = None
+
+
+class _Item(Shape):
+    doc_id: str | int
+    target: Any
+    filtered_resps: list[Any]
+    filter: str | None = None
+
+
 def read(path: Path) -> list[Imported]:
     """One record for every task of a results file.
 
@@ -94,6 +155,7 @@ def read(path: Path) -> list[Imported]:
         UserError: the file is not one of this harness, or its samples are damaged.
     """
     content = read_json(path, "results", "configs", "config")
+    typed(content, _File, path)
     groups = set(content.get("group_subtasks") or {}) | set(content.get("groups") or {})
     version = str(content.get("lm_eval_version") or content.get("git_hash") or "")
     origin = Origin(TOOL, version, path, LACKS, name_unmapped(content, MAPPED, REASONS))
@@ -107,7 +169,8 @@ def _task(origin: Origin, content: Mapping[str, Any], task: str) -> Imported:
     rows = _samples(origin.file, task, chosen)
     data = samples_to_parquet(rows) if rows else None
     when = number(content.get("date"))
-    date = datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds") if when is not None else ""
+    known = when is not None and 0 <= when < LATEST_S
+    date = datetime.fromtimestamp(when or 0.0, UTC).isoformat(timespec="seconds") if known else ""
     made = Content(
         cell=_cell(content, task, chosen),
         outcome=Outcome(status="ok", stage="evaluate"),
@@ -136,7 +199,7 @@ def _task(origin: Origin, content: Mapping[str, Any], task: str) -> Imported:
 
 def _metrics(content: Mapping[str, Any], task: str, scores: Mapping[str, Any], chosen: str) -> dict[str, Reading]:
     counts = (content.get("n-samples") or {}).get(task) or {}
-    n = counts.get("effective") if isinstance(counts.get("effective"), int) else None
+    n = counts.get("effective") if type(counts.get("effective")) is int else None
     out = {}
     if chosen:
         out["accuracy"] = reading("accuracy", scores[chosen], source=f"lm-eval {chosen}", n=n)
@@ -226,11 +289,12 @@ def _samples(results: Path, task: str, chosen: str) -> list[dict[str, Any]]:
         return []
     metric, _, kind = chosen.partition(",")
     rows = []
-    for number_, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number_, line in enumerate(read_text(path, most=MAX_BYTES).split("\n"), start=1):
         if not line.strip():
             continue
+        item = parse_json(line, where=f"{path}:{number_}", nan=True)
+        check_shape(item, _Item, where=f"{path}:{number_}")
         try:
-            item = json.loads(line)
             if item.get("filter", kind) == kind and metric in item:
                 rows.append(_sample(task, item, metric))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -248,11 +312,13 @@ def _sample(task: str, item: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "answer": str(target),
         "cut": False,
     }
-    if answers and all(isinstance(a, list) and len(a) == 2 for a in answers):  # log-likelihoods of the choices
-        logs = [float(a[0]) for a in answers]
+    read = [number(a[0]) for a in answers if isinstance(a, list) and len(a) == 2]
+    logs = [value for value in read if value is not None]
+    if answers and len(logs) == len(answers):  # log-likelihoods of the choices
         row["prediction"] = str(max(range(len(logs)), key=logs.__getitem__))
         row["logp_choices"] = logs
-        right = int(target) if str(target).isdigit() and int(target) < len(logs) else None
+        place = str(target)
+        right = int(place) if place.isdecimal() and len(place) < 10 and int(place) < len(logs) else None
         if right is not None:
             row["logp_answer"] = logs[right]
             row["margin"] = logs[right] - max([v for i, v in enumerate(logs) if i != right], default=logs[right])

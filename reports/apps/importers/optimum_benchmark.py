@@ -14,7 +14,18 @@ from typing import Any
 from harness.digests import digest
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading, Span
-from reports.apps.importers.base import Content, Imported, Origin, make_record, name_unmapped, number, read_json
+from reports.apps.importers.base import (
+    Content,
+    Imported,
+    Origin,
+    Scalar,
+    Shape,
+    make_record,
+    name_unmapped,
+    number,
+    read_json,
+    typed,
+)
 
 TOOL = "optimum-benchmark"
 JOULES = {"kWh": 3_600_000.0, "Wh": 3600.0, "J": 1.0}
@@ -68,6 +79,54 @@ REASONS = {
 }
 
 
+class _Backend(Shape):
+    name: Scalar = None
+    model: Scalar = None
+    task: Scalar = None
+    device: Scalar = None
+    torch_dtype: Scalar = None
+    attn_implementation: Scalar = None
+    quantization_scheme: Scalar = None
+    peft_type: Scalar = None
+    seed: int | None = None
+    model_kwargs: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
+    peft_config: dict[str, Any] | None = None
+
+
+class _Scenario(Shape):
+    name: Scalar = None
+    training_arguments: dict[str, Any] | None = None
+    input_shapes: dict[str, Any] | None = None
+    generate_kwargs: dict[str, Any] | None = None
+    max_steps: Scalar = None
+    warmup_steps: Scalar = None
+
+
+class _Environment(Shape):
+    gpu: list[Scalar] | Scalar = None
+    cpu: Scalar = None
+
+
+class _Configuration(Shape):
+    backend: _Backend | None = None
+    scenario: _Scenario | None = None
+    environment: _Environment | None = None
+
+
+class _Latency(Shape):
+    values: list[Scalar] | None = None
+
+
+class _Measured(Shape):
+    latency: _Latency | None = None
+
+
+class _File(Shape):
+    config: _Configuration
+    report: dict[str, _Measured | None]
+
+
 def read(path: Path) -> list[Imported]:
     """The record of one benchmark.
 
@@ -80,6 +139,7 @@ def read(path: Path) -> list[Imported]:
         content = {"config": read_json(path.with_name("benchmark_config.json")), "report": read_json(path)}
     else:
         content = read_json(path, "config", "report")
+    typed(content, _File, path)
     content = {"config": content["config"], "report": _without_empty(content["report"])}
     config, report = content["config"], content["report"]
     environment = config.get("environment") or {}

@@ -15,7 +15,18 @@ from typing import Any
 from harness.digests import digest
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading
-from reports.apps.importers.base import Content, Imported, Origin, make_record, name_unmapped, number, read_json
+from reports.apps.importers.base import (
+    Content,
+    Imported,
+    Origin,
+    Scalar,
+    Shape,
+    make_record,
+    name_unmapped,
+    number,
+    read_json,
+    typed,
+)
 
 TOOL = "peft-method-comparison"
 SUITE = "peft method_comparison result file"
@@ -75,6 +86,46 @@ REASONS = {
 }
 
 
+class _TrainConfig(Shape):
+    model_id: str
+    batch_size: Scalar = None
+    max_steps: Scalar = None
+    eval_steps: Scalar = None
+    seed: int | None = None
+    optimizer_kwargs: dict[str, Any] | None = None
+    generation_kwargs: dict[str, Any] | None = None
+
+
+class _Run(Shape):
+    train_config: _TrainConfig
+    peft_config: dict[str, Any] | None = None
+    experiment_name: str
+    created_at: str | None = None
+    error_msg: str | None = None
+
+
+class _Train(Shape):
+    status: Scalar = None
+    metrics: list[dict[str, Any]] | None = None
+
+
+class _Source(Shape):
+    sha: Scalar = None
+
+
+class _Meta(Shape):
+    model_info: _Source | None = None
+    dataset_info: dict[str, _Source] | None = None
+    package_info: dict[str, Scalar] | None = None
+    system_info: dict[str, Scalar] | None = None
+
+
+class _File(Shape):
+    run_info: _Run
+    train_info: _Train
+    meta_info: _Meta
+
+
 def read(path: Path) -> list[Imported]:
     """The record of one result file.
 
@@ -82,6 +133,7 @@ def read(path: Path) -> list[Imported]:
         UserError: the file is not one of this suite.
     """
     content = read_json(path, "run_info", "train_info", "meta_info")
+    typed(content, _File, path)
     run, train, meta = content["run_info"], content["train_info"], content["meta_info"]
     status = STATUS.get(str(train.get("status")), "error")
     reason = str(run.get("error_msg") or "")
@@ -94,7 +146,7 @@ def read(path: Path) -> list[Imported]:
     started = str(run.get("created_at") or "")
     packages = {
         name.removesuffix("-version"): version
-        for name, version in meta.get("package_info", {}).items()
+        for name, version in (meta.get("package_info") or {}).items()
         if name.endswith("-version")
     }
     made = Content(
@@ -107,7 +159,7 @@ def read(path: Path) -> list[Imported]:
         finished=_finished(started, number(run.get("total_time"))),
     )
     reasons = REASONS | (ADALORA_REASONS if made.cell["method"]["name"] == "adalora" else {})
-    commit = str(meta.get("package_info", {}).get("peft-commit-hash") or "")
+    commit = str((meta.get("package_info") or {}).get("peft-commit-hash") or "")
     origin = Origin(
         tool=TOOL,
         version=f"peft {packages.get('peft', '')} {commit[:12]}".strip(),
@@ -122,14 +174,14 @@ def read(path: Path) -> list[Imported]:
 def _cell(run: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
     """The cell in our shape. What the suite tunes per method (optimizer, rate) belongs to the method."""
     config = run["train_config"]
-    shas = {name: part.get("sha") for name, part in sorted(meta.get("dataset_info", {}).items())}
+    shas = {name: part.get("sha") for name, part in sorted((meta.get("dataset_info") or {}).items())}
     model = str(config["model_id"])
     batch, steps = config.get("batch_size"), config.get("max_steps")
     return {
         "model": {
             "label": model.rpartition("/")[2],
             "id": model,
-            "revision": meta.get("model_info", {}).get("sha"),
+            "revision": (meta.get("model_info") or {}).get("sha"),
             "dtype": config.get("dtype"),
             "attention": config.get("attn_implementation"),
         },
@@ -147,7 +199,10 @@ def _cell(run: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
             "validation_items": VALIDATION_ITEMS,
             "test_items": TEST_ITEMS["gsm8k"],
         },
-        "hardware": {"label": str(meta.get("system_info", {}).get("accelerator") or "not stated"), "device": "cuda"},
+        "hardware": {
+            "label": str((meta.get("system_info") or {}).get("accelerator") or "not stated"),
+            "device": "cuda",
+        },
         "training": {
             "steps": steps,
             "batch_size": batch,
@@ -272,8 +327,8 @@ def _series(windows: list[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
 
 
 def _environment(meta: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, Any]:
-    system = meta.get("system_info", {})
-    commits = {k: v for k, v in meta.get("package_info", {}).items() if k.endswith("-commit-hash") and v}
+    system = meta.get("system_info") or {}
+    commits = {k: v for k, v in (meta.get("package_info") or {}).items() if k.endswith("-commit-hash") and v}
     return {
         "packages": dict(packages),
         "commits": commits,
