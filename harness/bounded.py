@@ -28,7 +28,7 @@ INT_BITS = 63
 """Whole numbers are below 2^63 in size; the tables that they go into hold no larger ones."""
 _MOST_DIGITS = 20
 LFS = b"version https://git-lfs"
-"""First bytes of a git-lfs pointer, which stands for a file that was not downloaded."""
+"""First bytes of a git-lfs pointer: a text in place of a file that was not downloaded."""
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -46,13 +46,13 @@ def open_regular(path: Path, *, where: str = "") -> BinaryIO:
         if error.errno == errno.ELOOP:
             raise UserError("a link that leads to itself", where=shown, fix="Remove it.") from error
         if error.errno == errno.ENXIO:  # a socket
-            raise UserError("not a regular file", where=shown, fix="Remove it.") from error
+            raise UserError("cannot be read: not a regular file", where=shown, fix="Remove it.") from error
         raise
     except ValueError as error:  # a NUL in the name
         raise UserError(f"not a file name ({error})", where=ascii(shown)) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError("not a regular file", where=shown, fix="Remove it.")
+        raise UserError("cannot be read: not a regular file", where=shown, fix="Remove it.")
     return os.fdopen(handle, "rb")
 
 
@@ -102,11 +102,12 @@ def read_json(path: Path, *, most: int, where: str = "", nan: bool = False) -> A
     return parse_json(read_text(path, most=most, where=where), where=where or str(path), nan=nan)
 
 
-def parse_json(text: str, *, where: str, nan: bool = False) -> Any:
+def parse_json(text: str, *, where: str, nan: bool = False, large: bool = False) -> Any:
     """A JSON value of bounded depth, size and types.
 
     Args:
         nan: NaN and infinities are taken, as Python's own JSON writes them.
+        large: whole numbers beyond 64 bits are taken, up to Python's limit of digits.
 
     Raises:
         UserError: not JSON, nested more than :data:`MOST_DEPTH` deep, more than :data:`MOST_VALUES` values, a whole
@@ -117,14 +118,14 @@ def parse_json(text: str, *, where: str, nan: bool = False) -> Any:
         raise ValueError(f"{word} is no JSON number")
 
     try:
-        value = json.loads(text, parse_int=_whole, parse_constant=None if nan else not_finite)
+        value = json.loads(text, parse_int=None if large else _whole, parse_constant=None if nan else not_finite)
         _bound(value)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError("a text holds half of a character (a lone surrogate)", where=where) from None
     except RecursionError:
-        raise UserError(f"nested more than {MOST_DEPTH} deep", where=where) from None
+        raise UserError(f"not readable JSON (nested more than {MOST_DEPTH} deep)", where=where) from None
     except ValueError as error:
         raise UserError(f"not readable JSON ({error})", where=where) from None
     return value

@@ -156,16 +156,22 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Record:
-        """What every reader of records relies on: the types of a cell's parts, and shares within 0 and 1."""
+        """Check the types of a cell's parts, and that shares are within 0 and 1: every reader relies on both."""
         for name, held in (("cell", self.cell), ("environment", self.environment)):
             for key in PARTS[name]:
                 if not isinstance(held.get(key), dict | None):
                     raise ValueError(f"{name}.{key} has keys and values, not {ascii(held[key])[:40]}")
+        if max(abs(self.attempt), *(abs(n) for n in self._counts())) >= 2**63:
+            raise ValueError("an attempt or a number of samples is beyond 64 bits")
         for name in SHARES:
             value = self.metrics[name].value if name in self.metrics else None
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} is between 0 and 1, not {value}")
         return self
+
+    def _counts(self) -> list[int]:
+        readings = (*self.metrics.values(), *(r for span in self.spans for r in span.readings))
+        return [0, *(r.n for r in readings if r.n is not None)]
 
     def content(self) -> dict[str, Any]:
         """The record as plain JSON values, without its id."""
@@ -213,7 +219,7 @@ class Record(Frozen):
             UserError: not JSON, not a record, or content that does not match its id.
         """
         try:
-            data = parse_json(text, where=where)
+            data = parse_json(text, where=where, large=True)
             stored_id = data.pop("id")
         except UserError as error:
             raise UserError(f"not a readable record: {error.what}", where=where) from error

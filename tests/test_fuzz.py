@@ -189,7 +189,7 @@ BOARD = load_board("default", [])
 
 
 def read_everything(root: Path) -> None:
-    """What the commands on records do with a store."""
+    """Load, frame and build a board, as the commands on records do."""
     store = Store(root)
     records, _ = store.records()
     framed(index.load(store).flat)
@@ -197,7 +197,7 @@ def read_everything(root: Path) -> None:
 
 
 def test_records(tmp_path: Path) -> None:
-    """Three of four have the right digest: whoever sends a store can compute one."""
+    """Three of four have the right digest, which anybody can compute who sends a store."""
     data = make_samples()
     good = full_record().model_copy(update={"samples": samples_ref(data)}).content()
     good["outcome"]["status"] = "ok"
@@ -303,7 +303,7 @@ def test_segments(tmp_path: Path) -> None:
     ],
 )
 def test_importers(kind: str, name: str, content: dict[str, Any], tmp_path: Path) -> None:
-    """What is imported can also be read: a file that is accepted must give a board."""
+    """A file that is accepted must give records that load and a board."""
     lines = [json.loads(choice(n, 0, [-1.0, -2.0 - n])) for n in range(3)]
 
     def attempt(chance: random.Random) -> None:

@@ -24,7 +24,18 @@ ALLOWED = {
     "runners": ("harness", "tasks"),
     "reports": tuple(
         f"harness.{m}"
-        for m in ("record", "store", "comparability", "stats", "metrics", "errors", "digests", "yamlfile", "spec")
+        for m in (
+            "record",
+            "store",
+            "comparability",
+            "stats",
+            "metrics",
+            "errors",
+            "digests",
+            "yamlfile",
+            "bounded",
+            "spec",
+        )
     ),
 }
 # the same inside a package: folders from top to bottom; one imports only folders after it

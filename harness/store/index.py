@@ -158,7 +158,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int and value.bit_length() < 64 else None
 
 
 def _readings(record: Record) -> Iterator[tuple[Kind, float | None, int | None, float | None]]:

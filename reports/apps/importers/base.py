@@ -28,7 +28,7 @@ UNKNOWN_FIELD = "not known to this importer"
 Scalar = str | bool | int | float | None
 
 
-class Shape(BaseModel):
+class ForeignFields(BaseModel):
     """Base of the types of foreign files: the fields that an importer reads; others may be there."""
 
     model_config = ConfigDict(extra="allow", strict=True)

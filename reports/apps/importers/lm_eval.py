@@ -27,7 +27,7 @@ from reports.apps.importers.base import (
     Imported,
     Origin,
     Scalar,
-    Shape,
+    ForeignFields,
     make_record,
     name_unmapped,
     number,
@@ -103,7 +103,7 @@ REASONS = {
 }
 
 
-class _Configuration(Shape):
+class _Configuration(ForeignFields):
     model: Scalar = None
     model_args: str | dict[str, Any] | None = None
     model_sha: str | None = None
@@ -115,14 +115,14 @@ class _Configuration(Shape):
     random_seed: int | None = None
 
 
-class _Definition(Shape):
+class _Definition(ForeignFields):
     dataset_path: Scalar = None
     dataset_name: Scalar = None
     output_type: Scalar = None
     generation_kwargs: dict[str, Any] | None = None
 
 
-class _File(Shape):
+class _File(ForeignFields):
     results: dict[str, dict[str, Any]]
     configs: dict[str, _Definition]
     config: _Configuration
@@ -141,7 +141,7 @@ class _File(Shape):
     fewshot_as_multiturn: Scalar = None
 
 
-class _Item(Shape):
+class _Item(ForeignFields):
     doc_id: str | int
     target: Any
     filtered_resps: list[Any]

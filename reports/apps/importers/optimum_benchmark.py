@@ -19,7 +19,7 @@ from reports.apps.importers.base import (
     Imported,
     Origin,
     Scalar,
-    Shape,
+    ForeignFields,
     make_record,
     name_unmapped,
     number,
@@ -79,7 +79,7 @@ REASONS = {
 }
 
 
-class _Backend(Shape):
+class _Backend(ForeignFields):
     name: Scalar = None
     model: Scalar = None
     task: Scalar = None
@@ -94,7 +94,7 @@ class _Backend(Shape):
     peft_config: dict[str, Any] | None = None
 
 
-class _Scenario(Shape):
+class _Scenario(ForeignFields):
     name: Scalar = None
     training_arguments: dict[str, Any] | None = None
     input_shapes: dict[str, Any] | None = None
@@ -103,26 +103,26 @@ class _Scenario(Shape):
     warmup_steps: Scalar = None
 
 
-class _Environment(Shape):
+class _Environment(ForeignFields):
     gpu: list[Scalar] | Scalar = None
     cpu: Scalar = None
 
 
-class _Configuration(Shape):
+class _Configuration(ForeignFields):
     backend: _Backend | None = None
     scenario: _Scenario | None = None
     environment: _Environment | None = None
 
 
-class _Latency(Shape):
+class _Latency(ForeignFields):
     values: list[Scalar] | None = None
 
 
-class _Measured(Shape):
+class _Measured(ForeignFields):
     latency: _Latency | None = None
 
 
-class _File(Shape):
+class _File(ForeignFields):
     config: _Configuration
     report: dict[str, _Measured | None]
 

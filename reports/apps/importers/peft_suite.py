@@ -20,7 +20,7 @@ from reports.apps.importers.base import (
     Imported,
     Origin,
     Scalar,
-    Shape,
+    ForeignFields,
     make_record,
     name_unmapped,
     number,
@@ -86,7 +86,7 @@ REASONS = {
 }
 
 
-class _TrainConfig(Shape):
+class _TrainConfig(ForeignFields):
     model_id: str
     batch_size: Scalar = None
     max_steps: Scalar = None
@@ -96,7 +96,7 @@ class _TrainConfig(Shape):
     generation_kwargs: dict[str, Any] | None = None
 
 
-class _Run(Shape):
+class _Run(ForeignFields):
     train_config: _TrainConfig
     peft_config: dict[str, Any] | None = None
     experiment_name: str
@@ -104,23 +104,23 @@ class _Run(Shape):
     error_msg: str | None = None
 
 
-class _Train(Shape):
+class _Train(ForeignFields):
     status: Scalar = None
     metrics: list[dict[str, Any]] | None = None
 
 
-class _Source(Shape):
+class _Source(ForeignFields):
     sha: Scalar = None
 
 
-class _Meta(Shape):
+class _Meta(ForeignFields):
     model_info: _Source | None = None
     dataset_info: dict[str, _Source] | None = None
     package_info: dict[str, Scalar] | None = None
     system_info: dict[str, Scalar] | None = None
 
 
-class _File(Shape):
+class _File(ForeignFields):
     run_info: _Run
     train_info: _Train
     meta_info: _Meta
