@@ -24,10 +24,10 @@ from harness.store.store import samples_ref, samples_to_parquet
 from reports.apps.importers.base import (
     MAX_BYTES,
     Content,
+    ForeignFields,
     Imported,
     Origin,
     Scalar,
-    ForeignFields,
     make_record,
     name_unmapped,
     number,

@@ -16,10 +16,10 @@ from harness.metrics import missing, reading
 from harness.record import Outcome, Reading, Span
 from reports.apps.importers.base import (
     Content,
+    ForeignFields,
     Imported,
     Origin,
     Scalar,
-    ForeignFields,
     make_record,
     name_unmapped,
     number,

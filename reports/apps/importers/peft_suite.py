@@ -17,10 +17,10 @@ from harness.metrics import missing, reading
 from harness.record import Outcome, Reading
 from reports.apps.importers.base import (
     Content,
+    ForeignFields,
     Imported,
     Origin,
     Scalar,
-    ForeignFields,
     make_record,
     name_unmapped,
     number,
