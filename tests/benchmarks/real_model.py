@@ -157,6 +157,7 @@ def throughput(model: str, root: Path, run: Any) -> Iterator[Figure]:
         forward = json.loads((folder / "forward.json").read_text())
         yield "forward, ours / bare", *ratios(forward["ours"], forward["bare"])
         ours, theirs = [], []
+        spent: dict[str, list[float]] = {"inspect": [], "probe": [], "load": []}
         for seed in range(PAIRS):
             path = folder / "throughput.yaml"
             path.write_text(yaml.safe_dump({**SWEEP, "seeds": [seed]}))
@@ -164,10 +165,20 @@ def throughput(model: str, root: Path, run: Any) -> Iterator[Figure]:
             run([sys.executable, "-m", "peft_matrix.cli", "run", str(path), "--results", str(results)])
             (record,) = (json.loads(p.read_text()) for p in results.glob("records/*/*.json"))
             ours.append(record["metrics"]["train_tokens_per_s"]["value"])
+            spans = {span["stage"]: span["seconds"] for span in record["spans"]}
+            for stage, values in spent.items():
+                values.append(spans[stage])
             out = folder / "train.json"
             run([*bare, "train", model, str(root), str(seed), str(out)], OMP_NUM_THREADS="1")
             theirs.append(json.loads(out.read_text()))
         yield "training, cell / bare", *ratios(ours, theirs)
+        for stage, values in spent.items():
+            note = "the sweep asks for nothing of it" if stage != "load" else "for comparison"
+            yield (
+                f"stage {stage}",
+                f"{statistics.median(values):.3g} s (n={len(values)}, at most {max(values):.3g})",
+                note,
+            )
 
 
 def ratios(ours: list[float], theirs: list[float]) -> tuple[str, str]:

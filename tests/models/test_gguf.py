@@ -292,6 +292,30 @@ def test_the_scored_weights_are_those_of_the_file(tmp_path: Path, kind: str, bit
     assert 8 * sum(int(t.n_bytes) for t in body) / sum(int(t.n_elements) for t in body) == bits
 
 
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Mistral"])
+def test_other_architectures_are_read_back_the_same(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        locate(f"gguf:{write(tmp_path / 'tiny.gguf')}", tmp_path / "cache")
+    )
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
+    sizes |= {"head_dim": 128 if name == "Qwen3" else 16}  # transformers reads no other width of Qwen3's heads
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer), num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, **sizes
+    )
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{name}ForCausalLM")(config)
+    for parameter in made.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)  # biases and norms too
+    made.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, quantizer = quantized(tmp_path / "model", tmp_path / "cache", "q8_0")
+    other = transformers.AutoModelForCausalLM.from_pretrained(locate(f"gguf:{quantizer.file}", tmp_path / "other"))
+    ids = torch.tensor([[5, 6, 7, 8, 9, 20, 33, 1]])
+    assert torch.allclose(model(ids).logits, other(ids).logits, atol=1e-5)
+
+
 def test_rows_of_queries_and_keys_are_permuted_and_back() -> None:
     weight = torch.arange(24.0).reshape(8, 3)
     moved = permuted(weight, 2)
