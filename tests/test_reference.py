@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ LOOSE = {
     "cpu-2core-claims": ("a4c8052a09ea6ec385c1b7f53c7db78be0a37b3f7215a291d13eed77ca8da588", 693),
     "cpu-2core-evidence": ("3ed790083063b7a55e910adbe93f45b5c0495073e07b4e66555c75320d38c1d1", 523),
     "cpu-2core-methods": ("56829e1532c98ac3dc74b33313794c5371dee40fb9949ad2b09a658195478763", 957),
+    "cpu-2core-objectives": ("ac1992a21635cc773665d5727b2f9210c8009aab7498cabe90f8b1ffc00dd7bf", 120),
     "cpu-2core-quantizers": ("04906e46219c1683317cd7cc8b04e38124409c168a2c3eea29c6d379f8e8c20e", 521),
     "cpu-2core-tasks": ("4b86c67cf1fe6610ebf7bdda45dde18206c6a7087d7f229cff53e8cb97144273", 16),
     "cpu-2core-temperature": ("694bc07cf02be41138b5acdc19396a77a413eaff70a1a7d5909323c7be34fd93", 72),
@@ -350,7 +352,33 @@ def smollm2() -> Iterator[str]:
             yield f"| {names[record.cell['task']['label']]} | {words} | {texts[0]} | {texts[1]} |"
 
 
+def over_seeds(records: list[Record], label: str, metric: str) -> str:
+    """Mean ± standard deviation over the seeds of a row, in %; the mean alone of one seed."""
+    of_row = [value_of(r, metric) for r in records if r.cell["method"]["label"] == label]
+    found = [100 * value for value in of_row if value is not None]
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.1f}{spread}"
+
+
+def objectives() -> Iterator[str]:
+    """Statements of docs/findings/objectives.md."""
+    nano = of_store("cpu-2core-objectives", "objectives")
+    labels = {"SFT": "sft at 0.02", "DPO": "dpo", "IPO": "ipo", "ORPO": "orpo", "KTO": "kto", "SimPO": "simpo"}
+    for metric in ("accuracy", "retained_accuracy"):
+        for shown, label in labels.items():
+            numbers = [over_seeds(nano, f"{method}+{label}", metric) for method in ("full", "lora", "bitfit")]
+            yield f"| {shown} | {' | '.join(numbers)} |"
+    base = [over_seeds(nano, "none", metric) for metric in ("accuracy", "retained_accuracy")]
+    yield f"The base prefers the chosen answer in {base[0]} % of the pairs and has {base[1]} % of its skills."
+    llm = of_store("cpu-2core-objectives", "objectives-llm")
+    for record in llm:
+        metrics = ("accuracy", "base_retained_accuracy", "retained_accuracy")
+        before, now = f"{value_of(record, 'reference_kl'):.2f}", [100 * (value_of(record, m) or 0) for m in metrics]
+        yield f"| {record.cell['method']['label']} | {now[0]:.0f} | {before} | {now[1]:.0f} → {now[2]:.0f} |"
+
+
 FINDINGS = {
+    "objectives": objectives,
     "claims-nano": claims_nano,
     "smollm2": smollm2,
     "fair-methods": fair_methods,

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.record import Record
 from reports.data.samples import gather
+
+
+class Continual(NamedTuple):
+    """A model that learned several tasks one after the other.
+
+    Attributes:
+        tasks: in the order of learning.
+        accuracy: [stages, tasks], fraction: of every task after every stage.
+        backward_transfer: mean over all tasks but the last: accuracy at the end less that right after the task was
+            learned; below 0 is forgetting (Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 3).
+    """
+
+    tasks: tuple[str, ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    backward_transfer: float
 
 
 def negative_flips(table: pa.Table) -> float | None:
@@ -65,3 +81,32 @@ def derive(tables: Sequence[pa.Table | None]) -> dict[str, list[float]]:
         values = [of(table) for table in tables if table is not None]
         found[name] = [value for value in values if value is not None]
     return found
+
+
+def continual(records: Sequence[Record]) -> Continual | None:
+    """Accuracies after each stage of a sequence of tasks, and the backward transfer; None without a whole sequence.
+
+    A sequence is the longest list of tasks that a record's cell was trained on, its earlier stages first. Records of
+    shorter lists that begin alike are its other rows; a task is scored after a stage by the cell that trains it there,
+    or by one that scores it elsewhere (``score:`` of a task). The records are of one model, method and seed.
+    """
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for record in records:
+        accuracy = record.metrics.get("accuracy")
+        if accuracy is not None and accuracy.value is not None and (learned := _tasks_learned(record)):
+            found.setdefault(learned, {})[record.cell["task"]["name"]] = accuracy.value
+    tasks = max(found, key=len, default=())
+    stages = [found.get(tasks[: n + 1], {}) for n in range(len(tasks))]
+    if len(tasks) < 2 or any(task not in stage for stage in stages for task in tasks):
+        return None
+    matrix = tuple(tuple(stage[task] for task in tasks) for stage in stages)
+    lost = [matrix[-1][i] - matrix[i][i] for i in range(len(tasks) - 1)]
+    return Continual(tasks, matrix, sum(lost) / len(lost))
+
+
+def _tasks_learned(record: Record) -> tuple[str, ...]:
+    own = record.cell["task"]["name"]
+    stages = record.cell.get("stages") or {}
+    earlier = tuple((one.get("task") or {"name": own})["name"] for one in stages.get("earlier", ()))
+    trains = stages.get("trains", True) and record.cell["method"]["learning_rate"] is not None
+    return (*earlier, own) if trains else earlier

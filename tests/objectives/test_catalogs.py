@@ -27,6 +27,9 @@ from harness.objectives.catalog import OBJECTIVES
 from harness.recipes import base as recipes
 from harness.recipes import catalog as recipe_catalog
 from harness.recipes.catalog import RECIPES
+from harness.store.store import Store
+from reports.data.derived import continual
+from reports.data.timing import value_of
 from runners.worker import earlier
 from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
@@ -422,3 +425,29 @@ def test_a_recipe_that_leaves_no_rows(bench: Bench) -> None:  # noqa: F811
     found = by_label(bench)["lora+simpo+self-play"]["outcome"]
     assert (found["status"], found["stage"]) == ("error", "recipe")
     assert "self-play leaves no rows" in found["reason"]
+
+
+@pytest.mark.slow
+def test_a_sequence_of_tasks_has_its_matrix(bench: Bench) -> None:  # noqa: F811
+    """Two tasks one after the other: each is scored after each, and the transfer is that of the records."""
+    one, two = "strings-copy", "strings-shift"
+    use = {"train_items": 64, "validation_items": 8, "test_items": 16}
+    bench.write(
+        methods=["full"],
+        stages=["none", {"name": "second", "earlier": [{"method": "full", "task": {"name": one, **use}}]}],
+        tasks=[{"name": one, "score": [two], **use}, {"name": two, "score": [one], **use}],
+        exclude=[{"task": one, "stages": "second", "why": "not in the sequence"}],
+    )
+    done = bench("run", "sweep.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records, _ = Store(bench.root / "results").records()
+    found = continual(records)
+    assert found is not None
+    assert found.tasks == (one, two)
+    by_label_ = {(r.cell["method"]["label"], r.cell["task"]["name"]): value_of(r, "accuracy") for r in records}
+    assert found.accuracy == (
+        (by_label_["full", one], by_label_[f"full+trained on {one}", two]),
+        (by_label_[f"full+second+trained on {two}", one], by_label_["full+second", two]),
+    )
+    assert found.backward_transfer == found.accuracy[1][0] - found.accuracy[0][0]
+    assert continual([r for r in records if r.cell["task"]["name"] == one]) is None
