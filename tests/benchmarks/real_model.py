@@ -134,7 +134,7 @@ def main(model: str, root: str, name: str, scratch: str) -> None:
 
 
 # --- tokens per second beside a bare loop of transformers -------------------------------------------
-PAIRS, STEPS, ROWS = 5, 4, 4
+PAIRS, STEPS, ROWS = 5, 12, 4
 """Pairs of measurements; training steps of each, and rows of a step."""
 SWEEP = {
     "name": "throughput",
