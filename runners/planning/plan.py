@@ -283,7 +283,9 @@ def make(
     further = _timing(sweep, parts, {*matrix.excluded, *wanted.hopeless}, reasons)
     cells = select([*parts.cells, *further], only)
     stages = staged(cells)
-    cells = list({cell.key: cell for cell in (*cells, *(part for told in stages.values() for part in told))}.values())
+    rows = {cell.key for cell in cells}  # a row of the sweep may be a stage as well, and keeps its label
+    further = {part.key: part for told in stages.values() for part in told if part.key not in rows}
+    cells = [*cells, *further.values()]
     plan = Plan(
         sweep=sweep,
         cells=cells,
