@@ -284,8 +284,8 @@ def make(
     cells = select([*parts.cells, *further], only)
     stages = staged(cells)
     rows = {cell.key for cell in cells}  # a row of the sweep may be a stage as well, and keeps its label
-    further = {part.key: part for told in stages.values() for part in told if part.key not in rows}
-    cells = [*cells, *further.values()]
+    trained_first = {part.key: part for told in stages.values() for part in told if part.key not in rows}
+    cells = [*cells, *trained_first.values()]
     plan = Plan(
         sweep=sweep,
         cells=cells,
