@@ -6,6 +6,7 @@ Configuration objects do nothing: no network, no device query, no environment va
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -455,11 +456,14 @@ class LoadedSweep:
         return f"{self.source}{line}, key '{'.'.join(map(str, loc))}'"
 
 
-def load(path: Path) -> LoadedSweep:
+def load(path: Path, changes: Sequence[str] = ()) -> LoadedSweep:
     """Read a sweep file.
+
+    Args:
+        changes: values to set, as ``training.steps=10``; they are part of the cells like values of the file.
 
     Raises:
         UserError: file, line and key of the first thing that is wrong, and what is allowed.
     """
-    spec, lines = load_model(path, SweepSpec)
+    spec, lines = load_model(path, SweepSpec, changes)
     return LoadedSweep(spec=spec, path=path, lines=lines)

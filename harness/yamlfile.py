@@ -139,14 +139,57 @@ def _mark(node: yaml.Node, at: Loc, lines: dict[Loc, int], path: Path) -> None:
             _mark(value, (*at, index), lines, path)
 
 
-def load_model(path: Path, model: type[M]) -> tuple[M, dict[Loc, int]]:
+def load_model(path: Path, model: type[M], changes: Iterable[str] = ()) -> tuple[M, dict[Loc, int]]:
     """A YAML file as an instance of ``model``, with the positions of its keys.
+
+    Args:
+        changes: values to set before it is checked (:func:`override`).
 
     Raises:
         UserError: the first thing that is wrong, with file, line, key and what is allowed.
     """
     data, lines = load_yaml(path)
+    override(data, changes)
     return validate(data, model, path=path, lines=lines), lines
+
+
+def override(data: Any, changes: Iterable[str]) -> None:
+    """Set values of a file's plain data, in place: ``training.steps=10``, ``methods.0.params.r=16``.
+
+    The value is YAML. Mappings that the file lacks are made; a list is not made longer.
+
+    Raises:
+        UserError: not ``KEY=VALUE``, the value is not YAML, or the key leads through a value that has no keys.
+    """
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator or not key:
+            raise UserError(f"{change!r} is not KEY=VALUE", where="-o", fix="For example: -o training.steps=10")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value {text!r} is not YAML", where=f"-o {key}") from error
+        at, last = data, key.split(".")[-1]
+        for part in key.split(".")[:-1]:
+            at = _step_into(at, part, key)
+        if isinstance(at, list) and last.isdigit() and int(last) < len(at):
+            at[int(last)] = value
+        elif isinstance(at, dict):
+            at[last] = value
+        else:
+            raise UserError(f"there is nothing to set at {last!r}", where=f"-o {key}", fix="Name a key of the file.")
+
+
+def _step_into(at: Any, part: str, key: str) -> Any:
+    if isinstance(at, dict):
+        return at.setdefault(part, {})
+    if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+        if isinstance(at[int(part)], str):
+            raise UserError(
+                f"{at[int(part)]!r} is a name without keys", where=f"-o {key}", fix="Write it out in the file."
+            )
+        return at[int(part)]
+    raise UserError(f"there is no {part!r} here", where=f"-o {key}", fix="Name a key of the file.")
 
 
 def validate(data: Any, model: type[M], *, path: Path | None = None, lines: dict[Loc, int] | None = None) -> M:

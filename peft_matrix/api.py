@@ -76,13 +76,16 @@ def sweep(
     return LoadedSweep(validate(content, SweepSpec))
 
 
-def load_sweep(name: str | Path) -> LoadedSweep:
+def load_sweep(name: str | Path, *, changes: Sequence[str] = ()) -> LoadedSweep:
     """The sweep of that name, of the workspace or built in, or of that YAML file.
+
+    Args:
+        changes: values to set, as ``training.steps=10``: other settings, so other cells.
 
     Raises:
         UserError: no such sweep, or a mistake in its file.
     """
-    return load_sweep_of(name, open_workspace(sweep=name))
+    return load_sweep_of(name, open_workspace(sweep=name), changes)
 
 
 def plan(

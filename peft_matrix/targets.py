@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -67,11 +68,11 @@ def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) 
     return BoardTarget(loaded.spec.name, loaded.spec.board, tuple(found))
 
 
-def load(sweep: str | Path | LoadedSweep, workspace: Workspace) -> LoadedSweep:
-    """A sweep by its name, its file, or as it is."""
+def load(sweep: str | Path | LoadedSweep, workspace: Workspace, changes: Sequence[str] = ()) -> LoadedSweep:
+    """A sweep by its name, its file, or as it is. ``changes``: values of the file to set, as ``training.steps=10``."""
     from runners.running.run import load_sweep
 
-    return load_sweep(str(sweep), workspace) if isinstance(sweep, str | Path) else sweep
+    return load_sweep(str(sweep), workspace, changes) if isinstance(sweep, str | Path) else sweep
 
 
 Location = str | Path | None

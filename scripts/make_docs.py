@@ -26,6 +26,12 @@ def _compat() -> str:
     return compat.to_markdown(compat.pairs())
 
 
+def _keys() -> str:
+    from peft_matrix.schema import to_markdown
+
+    return to_markdown()
+
+
 def _tasks() -> str:
     from tasks.catalog import to_markdown
 
@@ -65,6 +71,7 @@ def _evidence_table() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/methods.md": _methods,
     "docs/compat.md": _compat,
+    "docs/keys.md": _keys,
     "docs/tasks.md": _tasks,
     "docs/metrics.md": _metrics,
     "docs/evidence.md": _evidence,

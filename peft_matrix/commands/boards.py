@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import EXIT_FAILED_CELLS
-from peft_matrix.commands.common import AsJson, DataRoot, Results, console, print_json
+from peft_matrix.commands.common import AsJson, DataRoot, Results, Set, chosen, console, print_json
 from peft_matrix.targets import IMPORTED, open_workspace
 
 
@@ -27,6 +27,7 @@ def board(
         list[str] | None,
         typer.Option(help="Only rows with this verdict: learned, 'no evidence', worse or degenerate. Repeatable."),
     ] = None,
+    changes: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a leaderboard and write it as Markdown, CSV, JSON, LaTeX, HTML and figures, and check it.
@@ -37,7 +38,7 @@ def board(
     from peft_matrix.console import print_smells
 
     stored = api.load(results, data_root=data_root, sweep=sweep)
-    found = stored.board(sweep, board=board_name, planned=not from_records, learned=learned or ())
+    found = stored.board(chosen(sweep, changes), board=board_name, planned=not from_records, learned=learned or ())
     folder = out or board_folder(results, found.sweep, sweep)
     published = found.save(folder)
     if as_json:

@@ -11,15 +11,30 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.spec import LoadedSweep
+
 SweepName = Annotated[str, typer.Argument(help="Name of a sweep (see 'peft-matrix plan --list') or path to its YAML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Results = Annotated[str | None, typer.Option(help="Folder or URL of the records. Default: ./results")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of local data sets that override the Hub.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", "--set", help="Set a value of the sweep: training.steps=10. Part of the cells' identity. Repeatable."
+    ),
+]
 Only = Annotated[str | None, typer.Option(help="Only cells whose label matches this pattern ('*lora*') or key.")]
 Rerun = Annotated[
     list[str] | None,
     typer.Option(help="Rerun cells with this status: stale, all, or a status such as error. Repeatable."),
 ]
+
+
+def chosen(sweep: str, changes: list[str] | None) -> str | LoadedSweep:
+    """The sweep as it was named, or with values set."""
+    from peft_matrix import api
+
+    return api.load_sweep(sweep, changes=changes) if changes else sweep
 
 
 def console() -> Console:

@@ -15,7 +15,9 @@ from peft_matrix.commands.common import (
     Only,
     Rerun,
     Results,
+    Set,
     SweepName,
+    chosen,
     console,
     print_json,
     print_table,
@@ -36,8 +38,10 @@ def run(
     data_root: DataRoot = None,
     only: Only = None,
     rerun: Rerun = None,
+    changes: Set = None,
     workers: Workers = None,
     hours: Hours = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print the last two lines only.")] = False,
     executor: Annotated[str, typer.Option(help="Executor: local, ray or slurm.")] = "local",
     address: Annotated[str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT.")] = None,
     slurm: Annotated[
@@ -50,7 +54,7 @@ def run(
     options = {name.replace("-", "_"): value for name, value in _pairs(slurm or [], "--slurm").items()}
     try:
         done = api.run(
-            sweep,
+            chosen(sweep, changes),
             results=results,
             data_root=data_root,
             only=only,
@@ -60,6 +64,7 @@ def run(
             executor=executor,
             address=address,
             slurm=options,
+            quiet=quiet,
         )
     except KeyboardInterrupt:
         typer.echo("Stopped. What is finished is kept; run again to continue.", err=True)
@@ -95,6 +100,7 @@ def plan(
     data_root: DataRoot = None,
     only: Only = None,
     rerun: Rerun = None,
+    changes: Set = None,
     hours: Hours = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -108,7 +114,13 @@ def plan(
         print_table(listings.sweeps(), as_json)
         return
     planned = api.plan(
-        sweep, results=results, data_root=data_root, only=only, rerun=rerun or (), hours=hours, workers=workers
+        chosen(sweep, changes),
+        results=results,
+        data_root=data_root,
+        only=only,
+        rerun=rerun or (),
+        hours=hours,
+        workers=workers,
     )
     if as_json:
         print_json(planned.plan.as_json())
@@ -116,12 +128,18 @@ def plan(
         print_plan(planned.plan, console())
 
 
-def status(sweep: SweepName, results: Results = None, data_root: DataRoot = None, as_json: AsJson = False) -> None:
+def status(
+    sweep: SweepName,
+    results: Results = None,
+    data_root: DataRoot = None,
+    changes: Set = None,
+    as_json: AsJson = False,
+) -> None:
     """Count the cells of a sweep by status, and list every failure with its reason."""
     from peft_matrix import api
     from peft_matrix.console import print_status
 
-    stands = api.status(sweep, results=results, data_root=data_root)
+    stands = api.status(chosen(sweep, changes), results=results, data_root=data_root)
     if as_json:
         print_json(stands)
     else:

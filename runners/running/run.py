@@ -42,9 +42,9 @@ class RunSummary:
         return ended + sum(one.kind != "budget" for one in self.not_run)
 
 
-def load_sweep(name: str, workspace: Workspace) -> LoadedSweep:
-    """The sweep called ``name`` (or at that path)."""
-    return spec.load(workspace.sweep(name))
+def load_sweep(name: str, workspace: Workspace, changes: Sequence[str] = ()) -> LoadedSweep:
+    """The sweep called ``name`` (or at that path), with values set as in ``training.steps=10``."""
+    return spec.load(workspace.sweep(name), changes)
 
 
 def make_plan(

@@ -30,8 +30,11 @@ def sweeps(workspace: Workspace) -> Rows:
 
     rows = []
     for name, path in sorted(workspace.sweeps().items()):
-        loaded = spec.load(path).spec
-        rows.append({"sweep": name, "summary": loaded.summary, "file": _shown(path)})
+        try:
+            summary = spec.load(path).spec.summary
+        except UserError as error:  # one file with a mistake does not hide the others
+            summary = f"cannot be used: {error}"
+        rows.append({"sweep": name, "summary": summary, "file": _shown(path)})
     return rows
 
 
