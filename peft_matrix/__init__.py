@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         verify_fetched,
         verify_packed,
     )
+    from peft_matrix.keys import schema
     from peft_matrix.listings import (
         compat,
         compat_page,
@@ -115,6 +116,7 @@ _MODULES = {
         "verify_fetched",
         "verify_packed",
     ),
+    "peft_matrix.keys": ("schema",),
     "peft_matrix.listings": (
         "compat",
         "compat_page",
@@ -176,6 +178,7 @@ __all__ = [
     "reproduce",
     "reproduce_plan",
     "run",
+    "schema",
     "site",
     "status",
     "sweep",

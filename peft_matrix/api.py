@@ -232,10 +232,19 @@ def verify_fetched(folder: str | Path) -> int:
 
 
 def init(folder: str | Path) -> list[Path]:
-    """Create a workspace with a task and a sweep to start from; returns the files written."""
+    """Create a workspace with a task, a sweep and the schemas of their keys; returns the files written."""
+    import json
+
+    from peft_matrix.keys import TITLES, schema
     from runners.tools.init_workspace import lay_out
 
-    return lay_out(Path(folder))
+    written = lay_out(Path(folder))
+    schemas = Path(folder) / "schemas"
+    schemas.mkdir()
+    for kind in TITLES:
+        written.append(schemas / f"{kind}.json")
+        written[-1].write_text(json.dumps(schema(kind), indent=1) + "\n", encoding="utf-8")
+    return written
 
 
 # --- boards and pages ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ PANELS = {
     "Sweeps": ("init", "plan", "run", "status", "show", "fetch"),
     "Boards and pages": ("board", "site", "check", "import", "publish"),
     "Comparison": ("compare", "reproduce", "regressions", "nightly", "bisect"),
-    "Lists": ("methods", "objectives", "recipes", "quantizers", "tasks", "models", "compat"),
+    "Lists": ("methods", "objectives", "recipes", "quantizers", "tasks", "models", "compat", "schema"),
     "Set-up and records": ("doctor", "env", "results"),
 }
 """Groups of commands in ``--help``, in this order."""

@@ -27,7 +27,7 @@ def _compat() -> str:
 
 
 def _keys() -> str:
-    from peft_matrix.schema import to_markdown
+    from peft_matrix.keys import to_markdown
 
     return to_markdown()
 

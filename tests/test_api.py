@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 
 import peft_matrix as pm
+from harness.yamlfile import load_yaml
 from peft_matrix.commands import GROUPS, VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -237,7 +239,7 @@ def test_the_import_is_light() -> None:
 
 def test_the_command_line_is_a_skin_over_the_api() -> None:
     """No verb reaches past the API: what it does can be done from Python."""
-    allowed = {"harness.errors"}
+    allowed = {"harness.errors", "harness.spec"}  # the error, and the type of a sweep
     for path in sorted((ROOT / "peft_matrix" / "commands").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -263,6 +265,51 @@ def test_every_verb_has_a_function() -> None:
     for command in commands:
         name = API_OF.get(command.__name__, command.__name__)
         assert name in pm.__all__, f"{command.__name__} has no function in peft_matrix"
+
+
+# --- keys of the files -----------------------------------------------------------------------------
+FILES = {"sweep": "runners/sweeps", "task": "tasks/definitions", "board": "reports/boards"}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_schema_accepts_every_file_and_no_typo(kind: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(pm.schema(kind))
+    for path in sorted((ROOT / FILES[kind]).glob("*.yaml")):
+        content = json.loads(json.dumps(load_yaml(path)[0]))
+        assert [(path.name, e.message) for e in check.iter_errors(content)] == []
+        assert not check.is_valid({**content, "sumary": "a typo"})
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_key_has_a_meaning(kind: str) -> None:
+    made = pm.schema(kind)
+    parts = {kind: made, **made.get("$defs", {})}
+    keys = [(name, key, value) for name, part in parts.items() for key, value in part.get("properties", {}).items()]
+    assert [f"{name}.{key}" for name, key, value in keys if not value.get("description")] == []
+
+
+def test_values_set_for_a_sweep_are_part_of_its_cells(folder: Path) -> None:
+    usual = {row["key"] for _, row in pm.plan("quickstart").frame().iterrows()}
+    more = pm.load_sweep("quickstart", changes=["training.steps=7", "seeds=[3]", "methods=[lora]"])
+    assert (more.spec.training.steps, more.spec.seeds, len(more.spec.methods)) == (7, (3,), 1)
+    assert not usual & {row["key"] for _, row in pm.plan(more).frame().iterrows()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.steeps=7", "unknown key 'steeps'"),
+        ("training.steps", "is not KEY=VALUE"),
+        ("training.steps.more=7", "-o training.steps.more: there is nothing to set at 'more'"),
+        ("methods.99.name=lora", "there is no '99' here"),
+        ("training.steps=[", "is not YAML"),
+    ],
+)
+def test_a_wrong_change_is_one_sentence(change: str, message: str) -> None:
+    with pytest.raises(pm.UserError) as error:
+        pm.load_sweep("quickstart", changes=[change])
+    assert message in str(error.value)
 
 
 # --- the page --------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from reports.apps.reproduction.claims import load_claims
 from reports.board.board import build, load_board
 from reports.data.frame import framed
 from tests.harness.examples import full_record, make_samples
-from tests.reports.test_claims import GOOD
 from tests.reports.test_importers import LM_EVAL_FILE, OPTIMUM_FILE, PEFT_FILE, STAMP, choice
+from tests.reports.test_verdicts import GOOD
 
 SEED = 15
 HOSTILE: list[Any] = [

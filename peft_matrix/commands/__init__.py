@@ -10,14 +10,12 @@ from typing import Any
 
 import typer
 
-from peft_matrix.commands import boards, claims, compare, listing, nightly, quantization, results, site_pages, sweeps
+from peft_matrix.commands import boards, compare, listing, nightly, quantization, results, sweeps
 
 VERBS: tuple[Callable[..., Any], ...] = (
     *sweeps.VERBS,
     *boards.VERBS,
-    *site_pages.VERBS,
     *compare.VERBS,
-    *claims.VERBS,
     *nightly.VERBS,
     *quantization.VERBS,
     *listing.VERBS,

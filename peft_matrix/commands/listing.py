@@ -98,4 +98,14 @@ def doctor(as_json: AsJson = False) -> None:
     print_table(listings.doctor(), as_json)
 
 
-VERBS = (methods, objectives, recipes, quantizers, tasks, models, doctor)
+def schema(
+    kind: Annotated[str, typer.Argument(help="sweep, task or board.")],
+) -> None:
+    """Print the JSON Schema of a sweep, task or board file, for editors. The page docs/keys.md lists the same keys."""
+    from peft_matrix import keys
+    from peft_matrix.commands.common import print_json
+
+    print_json(keys.schema(kind))
+
+
+VERBS = (methods, objectives, recipes, quantizers, tasks, models, doctor, schema)

@@ -11,6 +11,7 @@ from runners.workspace import MARKER
 FOLDERS = ("tasks", "runners/sweeps", "runners/hardware", "reports/boards", "reports/claims", "results")
 
 TASK = """\
+# yaml-language-server: $schema=../schemas/task.json
 name: mytask
 version: 1
 summary: Spell a word backwards, in capitals.
@@ -24,6 +25,7 @@ max_new_tokens: 8
 """
 
 SWEEP = """\
+# yaml-language-server: $schema=../../schemas/sweep.json
 name: first
 summary: A first sweep of your own task on the built-in model.
 models: [builtin:nano]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Kind = Literal["sweep", "task", "board"]
-TITLES: dict[Kind, str] = {
+TITLES: dict[str, str] = {
     "sweep": "A sweep: `runners/sweeps/NAME.yaml`",
     "task": "A task: `tasks/NAME.yaml`",
     "board": "A board: `reports/boards/NAME.yaml`",
@@ -59,6 +60,10 @@ MEANINGS = {
     "probes": "measurements after scoring",
     "limits": "time, threads and places; no number of a record but time depends on them",
     "accounting": "constants for CO2 and money",
+    "SweepSpec.stages": "what is trained before the cell's own training, in order",
+    "stages": "pattern over labels of stages",
+    "earlier": "stages that are trained before the last one, each a separate cell",
+    "Inclusion.stages": "what is trained before",
     "tune": "choose learning rates on validation data, with the same budget for every method",
     "priority": "order of the cells",
     "exclude": "cells left out on purpose",
@@ -138,7 +143,7 @@ ONE_OR_MORE = ("RowFilter", "Axis")
 """Definitions whose lists may be given as one value."""
 
 
-def model_of(kind: Kind) -> type[BaseModel]:
+def model_of(kind: str) -> type[BaseModel]:
     """The class that a file of this kind is read into."""
     if kind == "sweep":
         from harness.spec import SweepSpec
@@ -153,12 +158,16 @@ def model_of(kind: Kind) -> type[BaseModel]:
     return Board
 
 
-def schema(kind: Kind) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a file, for editors. Generated from the classes that read it.
+def schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a ``sweep``, ``task`` or ``board`` file, for editors.
 
-    A key's description is its line in the docstring of its class. What depends on several keys is checked on loading
-    alone.
+    It is generated from the classes that read the files. What depends on several keys is checked on loading alone.
+
+    Raises:
+        UserError: another kind.
     """
+    if kind not in TITLES:
+        raise UserError(f"there is no schema of a {kind!r}", fix=f"There is one of: {', '.join(TITLES)}.")
     model = model_of(kind)
     made = model.model_json_schema()
     described = {one.__name__: _attributes(one) for one in _models(model, set())}
@@ -190,7 +199,10 @@ def _other_forms(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     forms = FORMS.get(str(part.get("$ref", "")).rpartition("/")[2], ())
-    return {"anyOf": [*forms, part]} if forms else {key: _other_forms(value) for key, value in part.items()}
+    if forms:
+        rest = {key: value for key, value in part.items() if key != "$ref"}
+        return {"anyOf": [*forms, {"$ref": part["$ref"]}], **rest}
+    return {key: _other_forms(value) for key, value in part.items()}
 
 
 def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
@@ -227,9 +239,9 @@ file whose first line names it, as in the files of `peft-matrix init`:
 # yaml-language-server: $schema=../../schemas/sweep.json
 ```
 
-A **name** may stand for an entry of `models`, `methods`, `quantization`, `tasks`, `objectives`, `recipes` and `lm_eval`:
-`methods: [lora]` is `methods: [{name: lora}]`. `-o KEY=VALUE` of `plan`, `run`, `status` and `board` sets one key of a
-sweep: `-o training.steps=10`.
+A **name** can be given in place of an entry of `models`, `methods`, `quantization`, `tasks`, `objectives`, `recipes`
+and `lm_eval`: `methods: [lora]` is `methods: [{name: lora}]`. `-o KEY=VALUE` of `plan`, `run`, `status` and `board` sets
+one key of a sweep: `-o training.steps=10`.
 """
 
 
