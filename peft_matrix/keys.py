@@ -240,7 +240,7 @@ file whose first line names it, as in the files of `peft-matrix init`:
 ```
 
 A **name** can be given in place of an entry of `models`, `methods`, `quantization`, `tasks`, `objectives`, `recipes`
-and `lm_eval`: `methods: [lora]` is `methods: [{name: lora}]`. `-o KEY=VALUE` of `plan`, `run`, `status` and `board` sets
+and `lm_eval`: `methods: [lora]` is `methods: [{name: lora}]`. `-o KEY=VALUE` of `plan`, `run`, `status`, `board` sets
 one key of a sweep: `-o training.steps=10`.
 """
 
