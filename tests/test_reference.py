@@ -37,9 +37,9 @@ LOOSE = {
     "cpu-2core": ("b937fe2f5be8ef22ef3e00df4c5a343d688fcb9aa6f3be20551b77af2be27c1d", 264),
     "cpu-2core-calibrated": ("c33ac65b92923d4418d82909e21de7a5bc6d487cce4ebdf212c3c75bdb01e04a", 33),
     "cpu-2core-claims": ("a4c8052a09ea6ec385c1b7f53c7db78be0a37b3f7215a291d13eed77ca8da588", 693),
-    "cpu-2core-evidence": ("3ed790083063b7a55e910adbe93f45b5c0495073e07b4e66555c75320d38c1d1", 523),
+    "cpu-2core-evidence": ("b3056db2959f96f1340fb091d3db79cc163c21933e52573e4cf585dc611f7880", 575),
     "cpu-2core-methods": ("56829e1532c98ac3dc74b33313794c5371dee40fb9949ad2b09a658195478763", 957),
-    "cpu-2core-objectives": ("ac1992a21635cc773665d5727b2f9210c8009aab7498cabe90f8b1ffc00dd7bf", 120),
+    "cpu-2core-objectives": ("74237dec2552cd0b0a1aacdf202840138eaa0ab35701768aa7523082cdce6439", 141),
     "cpu-2core-quantizers": ("04906e46219c1683317cd7cc8b04e38124409c168a2c3eea29c6d379f8e8c20e", 521),
     "cpu-2core-tasks": ("4b86c67cf1fe6610ebf7bdda45dde18206c6a7087d7f229cff53e8cb97144273", 16),
     "cpu-2core-temperature": ("694bc07cf02be41138b5acdc19396a77a413eaff70a1a7d5909323c7be34fd93", 72),
@@ -375,6 +375,16 @@ def objectives() -> Iterator[str]:
         metrics = ("accuracy", "base_retained_accuracy", "retained_accuracy")
         before, now = f"{value_of(record, 'reference_kl'):.2f}", [100 * (value_of(record, m) or 0) for m in metrics]
         yield f"| {record.cell['method']['label']} | {now[0]:.0f} | {before} | {now[1]:.0f} → {now[2]:.0f} |"
+    found = {(r.label.split(".")[1], r.cell["seed"]): r for r in of_store("cpu-2core-objectives", "distillation")}
+    for shown, label in (
+        ("labels alone", "lora"),
+        ("a teacher", "lora-distill-logits"),
+        ("the teacher itself", "full-200-steps"),
+    ):
+        rows = [found[label, seed] for seed in range(3)]
+        scores = ", ".join(f"{100 * (value_of(r, 'accuracy') or 0):.1f}" for r in rows)
+        losses = ", ".join(f"{value_of(r, 'answer_nll'):.3f}" for r in rows)
+        yield f"| {shown} | {scores} | {losses} |"
 
 
 FINDINGS = {

@@ -25,7 +25,7 @@ FOLDER = "segments"
 FORMAT = b"1"
 GROUP_BYTES = 16 * 2**20
 """Bytes of files compressed together. A reader of one file unpacks one group."""
-LEVEL = 9
+LEVEL = 19
 CACHE_BYTES = 64 * 2**20
 """Unpacked groups kept in memory by one open store."""
 
