@@ -19,6 +19,7 @@ QUANTIZED = BNB | TORCHAO | QUANTO | HQQ | PACKED
 ALL = FLOAT | QUANTIZED
 CHECKPOINTS = frozenset({"gptq", "awq"})  # gptqmodel's packed layers
 OTHER = CHECKPOINTS | {"autoround"}  # back ends outside the standard environment
+AFTER_TRAINING = frozenset({"gguf"})  # files coded after the merge: nothing trains on them
 
 INTEGER_WEIGHTS = "its quantized weights are integers, which have no gradient; attach an adapter instead"
 DENSE_AGAIN = "training every weight would fill the zeros of a sparse base; attach an adapter instead"

@@ -37,7 +37,9 @@ def test_a_declaration_is_complete(name: str) -> None:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_every_quantizer_s_base_is_a_word_the_methods_know(quantizer: str) -> None:
-    assert QUANTIZERS.get(quantizer).declaration.base in bases.ALL | bases.DYNAMIC | bases.OTHER
+    declaration = QUANTIZERS.get(quantizer).declaration
+    assert declaration.base in bases.ALL | bases.DYNAMIC | bases.OTHER | bases.AFTER_TRAINING
+    assert (declaration.base in bases.AFTER_TRAINING) == (declaration.moments == {"after_merge"})
 
 
 def test_listing_the_methods_imports_nothing_heavy() -> None:

@@ -264,7 +264,11 @@ def test_shards_of_an_index_are_part_of_the_identity(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "parts/a.safetensors"}}))
     assert "parts/a.safetensors" in files.source_files(tmp_path)
-    for wrong, message in (("../x.safetensors", "outside"), ("b.safetensors", "does not exist"), (3, "does not exist")):
+    for wrong, message in (
+        ("../x.safetensors", "outside"),
+        ("b.safetensors", "does not exist"),
+        (3, "not an index of weights"),
+    ):
         index.write_text(json.dumps({"weight_map": {"w": wrong}}))
         with pytest.raises(Exception, match=message):
             files.source_files(tmp_path)
