@@ -20,9 +20,23 @@ KEY_CHARACTERS = 16
 TIMING_ROLE = "timing"
 """Role of a cell that runs again for its time alone (``timing`` of a sweep)."""
 
-DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none"}
+DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none", "variant": "plain"}
 """The axes that came after records were made, in their order, and the value that is no part of a key."""
 LATER_AXES = tuple(DEFAULTS)
+
+
+REPLACED = {
+    "training": ("batch_size", "gradient_accumulation", "max_length", "gradient_checkpointing"),
+    "model": ("attention", "dtype"),
+}
+"""Settings of a cell that a variant may replace, by the part of the cell they are in."""
+
+
+def in_effect(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell (:meth:`Cell.as_dict`) with its variant's settings in the place of the sweep's and the model's."""
+    switches = cell.get("variant") or {}
+    parts = {part: {k: switches[k] for k in names if k in switches} for part, names in REPLACED.items()}
+    return {**cell, **{part: {**cell[part], **found} for part, found in parts.items() if found and part in cell}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +122,25 @@ class Cell:
     def on(self, axis: str) -> Point | None:
         """The value of a later axis; None where it is the default."""
         return next((p for p in self.further if p.axis == axis), None)
+
+    @property
+    def switches(self) -> Mapping[str, Any]:
+        """Switches of the cell's variant; ``{}`` for the plain one."""
+        point = self.on("variant")
+        return point.identity if point is not None else {}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The training settings in effect: the sweep's, with those that the variant replaces."""
+        cell = {"training": self.common.identity["training"], "variant": self.switches}
+        training: dict[str, Any] = in_effect(cell)["training"]
+        return training
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The model's dtype and attention in effect."""
+        model = {name: self.model.identity[name] for name in REPLACED["model"]}
+        return {**model, **{name: self.switches[name] for name in model if name in self.switches}}
 
     @property
     def trained_as(self) -> str:

@@ -23,6 +23,7 @@ from harness.spec_axes import (
     Spec,
     StagesSpec,
     TaskUse,
+    VariantSpec,
     named,
 )
 from harness.yamlfile import Loc, line_of, load_model
@@ -284,6 +285,7 @@ class Rule(Spec):
     objective: str = "*"
     recipe: str = "*"
     stages: str = "*"
+    variant: str = "*"
     seed: int | None = None
 
 
@@ -322,6 +324,7 @@ class Inclusion(Spec):
     objective: ObjectiveSpec = ObjectiveSpec(name="sft")
     recipe: RecipeSpec = RecipeSpec(name="plain")
     stages: StagesSpec = StagesSpec(name="none")
+    variant: VariantSpec = VariantSpec(name="plain")
     seed: Seed = 0
 
     @field_validator("model", mode="before")
@@ -329,7 +332,7 @@ class Inclusion(Spec):
     def _model_by_id(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
 
-    @field_validator("method", "quantization", "task", "objective", "recipe", "stages", mode="before")
+    @field_validator("method", "quantization", "task", "objective", "recipe", "stages", "variant", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return named(value)
@@ -353,6 +356,7 @@ class SweepSpec(Spec):
     objectives: tuple[ObjectiveSpec, ...] = Field(default=(ObjectiveSpec(name="sft"),), min_length=1)
     recipes: tuple[RecipeSpec, ...] = Field(default=(RecipeSpec(name="plain"),), min_length=1)
     stages: tuple[StagesSpec, ...] = Field(default=(StagesSpec(name="none"),), min_length=1)
+    variants: tuple[VariantSpec, ...] = Field(default=(VariantSpec(name="plain"),), min_length=1)
     hardware: tuple[str, ...] = Field(default=("any",), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     training: Training
@@ -373,7 +377,7 @@ class SweepSpec(Spec):
     def _models(cls, value: Any) -> Any:
         return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
-    @field_validator("methods", "quantization", "tasks", "objectives", "recipes", "stages", mode="before")
+    @field_validator("methods", "quantization", "tasks", "objectives", "recipes", "stages", "variants", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [named(v) for v in value] if isinstance(value, list | tuple) else value
@@ -423,7 +427,7 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> SweepSpec:
-        for axis in ("methods", "quantization", "objectives", "recipes", "stages"):
+        for axis in ("methods", "quantization", "objectives", "recipes", "stages", "variants"):
             labels = [getattr(item, "label", None) or item.name for item in getattr(self, axis)]
             double = sorted({label for label in labels if labels.count(label) > 1})
             if double:

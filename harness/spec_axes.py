@@ -195,6 +195,48 @@ class RecipeSpec(Spec):
     teacher: SecondModel | None = None
 
 
+class VariantSpec(Spec):
+    """How training is paid for: switches that replace settings of the sweep. ``plain`` switches nothing.
+
+    Attributes:
+        name: for people; not part of a cell's identity.
+        batch_size: in the place of the sweep's, like ``gradient_accumulation``, ``max_length`` (tokens) and
+            ``gradient_checkpointing``.
+        attention: in the place of the model's, like ``dtype``.
+        packing: rows of a batch share sequences of ``max_length`` tokens; each attends to itself alone and counts its
+            positions from 0, so that the loss is the same.
+        compile: ``torch.compile``; compiling is its own stage, before training.
+        optimizer: instead of AdamW with states in the dtype of the weights. ``adamw-8bit`` keeps the states of
+            tensors above 4096 numbers in blocks of 8 bits (arXiv 2110.02861), ``adafactor`` keeps row and column
+            sums (arXiv 1804.04235).
+        offload: ``activations`` wait in the host's memory until the backward pass.
+        kernels: ``liger``: fused kernels of that package.
+    """
+
+    name: str
+    batch_size: int | None = Field(default=None, gt=0)
+    gradient_accumulation: int | None = Field(default=None, gt=0)
+    max_length: int | None = Field(default=None, gt=0)
+    gradient_checkpointing: bool | None = None
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    packing: bool = False
+    compile: bool = False
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor"] = "adamw"
+    offload: Literal["none", "activations"] = "none"
+    kernels: Literal["own", "liger"] = "own"
+
+    @property
+    def label(self) -> str:
+        """The name, as on every axis."""
+        return self.name
+
+    def switches(self) -> dict[str, Any]:
+        """The switches as plain JSON; ``{}`` for the plain variant."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return {k: v for k, v in content.items() if v != type(self).model_fields[k].default}
+
+
 class Decoding(Spec):
     """Generation settings. Temperature 0 is greedy.
 

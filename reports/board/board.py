@@ -25,7 +25,7 @@ from reports.data.frame import AXES, aggregate, comparable, current, frame, has,
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource
-from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, value_of
+from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
 
@@ -262,10 +262,12 @@ def _section(
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
     base = _baseline(board, members)
     versus = _differences(board, members, base, evidence)
+    for config, key, found in _ratios(board, members, by_id, times):
+        versus.setdefault(config, {})[key] = found
     rows = [
         BoardRow(
             config=row["config"],
-            labels={axis: row[axis] for axis in AXES} | names[row["config"]],
+            labels={axis: row[axis] for axis in AXES} | names[row["config"]] | _variant(row, by_id),
             cells={c.key: _shown(row, c, versus.get(row["config"], {})) for c in board.columns if c.quantity},
             axes=tuple(_value(row, axis.column) for axis in axes),
             status=row["status"],
@@ -400,6 +402,36 @@ def _difference(
     return CellContent(tested.effect, None, tested.low, tested.high, seeds, tested.items, tested.method)
 
 
+def _variant(row: Mapping[str, Any], by_id: Mapping[str, Record]) -> dict[str, str]:
+    """The label of the row's variant; nothing for the plain one."""
+    label = _label(by_id[row["records"][0]], "variant")
+    return {"variant": label} if label else {}
+
+
+def _ratios(
+    board: Board, members: Sequence[Mapping[str, Any]], by_id: Mapping[str, Record], times: _Times
+) -> Iterable[tuple[str, str, CellContent]]:
+    """Config, column key and the ratio to the row with the plain variant, for columns that show it."""
+    plain = {(row["method"], row["quantization"], row["model"]): row for row in members if not _variant(row, by_id)}
+    for column in (c for c in board.columns if c.show == "ratio_to_plain" and c.quantity):
+        for row in members:
+            label = _variant(row, by_id).get("variant", "")
+            base = plain.get((row["method"].removesuffix(f"+{label}"), row["quantization"], row["model"]))
+            yield row["config"], column.key, _ratio(column, row, base, times)
+
+
+def _ratio(column: Column, row: Mapping[str, Any], base: Mapping[str, Any] | None, times: _Times) -> CellContent:
+    assert column.quantity is not None
+    if base is None or base is row:
+        return CellContent(text="plain") if base is row else CellContent(why="no_baseline")
+    name = column.quantity.column
+    runs = [times.runs.get(one["config"], []) for one in (row, base)]
+    found = ratio(*runs, lambda record: value_of(record, name), identical=times.identical)
+    if found is None:
+        return CellContent(why=_value(row, name).why or _value(base, name).why)
+    return CellContent(found.ratio, None, found.low, found.high, len(row["seeds"]), interval=found.method)
+
+
 def _value(row: Mapping[str, Any], name: str) -> CellContent:
     """The aggregated quantity ``name`` of a row."""
 
@@ -423,7 +455,7 @@ def _value(row: Mapping[str, Any], name: str) -> CellContent:
 
 def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, CellContent]) -> CellContent:
     assert column.quantity is not None
-    if column.difference:
+    if column.difference or column.show == "ratio_to_plain":
         return versus[column.key]
     shown = _value(row, column.quantity.column)
     if column.minus and shown.value is not None and has(row, column.minus):

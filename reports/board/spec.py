@@ -16,8 +16,10 @@ from reports.data.learned import VERDICTS
 
 BUILT_IN = Path(__file__).parents[1] / "boards"
 
-Show = Literal["mean", "mean_sd", "mean_interval"]
-FieldName = Literal["rank", "method", "quantization", "model", "task", "hardware", "seeds", "status", "learned"]
+Show = Literal["mean", "mean_sd", "mean_interval", "ratio_to_plain"]
+FieldName = Literal[
+    "rank", "method", "quantization", "model", "task", "hardware", "variant", "seeds", "status", "learned"
+]
 GroupField = Literal["model", "task", "quantization", "hardware"]
 
 
@@ -91,7 +93,8 @@ class Column(_Frozen):
     """One column: a quantity, a difference to the baseline, or a field of the row.
 
     Attributes:
-        metric: a quantity, shown as ``show`` says.
+        metric: a quantity, shown as ``show`` says. ``ratio_to_plain``: over that of the row that differs in nothing but
+            the variant, which is the plain one; within randomised blocks where both ran in them.
         minus: also show the difference: value minus this other metric of the same row.
         difference: a quantity minus the baseline row's, with its paired interval where samples allow.
         field: rank, label or status of the row.
@@ -130,7 +133,9 @@ class Column(_Frozen):
         if self.field:
             return self.field
         assert self.quantity is not None
-        return f"{self.quantity.column}.vs_baseline" if self.difference else self.quantity.column
+        if self.difference:
+            return f"{self.quantity.column}.vs_baseline"
+        return f"{self.quantity.column}.vs_plain" if self.show == "ratio_to_plain" else self.quantity.column
 
 
 class Axis(_Frozen):

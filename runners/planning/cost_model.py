@@ -155,10 +155,10 @@ class Predictor:
         return self._analytic[group]
 
     def _estimate(self, cell: Cell, shape: Shape) -> Prediction:
-        method, training = cell.method.identity, cell.common.identity["training"]
+        method, training = cell.method.identity, cell.training
         declaration = METHODS.get(cell.method.name).declaration
         quantization = cell.quantization.identity
-        width = DTYPE_BYTES[cell.model.identity["dtype"]]
+        width = DTYPE_BYTES[cell.loading["dtype"]]
         bits = quantization["bits"] if quantization["moment"] == "before_training" else 8.0 * width
         weights = shape.parameters * min(bits / 8, width)
         sure = (declaration.trained_fraction or 0.0) if declaration.trains else 0.0
@@ -181,7 +181,7 @@ class Predictor:
     def _speed(self, cell: Cell) -> float:
         device = device_of(cell)
         peaks = self._profiles[cell.hardware.name].peak_tflops or {}
-        peak = peaks.get(cell.model.identity["dtype"])
+        peak = peaks.get(cell.loading["dtype"])
         if device == "cuda" and peak is not None:
             return peak * 1e12 * UTILISATION
         return FLOPS_PER_S[device] * (cell.common.identity["threads"] if device == "cpu" else 1)

@@ -23,6 +23,7 @@ from harness.record import FINAL_STATUSES, Record, Status
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
 from runners import environments
+from runners.planning import variants
 from runners.planning.blocks import Slot, in_blocks, timing_cells
 from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged, why_not_staged
 from runners.planning.cost_model import Predictor, total
@@ -170,7 +171,7 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     declared = method.declared(params)
     before = quantization["moment"] == "before_training"
     reason = (
-        sources.check(cell.model.name, kind, cell.model.identity["attention"])
+        sources.check(cell.model.name, kind, cell.loading["attention"])
         or environments.why_not(quantizer, device, quantization["moment"], cache)
         or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
     )
@@ -183,7 +184,7 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
     if reason is None and declared.demonstrates:
         reason = _nothing_to_show(cell, declared.name)
     if reason is None and (declared.trains or declared.combines):
-        reason = _what_for(cell, kind, device, cache)
+        reason = _what_for(cell, kind, device, cache) or variants.why_not(cell, kind, device)
     if reason is None and before and declared.trains:
         reason = quantizer.check_method(declared)
     if reason is None:

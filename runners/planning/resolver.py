@@ -39,6 +39,7 @@ from harness.spec_axes import (
     SecondModel,
     StagesSpec,
     TaskUse,
+    VariantSpec,
 )
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
@@ -141,6 +142,12 @@ class Resolver:
             identity["tasks"] = {self.task(name, where).definition.name: self.task_digest(name) for name in tasks}
         return self._asking(Point("recipe", spec.name, spec.label or spec.name, identity), named, where)
 
+    def variant_point(self, spec: VariantSpec) -> Point | None:
+        """Identity of a variant: its switches, without those that say what the sweep says; None if none is left."""
+        stated = self.sweep.spec.training.identity()
+        switches = {name: value for name, value in spec.switches().items() if stated.get(name) != value}
+        return Point("variant", spec.name, spec.label, switches) if switches else None
+
     def _asking(self, point: Point, named: Mapping[str, SecondModel], where: str) -> Point:
         """The point with the identities of the models it names, and where those lie on this machine."""
         identity, others, trained = dict(point.identity), {}, {}
@@ -162,6 +169,7 @@ class Resolver:
             self.objective_point(row.objective, where),
             self.recipe_point(row.recipe, where),
             self.stages_point(row.stages, where),
+            self.variant_point(row.variant),
         )
         return [point for point in found if point is not None]
 
@@ -329,6 +337,7 @@ class Resolver:
                 "objective": [self.objective_point(o, where("objectives", i)) for i, o in enumerate(spec.objectives)],
                 "recipe": [self.recipe_point(r, where("recipes", i)) for i, r in enumerate(spec.recipes)],
                 "stages": [self.stages_point(s, where("stages", i)) for i, s in enumerate(spec.stages)],
+                "variant": [self.variant_point(v) for v in spec.variants],
             },
             untrained=frozenset(
                 m.name

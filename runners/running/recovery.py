@@ -123,7 +123,7 @@ def back_off(cell: Cell, attempt: CellAttempt, outcome: Outcome) -> CellAttempt 
     Returns:
         None where the sweep does not ask for it; the reason in words where it cannot be done.
     """
-    training = cell.common.identity["training"]
+    training = cell.training
     if outcome.status != "oom" or training.get("on_oom") != "halve_batch":
         return None
     factor = 2 ** len(attempt.out_of_memory)

@@ -285,7 +285,7 @@ class Scheduler:
                 for part, one in zip(earlier_cells(cell), self._stages(cell), strict=True)
             ),
             trained={place: self._part(part) for place, part in teacher_cells(cell).items()},
-            peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.model.identity["dtype"]),
+            peak_tflops=(self._profiles[cell.hardware.name].peak_tflops or {}).get(cell.loading["dtype"]),
             out_of_memory=attempt.out_of_memory,
             owner=self._owner,
             results=self.store.root,

@@ -6,8 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from runners.worker.context import Context
-from runners.worker.encoding import Collator
+from runners.worker.encoding import Collator, PackedCollator
 
 
 def calibration_batches(ctx: Context, n: int, rows: Sequence[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
@@ -18,6 +20,17 @@ def calibration_batches(ctx: Context, n: int, rows: Sequence[dict[str, Any]] | N
     for _ in range(n):
         drawn = order.sample(rows, min(ctx.training.batch_size, len(rows)))
         yield to_device(ctx, collate(drawn))
+
+
+def training_collator(ctx: Context) -> Collator:
+    """Collator of the training loop: padded rows, or packed ones where the cell's variant packs."""
+    pad = ctx.tokenizer.pad_token_id
+    if not ctx.switches.get("packing"):
+        return Collator(pad)
+    model = ctx.job.cell["model"]
+    return PackedCollator(
+        pad, ctx.training.max_length, None if model["attention"] == "sdpa" else getattr(torch, model["dtype"])
+    )
 
 
 def to_device(ctx: Context, batch: dict[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,11 @@ class Context:
         return self.job.cell.get("role") == "trial"
 
     @property
+    def switches(self) -> dict[str, Any]:
+        """Switches of the cell's variant; ``{}`` for the plain one."""
+        return self.job.cell.get("variant") or {}
+
+    @property
     def trains(self) -> bool:
         """True if the cell trains: its method does, and it does not only score what another cell trained."""
         return self.method.declaration.trains and not self.scores_only

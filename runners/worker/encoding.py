@@ -161,6 +161,63 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "tokens": int(lengths.sum())}
 
 
+class PackedCollator(Collator):
+    """Rows that share sequences: the same rows and labels in fewer, fuller sequences.
+
+    Each row attends to itself alone, and its positions begin at 0. The first token of a row is never a label, so that
+    no row is predicted from the one before.
+
+    Args:
+        pad_token_id: fills the rest of a sequence.
+        max_length: tokens of a sequence.
+        mask_dtype: None for a mask of truth values, which ``sdpa`` takes; else that of the numbers added to the
+            attention's scores.
+    """
+
+    def __init__(self, pad_token_id: int, max_length: int, mask_dtype: torch.dtype | None = None) -> None:
+        super().__init__(pad_token_id)
+        self.max_length = max_length
+        self.mask_dtype = mask_dtype
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch with input_ids, attention_mask [sequences, 1, width, width], position_ids, labels, tokens, rows."""
+        packed = [[rows[i] for i in places] for places in fill([len(r["input_ids"]) for r in rows], self.max_length)]
+        ids = pad([[t for r in members for t in r["input_ids"]] for members in packed], self.pad_token_id)
+        labels = pad([[t for r in members for t in (IGNORED, *r["labels"][1:])] for members in packed], IGNORED)
+        lengths = [[len(r["input_ids"]) for r in members] for members in packed]
+        owner = pad([[n for n, size in enumerate(sizes, 1) for _ in range(size)] for sizes in lengths], 0)
+        positions = pad([[at for size in sizes for at in range(size)] for sizes in lengths], 0)
+        earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        seen = (owner[:, :, None] == owner[:, None, :]) & earlier
+        mask = seen[:, None]
+        if self.mask_dtype is not None:
+            mask = torch.zeros(mask.shape, dtype=self.mask_dtype).masked_fill(~mask, torch.finfo(self.mask_dtype).min)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "labels": labels,
+            "tokens": sum(map(sum, lengths)),
+            "rows": len(rows),
+        }
+
+
+def fill(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Positions of the rows in each sequence of at most ``room`` tokens: the longest first, each where it first fits.
+
+    A row longer than ``room`` has a sequence to itself.
+    """
+    sequences: list[tuple[int, list[int]]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for at, (used, members) in enumerate(sequences):
+            if used + lengths[i] <= room:
+                sequences[at] = (used + lengths[i], [*members, i])
+                break
+        else:
+            sequences.append((lengths[i], [i]))
+    return [members for _, members in sequences]
+
+
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Batches of positions, longest first: little padding, and an out-of-memory shows at the first batch."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

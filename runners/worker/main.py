@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import transformers
 from harness import provenance
 from harness.errors import CheckFailed, Diverged, Pruned, Unsupported, UserError
 from harness.hardware import Thermal
+from harness.matrix import in_effect
 from harness.meters import catalog as meters
 from harness.meters.panel import Panel
 from harness.meters.thermal import cool_down, thermometer
@@ -56,13 +57,14 @@ def work(job: Job, say: Say) -> None:
     """Main function of a worker process: build the job's model, or run its cell."""
     if job.only_build:
         prepare_process(job)
-        load.model_path(build_context(job, say))
+        load.model_path(build_context(replace(job, cell=in_effect(job.cell)), say))
     else:
         run_job(job, say)
 
 
 def run_job(job: Job, say: Say) -> Record:
     """Run the cell and leave ``record.json`` (and ``samples.parquet``) in the job's folder."""
+    planned, job = job, replace(job, cell=in_effect(job.cell))
     prepare_process(job)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = CellRun()
@@ -74,7 +76,7 @@ def run_job(job: Job, say: Say) -> Record:
         key=job.key,
         label=job.label,
         sweep=job.sweep,
-        cell=job.cell,
+        cell=planned.cell,
         outcome=outcome,
         metrics=recorded_metrics(run, job),
         spans=tuple(run.spans),
@@ -156,7 +158,8 @@ def further(ctx: Context) -> set[str]:
     """The stages that this cell has and others do not."""
     trains = {"recipe": trainrows.has_recipe(ctx), "targets": trainrows.asks_models(ctx)} if ctx.trains else {}
     finalizes = type(ctx.method).finalize is not Method.finalize and not ctx.scores_only
-    has = {**trains, "finalize": finalizes}
+    compiles = ctx.trains and bool(ctx.switches.get("compile"))
+    has = {**trains, "compile": compiles, "finalize": finalizes}
     return {name for name, there in has.items() if there}
 
 

@@ -105,6 +105,7 @@ def arguments(ctx: Context) -> TrainingArguments:
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        use_liger_kernel=ctx.switches.get("kernels") == "liger",
     )
 
 
@@ -155,13 +156,8 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The method's optimizer, or AdamW over everything that trains."""
         if self.optimizer is None:
-            t = self.context.training
-            self.optimizer = self.context.method.optimizer(self.model) or torch.optim.AdamW(
-                [p for p in self.model.parameters() if p.requires_grad],
-                lr=self.context.learning_rate,
-                betas=t.adam_betas,
-                weight_decay=t.weight_decay,
-                fused=True,
+            self.optimizer = self.context.method.optimizer(self.model) or switched_optimizer(
+                self.context, [p for p in self.model.parameters() if p.requires_grad]
             )
         return self.optimizer
 
@@ -202,13 +198,14 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
                 without waiting for the device.
         """
         self.tokens += inputs.pop("tokens")
-        self.samples += len(inputs["input_ids"])
+        self.samples += inputs.pop("rows", len(inputs["input_ids"]))
         self.computed_tokens += inputs["input_ids"].numel()
         extra = inputs.pop("extra", {})
         self._extra = self._prepare_inputs(extra) if extra else {}
         inputs = self.context.recipe.batch(inputs, len(self.losses), self._micro_steps)
         own = self.context.method.training_step(model, self._prepare_inputs(inputs))
-        loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
+        with self._saved_elsewhere():
+            loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
         # the last window of an epoch may hold fewer micro-batches, and Trainer divides by what it holds
         window = 1 if own is not None else self.current_gradient_accumulation_steps
         self.losses.append(loss.detach() * window)
@@ -220,6 +217,26 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         if self.context.trial and len(self.losses) % 10 == 0:
             stop_if_hopeless(self.losses, self.grad_norms)
         return loss
+
+    def _saved_elsewhere(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the variant says so, what the backward pass needs waits in the host's memory."""
+        if self.context.switches.get("offload") == "activations":
+            return torch.autograd.graph.save_on_cpu(pin_memory=True)
+        return contextlib.nullcontext()
+
+
+def switched_optimizer(ctx: Context, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or the optimizer that the cell's variant has in its place."""
+    t, rate = ctx.training, ctx.learning_rate
+    wanted = ctx.switches.get("optimizer", "adamw")
+    if wanted == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=rate, weight_decay=t.weight_decay)
+    if wanted == "adamw-8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=t.adam_betas, weight_decay=t.weight_decay)
+        return made
+    return torch.optim.AdamW(parameters, lr=rate, betas=t.adam_betas, weight_decay=t.weight_decay, fused=True)
 
 
 def restarting(

@@ -63,6 +63,7 @@ CHANGES: dict[str, Any] = {
     "tasks.test_only": lambda s: s["tasks"][0].update(test_only=True),
     "hardware": lambda s: s.update(hardware=["h100"]),
     "objectives": lambda s: s.update(objectives=["distill-sequence"]),
+    "variants": lambda s: s.update(variants=[{"name": "packed", "packing": True}]),
     "recipes": lambda s: s.update(recipes=["curriculum"]),
     "stages": lambda s: s.update(stages=[{"name": "first", "earlier": [{"method": "lora"}]}]),
     "seeds": lambda s: s.update(seeds=[1]),
@@ -201,6 +202,30 @@ def test_a_changed_field_changes_the_key(field: str, place: Path) -> None:
 def test_a_format_of_a_task_is_in_the_key(place: Path) -> None:
     keys = {key(place, lambda s, f=f: s.update(tasks=[{"name": "trec-text", **f}])) for f in ({}, {"format": "cloze"})}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("switch", [{}, {"batch_size": 16}, {"packing": False}, {"name": "other", "max_length": 512}])
+def test_a_variant_that_switches_nothing_keeps_the_key(switch: dict[str, Any], place: Path) -> None:
+    assert key(place, lambda s: s.update(variants=[{"name": "plain", **switch}])) == key(place)
+
+
+def test_every_switch_changes_the_key(place: Path) -> None:
+    switches: list[dict[str, Any]] = [
+        {"batch_size": 8},
+        {"gradient_accumulation": 2},
+        {"max_length": 64},
+        {"gradient_checkpointing": True},
+        {"attention": "eager"},
+        {"dtype": "bfloat16"},
+        {"packing": True},
+        {"compile": True},
+        {"optimizer": "adafactor"},
+        {"offload": "activations"},
+        {"kernels": "liger"},
+    ]
+    assert {name for switch in switches for name in switch} == {*spec_axes.VariantSpec.model_fields} - {"name"}
+    keys = {key(place, lambda s, w=switch: s.update(variants=[{"name": "x", **w}])) for switch in switches}
+    assert len({*keys, key(place)}) == len(switches) + 1
 
 
 def test_every_field_is_decided() -> None:

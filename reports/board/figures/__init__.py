@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.digests import slug
 from reports.board.board import BoardTable, Section
-from reports.board.figures import energy, heatmap, memory, power, ranks, rates, tradeoff
+from reports.board.figures import energy, heatmap, memory, power, ranks, rates, switches, tradeoff
 from reports.board.figures.drawing import for_page
 
 __all__ = ["Drawing", "LeftOut", "draw_all", "figure_files", "figure_names", "for_page"]
@@ -58,8 +58,9 @@ def draw_all(table: BoardTable) -> tuple[list[Drawing], list[LeftOut]]:
     """Every figure of every section, in the order of the board, and what was left out."""
     drawn: list[Drawing] = []
     left_out: list[LeftOut] = []
+    compares = any(column.show == "ratio_to_plain" for column in table.board.columns)
     for number, section in enumerate(table.sections):
-        for module, draw in _FIGURES:
+        for module, draw in (*_FIGURES, *(((switches, switches.draw),) if compares else ())):
             found = draw(table, section)
             if isinstance(found, str):
                 left_out.append(LeftOut(number, module.NAME, found))

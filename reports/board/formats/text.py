@@ -109,6 +109,7 @@ _FIELD_LABELS = {
     "model": "model",
     "task": "task",
     "hardware": "hardware",
+    "variant": "variant",
     "seeds": "seeds",
     "status": "status",
     "learned": "learned",
@@ -121,6 +122,7 @@ _FIELD_MEANING = {
     "model": "The base model.",
     "task": "What is learned and scored.",
     "hardware": "Hardware profile.",
+    "variant": "Settings of training that differ from the sweep's.",
     "seeds": "Seeds that ended ok, of all that were planned and tried.",
     "status": "How the cells ended; a reason where they did not end ok.",
     "learned": "Whether the trained row beats its own untrained base on the same items: learned, no evidence, worse, "
@@ -171,6 +173,8 @@ def _column(table: BoardTable, head: ColumnHeader) -> ColumnText:
     if head.definition is None:
         field = column.field or ""
         return ColumnText(head, column.label or _FIELD_LABELS[field], "", None, _FIELD_MEANING[field])
+    if column.show == "ratio_to_plain":
+        return ColumnText(head, column.label or _label(table, head), "", Scale("", decimals=2), _meaning(table, head))
     rows = [row for section in table.sections for row in section.rows]
     values = [row.cells[head.key].value for row in rows]
     if column.difference:  # on the scale of the quantity itself
@@ -184,7 +188,8 @@ def _label(table: BoardTable, head: ColumnHeader) -> str:
     assert head.definition is not None
     if head.column.difference and table.board.baseline is not None:
         return f"{head.definition.label} vs {plain(table.board.baseline.method, 20)}"
-    return f"{head.definition.label}, {head.column.stage}" if head.column.stage else head.definition.label
+    label = f"{head.definition.label}, {head.column.stage}" if head.column.stage else head.definition.label
+    return f"{label}, ratio to plain" if head.column.show == "ratio_to_plain" else label
 
 
 def _meaning(table: BoardTable, head: ColumnHeader) -> str:
@@ -200,6 +205,8 @@ def _meaning(table: BoardTable, head: ColumnHeader) -> str:
             f"Here: minus that of {plain(base.method)} / {plain(base.quantization)}, "
             "with the 95 % interval of the paired difference."
         )
+    elif column.show == "ratio_to_plain":
+        parts.append("Here: over that of the same row in the plain variant, 1 being no change.")
     elif column.show == "mean_interval":
         parts.append("Mean over seeds with its 95 % interval.")
     elif column.show == "mean_sd":
@@ -245,7 +252,9 @@ def place(column: ColumnText, row: BoardRow) -> FormattedCell:
     main = column.scale.text(shown.value, signed=difference)
     show = column.head.column.show
     return FormattedCell(
-        main, _aside(column.scale, shown, show if not difference else "mean_interval"), hint=_hint(shown)
+        main,
+        _aside(column.scale, shown, "mean_interval" if difference or show == "ratio_to_plain" else show),
+        hint=_hint(shown),
     )
 
 
@@ -278,7 +287,7 @@ def _field(key: str, row: BoardRow) -> FormattedCell:
         return _learned(row)
     if key == "status":
         return FormattedCell(row.status, plain(row.reason, 120) if row.status != "ok" else "; ".join(mark_words(row)))
-    return FormattedCell(plain(row.labels[key]))
+    return FormattedCell(plain(row.labels.get(key, "plain") if key == "variant" else row.labels[key]))
 
 
 def _learned(row: BoardRow) -> FormattedCell:

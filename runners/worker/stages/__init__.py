@@ -60,6 +60,7 @@ TRIAL: tuple[tuple[str, Stage], ...] = (
 FURTHER: tuple[tuple[str, Stage, str, int], ...] = (
     ("recipe", recipe.run, "prepare", 0),  # what is done to the training rows
     ("targets", targets.run, "prepare", 0),  # what other models say about them
+    ("compile", train.compile_model, "train", 0),  # torch.compile, outside the times of training
     ("finalize", finalize.run, "train", 1),  # what the method does once training is over
 )
 """Stages that only some cells have: name, work, and where it goes (0: before that stage, 1: behind it)."""

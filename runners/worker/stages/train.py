@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from harness.errors import Unsupported
+from harness.errors import CheckFailed, Unsupported
 from harness.hardware import Thermal
 from harness.meters.attribution import SOURCE, Attribution
 from harness.meters.flops import SOURCE as FLOP_COUNTER
@@ -25,7 +25,7 @@ from harness.methods.base import Method
 from harness.metrics import missing, reading
 from harness.record import Reading, Span, WhyMissing
 from harness.spec import Accounting
-from runners.worker.batches import to_device
+from runners.worker.batches import to_device, training_collator
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
 from runners.worker.memory import is_out_of_memory
@@ -36,17 +36,21 @@ STEPS_LEFT_OUT = 3
 J_PER_KWH = 3.6e6
 SPOILED = ("shared", "device_lost", "failed")
 """Reasons of the stage's energy that hold for every part of it."""
+PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative difference of the packed loss from the padded one that rounding may cause."""
 
 
 def before(ctx: Context) -> None:
     """Outside every window of the stage: warm the device up if the profile says so, and count a step's operations."""
     if not ctx.trains:
         return
+    check_packing(ctx)
     thermal = Thermal(**(ctx.job.cell["hardware"].get("thermal") or {}))
     if thermal.warm_cap_s is not None:
         read_c = thermometer(ctx.job.metered)
         ctx.facts["warm_up"] = warm_up(lambda: forward_once(ctx), read_c, cap_s=thermal.warm_cap_s).facts()
-    ctx.keep(count_step(ctx))
+    with torch.compiler.set_stance("force_eager"):  # operations inside compiled code are not seen
+        ctx.keep(count_step(ctx))
 
 
 def run(ctx: Context) -> None:
@@ -72,12 +76,13 @@ def run(ctx: Context) -> None:
     trainer = MatrixTrainer(
         model=ctx.model,
         args=arguments(ctx),
-        data_collator=Collator(ctx.tokenizer.pad_token_id),
+        data_collator=training_collator(ctx),
         train_dataset=ctx.loop_rows,
         context=ctx,
         hooks=hooks,
     )
     trainer.train()
+    uncompile(ctx)
     hooks.check_moved(trainer.model)
     ctx.model = finished(ctx, trainer)
     if type(ctx.method).finalize is Method.finalize and (chosen := ctx.method.facts()):
@@ -139,16 +144,87 @@ def micro_batches(ctx: Context) -> dict[str, int]:
     return {"wanted": wanted, "of_a_full_step": full, "of_the_last_step_of_an_epoch": epoch % full or full}
 
 
+# --- variants of the pass -----------------------------------------------------------------------------
+def compile_model(ctx: Context) -> None:
+    """Compile the model for training, with one forward and backward pass whose gradients are dropped.
+
+    Lengths are dynamic, so that batches of other lengths are not compiled again.
+
+    Raises:
+        Unsupported: the compiler cannot be used here, or does not take this model.
+    """
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = ctx.job.cell["threads"]  # the cell's share of the machine, as for its tensors
+    ctx.model.compile(dynamic=True)
+    try:
+        with as_it_was(ctx):
+            batch, extra = first_batch(ctx)
+            loss_of(ctx, ctx.model, batch, extra).backward()  # type: ignore[no-untyped-call]  # torch has no types here
+    except Exception as error:
+        uncompile(ctx)
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            raise Unsupported(f"torch.compile does not take this cell: {type(error).__name__}: {first}") from error
+        raise
+    finally:
+        ctx.model.zero_grad(set_to_none=True)
+    ctx.facts["compile"] = {"graphs": compiled_graphs()}
+
+
+def compiled_graphs() -> int:
+    """Graphs compiled so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def uncompile(ctx: Context) -> None:
+    """Back to the uncompiled model: what is saved and scored is what every other cell saves and scores."""
+    if getattr(ctx.model, "_compiled_call_impl", None) is not None:
+        ctx.model._compiled_call_impl = None
+        if "compile" in ctx.facts:
+            ctx.facts["compile"]["graphs_made_in_training"] = compiled_graphs() - ctx.facts["compile"]["graphs"]
+
+
+def check_packing(ctx: Context) -> None:
+    """The loss of the first batch must not depend on packing.
+
+    Raises:
+        CheckFailed: ``packing``: it does: the model or the method does not keep packed rows apart.
+    """
+    if not (ctx.trains and ctx.switches.get("packing")):
+        return
+    padded = Collator(ctx.tokenizer.pad_token_id)(ctx.loop_rows[: ctx.training.batch_size])
+    dtype = getattr(torch, ctx.job.cell["model"]["dtype"])
+
+    def loss(batch: dict[str, Any]) -> float:
+        return float(loss_of(ctx, ctx.model, batch, {}))
+
+    ctx.model.eval()
+    with torch.no_grad(), torch.autocast(ctx.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        packed_loss, padded_loss = loss(first_batch(ctx)[0]), loss(to_device(ctx, padded))
+    found = {"packed_loss": packed_loss, "padded_loss": padded_loss}
+    ctx.facts["packing"] = found
+    if abs(packed_loss - padded_loss) > PACKED_TOLERANCE[dtype] * max(abs(padded_loss), 1e-6):
+        raise CheckFailed(
+            "packing",
+            f"the first batch has a loss of {packed_loss:.6g} packed and {padded_loss:.6g} padded: this model or "
+            "method does not keep packed rows apart",
+        )
+
+
+# --- around the stage ---------------------------------------------------------------------------------
 def forward_once(ctx: Context) -> None:
     """A forward pass of the shape that will be trained; changes neither the model nor any random number."""
-    with torch.no_grad(), _as_it_was(ctx):
+    with torch.no_grad(), as_it_was(ctx):
         ctx.model(**first_batch(ctx)[0])
         if ctx.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
-def _as_it_was(ctx: Context) -> Iterator[None]:
+def as_it_was(ctx: Context) -> Iterator[None]:
     """Training mode without side effects: random numbers, mode and checkpointing are as before afterwards."""
     checkpointing = bool(getattr(ctx.model, "is_gradient_checkpointing", False))
     training = ctx.model.training
@@ -170,7 +246,7 @@ def _as_it_was(ctx: Context) -> Iterator[None]:
 def first_batch(ctx: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first rows as one micro-batch on the device, and what they hold besides."""
     rows = ctx.loop_rows[: ctx.training.batch_size]
-    batch = Collator(ctx.tokenizer.pad_token_id)(rows)
+    batch = training_collator(ctx)(rows)
     extra = to_device(ctx, batch.pop("extra", {}))
     return to_device(ctx, batch), extra
 
@@ -188,9 +264,9 @@ def count_step(ctx: Context) -> Reading:
         batch, extra = first_batch(ctx)
         tokens = batch["input_ids"].numel()
         if ctx.method.whole_steps:
-            with _as_it_was(ctx), _undone(ctx.model), _step_of_its_own(ctx, batch) as own:
+            with as_it_was(ctx), _undone(ctx.model), _step_of_its_own(ctx, batch) as own:
                 return step_flops(own, ctx.model, tokens)
-        with _as_it_was(ctx), ctx.method.counted(ctx.model):
+        with as_it_was(ctx), ctx.method.counted(ctx.model):
             return step_flops(step, ctx.model, tokens, micro_batches=micro_batches(ctx)["of_a_full_step"])
     except Exception as error:  # an instrument never harms the cell
         why_missing: WhyMissing = "oom" if is_out_of_memory(error) else "failed"
