@@ -425,8 +425,8 @@ def _ratio(column: Column, row: Mapping[str, Any], base: Mapping[str, Any] | Non
     if base is None or base is row:
         return CellContent(text="plain") if base is row else CellContent(why="no_baseline")
     name = column.quantity.column
-    runs = [times.runs.get(one["config"], []) for one in (row, base)]
-    found = ratio(*runs, lambda record: value_of(record, name), identical=times.identical)
+    of_row, of_base = (times.runs.get(one["config"], []) for one in (row, base))
+    found = ratio(of_row, of_base, lambda record: value_of(record, name), identical=times.identical)
     if found is None:
         return CellContent(why=_value(row, name).why or _value(base, name).why)
     return CellContent(found.ratio, None, found.low, found.high, len(row["seeds"]), interval=found.method)

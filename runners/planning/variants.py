@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+
 from harness.matrix import Cell
 from harness.methods.base import Method
 from harness.methods.catalog import METHODS
