@@ -23,7 +23,7 @@ ARCHITECTURE = {
     "required": ["architecture", "weights"],
 }
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(("MethodSpec", "QuantizationSpec", "TaskUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse"), (NAME,)),
+    **dict.fromkeys(("MethodSpec", "QuantizationSpec", "TaskUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse", "VariantSpec"), (NAME,)),
     "ModelSpec": (NAME, ARCHITECTURE),
     "SecondModel": (NAME, {"$ref": "#/$defs/ModelSpec"}),
 }
@@ -64,6 +64,10 @@ MEANINGS = {
     "stages": "pattern over labels of stages",
     "earlier": "stages that are trained before the last one, each a separate cell",
     "Inclusion.stages": "what is trained before",
+    "variants": "cost switches of training, each compared with the plain variant",
+    "variant": "pattern over labels of variants",
+    "VariantSpec.max_length": "tokens, in the place of the sweep's",
+    "Inclusion.variant": "its variant",
     "tune": "choose learning rates on validation data, with the same budget for every method",
     "priority": "order of the cells",
     "exclude": "cells left out on purpose",
