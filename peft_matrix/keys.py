@@ -23,7 +23,10 @@ ARCHITECTURE = {
     "required": ["architecture", "weights"],
 }
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(("MethodSpec", "QuantizationSpec", "TaskUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse", "VariantSpec"), (NAME,)),
+    **dict.fromkeys(
+        ("MethodSpec", "QuantizationSpec", "TaskUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse", "VariantSpec"),
+        (NAME,),
+    ),
     "ModelSpec": (NAME, ARCHITECTURE),
     "SecondModel": (NAME, {"$ref": "#/$defs/ModelSpec"}),
 }
