@@ -329,7 +329,7 @@ def export(to: str | Path, *, sweep: str | None = None, results: Location = None
 
 
 def query(sql: str, *, results: Location = None) -> Rows:
-    """One SELECT over the tables ``records``, ``readings`` and ``samples`` (extra: query)."""
+    """One SELECT over the tables ``records``, ``readings``, ``settings`` and ``samples`` (extra: query)."""
     from reports.apps.sql import query as of
 
     names, rows = of(open_workspace(results).open_store(), sql)

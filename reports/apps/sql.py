@@ -4,11 +4,14 @@
 digests, and whether it is the ``current`` record of its cell on its machine.
 ``readings``  one row per reading of a record: ``id``, ``stage`` ("" for the whole cell), ``quantity``, ``value``,
               ``unit``, ``n``, ``spread``, ``source``, ``why_missing``.
+``settings``  one row per record: ``id``, ``learning_rate``, ``steps`` and others, and the whole ``cell`` as JSON, for
+              ``cell->>'$.method.params.r'``. Read only if asked for.
 ``samples``   one row per scored item: ``id`` of the record and the columns of a sample file. Read only if asked for.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -60,6 +63,8 @@ def query(
         tables = {"records": _records(flat), "readings": _readings(flat)}
         if re.search(r"\bsamples\b", sql, re.IGNORECASE):
             tables["samples"] = _samples(store, flat)
+        if re.search(r"\bsettings\b", sql, re.IGNORECASE):
+            tables["settings"] = _settings(store)
         for name, table in tables.items():
             connection.register(name, table)
         # from here on no file, no network, no extension, no Python variable, and none of this can be switched back
@@ -77,7 +82,7 @@ def query(
     except duckdb.OutOfMemoryException as error:
         raise _too_much(f"it needs more than {memory} of memory") from error
     except duckdb.Error as error:
-        tables_there = "There are the tables records, readings and samples."
+        tables_there = "There are the tables records, readings, settings and samples."
         raise UserError(str(error).replace("\n", " "), where="the query", fix=tables_there) from error
     finally:
         connection.close()
@@ -152,6 +157,31 @@ def _readings(flat: index.Flat) -> pa.Table:
             "why_missing": of_kind([kind.why_missing for kind in flat.kinds]),
         }
     )
+
+
+SETTINGS: dict[str, tuple[str, pa.DataType]] = {
+    "learning_rate": ("method", pa.float64()),
+    "steps": ("method", pa.int64()),
+    "batch_size": ("training", pa.int64()),
+    "gradient_accumulation": ("training", pa.int64()),
+    "max_length": ("training", pa.int64()),
+    "schedule": ("training", pa.string()),
+    "train_items": ("task", pa.int64()),
+    "validation_items": ("task", pa.int64()),
+    "test_items": ("task", pa.int64()),
+    "dtype": ("model", pa.string()),
+}
+"""Column of ``settings`` to its part of the cell and its type."""
+
+
+def _settings(store: Store) -> pa.Table:
+    records = store.records()[0]
+    columns = {
+        name: pa.array([record.cell.get(part, {}).get(name) for record in records], kind)
+        for name, (part, kind) in SETTINGS.items()
+    }
+    cells = pa.array([json.dumps(record.cell, sort_keys=True) for record in records], pa.string())
+    return pa.table({"id": pa.array([record.id for record in records], pa.string()), **columns, "cell": cells})
 
 
 def _samples(store: Store, flat: index.Flat) -> pa.Table:

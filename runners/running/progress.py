@@ -16,6 +16,8 @@ from harness.record import Record
 from runners.running.job_results import EXPECTED, counted_as
 from runners.worker.job import Job
 
+EVERY_S = 10.0
+"""Seconds between two lines about running cells where there is no live view."""
 STYLE = {"ok": "green", "unsupported": "yellow", "interrupted": "yellow"}
 
 
@@ -38,11 +40,15 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self._durations: list[float] = []
         self._running: dict[str, tuple[Job, float, str]] = {}
+        self._said_at = self.began
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
+        elif self.total:
+            at_once = f", {self.slots} at once" if self.slots > 1 else ""
+            self._line(f"{self.total} cell{'s' * (self.total > 1)} to run{at_once}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,8 +69,9 @@ class Progress:
         text = f"{content.get('what', content.get('stage', ''))}" + (f" {at}/{of}" if at is not None else "")
         _, began, before = self._running.get(job.key, (job, time.monotonic(), ""))
         self._running[job.key] = (job, began, text)
-        if self._live is None and job.only_build and at is not None and at % 150 == 0:
-            self._line(f"{job.label}: {text}")
+        if self._live is None and time.monotonic() - self._said_at >= EVERY_S:
+            self._said_at = time.monotonic()
+            self._line(f"  {job.label}: {text}, {clock(self._said_at - began)}")
         if text != before:
             self.tick()
 

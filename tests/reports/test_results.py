@@ -54,6 +54,12 @@ def test_questions_in_sql_are_answered_as_the_frame_would(store: Store) -> None:
     names, answer = query(store, sql)
     assert names[0] == "method"
     assert dict(answer) == pytest.approx(wanted.to_dict())
+    lora = [r for r in store.records()[0] if r.cell["method"]["label"] == "lora"]
+    asked = """SELECT id, steps, batch_size, cell->>'$.method.name' FROM settings JOIN records USING (id)
+               WHERE method = 'lora'"""
+    assert sorted(query(store, asked)[1]) == sorted(
+        (r.id, r.cell["method"].get("steps"), r.cell.get("training", {}).get("batch_size"), "lora") for r in lora
+    )
     missing = "SELECT DISTINCT why_missing FROM readings WHERE quantity = 'energy_gross_j' AND value IS NULL"
     assert query(store, missing)[1] == [("no_device",)]
     items = "SELECT count(*) FROM samples JOIN records USING (id) WHERE arm = 'adapted' AND method = 'lora'"

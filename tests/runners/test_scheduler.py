@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness import hardware
 from harness.errors import UserError
@@ -20,6 +24,7 @@ from runners.executors.base import Lease
 from runners.planning.blocks import Slot, in_blocks
 from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
+from runners.running import progress
 from runners.running.leases import Pool
 from runners.running.preflight import kept, no_room
 from runners.running.recovery import CellAttempt
@@ -314,3 +319,18 @@ def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
     assert recovery.collect(jobs, store) == 1
     assert [r.outcome.status for r in store.records()[0]] == ["ok"]
     assert list(jobs.iterdir()) == []
+
+
+# --- what a run prints without a terminal ----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("every_s", "lines"), [(0.0, ["  a.cell: train, 0:00", "  a.cell: training 5/9, 0:00"]), (99.0, [])]
+)
+def test_a_piped_run_says_what_it_does(every_s: float, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", every_s)
+    out = io.StringIO()
+    job: Any = SimpleNamespace(key="k", label="a.cell", only_build=False)
+    with progress.Progress(Console(file=out, force_terminal=False), total=3, slots=2) as view:
+        view.started(job)
+        view.message(job, {"event": "stage", "stage": "train"})
+        view.message(job, {"event": "progress", "what": "training", "at": 5, "of": 9})
+    assert out.getvalue().splitlines() == ["3 cells to run, 2 at once", *lines]
