@@ -110,10 +110,24 @@ class Evaluation(Spec):
         retain: tasks whose skills are scored before adaptation and after it, besides those that the task names.
         option_orders: score multiple-choice items again under this many additional orders of their options.
         prompt_variants: score the test items again under each of the task's alternative ``prompts``.
+        in_context: score the test items again with this many training items and their answers before each prompt.
+        answer_confidence: of generated answers, score how probable the model finds them, and whether that tells right
+            answers from wrong ones.
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
 
-    LATER = frozenset({"lm_eval", "run_generated_code", "option_orders", "prompt_variants", "held_out", "retain"})
+    LATER = frozenset(
+        {
+            "lm_eval",
+            "run_generated_code",
+            "option_orders",
+            "prompt_variants",
+            "held_out",
+            "retain",
+            "in_context",
+            "answer_confidence",
+        }
+    )
 
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
@@ -125,6 +139,8 @@ class Evaluation(Spec):
     retain: tuple[str, ...] = ()
     option_orders: int = Field(default=0, ge=0)
     prompt_variants: bool = False
+    in_context: int = Field(default=0, ge=0)
+    answer_confidence: bool = False
 
     @field_validator("lm_eval", mode="before")
     @classmethod

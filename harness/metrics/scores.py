@@ -277,6 +277,43 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "accuracy",
     ),
     MetricDef(
+        "in_context_accuracy",
+        "accuracy with examples",
+        "fraction",
+        "higher",
+        "Test accuracy of the adapted model with worked examples of the training split before each prompt.",
+        "accuracy",
+    ),
+    MetricDef(
+        "in_context_gain",
+        "gain by examples",
+        "fraction",
+        "higher",
+        "Test accuracy with worked examples before each prompt less that without: below 0 where a model that was tuned "
+        "without examples cannot use them.",
+        "accuracy",
+    ),
+    MetricDef(
+        "generation_calibration_error",
+        "calibration error of completions",
+        "fraction",
+        "lower",
+        "Expected calibration error of generated answers over 15 bins of equal width, the confidence of an answer "
+        "being the geometric mean of its tokens' probabilities; an empty answer has none and is left out.",
+        "accuracy",
+        source="Guo et al. 2017, arXiv:1706.04599, equation 3; Malinin & Gales 2021, arXiv:2002.07650",
+    ),
+    MetricDef(
+        "generation_confidence_auroc",
+        "confidence AUROC",
+        "fraction",
+        "higher",
+        "Chance that a right generated answer has a higher confidence than a wrong one, ties as a half: 0.5 is no "
+        "better than a coin; confidence as for the calibration error of completions.",
+        "accuracy",
+        source="Malinin & Gales 2021, arXiv:2002.07650",
+    ),
+    MetricDef(
         "cut_items",
         "inputs cut",
         "count",

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import UserError
-from harness.methods.base import Method
+from harness.methods.base import Method, Setting
+from harness.methods.baselines import FewShot
 from runners.worker.encoding import encode_answer, encode_prompt
 from tasks.task import Item
 
+SEPARATOR = "\n\n"
 NAMED = 20
 """Items that the record names of those that got fewer examples."""
 
@@ -60,6 +62,15 @@ class Examples:
             first = dict(list(self._kept.items())[:NAMED])
             self.facts["fewer"] = {"n": len(self._kept), "examples_left": first}
         return out
+
+
+def chosen(train: Sequence[Item], k: int, seed: int) -> Examples:
+    """k examples of the training items, drawn by the seed as the method ``few-shot`` draws them."""
+    params = {"k": k, "separator": SEPARATOR}
+    setting = Setting(kind="causal-lm", base="fp", seed=seed, steps=0, learning_rate=0.0)
+    found = draw(FewShot(params, setting), train)
+    assert found is not None  # this method always shows some
+    return found
 
 
 def draw(method: Method, train: Sequence[Item]) -> Examples | None:

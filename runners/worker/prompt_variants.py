@@ -1,19 +1,31 @@
-"""Dependence of answers on the form of the question: options in other orders, other prompts."""
+"""Further scoring of the test items: options in other orders, other prompts, worked examples in front, confidence."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from harness import stats
+from runners.worker import few_shot
 from runners.worker.context import RANDOM_WEIGHTS, Context
-from runners.worker.scoring import score
+from runners.worker.likelihood import answer_logps
+from runners.worker.scoring import score, with_examples
 from tasks.data import load_split
 from tasks.formats import formats_of, in_format
 from tasks.prompt_variants import as_given, asked_as, orders, over_orders, relisted
-from tasks.scored import Scored
+from tasks.scored import Scored, mean_of
 from tasks.scoring import summarise
 
 ORDERS = ("option_order_accuracy", "option_order_changes")
 PROMPTS = ("prompt_accuracy", "prompt_spread")
+IN_CONTEXT = ("in_context_accuracy", "in_context_gain")
+CONFIDENCE = ("generation_calibration_error", "generation_confidence_auroc")
 
 
 def run(ctx: Context, given: list[Scored]) -> None:
@@ -22,11 +34,17 @@ def run(ctx: Context, given: list[Scored]) -> None:
         _orders(ctx, given)
     if ctx.evaluation.prompt_variants:
         _prompts(ctx, given)
+    if ctx.evaluation.in_context:
+        _in_context(ctx, given)
+    if ctx.evaluation.answer_confidence:
+        _confidence(ctx, given)
 
 
 def nothing(ctx: Context) -> None:
     """Say of a model with random weights why there is no value."""
-    asked = (ORDERS if ctx.evaluation.option_orders else ()) + (PROMPTS if ctx.evaluation.prompt_variants else ())
+    e = ctx.evaluation
+    wanted = ((e.option_orders, ORDERS), (e.prompt_variants, PROMPTS), (e.in_context, IN_CONTEXT))
+    asked = [name for use, names in (*wanted, (e.answer_confidence, CONFIDENCE)) if use for name in names]
     for name in asked:
         ctx.record_missing(name, "not_applicable", source="scorer", note=RANDOM_WEIGHTS)
 
@@ -83,6 +101,81 @@ def _prompts(ctx: Context, given: list[Scored]) -> None:
     n = len(accuracies)
     ctx.record("prompt_accuracy", sum(accuracies) / n, source=source, n=n, details=details)
     ctx.record("prompt_spread", max(accuracies) - min(accuracies), source=source, n=n, details=details)
+
+
+def _in_context(ctx: Context, given: list[Scored]) -> None:
+    """Accuracy with the sweep's number of worked examples in front, and what they add to that without."""
+    k, own = ctx.evaluation.in_context, summarise(given)["accuracy"].value
+    if why := _no_examples(ctx, own):
+        for name in IN_CONTEXT:
+            ctx.record_missing(name, "not_applicable", source="scorer", note=why)
+        return
+    shown = few_shot.chosen(ctx.splits.train, k, ctx.seed)
+    scored = score(replace(ctx, examples=shown), ctx.task, ctx.splits.test)
+    ctx.keep_samples("in-context", ctx.task.definition.name, scored)
+    found = summarise(scored)["accuracy"]
+    assert own is not None
+    assert found.value is not None  # as without examples, these items are judged
+    source, details = f"scorer, {k} examples", {"standard_error": found.standard_error, **shown.facts}
+    ctx.record("in_context_accuracy", found.value, source=source, n=found.n, details=details)
+    gains = [float(bool(a.correct)) - float(bool(b.correct)) for a, b in zip(scored, given, strict=True)]
+    paired = mean_of(gains)
+    details = {"standard_error": paired.standard_error}
+    ctx.record("in_context_gain", found.value - own, source=source, n=paired.n, details=details)
+
+
+def _no_examples(ctx: Context, own: float | None) -> str:
+    """Reason why no worked examples can be shown; "" if they can."""
+    if ctx.examples is not None:
+        return "the method shows examples itself"
+    if own is None or ctx.task.definition.kind not in ("multiple-choice", "generation"):
+        return "examples are read by a language model that answers in words"
+    if len(ctx.splits.train) < ctx.evaluation.in_context:
+        return f"the cell has {len(ctx.splits.train)} training items"
+    return ""
+
+
+def _confidence(ctx: Context, given: list[Scored]) -> None:
+    """Calibration of generated answers: one more pass over prompts and completions, greedy or sampled as they were."""
+    why = ""
+    if ctx.task.definition.kind != "generation" or any(s.correct is None for s in given):
+        why = "no completion is right or wrong"
+    elif ctx.task.definition.program:
+        why = "a program is judged by its tests, several samples an item"
+    if why:
+        for name in CONFIDENCE:
+            ctx.record_missing(name, "not_applicable", source="scorer", note=why)
+        return
+    asked = with_examples(ctx, ctx.task, ctx.splits.test)
+    answered = [(item, s) for item, s in zip(asked, given, strict=True) if s.prediction]
+    with torch.inference_mode():
+        found = answer_logps(ctx, [(item.prompt, s.prediction) for item, s in answered], end=False)
+    stated = [math.exp(logp / max(1, n)) for logp, n in zip(found.logps, found.lengths, strict=True)]
+    right = [bool(s.correct) for _, s in answered]
+    source = "scorer, geometric mean of token probabilities"
+    details: dict[str, Any] = {"empty": len(given) - len(answered)}
+    if not answered:
+        for name in CONFIDENCE:
+            ctx.record_missing(name, "not_applicable", source=source, note="every completion is empty")
+        return
+    error = stats.calibration_error(stated, right)
+    details["bins"] = [list(b) for b in error.bins]
+    ctx.record(CONFIDENCE[0], error.error, source=source, n=error.n, details=details)
+    value = auroc(stated, right)
+    if value is None:
+        ctx.record_missing(CONFIDENCE[1], "not_applicable", source=source, note="all answers are right, or all wrong")
+    else:
+        ctx.record(CONFIDENCE[1], value, source=source, n=len(right))
+
+
+def auroc(stated: list[float], right: list[bool]) -> float | None:
+    """Chance that a right answer has the higher confidence (Mann-Whitney U over the pairs); None without both kinds."""
+    positive, negative = sum(right), len(right) - sum(right)
+    if not positive or not negative:
+        return None
+    ranks = rankdata(stated)
+    total = float(np.sum(ranks[np.asarray(right)]))
+    return (total - positive * (positive + 1) / 2) / (positive * negative)
 
 
 SCORES = ("accuracy", "accuracy_norm")

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.spec import Evaluation
-from runners.worker import prompt_variants
+from runners.worker import few_shot, prompt_variants
 from runners.worker.context import Context, Splits
 from runners.worker.scoring import score
 from tasks.data import load_split, task_digest
@@ -25,7 +25,15 @@ __all__ = ["data_root"]  # a fixture
 ITEMS = 12
 
 
-def asked(name: str, data_root: Path, tokenizer: Any, said: dict[str, str], **evaluation: Any) -> Context:
+def asked(
+    name: str,
+    data_root: Path,
+    tokenizer: Any,
+    said: dict[str, str],
+    train: list[Item] | None = None,
+    n: int = ITEMS,
+    **evaluation: Any,
+) -> Context:
     """The test items of a real task scored with an oracle that answers each prompt as scripted, and again in other
     forms.
     """
@@ -35,7 +43,7 @@ def asked(name: str, data_root: Path, tokenizer: Any, said: dict[str, str], **ev
     }
     ctx = context(Oracle(tokenizer, script, positions=4096), tokenizer, batch_size=8, **evaluation)
     ctx.task = load_task(name, [])
-    ctx.splits = Splits([], [], items(name, data_root))
+    ctx.splits = Splits(train or [], [], items(name, data_root)[:n])
     ctx.job = SimpleNamespace(data_root=str(data_root), cell={"model": {}, "task": {"test_items": ITEMS}})  # type: ignore[assignment]
     prompt_variants.run(ctx, score(ctx, ctx.task, ctx.splits.test))
     return ctx
@@ -107,6 +115,43 @@ def test_an_oracle_that_understands_some_prompts_only(data_root: Path, tokenizer
     assert value(ctx, "prompt_accuracy") == pytest.approx(1.25 / 3)
     assert value(ctx, "prompt_spread") == 1.0
     assert {row["arm"] for row in ctx.samples} == {"prompt-1", "prompt-2"}
+
+
+def test_examples_are_shown_and_their_gain_is_paired(data_root: Path, tokenizer: Any) -> None:
+    task = load_task("arc-easy", [])
+    train = load_split(task, "train", data_root=data_root, max_items=9, seed=0)
+    given = items("arc-easy", data_root)
+    shown = few_shot.chosen(train, 3, seed=0)
+    assert [i.id for i in shown.items] == few_shot.chosen(train, 3, seed=0).facts["items"]
+    texts = "".join(i.prompt + i.answer + "\n\n" for i in shown.items)
+    wrong = {i.prompt: next(c for c in i.choices if c != i.answer) for i in given[:6]}
+    said = {i.prompt: i.answer for i in given} | wrong | {texts + i.prompt: i.answer for i in given}
+    ctx = asked("arc-easy", data_root, tokenizer, said, train=train, in_context=3)
+    assert value(ctx, "in_context_accuracy") == 1
+    assert value(ctx, "in_context_gain") == 0.5
+    assert ctx.metrics["in_context_accuracy"].details["items"] == [i.id for i in shown.items]
+    assert ctx.metrics["in_context_gain"].details["standard_error"] == pytest.approx((0.25 * 12 / 11 / 12) ** 0.5)
+    assert ctx.examples is None  # what is scored next sees none
+    few = asked("arc-easy", data_root, tokenizer, said, train=train[:2], in_context=3)
+    assert few.metrics["in_context_gain"].details["note"] == "the cell has 2 training items"
+
+
+def test_confidence_of_completions(data_root: Path, tokenizer: Any) -> None:
+    given = items("gsm8k", data_root)[:6]
+    said = {i.prompt: f"#### {i.answer.rpartition('####')[2].strip()}" for i in given[:4]}
+    said |= {i.prompt: "#### 987654321" for i in given[4:5]}
+    ctx = asked("gsm8k", data_root, tokenizer, said, n=6, answer_confidence=True, decoding={"max_new_tokens": 16})
+    # The oracle gives every scripted token almost all probability, so that 4 of the 5 certain answers are right.
+    found = ctx.metrics["generation_calibration_error"]
+    assert found.n + found.details["empty"] == 6
+    certain = [b for b in found.details["bins"] if b[1] == 1.0]
+    assert [(b[2], b[4]) for b in certain] == [(5, 0.8)]
+    assert value(ctx, "generation_confidence_auroc") > 0.5
+
+
+def test_auroc_by_hand() -> None:
+    assert prompt_variants.auroc([0.9, 0.8, 0.3, 0.3], [True, False, True, False]) == pytest.approx(2.5 / 4)
+    assert prompt_variants.auroc([0.1, 0.2], [True, True]) is None
 
 
 def test_asking_again_is_part_of_a_cell_only_where_it_is_done(data_root: Path) -> None:
