@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.spec_axes import (
     Decoding,
+    JudgeSpec,
     MethodSpec,
     ModelSpec,
     ObjectiveSpec,
@@ -113,6 +114,7 @@ class Evaluation(Spec):
         in_context: score the test items again with this many training items and their answers before each prompt.
         answer_confidence: of generated answers, score how probable the model finds them, and whether that tells right
             answers from wrong ones.
+        judge: who compares generated answers with the references, both ways round; no part of an accuracy.
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
 
@@ -126,6 +128,7 @@ class Evaluation(Spec):
             "retain",
             "in_context",
             "answer_confidence",
+            "judge",
         }
     )
 
@@ -141,6 +144,7 @@ class Evaluation(Spec):
     prompt_variants: bool = False
     in_context: int = Field(default=0, ge=0)
     answer_confidence: bool = False
+    judge: JudgeSpec | None = None
 
     @field_validator("lm_eval", mode="before")
     @classmethod

@@ -169,6 +169,43 @@ class SecondModel(Spec):
         return self
 
 
+class JudgeSpec(Spec):
+    """A judge that compares generated answers with the reference: a local model, or a server.
+
+    Attributes:
+        model: asked by the log-probabilities of its two possible replies.
+        url: of a server with the interface of OpenAI's chat completions, up to ``/v1``.
+        name: the model's name there; give a dated one, because the name is all that holds it still.
+        key_env: environment variable that holds the server's key.
+        items: only so many test items, the first ones.
+        timeout_s: of one reply of the server.
+    """
+
+    model: SecondModel | None = None
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    name: str | None = None
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    items: int | None = Field(default=None, gt=0)
+    timeout_s: float = Field(default=60, gt=0, le=600)
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> JudgeSpec:
+        if (self.model is None) == (self.url is None):
+            raise ValueError("a judge is either a model or a url")
+        if (self.url is None) != (self.name is None):
+            raise ValueError("a judge with a url needs the model's name there, and only such a judge has one")
+        if self.key_env is not None and self.url is None:
+            raise ValueError("key_env is for a judge with a url")
+        if self.model is not None and self.model.trained is not None:
+            raise ValueError("a judge is asked as it is: it has no 'trained'")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Plain JSON of what can change a verdict, without the local model, whose digest the plan adds."""
+        content = self.model_dump(mode="json", include={"url", "name", "items", "timeout_s", "key_env"})
+        return {k: v for k, v in content.items() if v is not None and (k != "timeout_s" or self.url is not None)}
+
+
 class ObjectiveSpec(Spec):
     """An objective: its registered name, its parameters and the models it asks.
 
@@ -329,5 +366,10 @@ class StagesSpec(Spec):
         return self
 
 
-for one in (SecondModel, ObjectiveSpec, RecipeSpec):  # a stage has an objective, whose teacher may have a stage
+for one in (
+    SecondModel,
+    JudgeSpec,
+    ObjectiveSpec,
+    RecipeSpec,
+):  # a stage has an objective, whose teacher may have a stage
     one.model_rebuild()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["higher", "lower", "neither"]
-Family = Literal["accuracy", "retention", "memory", "time", "energy", "size", "compute", "check"]
+Family = Literal["accuracy", "retention", "memory", "time", "energy", "size", "compute", "check", "judged"]
 
 
 @dataclass(frozen=True)

@@ -330,6 +330,46 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "one.",
         "accuracy",
     ),
+    # said by a judge
+    *(
+        MetricDef(
+            name,
+            label,
+            "fraction",
+            better,  # type: ignore[arg-type]  # one of the three
+            definition,
+            "judged",
+            source="Zheng et al. 2023, arXiv:2306.05685",
+        )
+        for name, label, better, definition in (
+            (
+                "judge_win_rate",
+                "judge: wins",
+                "higher",
+                "Share of test items whose generated answer a judge finds better than the reference; a half where its "
+                "verdict changes when the two change places.",
+            ),
+            (
+                "judge_consistency",
+                "judge: consistency",
+                "higher",
+                "Share of judged items with the same verdict in both orders of the two answers.",
+            ),
+            (
+                "judge_agreement",
+                "judge: agreement",
+                "higher",
+                "Share of completions where the judge prefers the reference, of those that the task's parser finds "
+                "wrong and on which the judge is consistent.",
+            ),
+            (
+                "judge_length_bias",
+                "judge: length bias",
+                "neither",
+                "Share of consistent verdicts on answers of unequal length that prefer the longer one, less a half.",
+            ),
+        )
+    ),
     # retention
     MetricDef(
         "negative_flips",

@@ -207,9 +207,12 @@ def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
     reason = objective.check(kind, seen_as, method, others) or recipe.check(
         kind, task["kind"], objective.declaration.name, method, teacher="teacher" in said["recipe"]
     )
-    for point in cell.further:
+    for point in (cell.common, *cell.further):
         for place, name in point.others.items():
-            second = point.identity[place.partition(".")[2]]["quantization"]
+            role = place.partition(".")[2]
+            if role == "judge" and kind != "causal-lm":
+                continue  # there are no completions to judge
+            second = point.identity[role].get("judge", point.identity[role])["quantization"]
             quantizer = QUANTIZERS.get(second["name"])
             reason = (
                 reason

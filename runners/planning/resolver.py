@@ -251,13 +251,14 @@ class Resolver:
     def common_point(self) -> Point:
         """Identity of what all cells share."""
         spec = self.sweep.spec
-        return Point(
+        judge, where = spec.evaluation.judge, self.sweep.where("evaluation")
+        point = Point(
             "common",
             spec.name,
             spec.name,
             {
                 "training": spec.training.identity(),
-                "evaluation": self._pinned(spec.evaluation).model_dump(mode="json"),
+                "evaluation": self._pinned(spec.evaluation).model_dump(mode="json", exclude={"judge"}),
                 "probes": spec.probes.identity(),
                 "threads": spec.limits.threads,
                 "protocol": PROTOCOL,
@@ -266,6 +267,11 @@ class Resolver:
                 **self._retained(spec.evaluation.retain),
             },
         )
+        if judge is None:
+            return point
+        asked = self._asking(point, {"judge": judge.model} if judge.model is not None else {}, where)
+        by = {"judge": asked.identity["judge"]} if judge.model is not None else {}
+        return replace(asked, identity={**asked.identity, "judge": {"prompt": 1, **judge.identity(), **by}})
 
     def _held_out(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """Digests of the texts that are scored before and after adaptation; nothing where there are none.

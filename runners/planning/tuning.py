@@ -281,7 +281,11 @@ def _trial(cell: Cell, choice: TrialChoice, tune: Tune, past: Sequence[Sequence[
 
     What a pruner compares it with is part of it, since it settles when the trial ends.
     """
-    shared = {k: v for k, v in cell.common.identity.items() if k not in ("probes", "evaluation", "held_out", "retain")}
+    shared = {
+        k: v
+        for k, v in cell.common.identity.items()
+        if k not in ("probes", "evaluation", "held_out", "retain", "judge")
+    }
     bare = replace(cell, common=replace(cell.common, identity=shared))
     kept = {"batch_size": cell.common.identity["evaluation"]["batch_size"], "retention": False, "merged": False}
     extra: dict[str, Any] = {"role": "trial", "evaluation": kept, "probes": {"latency_repeats": 0}}

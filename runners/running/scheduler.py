@@ -276,7 +276,7 @@ class Scheduler:
             side_environment={"name": outside, "digest": environments.digest(outside)} if outside else {},
             python=str(python or ""),
             tools=environments.interpreters(self.workspace.cache),
-            others={place: name for point in cell.further for place, name in point.others.items()},
+            others={at: name for point in (cell.common, *cell.further) for at, name in point.others.items()},
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",
             ingredients=tuple(self._part(part) for part in self._combined(cell)),

@@ -202,7 +202,7 @@ class Context:
 
         What a model with random weights scores, or its loss, means nothing: no such value enters a record.
         """
-        if self.random_weights and metric(name).family in ("accuracy", "retention"):
+        if self.random_weights and metric(name).family in ("accuracy", "retention", "judged"):
             self.keep(missing(name, "not_applicable", source=source, details={"note": RANDOM_WEIGHTS}))
         else:
             self.keep(reading(name, value, source=source, **more))

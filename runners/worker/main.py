@@ -159,7 +159,8 @@ def further(ctx: Context) -> set[str]:
     trains = {"recipe": trainrows.has_recipe(ctx), "targets": trainrows.asks_models(ctx)} if ctx.trains else {}
     finalizes = type(ctx.method).finalize is not Method.finalize and not ctx.scores_only
     compiles = ctx.trains and bool(ctx.switches.get("compile"))
-    has = {**trains, "compile": compiles, "finalize": finalizes}
+    judges = "judge" in ctx.job.cell and ctx.job.cell.get("role") != "trial" and not ctx.random_weights
+    has = {**trains, "compile": compiles, "finalize": finalizes, "judge": judges}
     return {name for name, there in has.items() if there}
 
 

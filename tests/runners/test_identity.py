@@ -90,6 +90,7 @@ CHANGES: dict[str, Any] = {
     "evaluation.option_orders": lambda s: s.update(evaluation={"option_orders": 2}),
     "evaluation.in_context": lambda s: s.update(evaluation={"in_context": 2}),
     "evaluation.answer_confidence": lambda s: s.update(evaluation={"answer_confidence": True}),
+    "evaluation.judge": lambda s: s.update(evaluation={"judge": {"model": "builtin:nano"}}),
     "evaluation.prompt_variants": lambda s: s.update(evaluation={"prompt_variants": True}),
     "probes.latency_repeats": lambda s: s.update(probes={"latency_repeats": 3}),
     "probes.latency_batch_sizes": lambda s: s.update(probes={"latency_batch_sizes": [2]}),
@@ -228,6 +229,19 @@ def test_every_switch_changes_the_key(place: Path) -> None:
     assert {name for switch in switches for name in switch} == {*spec_axes.VariantSpec.model_fields} - {"name"}
     keys = {key(place, lambda s, w=switch: s.update(variants=[{"name": "x", **w}])) for switch in switches}
     assert len({*keys, key(place)}) == len(switches) + 1
+
+
+def test_a_judge_is_its_weights_or_its_name(place: Path) -> None:
+    judges: list[dict[str, Any]] = [
+        {"model": "builtin:nano"},
+        {"model": "builtin:nano-v2"},
+        {"model": {"model": "builtin:nano", "quantization": "bnb-int8"}},
+        {"url": "http://127.0.0.1:1/v1", "name": "a-2026-01-01"},
+        {"url": "http://127.0.0.1:1/v1", "name": "a-2026-02-01"},
+        {"model": "builtin:nano", "items": 3},
+    ]
+    keys = {key(place, lambda s, j=judge: s.update(evaluation={"judge": j})) for judge in judges}
+    assert len({*keys, key(place)}) == len(judges) + 1
 
 
 def test_every_field_is_decided() -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from harness.errors import UserError
 from harness.spec import Evaluation
 from runners.worker import few_shot, prompt_variants
 from runners.worker.context import Context, Splits
 from runners.worker.scoring import score
+from runners.worker.stages import judge
 from tasks.data import load_split, task_digest
 from tasks.prompt_variants import asked_as, orders, relisted
 from tasks.task import Item, load_task
-from tests.runners.context import context
+from tests.runners.conftest import Bench
+from tests.runners.context import context, task
 from tests.runners.oracle import Oracle
 from tests.tasks.conftest import data_root
 
@@ -162,3 +172,119 @@ def test_asking_again_is_part_of_a_cell_only_where_it_is_done(data_root: Path) -
     bare = asked_as(task, task.definition.prompt)
     bare.definition.__dict__.update(options=None, prompts=())
     assert task_digest(task, data_root=data_root) == task_digest(bare, data_root=data_root)
+
+
+# --- a judge ----------------------------------------------------------------------------------------
+Reply = Callable[[str], tuple[int, str]]
+"""HTTP status and content that the server gives to a request's text."""
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Reply], str]]:
+    """Start a server with the interface of chat completions; returns its address up to ``/v1``."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(reply: Reply) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                assert said["temperature"] == 0
+                status, content = reply(said["messages"][0]["content"])
+                body = {"model": said["model"], "choices": [{"message": {"content": content}}]}
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: Any) -> None: ...
+
+        started.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_port}/v1"
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+def judged(url: str, **more: Any) -> Context:
+    """Four judged items, two of them wrong."""
+    unused: Any = None
+    ctx = context(torch.nn.Identity(), unused)
+    ctx.task = task(metrics=["accuracy"])
+    given = [("ab", "ab"), ("long wrong answer", "cd"), ("x", "efgh"), ("ij", "ij")]
+    ctx.splits = Splits([], [], [Item(str(k), f"task {k}", answer) for k, (_, answer) in enumerate(given)])
+    ctx.samples = [
+        {"arm": "adapted", "item": str(k), "prediction": said, "answer": answer, "correct": said == answer}
+        for k, (said, answer) in enumerate(given)
+    ]
+    said = {"url": url, "name": "scripted-2026-01-01", "timeout_s": 5, **more}
+    ctx.job = SimpleNamespace(cell={"judge": said, "model": {}}, device="cpu", others={})  # type: ignore[assignment]
+    judge.run(ctx)
+    return ctx
+
+
+def the_two(text: str) -> tuple[str, str]:
+    found = re.search(r"Answer A:\n(.*)\n\nAnswer B:\n(.*)\n\nWhich", text)
+    assert found is not None
+    return found[1], found[2]
+
+
+def test_a_judge_that_prefers_long_answers_is_seen(server: Any) -> None:
+    def longer(text: str) -> tuple[int, str]:
+        a, b = the_two(text)
+        return 200, " A." if len(a) >= len(b) else "The better one is B"
+
+    ctx = judged(server(longer))
+    # Item 1's long answer wins, item 2's reference; the equal answers of items 0 and 3 follow the place.
+    assert [value(ctx, name) for name in judge.METRICS] == [0.5, 0.5, 0.5, 0.5]
+    assert ctx.facts["judge"]["versions"] == {"scripted-2026-01-01": 8}
+    assert ctx.facts["judge"]["first_place_share"] == 6 / 8
+    assert judged(server(longer), items=2).metrics["judge_win_rate"].n == 2
+
+
+def test_a_judge_that_follows_the_place_decides_nothing(server: Any) -> None:
+    ctx = judged(server(lambda _: (200, "A")))
+    assert (value(ctx, "judge_win_rate"), value(ctx, "judge_consistency")) == (0.5, 0)
+    assert ctx.metrics["judge_agreement"].why_missing == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ((200, "Both A and B are fine."), "none of the judge's 8 replies is the letter A or B"),
+        ((401, ""), "the judge's server answers 401 Unauthorized"),
+    ],
+)
+def test_a_judge_that_fails_leaves_the_cell_as_it_is(reply: tuple[int, str], said: str, server: Any) -> None:
+    ctx = judged(server(lambda _: reply))
+    assert {ctx.metrics[name].why_missing for name in judge.METRICS} == {"failed"}
+    assert ctx.metrics["judge_win_rate"].details["note"] == said
+
+
+def test_a_judge_that_is_silent_or_away_is_a_failed_metric(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "PAUSE_S", 0)
+    monkeypatch.setattr(judge, "TRIES", 1)
+    ctx = judged(server(lambda _: (time.sleep(1), (200, "A"))[1]), timeout_s=0.2)
+    assert "timed out" in ctx.metrics["judge_win_rate"].details["note"]
+    ctx = judged("http://127.0.0.1:9/v1")
+    assert "cannot be asked" in ctx.metrics["judge_win_rate"].details["note"]
+    with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
+        judged("http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY")
+
+
+def test_a_local_model_judges_in_a_separate_stage(bench: Bench) -> None:
+    path = bench.write(
+        methods=["full"], evaluation={"batch_size": 8, "judge": {"model": "builtin:nano", "items": 4}, "merged": False}
+    )
+    done = bench("run", str(path))
+    (record,) = bench.records()
+    assert record["outcome"]["status"] == "ok", done.stdout + str(record["outcome"])
+    stages = [s["stage"] for s in record["spans"]]
+    assert stages[stages.index("evaluate") + 1] == "judge"
+    assert record["metrics"]["judge_win_rate"]["n"] + record["environment"]["facts"]["judge"]["unreadable"] / 2 <= 4
+    facts = record["environment"]["facts"]["judge"]
+    assert facts["asked"] == 8
+    assert facts["models"]["judge"]["bytes"] > 0
+    assert record["cell"]["judge"]["judge"]["model"] != record["cell"]["model"]
+    assert "judge" not in record["cell"]["evaluation"]

@@ -12,6 +12,7 @@ from runners.worker.stages import (
     evaluate,
     finalize,
     inspection,
+    judge,
     load,
     merge,
     prepare,
@@ -61,6 +62,7 @@ FURTHER: tuple[tuple[str, Stage, str, int], ...] = (
     ("recipe", recipe.run, "prepare", 0),  # what is done to the training rows
     ("targets", targets.run, "prepare", 0),  # what other models say about them
     ("compile", train.compile_model, "train", 0),  # torch.compile, outside the times of training
+    ("judge", judge.run, "evaluate", 1),  # which answers a judge prefers to the references
     ("finalize", finalize.run, "train", 1),  # what the method does once training is over
 )
 """Stages that only some cells have: name, work, and where it goes (0: before that stage, 1: behind it)."""
