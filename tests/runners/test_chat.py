@@ -21,8 +21,7 @@ from runners.worker.likelihood import answer_logps
 from tasks.item import Conversation, Item
 from tests.models.test_gguf import locate
 from tests.runners.conftest import Bench
-from tests.runners.context import context
-from tests.runners.oracle import Oracle
+from tests.runners.context import Oracle, context
 from tests.runners.test_scoring import TOKENIZERS
 
 CHATML = (

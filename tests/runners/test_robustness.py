@@ -26,8 +26,7 @@ from tasks.data import load_split, task_digest
 from tasks.prompt_variants import asked_as, orders, relisted
 from tasks.task import Item, load_task
 from tests.runners.conftest import Bench
-from tests.runners.context import context, task
-from tests.runners.oracle import Oracle
+from tests.runners.context import Oracle, context, task
 from tests.tasks.conftest import data_root
 
 __all__ = ["data_root"]  # a fixture

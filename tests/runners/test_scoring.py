@@ -21,8 +21,7 @@ from tasks.parsers import gsm8k
 from tasks.scoring import summarise
 from tasks.task import Item, load_task
 from tests.runners.conftest import Bench
-from tests.runners.context import context, task
-from tests.runners.oracle import Oracle
+from tests.runners.context import Oracle, context, task
 from tests.tasks.conftest import data_root
 
 __all__ = ["data_root"]  # a fixture

@@ -19,8 +19,7 @@ from tasks.data import load_split
 from tasks.formats import in_format
 from tasks.task import Item, Task, load_task
 from tests.runners.conftest import Bench
-from tests.runners.context import context
-from tests.runners.oracle import Oracle
+from tests.runners.context import Oracle, context
 from tests.tasks.conftest import data_root
 
 __all__ = ["data_root"]  # a fixture

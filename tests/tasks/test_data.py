@@ -20,7 +20,7 @@ from tasks.prompt_variants import as_given, orders, over_orders, relisted
 from tasks.scored import Scored
 from tasks.scoring import score_choices, score_texts, summarise
 from tasks.task import Item, Task, load_task
-from tests.tasks.helpers import OWN_TASK, own_task, ticket_rows, tickets, write_rows
+from tests.tasks.conftest import OWN_TASK, own_task, ticket_rows, tickets, write_rows
 
 HUB_TASK = """\
 name: listed

@@ -13,7 +13,7 @@ from tasks.data import load_split, task_digest
 from tasks.formats import formats_of, in_format
 from tasks.prompt_variants import relisted
 from tasks.task import FORMATS, find_tasks, load_task
-from tests.tasks.helpers import own_task, write_rows
+from tests.tasks.conftest import own_task, write_rows
 
 ROWS = {  # of the original data sets: training rows (validation held out of them), test rows
     "arc-easy": (2251, 2376),

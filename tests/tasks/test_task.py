@@ -8,7 +8,7 @@ from harness.errors import UserError
 from harness.metrics import METRICS
 from tasks.task import BUILT_IN, METRICS_OF_KIND, find_tasks, load_task
 from tasks.template import FieldError, check, lookup, render
-from tests.tasks.helpers import OWN_TASK, own_task, tickets
+from tests.tasks.conftest import OWN_TASK, own_task, tickets
 
 
 def replaced(old: str, new: str) -> str:
