@@ -29,9 +29,21 @@ def test_the_overview_names_every_sweep_and_leads_to_its_board(walk: Walk) -> No
     assert walk["errorBars"] > 0
 
 
-def test_an_unmeasured_quantity_disables_its_limit(walk: Walk) -> None:
-    assert walk["energyOff"]
-    assert "no row here has a reading" in walk["energyNote"]
+def test_only_what_was_measured_is_asked_about(walk: Walk) -> None:
+    assert walk["cpuQuestions"] == ["Training may add", "One answer may take"]
+    assert walk["gpuQuestions"] == ["My GPU has", "One token may take", "Training may use"]
+
+
+def test_front_page_has_one_card_a_table_with_its_answer(walk: Walk) -> None:
+    quickstart, gpu, hostile = walk["cards"]
+    assert "tie for first" in quickstart
+    assert re.search(r"\d+\.\d % \[\d+\.\d, \d+\.\d\]", quickstart)
+    assert "GiB" in quickstart
+    assert "ms a step" in quickstart
+    assert "last run 2026-01-02" in quickstart
+    assert "not known whether it learned" in gpu
+    assert SCRIPT in hostile
+    assert walk["thumbnails"] > 0
 
 
 def test_columns_sort_and_missing_values_have_reasons(walk: Walk) -> None:
@@ -62,14 +74,15 @@ def test_hidden_column_leaves_table_address_and_csv(walk: Walk) -> None:
 
 
 def test_reader_limits_change_recommendation_and_table(walk: Walk) -> None:
-    assert walk["free"].startswith("full / none")
+    assert "2 methods tie for first" in walk["free"]
+    assert "\nfull\n" in walk["free"]
     assert "rank 1–2 of 2" in walk["free"]
-    assert "Runner-up: lora / none" in walk["free"]
-    assert walk["limited"]["advice"].startswith("lora / none")
+    assert "Runner-up: lora" in walk["free"]
+    assert "\nlora\n" in walk["limited"]["advice"]
     assert walk["limited"]["count"] == "2 of 4 rows"
     assert 0 < int(walk["limited"]["slider"]) < 100
     assert walk["limited"]["hash"] == "#memory=12"
-    assert "No ranked row meets every limit" in walk["impossible"]
+    assert "No ranked row that learned meets every limit" in walk["impossible"]
     assert "4.4 GiB" in walk["impossible"]
     assert walk["slid"] == {"value": "9", "count": "1 of 4 rows"}
     assert walk["limitedByLink"] == {key: walk["limited"][key] for key in ("advice", "count")}
@@ -82,7 +95,7 @@ def test_a_score_appears_only_when_the_reader_moves_a_weight(walk: Walk) -> None
 
 
 def test_compare_shows_results_and_what_differs(walk: Walk) -> None:
-    assert walk["compared"]["heads"] == ["full / none", "lora / int8"]
+    assert walk["compared"]["heads"] == ["full", "lora / int8"]
     assert walk["compared"]["groups"] == ["Results", "Settings that differ"]
     assert "method.name" in walk["compared"]["text"]
     assert walk["comparedThree"] == 3

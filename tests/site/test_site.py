@@ -13,9 +13,11 @@ from harness.errors import UserError
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.site import Part, build_site
+from reports.apps.site.answer import answer, cautions, row_name
 from reports.apps.site.builder import MANIFEST, as_classic_script
 from reports.apps.site.text import line, page_name
 from reports.board.board import build, load_board
+from tests.reports.making import cell, ok_record
 from tests.site.conftest import parts
 from tests.site.making import HOSTILE_SWEEP
 
@@ -150,3 +152,41 @@ def test_an_empty_sweep_is_a_page_that_says_so(site_store: Store, tmp_path: Path
     built = build_site([Part("nothing", load_board("default", []))], site_store, tmp_path / "s")
     assert built.rows == 0
     assert "No records yet" in (tmp_path / "s" / "nothing" / "index.html").read_text()
+
+
+def answered(tmp_path: Path, rows: dict[str, dict[str, float]], *, seeds: tuple[int, ...] = (0, 1)) -> Any:
+    """The answer of a board of these methods, with its table and section."""
+    store = Store(tmp_path / "answered")
+    for method, numbers in rows.items():
+        for seed in seeds:
+            store.append(*ok_record(cell(method, seed=seed), **numbers))
+    table = build(load_board("default", []), store.records()[0], store)
+    return answer(table, table.sections[0]), table
+
+
+def test_tied_rows_that_forget_come_last_and_say_so(tmp_path: Path) -> None:
+    rows = {"none": {"accuracy": 0.05}, "full": {"accuracy": 0.9, "retained": 0.1}}
+    found, table = answered(tmp_path, {**rows, "alora": {"accuracy": 0.89, "retained": 0.94}})
+    assert (found.kind, found.headline) == ("tie", "2 methods tie for first")
+    assert [row_name(row) for row in found.rows] == ["alora", "full"]
+    assert cautions(found.rows[0], table.records) == []
+    assert cautions(found.rows[1], table.records)[0].startswith("forgets: it keeps 9%")
+
+
+def test_a_board_on_which_nothing_learned_recommends_nothing(tmp_path: Path) -> None:
+    found, _ = answered(tmp_path, {"none": {"accuracy": 0.5}, "lora": {"accuracy": 0.5}, "ia3": {"accuracy": 0.49}})
+    assert (found.kind, found.rows) == ("nothing", ())
+    assert "None of the 2 trained rows" in found.reason
+
+
+def test_an_unranked_board_says_its_true_reason(tmp_path: Path) -> None:
+    rows = {"none": {"accuracy": 0.1}, "lora": {"accuracy": 0.9}, "dora": {"accuracy": 0.8}}
+    found, _ = answered(tmp_path, rows, seeds=(0,))
+    assert (found.kind, found.headline) == ("nothing", "Not ranked")
+    assert found.reason == "One seed: a single run ranks a checkpoint, not a method."
+
+
+def test_a_clear_winner_is_named_with_what_it_is_better_than(tmp_path: Path) -> None:
+    found, _ = answered(tmp_path, {"none": {"accuracy": 0.1}, "lora": {"accuracy": 0.9}, "ia3": {"accuracy": 0.4}})
+    assert (found.kind, found.headline) == ("best", "lora is best")
+    assert "the other 2 ranked rows" in found.reason

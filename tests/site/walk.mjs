@@ -30,12 +30,14 @@ const check = async (path, theme) => {
 
 // --- overview and board
 await go("index.html");
-saw.boards = await page.locator(".card h2 a").allTextContents();
-await page.locator(".card h2 a").filter({ hasText: "quickstart" }).click();
+saw.boards = await page.locator("h2 a").allTextContents();
+saw.cards = await page.locator(".card").evaluateAll((cards) => cards.map((card) => card.innerText));
+saw.thumbnails = await page.locator(".card .thumb circle.front").count();
+await page.locator("h2 a").filter({ hasText: "quickstart" }).click();
 await page.waitForFunction(() => document.getElementById("count")?.textContent.includes("of"));
 saw.board = { title: await page.title(), count: await count(), advice: await page.locator("#advice").innerText(), headers: await page.locator(".dt-scroll-head th").count() };
-saw.energyNote = await page.locator("#note-energy").textContent();
-saw.energyOff = await page.locator("#limit-energy").isDisabled();
+const questions = () => page.locator("#limits .limit:visible label").allTextContents();
+saw.cpuQuestions = await questions();
 await page.waitForSelector("#front .scatterlayer .point");
 saw.frontMarks = await page.locator("#front .scatterlayer .point").count();
 saw.errorBars = await page.locator("#front .errorbars path").count();
@@ -80,6 +82,7 @@ saw.download = file.suggestedFilename();
 
 // --- the reader's limits, where everything was measured
 await go("gpu/index.html");
+saw.gpuQuestions = await questions();
 saw.free = await page.locator("#advice").innerText();
 await fill("#limit-memory", "12");
 saw.limited = { advice: await page.locator("#advice").innerText(), count: await count(), hash: await hash(), slider: await page.inputValue('[data-range="memory"]') };

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from harness.metrics import MetricDef
+from reports.apps.site.answer import (
+    KEEPS_LEAST,
+    LIMITS,
+    answer,
+    cautions,
+    held,
+    is_sound,
+    kept,
+    last_day,
+    limit_of,
+)
 from reports.apps.site.text import flat, line
-from reports.board.board import BoardRow, BoardTable, CellContent, Section
-from reports.board.formats.text import ColumnText, columns, mark_words, place, rank_text, scale, why_words
+from reports.board.board import BoardRow, BoardTable, Section
+from reports.board.formats.text import ColumnText, columns, mark_words, place, rank_text, scale
 
 MOST_SETTINGS = 40
-
-LIMITS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "memory",
-        (
-            "device_used_peak_bytes",
-            "cuda_reserved_peak_bytes",
-            "cuda_allocated_peak_bytes",
-            "process_reserved_peak_bytes",
-            "peak_rss_bytes",
-        ),
-    ),
-    ("latency", ("tpot_ms", "latency_ms")),
-    ("energy", ("energy_gross_j", "cpu_package_j")),
-    ("cost", ("train_gpu_cost", "train_energy_cost")),
-)
-"""The reader's limits, and the quantities that can answer each, the most fitting first."""
 
 
 class Texts:
@@ -74,7 +67,8 @@ def _column(column: ColumnText) -> dict[str, Any]:
 
 def _section(table: BoardTable, section: Section, shown: list[ColumnText], pages: Mapping[str, str]) -> dict[str, Any]:
     texts = Texts()
-    limits = {name: _limit(section, table, metrics) for name, metrics in LIMITS}
+    limits = {name: limit_of(section, table, name) for name, _ in LIMITS}
+    found = answer(table, section)
     settings = _settings(table, section)
     rows = [_row(table, row, shown, limits, settings, pages, texts) for row in section.rows]
     return {
@@ -82,6 +76,8 @@ def _section(table: BoardTable, section: Section, shown: list[ColumnText], pages
         "title": line(section.title, 200),
         "conditions": [[name, line(text, 200)] for name, text in section.conditions],
         "caption": line(section.caption, 2000),
+        "answer": {"kind": found.kind, "headline": found.headline, "reason": found.reason},
+        "date": last_day(table, section),
         "axes": [_axis(section, number) for number in range(len(section.axes))],
         "limits": {name: found for name, (found, _) in limits.items()},
         "settings": [name for name, _ in settings],
@@ -96,44 +92,6 @@ def _axis(section: Section, number: int) -> dict[str, Any]:
     chosen = scale(axis.definition, [value for value in values if value is not None])
     label = axis.definition.label + (f", {axis.stage}" if axis.stage else "")
     return {"label": label, "unit": chosen.unit, "factor": chosen.factor, "better": axis.definition.better}
-
-
-def _limit(section: Section, table: BoardTable, metrics: Sequence[str]) -> tuple[dict[str, Any], str | int | None]:
-    """Quantity that a limit of the reader applies to in this section, and its position in a row (column key or axis
-    number).
-    """
-    reasons: set[str] = set()
-    for metric in metrics:
-        for definition, stage, where in _places(table, section):
-            if definition.name != metric:
-                continue
-            held = [_held(row, where) for row in section.rows]
-            if any(shown.value is not None for shown in held):
-                label = definition.label + (f", {stage}" if stage else "")
-                found = {
-                    "metric": metric,
-                    "label": label,
-                    "unit": definition.unit,
-                    "meaning": definition.definition,
-                }
-                return found, where
-            reasons |= {
-                why_words(shown.why) for shown, row in zip(held, section.rows, strict=True) if row.status == "ok"
-            }
-    return {"metric": None, "why": "; ".join(sorted(reasons - {""})) or "no column of this board holds it"}, None
-
-
-def _places(table: BoardTable, section: Section) -> list[tuple[MetricDef, str | None, str | int]]:
-    found: list[tuple[MetricDef, str | None, str | int]] = [
-        (column.quantity.definition, column.stage, column.key)
-        for column in table.board.columns
-        if column.quantity is not None and column.difference is None
-    ]
-    return found + [(axis.definition, axis.stage, number) for number, axis in enumerate(section.axes)]
-
-
-def _held(row: BoardRow, where: str | int) -> CellContent:
-    return row.axes[where] if isinstance(where, int) else row.cells[where]
 
 
 def _settings(table: BoardTable, section: Section) -> list[tuple[str, dict[str, str]]]:
@@ -180,10 +138,14 @@ def _row(
         "why": texts.number("" if row.status == "ok" else line(row.reason) or "no reason was recorded"),
         "marks": [texts.number(text) for text in mark_words(row)],
         "notes": texts.number(line("; ".join(row.notes), 600)),
+        "sound": is_sound(row),
+        "cautions": [texts.number(text) for text in cautions(row, table.records)],
+        "kept": None if (share := kept(row, table.records)) is None else round(share, 4),
+        "forgets": share is not None and share < KEEPS_LEAST,
         "cells": cells,
         "values": [_value(column, row, texts) for column in shown],
         "axes": [[shown.value, shown.low, shown.high, shown.sd] for shown in row.axes],
-        "limits": {name: _held(row, where).value for name, (_, where) in limits.items() if where is not None},
+        "limits": {name: held(row, where).value for name, (_, where) in limits.items() if where is not None},
         "settings": [texts.number(values.get(row.config, "–")) for _, values in settings],
     }
 

@@ -19,10 +19,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.errors import UserError
-from harness.metrics import METRICS
 from harness.record import Record
 from harness.store.store import Damage, Store
 from reports.apps.site import cellpage
+from reports.apps.site.answer import card
 from reports.apps.site.boarddata import board_data
 from reports.apps.site.claimspage import read_claims
 from reports.apps.site.history import trends_data, tuning_data
@@ -278,30 +278,14 @@ def failures(table: BoardTable, names: Mapping[str, str]) -> list[dict[str, Any]
 
 
 def _overview(part: Part, table: BoardTable) -> dict[str, Any]:
-    sections = []
-    for section in table.sections:
-        leaders = [row for row in section.rows if row.rank is not None and row.rank[0] == 1]
-        sections.append(
-            {
-                "id": section.group,
-                "title": line(section.title, 200),
-                "rows": len(section.rows),
-                "ranked": sum(row.rank is not None for row in section.rows),
-                "leaders": [line(f"{row.labels['method']} / {row.labels['quantization']}", 80) for row in leaders[:4]],
-                "more": max(0, len(leaders) - 4),
-                "metric": METRICS[table.board.rank].label,
-            }
-        )
     axes = {axis: len({row.labels[axis] for s in table.sections for row in s.rows}) for axis in AXES}
     return {
         "name": line(part.name, 120),
         "folder": page_name(part.name),
         "title": line(table.board.title, 200),
-        "summary": line(table.board.summary, 600),
-        "sections": sections,
+        "cards": [card(table, section, {}) for section in table.sections],
         "statuses": statuses(table),
         "axes": [(axis, number) for axis, number in axes.items() if number],
-        "records": len(table.records),
     }
 
 

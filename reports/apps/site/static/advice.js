@@ -6,14 +6,6 @@
   const KINDS = ["memory", "latency", "energy", "cost"];
   const SIZE = { memory: GIB, latency: 1, energy: 1, cost: 1 };
   const UNIT = { memory: "GiB", latency: "ms", energy: "J", cost: "" };
-  const ASKED = { memory: "GPU memory", latency: "ms per token", energy: "energy", cost: "cost" };
-  const NAME = { memory: "Memory", latency: "Latency", energy: "Energy", cost: "Cost" };
-  const PLAIN = {
-    memory: ["device_used_peak_bytes", "cuda_reserved_peak_bytes", "cuda_allocated_peak_bytes", "process_reserved_peak_bytes"],
-    latency: ["tpot_ms"],
-    energy: ["energy_gross_j"],
-    cost: ["train_gpu_cost"],
-  };
 
   const limits = {}; // kind to the limit in the quantity's own unit; absent: none
   PM.limits = limits;
@@ -36,13 +28,9 @@
 
   // --- controls
   const note = (section, kind) => {
-    const found = section.limits[kind];
-    if (found.metric === null) return `${NAME[kind]}: no row here has a reading (${found.why}), so this limit is ignored.`;
     const [least, most] = span(section, kind).map((value) => PM.number(value / SIZE[kind]));
     const without = section.rows.filter((row) => row.status === "ok" && (row.limits[kind] ?? null) === null).length;
-    const kindNote = PLAIN[kind].includes(found.metric) ? "" : `No row has ${ASKED[kind]} itself; applied to: `;
-    const missing = without ? ` ${without} rows have no reading.` : "";
-    return `${kindNote}${found.label}, ${least}–${most} ${UNIT[kind] || found.unit} here.${missing}`;
+    return `${section.limits[kind].label}: ${least}–${most} ${UNIT[kind] || section.limits[kind].unit} here.${without ? ` ${without} rows have no reading.` : ""}`;
   };
 
   PM.setUpLimits = (changed) => {
@@ -78,19 +66,23 @@
     slider.value = String(Math.round(100 * Math.min(1, Math.max(0, at))));
   };
 
+  // only what was measured is asked about
   PM.showLimits = (section) => {
     for (const kind of KINDS) {
+      const found = section.limits[kind];
+      const box = document.querySelector(`[data-limit="${kind}"]`);
       const input = document.getElementById(`limit-${kind}`);
-      const slider = document.querySelector(`[data-range="${kind}"]`);
-      const absent = section.limits[kind].metric === null;
-      input.disabled = absent;
-      if (slider) slider.disabled = absent;
-      document.querySelectorAll(`[data-limit="${kind}"]`).forEach((box) => box.classList.toggle("off", absent));
+      box.hidden = found.metric === null;
+      input.disabled = box.hidden;
+      if (box.hidden) { input.value = ""; delete limits[kind]; continue; }
+      box.querySelector("label").textContent = found.question;
+      box.querySelector(".unit-of").textContent = found.after;
+      box.querySelector("[data-range]").setAttribute("aria-label", `${found.question}: slider`);
       document.getElementById(`note-${kind}`).textContent = note(section, kind);
-      input.value = absent ? "" : PM.state().get(kind) ?? input.value;
+      input.value = PM.state().get(kind) ?? input.value;
       place(kind);
     }
-    if (section.limits.cost.metric !== null) document.getElementById("currency").textContent = section.limits.cost.unit;
+    document.getElementById("limits").hidden = KINDS.every((kind) => section.limits[kind].metric === null);
   };
 
   PM.rememberLimits = () => PM.remember(
@@ -115,6 +107,7 @@
       if (score) return (score.get(b.id) ?? -Infinity) - (score.get(a.id) ?? -Infinity);
       const [ours, theirs] = [mean(a), mean(b)];
       if (a.rank[0] !== b.rank[0]) return a.rank[0] - b.rank[0];
+      if (a.forgets !== b.forgets) return a.forgets ? 1 : -1;
       if (ours.text !== theirs.text) return (theirs.value - ours.value) * theirs.sign;
       return value(a) - value(b) || a.rank[1] - b.rank[1] || section.rows.indexOf(a) - section.rows.indexOf(b);
     };
@@ -135,15 +128,17 @@
     const tied = fitting.filter((other) => other.rank[0] === row.rank[0]);
     const ranked = `${PM.rankText(row.rank)} of ${total} by ${metric}`;
     const best = row.rank[0] === 1
-      ? `No row of this table is known to be better (${ranked}).`
+      ? `No row is known to be better (${ranked}).`
       : `Of the rows that meet your limits it has the best rank (${ranked}).`;
     if (tied.length < 2) return best;
-    const equal = tied.filter((other) => mean(other).text === mean(row).text);
+    const keeping = tied.filter((other) => other.forgets === row.forgets);
+    const equal = keeping.filter((other) => mean(other).text === mean(row).text);
+    const keeps = !row.forgets && keeping.length < tied.length ? ` ${tied.length - keeping.length} of them forget and come after.` : "";
     const cheap = kind && row.limits[kind] !== undefined && row.limits[kind] !== null ? ` needs the least: ${amount(section, kind, row)}` : "";
     const choice = equal.length < 2
       ? `of these it has the best mean (${mean(row).text})`
       : `of these, ${equal.length} have the best mean (${mean(row).text})${cheap ? `, and among them it${cheap}` : ""}`;
-    return `${best} ${tied.length} rows within your limits share that first rank; ${choice}.`;
+    return `${best} ${tied.length} rows within your limits tie; ${choice}.${keeps}`;
   };
 
   const against = (section, row, other) => {
@@ -154,27 +149,35 @@
     return `${parts.join(", ")}.`;
   };
 
+  const facts = (section, row) => {
+    const parts = [`${mean(row).text} ${PM.board.columns.find((column) => column.key === PM.board.rank)?.unit ?? ""}`.trim()];
+    KINDS.filter((kind) => (row.limits[kind] ?? null) !== null).forEach((kind) => parts.push(amount(section, kind, row)));
+    parts.push(row.kept === null ? "forgetting not measured" : `keeps ${Math.round(100 * row.kept)} % of the base's skills`);
+    return parts.join(" · ");
+  };
+
   PM.advise = (section) => {
     const box = document.getElementById("advice");
-    const ranked = section.rows.filter((row) => row.status === "ok" && row.rank !== null);
+    const ranked = section.rows.filter((row) => row.status === "ok" && row.rank !== null && row.sound);
     const fitting = ranked.filter((row) => PM.meets(row) === true).sort(order(section));
     const unknown = ranked.filter((row) => PM.meets(row) === null).length;
-    PM.advised = fitting.slice(0, 2).map((row) => row.id);
-    const lines = [];
-    if (!ranked.length) {
-      const reasons = section.rows.some((row) => row.marks.length) ? "every row is marked, see its note" : "no stored samples to test";
-      lines.push(PM.make("p", {}, `No recommendation: no row of this table is ranked (${reasons}). The Pareto front below uses the numbers alone.`));
+    const set = Object.keys(limits).length;
+    PM.advised = [];
+    const lines = [PM.make("p", { class: "headline" }, PM.make("bdi", {}, section.answer.headline)), PM.make("p", {}, section.answer.reason)];
+    const judged = section.answer.kind !== "nothing" || set || PM.scores(section);
+    if (!ranked.length || !judged) {
+      lines.push(PM.make("p", { class: "soft" }, "No row is recommended. The front and the table below show the numbers."));
     } else if (!fitting.length) {
-      lines.push(PM.make("p", {}, `No ranked row meets every limit${unknown ? `; ${unknown} have no reading and could not be judged` : ""}. The nearest limit to relax: ${nearest(section, ranked)}`));
+      lines.push(PM.make("p", {}, `No ranked row that learned meets every limit${unknown ? `; ${unknown} have no reading and could not be judged` : ""}. The nearest limit to relax: ${nearest(section, ranked)}`));
     } else {
       const [first, second] = fitting;
+      PM.advised = fitting.slice(0, 2).map((row) => row.id);
       lines.push(PM.make("p", { class: "answer" }, link(section, first)));
+      lines.push(PM.make("p", {}, facts(section, first)));
+      first.cautions.forEach((at) => lines.push(PM.make("p", { class: "caution" }, PM.make("bdi", {}, PM.text(section, at)))));
       lines.push(PM.make("p", {}, why(section, first, fitting, ranked.length)));
-      lines.push(PM.make("p", { class: "soft" }, "Runner-up: ", ...(second ? [link(section, second), `, ${against(section, first, second)}`] : ["none, no other row meets your limits."])));
-      const set = Object.keys(limits).length;
-      lines.push(PM.make("p", { class: "soft small" }, set
-        ? `${fitting.length} of ${ranked.length} ranked rows meet your limits${unknown ? `; ${unknown} have no reading and are left out` : ""}.`
-        : `No limit is set: all ${ranked.length} ranked rows are considered.`));
+      lines.push(PM.make("p", { class: "soft" }, "Runner-up: ", ...(second ? [link(section, second), `, ${against(section, first, second)}`, ...second.cautions.map((at) => ` (${PM.text(section, at)})`)] : ["none, no other row meets your limits."])));
+      if (set) lines.push(PM.make("p", { class: "soft small" }, `${fitting.length} of ${ranked.length} ranked rows that learned meet your limits${unknown ? `; ${unknown} have no reading and are left out` : ""}.`));
     }
     box.replaceChildren(...lines);
   };

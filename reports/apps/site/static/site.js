@@ -52,7 +52,11 @@
     return value.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, 1) }).replace("-", "−");
   };
 
-  PM.rowName = (section, row) => `${PM.text(section, row.method)} / ${PM.text(section, row.quantization)}`;
+  PM.rowName = (section, row) => {
+    const [method, quantization] = [PM.text(section, row.method), PM.text(section, row.quantization)];
+    const name = method === "none" ? "untrained base" : method;
+    return quantization === "none" ? name : `${name} / ${quantization}`;
+  };
 
   PM.rankText = (rank) => (rank === null ? "unranked" : rank[0] === rank[1] ? `rank ${rank[0]}` : `rank ${rank[0]}–${rank[1]}`);
 
