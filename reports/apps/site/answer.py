@@ -1,4 +1,4 @@
-"""What a table answers: its best rows or their tie, the reason, and what speaks against a row.
+"""The answer of a table: its best rows or their tie, the reason, and cautions about a row.
 
 The front page and the board's page show the same answer. A row that did not learn is never recommended; a row that
 forgets most of the base's skills comes after the rows it ties with, and the page says so.
@@ -86,7 +86,7 @@ def is_sound(row: BoardRow) -> bool:
 
 
 def cautions(row: BoardRow, records: Mapping[str, Record]) -> list[str]:
-    """What a reader must know before choosing the row."""
+    """Warnings for a reader who considers the row."""
     out = []
     if row.learned is not None and row.learned.verdict != LEARNED:
         out.append(f"{row.learned.verdict}: {row.learned.why}")
