@@ -50,8 +50,26 @@ class Target(Spec):
         return score >= self.value if self.metric == "accuracy" else score <= self.value
 
 
+class EarlyStopping(Spec):
+    """Training ends when the validation split has not become better for ``patience`` evaluations in a row.
+
+    The trained weights are those of the best evaluation. The split is scored every ``every`` steps and after the last
+    one, outside the step times. The learning rate follows the schedule of all steps.
+    """
+
+    every: int = Field(gt=0, description="steps between two evaluations")
+    patience: int = Field(default=3, gt=0)
+    metric: Literal["accuracy", "validation_nll"] = "validation_nll"
+
+    def better(self, score: float, than: float) -> bool:
+        """True if ``score`` is the better one; a score that is no number is better than none."""
+        return score > than if self.metric == "accuracy" else score < than
+
+
 class Training(Spec):
-    """The training budget, the same for every method of the sweep.
+    """The training budget, the same for every method of the sweep: ``steps``, or ``epochs`` over the training items.
+
+    ``epochs`` become steps when the sweep is planned: batches of full size, of the items that the task has here.
 
     ``learning_rate`` is that of *full* fine-tuning; a method trains at this times its declared factor unless the sweep
     sets a learning rate for the method.
@@ -61,7 +79,8 @@ class Training(Spec):
     is marked. Without it the cell ends as ``oom``.
     """
 
-    steps: int = Field(gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=16, gt=0)
     gradient_accumulation: int = Field(default=1, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -74,11 +93,25 @@ class Training(Spec):
     gradient_checkpointing: bool = False
     target: Target | None = None
     on_oom: Literal["record", "halve_batch"] = "record"
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("training needs either 'steps' or 'epochs'")
+        return self
+
+    def steps_of(self, items: int) -> int:
+        """The steps of the budget over so many training items: at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None  # checked when the file was read
+        return max(1, math.ceil(self.epochs * (items // self.batch_size) / self.gradient_accumulation))
 
     def identity(self) -> dict[str, Any]:
         """Training fields that are part of the cell key. Fields added later are included only when non-default."""
-        content = self.model_dump(mode="json", exclude={"learning_rate", "steps"})  # those are of the method
-        later = {"target", "on_oom"}
+        content = self.model_dump(mode="json", exclude={"learning_rate", "steps", "epochs"})  # those are of the method
+        later = {"target", "on_oom", "early_stopping"}
         return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 
 

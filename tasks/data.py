@@ -241,6 +241,22 @@ def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_item
     return items
 
 
+def count_items(task: Task, split: SplitName, *, data_root: Path | None, max_items: int | None) -> int:
+    """How many items :func:`load_split` gives.
+
+    Raises:
+        UserError: as there.
+    """
+    rule = _rule(task, split)
+    source = rule.source or task.definition.source
+    if source.generator:
+        n = rule.max_rows or 0
+    else:
+        rows = _locate(task, source, rule, data_root).read()
+        n = len(_choose(task, split, _kept(task.definition, rows)))
+    return n if max_items is None else min(n, max_items)
+
+
 def task_digest(task: Task, *, data_root: Path | None) -> str:
     """Digest of everything that can change an item or its score.
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
 from harness.matrix import DEFAULTS, LATER_AXES, Cell, Matrix
+from harness.methods.base import Method
 from harness.methods.catalog import METHODS
 from harness.models import sources
 from harness.objectives.catalog import OBJECTIVES
@@ -185,6 +186,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         reason = _nothing_to_show(cell, declared.name)
     if reason is None and (declared.trains or declared.combines):
         reason = _what_for(cell, kind, device, cache) or variants.why_not(cell, kind, device)
+    if reason is None and cell.training.get("early_stopping") and declared.trains:
+        reason = _no_best_weights(method)
     if reason is None and before and declared.trains:
         reason = quantizer.check_method(declared)
     if reason is None:
@@ -223,6 +226,17 @@ def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
     quantization = cell.quantization.identity
     before = quantization["moment"] == "before_training"
     return reason or why_not_staged(cell, kind, quantization["base"] if before else "fp")
+
+
+def _no_best_weights(method: type[Method]) -> str | None:
+    """Reason why the weights of an earlier step cannot be put back, or None."""
+    moving = method.select is not Method.select or method.on_step is not Method.on_step
+    if moving or method.phases is not Method.phases or method.search_steps is not Method.search_steps:
+        return (
+            "early stopping puts the trained tensors of the best step back, and during the run this method changes "
+            "which tensors train, or more than those"
+        )
+    return None
 
 
 def _no_chat(kind: Kind) -> str | None:

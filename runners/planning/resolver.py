@@ -43,7 +43,7 @@ from harness.spec_axes import (
 )
 from runners.workspace import Workspace
 from tasks import lm_eval_tasks
-from tasks.data import task_digest, unpinned
+from tasks.data import count_items, task_digest, unpinned
 from tasks.formats import in_format
 from tasks.task import SPLITS, Task, load_task
 
@@ -57,6 +57,7 @@ class Resolver:
         self.workspace = workspace
         self._tasks: dict[str, Task] = {}
         self._digests: dict[str, str] = {}
+        self._counts: dict[tuple[str, int | None], int] = {}
         self._files = FileDigests(workspace.cache / "digests")
 
     def task(self, name: str, where: str = "") -> Task:
@@ -88,7 +89,7 @@ class Resolver:
         rate = spec.learning_rate
         if rate is None and declaration.trains:
             rate = self.sweep.spec.training.learning_rate * declaration.lr_factor
-        steps = spec.steps or (task.steps if task else None) or self.sweep.spec.training.steps
+        steps = spec.steps or (task.steps if task else None) or self._steps(task, where)
         identity = {
             "name": spec.name,
             "params": params,
@@ -98,6 +99,24 @@ class Resolver:
             **({"revision": declaration.revision} if declaration.revision > 1 else {}),
         }
         return Point("method", spec.name, spec.label or spec.name, identity)
+
+    def _steps(self, task: TaskUse | None, where: str) -> int:
+        """The sweep's budget in steps, for this task.
+
+        Raises:
+            UserError: the sweep counts epochs, and there is no task to count the items of.
+        """
+        training = self.sweep.spec.training
+        if training.steps is not None:
+            return training.steps
+        if task is None:
+            raise UserError("'epochs' cannot be counted here", where=where, fix="Give 'steps', or the stage's 'task'.")
+        at = (task.name, task.train_items)
+        if at not in self._counts:
+            found = self.task(task.name, where)
+            n = count_items(found, "train", data_root=self.workspace.data_root, max_items=task.train_items)
+            self._counts[at] = n
+        return training.steps_of(self._counts[at])
 
     def quantization_point(self, spec: QuantizationSpec, where: str) -> Point:
         """Identity of a quantization: resolved parameters and moment."""
@@ -331,7 +350,7 @@ class Resolver:
 
         axes = Axes(
             models=[self.model_point(m, where("models", i)) for i, m in enumerate(spec.models)],
-            methods=methods(),
+            methods=methods(spec.tasks[0] if spec.training.epochs else None),
             quantization=[
                 self.quantization_point(q, where("quantization", i)) for i, q in enumerate(spec.quantization)
             ],
@@ -350,7 +369,9 @@ class Resolver:
                 for m in spec.methods
                 if not (METHODS.get(m.name).declaration.trains or METHODS.get(m.name).declaration.combines)
             ),
-            methods_by_task={task.label or task.name: methods(task) for task in spec.tasks if task.steps},
+            methods_by_task={
+                task.label or task.name: methods(task) for task in spec.tasks if task.steps or spec.training.epochs
+            },
         )
         further = [
             make_cell(

@@ -1,4 +1,7 @@
-"""Time and energy until the validation score meets the sweep's target. Evaluations are left out of both."""
+"""Scores of the validation split during training: time and energy to a target, and early stopping.
+
+Evaluations are left out of times and energy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tasks.scoring import summarise
 
 if TYPE_CHECKING:
     from harness.meters.panel import Panel
-    from harness.spec import Target
+    from harness.spec import EarlyStopping, Target
     from runners.worker.context import Context
 
 
@@ -34,6 +37,58 @@ def validation_score(ctx: Context, metric: str) -> float:
             return math.nan if found is None else found
         finally:
             ctx.model.train(training)
+
+
+class BestWeights:
+    """Early stopping: keeps the trained tensors of the best evaluation in the host's memory.
+
+    Attributes:
+        scores: one per evaluation, in order.
+        best_step: step of the best one.
+    """
+
+    def __init__(self, asked: EarlyStopping, steps: int) -> None:
+        self.asked, self.steps = asked, steps
+        self.scores: list[float] = []
+        self.best_step = 0
+        self._best = math.nan
+        self._since = 0
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def due(self, step: int) -> bool:
+        """True if the split is scored after ``step``."""
+        return step % self.asked.every == 0 or step == self.steps
+
+    def evaluate(self, ctx: Context, step: int) -> bool:
+        """Score the validation split; True if training ends here."""
+        value = validation_score(ctx, self.asked.metric)
+        self.scores.append(value)
+        if math.isnan(self._best) or self.asked.better(value, self._best):
+            self._best, self.best_step, self._since = value, step, 0
+            self._kept = {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in ctx.model.named_parameters()
+                if parameter.requires_grad
+            }
+        else:
+            self._since += 1
+        return self._since >= self.asked.patience
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """Put the best weights back."""
+        with torch.no_grad():
+            for name, values in self._kept.items():
+                model.get_parameter(name).copy_(values)
+
+    def facts(self, steps: int) -> dict[str, object]:
+        """For the record, after so many steps."""
+        return {
+            **self.asked.model_dump(mode="json"),
+            "best_step": self.best_step,
+            "best_score": self._best,
+            "trained_steps": steps,
+            "stopped_early": steps < self.steps,
+        }
 
 
 class TargetWatch:

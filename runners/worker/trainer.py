@@ -15,7 +15,7 @@ from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
-from runners.worker.time_to_target import TargetWatch
+from runners.worker.time_to_target import BestWeights, TargetWatch
 from runners.worker.trial_pruning import Pruning
 
 if TYPE_CHECKING:
@@ -311,6 +311,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         attribution: whose bytes the memory of a step is; None before :data:`ATTRIBUTED_STEP`, or the error.
         target: scores the validation split meanwhile, where the sweep states a target.
         pruning: does so too and may end a trial of tuning, where the sweep has a pruner.
+        best: does so too and ends training where the sweep stops early.
     """
 
     def __init__(self, context: Context, clock: StepClock) -> None:
@@ -321,6 +322,8 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.attribution: Attribution | Exception | None = None
         target = context.training.target
         self.target = TargetWatch(target, context.method.loop_steps, context.panel) if target is not None else None
+        stopping = context.training.early_stopping
+        self.best = BestWeights(stopping, context.method.loop_steps) if stopping is not None else None
         asked = context.job.cell.get("pruning")
         self.pruning = Pruning(asked, context.method.loop_steps) if asked is not None else None
 
@@ -368,6 +371,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             self.clock.resume()
         if self.pruning is not None and self.pruning.due(step):
             self.pruning.look(self.context, step)
+            self.clock.resume()
+        if self.best is not None and self.best.due(step):
+            control.should_training_stop = self.best.evaluate(self.context, step) or control.should_training_stop
             self.clock.resume()
         if tenth:
             self.context.say("progress", what="training", at=step, of=state.max_steps)

@@ -374,3 +374,31 @@ def test_after_merge_scores_quantized_and_keeps_trained_score(bench: Bench) -> N
     assert before["merge_error_max"]["value"] > after["merge_error_max"]["value"]
     assert after["merged_accuracy"]["why_missing"] == "not_supported"
     assert before["merged_accuracy"]["value"] is not None
+
+
+def test_early_stopping_keeps_the_best_weights(bench: Bench) -> None:
+    training = {
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "schedule": "constant",
+        "max_length": 32,
+        "early_stopping": {"every": 2, "patience": 1},
+    }
+    methods = ["full", {"name": "full", "label": "too-fast", "learning_rate": 3.0}, "lisa"]
+    done = bench("run", str(bench.write(methods=methods, training=training)))
+    found = {r["label"].split(".")[1]: r for r in bench.records()}
+    assert {r["outcome"]["status"] for n, r in found.items() if n != "lisa"} == {"ok"}, done.stdout
+    assert found["full"]["cell"]["method"]["steps"] == 24  # three epochs of 64 items in batches of 8
+    for name in ("full", "too-fast"):
+        record, facts = found[name], found[name]["environment"]["facts"]["early_stopping"]
+        scores = record["series"]["early_stopping_score"]
+        assert facts["best_score"] == min(scores)
+        assert facts["best_step"] == 2 * (scores.index(min(scores)) + 1)
+        assert len(record["series"]["step_ms"]) == facts["trained_steps"]
+        assert record["metrics"]["validation_nll"]["value"] == pytest.approx(facts["best_score"], rel=1e-4)
+    fast = found["too-fast"]["environment"]["facts"]["early_stopping"]
+    assert fast["stopped_early"]
+    assert fast["trained_steps"] == fast["best_step"] + 2 < 24
+    assert found["lisa"]["outcome"]["status"] == "unsupported"
+    assert "early stopping" in found["lisa"]["outcome"]["reason"]

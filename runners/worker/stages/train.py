@@ -84,6 +84,10 @@ def run(ctx: Context) -> None:
     trainer.train()
     uncompile(ctx)
     hooks.check_moved(trainer.model)
+    if hooks.best is not None:
+        hooks.best.restore(trainer.model)
+        ctx.facts["early_stopping"] = hooks.best.facts(trainer.state.global_step)
+        ctx.series["early_stopping_score"] = tuple(hooks.best.scores)
     ctx.model = finished(ctx, trainer)
     if type(ctx.method).finalize is Method.finalize and (chosen := ctx.method.facts()):
         ctx.facts["method"] = chosen
