@@ -69,7 +69,7 @@ class Bench:
             env=self.environment,
             text=True,
             capture_output=True,
-            timeout=300,
+            timeout=1500,
             check=False,
         )
 
@@ -96,6 +96,6 @@ def bench(tmp_path: Path, tiny_model: Path) -> Bench:
             "seeds": [0],
             "training": {"steps": 10, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32},
             "evaluation": {"batch_size": 8},
-            "limits": {"threads": 1, "timeout_s": 120},
+            "limits": {"threads": 1, "timeout_s": 900},
         },
     )

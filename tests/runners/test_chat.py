@@ -148,7 +148,8 @@ def test_generation_stops_at_the_templates_end_token() -> None:
     ],
 )
 def test_a_template_that_fails_is_unsupported(template: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "RENDER_S", 0.5)
+    if says == "did not end within":
+        monkeypatch.setattr(chat, "RENDER_S", 0.5)  # the others end by themselves, however slow the machine is
     with pytest.raises(Unsupported, match=says) as error:
         Chat(byte_level(template or ""), "made")
     assert "\n" not in str(error.value)
