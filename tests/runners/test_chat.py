@@ -139,7 +139,10 @@ def test_generation_stops_at_the_templates_end_token() -> None:
         ("{% for m in messages %}", "TemplateSyntaxError"),
         ("{{ ''.__class__.__mro__ }}" + CHATML, "SecurityError"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end within"),
-        ("{% for i in range(9999) %}{{ 'x' * 999999999 }}{% endfor %}", "MemoryError"),
+        (
+            "{% for i in range(9999) %}{{ 'x' * 999999999 }}{% endfor %}",
+            "MemoryError|did not end within",
+        ),  # whichever is first
         ("{{ 'x' * 9999999 }}" + CHATML, "characters"),
         (CHATML.replace("<|im_end|>", "###"), "no special token"),
         (CHATML.replace("assistant\n{% endif", "assistant: {% endif"), "asks with"),
