@@ -125,6 +125,7 @@ class Machine:
         cpu_model: as the system names it.
         cores: CPU cores this process may use.
         memory_bytes: host memory, or the limit of the container if that is lower.
+        most_gpus_together: GPUs of the node that has most, where these are several nodes; 0 for one machine.
     """
 
     cores: int
@@ -133,6 +134,7 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     why_no_gpu: WhyMissing | None = None
     why_no_gpu_detail: str = ""
+    most_gpus_together: int = 0
 
     @property
     def device_types(self) -> tuple[str, ...]:
@@ -358,6 +360,22 @@ def match(profile: HardwareProfile, machine: Machine) -> str | None:
         )
         return f"{profile.name} asks for {_wanted(profile)}, here is {here}"
     return None
+
+
+def too_few(profile: HardwareProfile, machine: Machine, *, ranks: int, threads: int) -> str | None:
+    """Reason why a cell of so many ranks has too few devices here, or None.
+
+    Args:
+        threads: CPU cores of a rank where the cell runs on the CPU.
+    """
+    if ranks == 1:
+        return None
+    if device_for(profile, machine) == "cpu":
+        if machine.cores >= ranks * threads:
+            return None
+        return f"{ranks} ranks of {threads} threads need {ranks * threads} CPU cores, here are {machine.cores}"
+    here = min(len(gpus_for(profile, machine)), machine.most_gpus_together or len(machine.gpus))
+    return None if here >= ranks else f"{ranks} ranks need as many GPUs in one machine, here are {here}"
 
 
 def gpus_for(profile: HardwareProfile, machine: Machine) -> list[Gpu]:

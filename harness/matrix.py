@@ -20,7 +20,7 @@ KEY_CHARACTERS = 16
 TIMING_ROLE = "timing"
 """Role of a cell that runs again for its time alone (``timing`` of a sweep)."""
 
-DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none", "variant": "plain"}
+DEFAULTS = {"objective": "sft", "recipe": "plain", "stages": "none", "variant": "plain", "parallel": "none"}
 """The axes that came after records were made, in their order, and the value that is no part of a key."""
 LATER_AXES = tuple(DEFAULTS)
 
@@ -128,6 +128,12 @@ class Cell:
         """Switches of the cell's variant; ``{}`` for the plain one."""
         point = self.on("variant")
         return point.identity if point is not None else {}
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train it, one device each; 1 where it has no parallel strategy."""
+        point = self.on("parallel")
+        return int(point.identity["world_size"]) if point is not None else 1
 
     @property
     def training(self) -> dict[str, Any]:

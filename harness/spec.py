@@ -19,6 +19,7 @@ from harness.spec_axes import (
     MethodSpec,
     ModelSpec,
     ObjectiveSpec,
+    ParallelSpec,
     QuantizationSpec,
     RecipeSpec,
     Spec,
@@ -339,6 +340,7 @@ class Rule(Spec):
     recipe: str = "*"
     stages: str = "*"
     variant: str = "*"
+    parallel: str = "*"
     seed: int | None = None
 
 
@@ -378,6 +380,7 @@ class Inclusion(Spec):
     recipe: RecipeSpec = RecipeSpec(name="plain")
     stages: StagesSpec = StagesSpec(name="none")
     variant: VariantSpec = VariantSpec(name="plain")
+    parallel: ParallelSpec = ParallelSpec(strategy="none")
     seed: Seed = 0
 
     @field_validator("model", mode="before")
@@ -410,6 +413,7 @@ class SweepSpec(Spec):
     recipes: tuple[RecipeSpec, ...] = Field(default=(RecipeSpec(name="plain"),), min_length=1)
     stages: tuple[StagesSpec, ...] = Field(default=(StagesSpec(name="none"),), min_length=1)
     variants: tuple[VariantSpec, ...] = Field(default=(VariantSpec(name="plain"),), min_length=1)
+    parallel: tuple[ParallelSpec, ...] = Field(default=(ParallelSpec(strategy="none"),), min_length=1)
     hardware: tuple[str, ...] = Field(default=("any",), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     training: Training
@@ -434,6 +438,11 @@ class SweepSpec(Spec):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [named(v) for v in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _one_strategy(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict | str) else value
 
     @field_validator("seeds", "hardware")
     @classmethod
@@ -480,7 +489,7 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> SweepSpec:
-        for axis in ("methods", "quantization", "objectives", "recipes", "stages", "variants"):
+        for axis in ("methods", "quantization", "objectives", "recipes", "stages", "variants", "parallel"):
             labels = [getattr(item, "label", None) or item.name for item in getattr(self, axis)]
             double = sorted({label for label in labels if labels.count(label) > 1})
             if double:

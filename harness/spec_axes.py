@@ -1,4 +1,4 @@
-"""The values of a sweep's axes (model, method, quantization, objective, recipe, stages, task), and the base of all."""
+"""The values of a sweep's axes, from model to parallel strategy, and the base of all."""
 
 from __future__ import annotations
 
@@ -272,6 +272,51 @@ class VariantSpec(Spec):
         """The switches as plain JSON; ``{}`` for the plain variant."""
         content = self.model_dump(mode="json", exclude={"name"})
         return {k: v for k, v in content.items() if v != type(self).model_fields[k].default}
+
+
+class ParallelSpec(Spec):
+    """How one cell trains on several devices of a machine. ``none``: on one.
+
+    A step has the rows that the sweep says, whatever the strategy: each rank takes an equal part of every micro-batch.
+
+    Attributes:
+        strategy: ``ddp``: each rank holds the model and gradients are averaged (arXiv 2006.15704). ``fsdp``:
+            parameters, gradients and optimizer states are sharded (torch's ``fully_shard``, arXiv 2304.11277).
+            ``zero1`` to ``zero3``: DeepSpeed shards optimizer states, then gradients, then parameters (arXiv
+            1910.02054). ``tp``: layers are split as transformers' ``tp_plan`` says.
+        world_size: ranks, one device each.
+        offload: with ``fsdp``, shards wait in the host's memory.
+    """
+
+    strategy: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3", "tp"]
+    world_size: int = Field(default=1, gt=0, le=1024)
+    offload: bool = False
+    label: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"strategy": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _ranks(self) -> ParallelSpec:
+        if (self.strategy == "none") != (self.world_size == 1):
+            raise ValueError("a strategy needs a 'world_size' of at least 2, and 'none' has one rank")
+        if self.offload and self.strategy != "fsdp":
+            raise ValueError("'offload' is of the strategy fsdp")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The strategy with its ranks, such as ``fsdp-4-offload``; ``none``."""
+        if self.strategy == "none":
+            return "none"
+        return f"{self.strategy}-{self.world_size}" + ("-offload" if self.offload else "")
+
+    def identity(self) -> dict[str, Any]:
+        """Plain JSON of what can change a number."""
+        found = {"strategy": self.strategy, "world_size": self.world_size}
+        return {**found, **({"offload": True} if self.offload else {})}
 
 
 class Decoding(Spec):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness.metrics import missing, reading
@@ -126,11 +127,14 @@ def _storage_bytes(parts: Iterable[Any]) -> int:
 def _plain_tensors(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
     """Plain tensors reachable from a value: through containers, tensor subclasses and library state objects.
 
-    Modules are not entered: :func:`_model_parts` lists each of them. ``seen`` ends cycles.
+    Modules are not entered: :func:`_model_parts` lists each of them. ``seen`` ends cycles. What torch.distributed
+    keeps of a sharded module (process groups, gathered parameters) is not the model.
     """
     import torch
 
-    if isinstance(part, torch.nn.Module) or id(part) in seen:
+    if isinstance(part, torch.nn.Module | ModuleType) or id(part) in seen:
+        return
+    if type(part).__module__.startswith("torch.distributed") and not isinstance(part, torch.Tensor):
         return
     if isinstance(part, torch.Tensor):
         seen.add(id(part))

@@ -55,6 +55,8 @@ class Declaration:
         defaults: parameters with their default values.
         defaults_source: where those come from.
         devices: device types it runs on.
+        parallel: strategies on several devices under which it was seen to train the same model as one process
+            (:data:`PARALLEL`); all others are refused.
         lr_factor: learning-rate centre, as a multiple of full fine-tuning's.
         identity_at_start: whether the attached model computes the base's function before the first step.
         trains: whether there is a training stage at all.
@@ -85,6 +87,7 @@ class Declaration:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     defaults_source: str = ""
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    parallel: frozenset[str] = frozenset()
     lr_factor: float = 1.0
     identity_at_start: bool = True
     trains: bool = True
@@ -97,6 +100,10 @@ class Declaration:
     unverified: bool = False
     later: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
+
+
+PARALLEL = frozenset({"ddp", "fsdp"})
+"""Strategies on several devices that a method or a quantizer may declare."""
 
 
 @dataclass(frozen=True)

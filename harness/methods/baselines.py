@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UserError
 from harness.methods import bases
-from harness.methods.base import Declaration, Method, ShownExamples
+from harness.methods.base import PARALLEL, Declaration, Method, ShownExamples
 from harness.methods.modules import (
     add_bias,
     blocks,
@@ -203,6 +203,7 @@ class Full(InPlace):
         mergeable="exactly",
         defaults_source="nothing to set; its learning rate is the unit of every other method's lr_factor",
         trained_fraction=1.0,
+        parallel=PARALLEL,
         in_place=True,
     )
 

@@ -148,6 +148,16 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "Duration of the first training step, which allocates optimizer state and may compile.",
         "time",
     ),
+    MetricDef(
+        "straggler_ratio",
+        "straggler",
+        "1",
+        "lower",
+        "Of a cell on several devices: median time of the slowest process (rank) in the forward passes of a step, over "
+        "that of the median rank; 1 where all are equally fast. Under fsdp a forward pass waits for the shards of the "
+        "other ranks.",
+        "time",
+    ),
     MetricDef("data_wait_ms", "data wait", "ms", "lower", "Median time a step waits for its batch.", "time"),
     MetricDef(
         "train_tokens_per_s",

@@ -53,6 +53,25 @@ QUANTITIES: tuple[MetricDef, ...] = (
         "memory",
         source="torch.cuda.max_memory_reserved",
     ),
+    MetricDef(
+        "rank_peak_rss_bytes",
+        "peak RSS of a rank",
+        "B",
+        "lower",
+        "Of a cell on several devices: largest peak resident set of its processes (ranks) while they train.",
+        "memory",
+        source="proc(5)",
+    ),
+    MetricDef(
+        "rank_cuda_peak_bytes",
+        "peak allocated of a rank",
+        "B",
+        "lower",
+        "Of a cell on several devices: largest peak of live tensors in the CUDA caching allocator of its processes "
+        "(ranks) while they train.",
+        "memory",
+        source="torch.cuda.max_memory_allocated",
+    ),
     # more kinds of memory; kinds never share a ranked column
     MetricDef(
         "device_used_peak_bytes",

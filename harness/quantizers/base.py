@@ -26,6 +26,8 @@ class QuantizerDeclaration:
         base: base kind it leaves (what methods declare they train on): ``fp``, ``bnb-int8``, ``bnb-nf4``, ...
         bits: nominal bits per weight.
         devices: device types it runs on (``cpu``, ``cuda``).
+        parallel: strategies on several devices that train on such a base (:data:`harness.methods.base.PARALLEL`); all
+            others are refused.
         moments: when it can happen.
         package: import name of the package it needs, "" for none; and the pip name.
         defaults: parameters with their default values.
@@ -47,6 +49,7 @@ class QuantizerDeclaration:
     base: str
     bits: float
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    parallel: frozenset[str] = frozenset()
     moments: frozenset[str] = frozenset({"before_training"})
     package: str = ""
     pip: str = ""

@@ -40,6 +40,7 @@ class NoQuantization(Quantizer):
         summary="No quantization: weights stay in the model's dtype.",
         base="fp",
         bits=32,
+        parallel=frozenset({"ddp", "fsdp"}),
         moments=_BOTH,
     )
 

@@ -78,13 +78,21 @@ class Local:
     def executor(self, plan: Plan, device: str) -> Executor:
         """Processes on this machine's cores or GPUs."""
         limits = plan.sweep.spec.limits
-        shares = leases(
+        widest = max((cell.ranks for cell in plan.run), default=1)
+        shares, at_once = leases(
             device=device,
             threads=limits.threads,
             workers=self._workers or limits.workers,
             uuids=self._gpus(plan) if device == "cuda" else (),
+            widest=widest,
         )
-        return LocalExecutor(shares)
+        if len(shares) < widest:
+            raise UserError(
+                f"a cell needs {widest} devices, and {len(shares)} satisfy the hardware profiles of all cells",
+                where=plan.sweep.source,
+                fix="Run one profile at a time: --only '*.PROFILE.*'.",
+            )
+        return LocalExecutor(shares, at_once=at_once)
 
     def _gpus(self, plan: Plan) -> tuple[str, ...]:
         """The GPUs that every cell of the plan may run on: those that all its hardware profiles accept."""

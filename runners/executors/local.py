@@ -28,19 +28,26 @@ DEFAULTS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """Variables of the workers: a spinning thread pool takes time from its neighbours."""
 
 
-def leases(*, device: str, threads: int, workers: int | None, uuids: tuple[str, ...]) -> list[Lease]:
-    """Shares of this machine: a GPU each, or ``threads`` CPU cores each, never overlapping.
+def leases(
+    *, device: str, threads: int, workers: int | None, uuids: tuple[str, ...], widest: int = 1
+) -> tuple[list[Lease], int]:
+    """Shares of this machine, a GPU each or ``threads`` CPU cores each, never overlapping; and cells at once.
 
     On a CPU one cell runs at a time unless the sweep asks for more workers; never more than there are cores for.
+
+    Args:
+        widest: devices of the cell that needs most: there are at least so many shares, if the machine has them.
     """
     if device == "cuda":
-        return [Lease(gpus=(uuid,)) for uuid in uuids][: workers or None]
+        found = [Lease(gpus=(uuid,)) for uuid in uuids][: max(workers, widest) if workers else None]
+        return found, min(workers or len(found), len(found))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not cores:
-        return [Lease()]
+        return [Lease()] * widest, 1
     possible = max(1, len(cores) // threads)
-    count = min(workers or 1, possible)
-    return [Lease(cores=tuple(cores[i * threads : (i + 1) * threads])) for i in range(count)]
+    count = min(max(workers or 1, widest), possible)
+    found = [Lease(cores=tuple(cores[i * threads : (i + 1) * threads])) for i in range(count)]
+    return found, min(workers or 1, possible)
 
 
 def _run(job_file: str, channel: connection.Connection, work: str) -> None:
@@ -63,16 +70,24 @@ class LocalExecutor:
     """Runs jobs in processes of this machine.
 
     Args:
-        leases: available leases; the scheduler gives each running job one of them.
+        leases: available leases; the scheduler gives each running job one of them, or several.
+        at_once: cells that run at the same time; None: as many as there are leases.
         work: ``module:function`` that a worker runs.
         preload: modules that the template imports.
     """
 
     remote = False
 
-    def __init__(self, leases: list[Lease], *, work: str = WORK, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(
+        self,
+        leases: list[Lease],
+        *,
+        at_once: int | None = None,
+        work: str = WORK,
+        preload: Sequence[str] = PRELOAD,
+    ) -> None:
         self.leases = leases
-        self.neighbours = len(leases) - 1
+        self.neighbours = (at_once or len(leases)) - 1
         self._work = work
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
@@ -87,7 +102,10 @@ class LocalExecutor:
             process = OutsideProcess(job.python, job_file, theirs)
         else:
             process = self._context.Process(
-                target=_run, args=(job_file, theirs, self._work), name=f"cell-{job.label}", daemon=True
+                target=_run,
+                args=(job_file, theirs, self._work),
+                name=f"cell-{job.label}",
+                daemon=job.ranks == 1,  # a daemon may have no processes of its own, and a cell's ranks are such
             )
             with _without_main(), child_environment(**DEFAULTS):
                 process.start()

@@ -50,8 +50,8 @@ def at_home(job: Job, folder: Path, cache: Path) -> Job:
             )
         python = str(found)
     gpus = tuple(gpu.uuid for gpu in hardware.probe().gpus) if job.device == "cuda" else ()
-    if job.device == "cuda" and len(gpus) != 1:
-        raise UserError(f"the cell wants one GPU, and this node shows {len(gpus)}", where=job.label)
+    if job.device == "cuda" and len(gpus) != job.ranks:
+        raise UserError(f"the cell wants {job.ranks} GPUs, and this node shows {len(gpus)}", where=job.label)
     return replace(
         job,
         folder=str(folder),

@@ -172,6 +172,7 @@ def whole(nodes: Sequence[RayNode]) -> hardware.Machine:
         largest,
         cores=max(node.machine.cores for node in nodes),
         gpus=gpus,
+        most_gpus_together=max(len(node.machine.gpus) for node in nodes),
         why_no_gpu=None if gpus else largest.why_no_gpu,
     )
 
@@ -245,7 +246,7 @@ class RayExecutor:
 
     def start(self, job: Job) -> None:
         """Hand the job to Ray; it waits there for a place."""
-        options = dict(self._options)
+        options = {**self._options, **{name: self._options[name] * job.ranks for name in ("num_cpus", "num_gpus")}}
         if job.device == "cuda" and (accelerator := accelerator_for(job.cell, self._nodes)) is not None:
             options["accelerator_type"] = accelerator
         stream = self._task.options(**options).remote(job, self._work, self._preload, self._bundle)

@@ -31,7 +31,7 @@ class OutsideProcess:
         # to the job's log from the first line on: an interpreter that cannot import the worker says so there
         with (Path(job_file).parent / LOG_FILE).open("ab") as log:
             self._process = subprocess.Popen(
-                [python, "-m", "runners.worker.side_environment_main", job_file, str(channel.fileno())],
+                [python, "-m", "runners.worker.process", job_file, str(channel.fileno())],
                 env=environ,
                 stdin=subprocess.PIPE,  # closing its end tells the worker that the parent is gone
                 stdout=log,

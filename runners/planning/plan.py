@@ -529,6 +529,10 @@ def _memoised(
         key = tuple(id(point) for point in points)
         if key not in seen:
             elsewhere, device = place(cell.hardware.name)
+            threads = cell.common.identity["threads"]
+            elsewhere = elsewhere or hw.too_few(
+                profiles[cell.hardware.name], machine, ranks=cell.ranks, threads=threads
+            )
             why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
             seen[key] = (elsewhere, why)
         return seen[key]

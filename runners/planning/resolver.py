@@ -34,6 +34,7 @@ from harness.spec_axes import (
     MethodSpec,
     ModelSpec,
     ObjectiveSpec,
+    ParallelSpec,
     QuantizationSpec,
     RecipeSpec,
     SecondModel,
@@ -167,6 +168,13 @@ class Resolver:
         switches = {name: value for name, value in spec.switches().items() if stated.get(name) != value}
         return Point("variant", spec.name, spec.label, switches) if switches else None
 
+    @staticmethod
+    def parallel_point(spec: ParallelSpec) -> Point | None:
+        """Identity of a strategy on several devices; None for one device."""
+        if spec.strategy == "none":
+            return None
+        return Point("parallel", spec.name, spec.label or spec.name, spec.identity())
+
     def _asking(self, point: Point, named: Mapping[str, SecondModel], where: str) -> Point:
         """The point with the identities of the models it names, and where those lie on this machine."""
         identity, others, trained = dict(point.identity), {}, {}
@@ -189,6 +197,7 @@ class Resolver:
             self.recipe_point(row.recipe, where),
             self.stages_point(row.stages, where),
             self.variant_point(row.variant),
+            self.parallel_point(row.parallel),
         )
         return [point for point in found if point is not None]
 
@@ -363,6 +372,7 @@ class Resolver:
                 "recipe": [self.recipe_point(r, where("recipes", i)) for i, r in enumerate(spec.recipes)],
                 "stages": [self.stages_point(s, where("stages", i)) for i, s in enumerate(spec.stages)],
                 "variant": [self.variant_point(v) for v in spec.variants],
+                "parallel": [self.parallel_point(p) for p in spec.parallel],
             },
             untrained=frozenset(
                 m.name

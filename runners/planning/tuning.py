@@ -271,8 +271,13 @@ def _method(point: Point, choice: TrialChoice) -> Point:
 
 
 def _with(cell: Cell, method: Point, extra: dict[str, Any], *, seed: int) -> Cell:
+    """The cell with another method point and further shared settings.
+
+    A trial trains in one process: a step has the same rows on any number of ranks, so that the rate is the same.
+    """
+    further = [p for p in cell.further if not (p.axis == "parallel" and extra.get("role") == "trial")]
     common = replace(cell.common, identity={**cell.common.identity, **extra})
-    points = (cell.model, method, cell.quantization, cell.task, cell.hardware, common, *cell.further)
+    points = (cell.model, method, cell.quantization, cell.task, cell.hardware, common, *further)
     return make_cell(points, seed)
 
 

@@ -172,7 +172,8 @@ class _Run:
                 where=sweep.source,
                 fix="Run this sweep with the local executor.",
             )
-        with Progress(self.console, total=len(plan.run), slots=len(executor.leases)) as view:
+        slots = len(executor.leases) if executor.remote else executor.neighbours + 1
+        with Progress(self.console, total=len(plan.run), slots=slots) as view:
             scheduler = Scheduler(
                 plan,
                 store=store,

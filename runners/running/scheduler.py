@@ -113,7 +113,8 @@ class Scheduler:
         self._endings = Endings(plan.sweep.spec.name, provenance.environment())
         self._measures_cost = plan.sweep.spec.measure_cost
         self._per_device = self._limits.trials_per_device if self._measures_cost else self._limits.cells_per_device
-        self._pool = Pool(executor.leases, cells_per_device=self._per_device)
+        at_once = None if executor.remote else executor.neighbours + 1
+        self._pool = Pool(executor.leases, cells_per_device=self._per_device, at_once=at_once)
         self._owner = recovery.owner()
         self._run_id = uuid.uuid4().hex[:12]  # blocks of two runs are different blocks
         self._running: dict[str, Running] = {}
@@ -174,7 +175,7 @@ class Scheduler:
             self.not_run.append(NotRun(cell, "budget", refusal))
             return True
         shares = not self._measures_cost or cell.common.identity.get("role") == "trial"
-        lease = self._pool.take(shares=shares)
+        lease = self._pool.take(shares=shares, devices=1 if self.executor.remote else cell.ranks)
         if lease is None:
             self._waits_for_device = True
             return False
@@ -230,10 +231,11 @@ class Scheduler:
         if self.executor.remote:
             return None
         results = [] if "://" in self.workspace.results else [Path(self.workspace.results)]
+        least = self.plan.predict.analytic(cell).least_bytes
         found = no_room(
             [self.workspace.cache, *results],
             min_free_disk_gib=self._limits.min_free_disk_gib,
-            needs_bytes=self.plan.predict.analytic(cell).least_bytes if self.device == "cpu" else None,
+            needs_bytes=least * cell.ranks if least is not None and self.device == "cpu" else None,
         )
         return NotRun(cell, *found) if found is not None else None
 

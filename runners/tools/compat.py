@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from harness.methods.base import Method
 from harness.methods.bases import OTHER
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
+from runners.planning.variants import NO_ENGINE, ZERO
 
 Kind = Literal["causal-lm", "sequence-classification"]
 DEVICES = ("cpu", "cuda")
@@ -123,9 +125,40 @@ def to_markdown(found: list[Compatibility]) -> str:
     reasons: dict[str, int] = {}
     for device in dict.fromkeys(p.device for p in found):
         lines += _table([p for p in found if p.device == device], device, reasons)
+    lines += several_devices()
     lines += ["", "## Reasons", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def several_devices() -> list[str]:
+    """Section of the page: strategy, method and quantizer, run or refused."""
+    trained = [name for name in METHODS if METHODS.get(name).declaration.trains]
+
+    def declared(names: Iterable[str], catalog: Any, strategies: set[str]) -> str:
+        found = [name for name in names if set(catalog.get(name).declaration.parallel) == strategies]
+        return ", ".join(f"`{name}`" for name in found) or "none"
+
+    lines = [
+        "",
+        "## Several devices",
+        "",
+        "Strategies of `parallel:` in a sweep ([measuring](measuring.md#several-devices)). A method and a quantizer run"
+        " together under a strategy where both are in a row that names it, and the tables above say that the method"
+        " trains on the quantizer's base; `plan` refuses all others with the reason. Where a base is quantized after"
+        " the merge, only the method counts.",
+        "",
+        "| strategies | methods | quantizers, before training |",
+        "|---|---|---|",
+    ]
+    for strategies in ({"ddp", "fsdp"}, {"ddp"}, {"fsdp"}, set[str]()):
+        words = " and ".join(sorted(strategies)) or "refused under both: not declared"
+        methods = declared(trained, METHODS, strategies)
+        lines.append(f"| {words} | {methods} | {declared(QUANTIZERS, QUANTIZERS, strategies)} |")
+    lines += ["", "Refused for every method and quantizer:", ""]
+    for strategy in (*ZERO, "tp"):
+        lines.append(f"- {NO_ENGINE[strategy]}")
+    return lines
 
 
 def _table(found: list[Compatibility], device: str, reasons: dict[str, int]) -> list[str]:

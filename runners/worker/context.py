@@ -23,6 +23,7 @@ from harness.recipes.base import Recipe
 from harness.record import Reading, WhyMissing
 from harness.spec import Evaluation, Probes, Training
 from runners.worker.job import Job
+from runners.worker.process import Rank
 from tasks.scoring import Scored
 from tasks.task import Item, Task
 
@@ -113,6 +114,7 @@ class Context:
         train_rows: the training items with their right answers, encoded.
         loop_rows: what the training loop reads: the same, or what objective and recipe make of the items.
         base_said: what the base said of a preference task's test items.
+        rank: which of the cell's processes this is.
         suite: the lm-eval tasks of the sweep (:class:`runners.worker.lm_eval_model.Suite`), None if it names none.
     """
 
@@ -151,6 +153,7 @@ class Context:
     held_out: list[Task] = field(default_factory=list)
     model_stamps: dict[Path, list[int]] = field(default_factory=dict)
     searched: Searched = field(default_factory=Searched)
+    rank: Rank = field(default_factory=Rank)
 
     @property
     def folder(self) -> Path:

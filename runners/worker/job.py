@@ -97,6 +97,11 @@ class Job:
     only_build: bool = False
 
     @property
+    def ranks(self) -> int:
+        """Processes that train the cell, one device each."""
+        return int((self.cell.get("parallel") or {}).get("world_size", 1))
+
+    @property
     def metered(self) -> tuple[str, ...]:
         """UUIDs of the devices that the meters read: the leased GPUs, or those the hardware profile names for a CPU."""
         return self.gpus or tuple(self.cell["hardware"].get("nvml_devices") or ())

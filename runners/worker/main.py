@@ -33,11 +33,11 @@ from harness.recipes.catalog import RECIPES
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
 from harness.store.store import samples_ref, samples_to_parquet
-from runners.worker import earlier, loading, model_files, trainrows
+from runners.worker import earlier, loading, model_files, parallel, trainrows
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.memory import cap_allocator, is_out_of_memory
-from runners.worker.process import Say
+from runners.worker.process import Rank, Say
 from runners.worker.stages import load, stages_of, train
 from runners.worker.transient import transient_kind
 from tasks.formats import in_format
@@ -58,8 +58,38 @@ def work(job: Job, say: Say) -> None:
     if job.only_build:
         prepare_process(job)
         load.model_path(build_context(replace(job, cell=in_effect(job.cell)), say))
+    elif job.ranks > 1:
+        run_ranks(job, say)
     else:
         run_job(job, say)
+
+
+def run_ranks(job: Job, say: Say) -> None:
+    """Run the cell in several processes. Where one of them fails, the record says how the first one did."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    loss = parallel.run(job, say, run_rank)
+    if loss is None:
+        return
+    file = Path(job.folder) / RECORD_FILE
+    if file.is_file():
+        record = Record.from_json(file.read_text(encoding="utf-8"), where=str(file))
+    else:
+        record = record_of(job, CellRun(), Outcome(status="lost", stage="train", reason=loss.reason), started)
+    outcome = loss.outcome or record.outcome.model_copy(update={"status": "lost", "check": "", "reason": loss.reason})
+    write_atomically(file, record.model_copy(update={"outcome": outcome}).to_json().encode())
+
+
+def run_rank(job: Job, say: Say, number: int) -> None:
+    """One of several processes of a cell; it ends with code 1 where its stages did not end well."""
+    if number == 0:
+        outcome = run_job(job, say).outcome
+    else:
+        job = replace(job, cell=in_effect(job.cell))
+        prepare_process(job, number)
+        outcome = run_stages(job, CellRun(), say, number)
+    if outcome.status != "ok":
+        parallel.leave(job, number, outcome)
+        sys.exit(1)
 
 
 def run_job(job: Job, say: Say) -> Record:
@@ -70,9 +100,26 @@ def run_job(job: Job, say: Say) -> Record:
     run = CellRun()
     outcome = run_stages(job, run, say)
     samples = samples_to_parquet(run.ctx.samples) if run.ctx is not None and run.ctx.samples else None
+    record = record_of(planned, run, outcome, started, samples)
+    folder = Path(job.folder)
+    if samples is not None:
+        write_atomically(folder / SAMPLES_FILE, samples)
+    if job.keep and outcome.status == "ok":
+        earlier.keep_spans(Path(job.keep), run.spans)
+    write_atomically(folder / RECORD_FILE, record.to_json().encode())
+    return record
+
+
+def record_of(planned: Job, run: CellRun, outcome: Outcome, started: str, samples: bytes | None = None) -> Record:
+    """The record of a cell: what was measured, how it ended, and where it ran.
+
+    Args:
+        planned: the job as the scheduler wrote it.
+    """
+    job = replace(planned, cell=in_effect(planned.cell))
     further = provenance.SIDE_PACKAGES if job.side_environment else ()
     environment = {**provenance.environment(further), "device": job.device, "threads": torch.get_num_threads()}
-    record = Record(
+    return Record(
         key=job.key,
         label=job.label,
         sweep=job.sweep,
@@ -98,13 +145,6 @@ def run_job(job: Job, say: Say) -> Record:
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    folder = Path(job.folder)
-    if samples is not None:
-        write_atomically(folder / SAMPLES_FILE, samples)
-    if job.keep and outcome.status == "ok":
-        earlier.keep_spans(Path(job.keep), run.spans)
-    write_atomically(folder / RECORD_FILE, record.to_json().encode())
-    return record
 
 
 @dataclass
@@ -117,20 +157,22 @@ class CellRun:
     passing: str | None = None  # the kind of an error that another attempt may not meet
 
 
-def run_stages(job: Job, run: CellRun, say: Say) -> Outcome:
-    """The cell's stages in order, each in a separate span, and how they ended."""
+def run_stages(job: Job, run: CellRun, say: Say, number: int = 0) -> Outcome:
+    """The cell's stages in order, each in a separate span, and how they ended; of the rank ``number``."""
     stage = "start"
     try:
-        run.ctx = ctx = build_context(job, say)
+        run.ctx = ctx = build_context(job, say, number)
         if (batch := batch_facts(job)) is not None:
             ctx.facts["batch"] = batch
         run.spans.extend(earlier.spans(ctx))
         if job.tuning:
             ctx.facts["tuning"] = job.tuning
-        ctx.panel = run.panel = panel = make_panel(job)
+        ctx.panel = run.panel = panel = make_panel(job, number)
         prepare_device(job, ctx)
         panel.baseline("before")
         for stage, work in stages_of(job.cell["quantization"]["moment"], job.cell.get("role"), further=further(ctx)):
+            if number and stage not in parallel.STAGES:
+                continue
             say("stage", stage=stage)
             if stage == "train":
                 train.before(ctx)
@@ -160,13 +202,14 @@ def further(ctx: Context) -> set[str]:
     finalizes = type(ctx.method).finalize is not Method.finalize and not ctx.scores_only
     compiles = ctx.trains and bool(ctx.switches.get("compile"))
     judges = "judge" in ctx.job.cell and ctx.job.cell.get("role") != "trial" and not ctx.random_weights
-    has = {**trains, "compile": compiles, "finalize": finalizes, "judge": judges}
+    gathers = ctx.trains and not ctx.rank.alone
+    has = {**trains, "compile": compiles, "gather": gathers, "finalize": finalizes, "judge": judges}
     return {name for name, there in has.items() if there}
 
 
 def prepare_device(job: Job, ctx: Context) -> None:
     """Cool down as the hardware profile asks, wake the GPU and cap its memory; what was done is a fact of the cell."""
-    if (settled := cool_down_first(job)) is not None:
+    if ctx.rank.number == 0 and (settled := cool_down_first(job)) is not None:
         ctx.facts["cool_down"] = settled
     if ctx.device.type == "cuda":
         if torch.cuda._is_in_bad_fork():
@@ -181,12 +224,12 @@ def prepare_device(job: Job, ctx: Context) -> None:
 
 
 def used_batch(job: Job) -> dict[str, int]:
-    """The micro-batch and the accumulation of this attempt: as the sweep asks, halved once per earlier attempt that
-    ran out of memory. Their product stays."""
+    """The micro-batch of a rank and the accumulation of this attempt: as the sweep asks, halved once per earlier
+    attempt that ran out of memory. Their product stays."""
     asked = Training(steps=1, **job.cell["training"])
     factor = 2 ** len(job.out_of_memory)
     return {
-        "batch_size": asked.batch_size // factor,
+        "batch_size": asked.batch_size // factor // job.ranks,
         "gradient_accumulation": asked.gradient_accumulation * factor,
     }
 
@@ -225,9 +268,14 @@ def recorded_series(run: CellRun, job: Job) -> dict[str, tuple[float, ...]]:
     return found if measures_cost(job) else {name: found[name] for name in LEARNING_SERIES if name in found}
 
 
-def make_panel(job: Job) -> Panel:
-    """The meters of the cell, on the devices it uses and with the options of its hardware profile."""
+def make_panel(job: Job, number: int = 0) -> Panel:
+    """The meters of the cell, on the devices it uses and with the options of its hardware profile.
+
+    Rank 0 reads the energy and the state of all devices of the cell; the others read their own memory and time.
+    """
     names = None if measures_cost(job) else ["time"]
+    if number and names is None:
+        names = ["host-memory", "torch-memory", "time"]
     options = job.cell["hardware"].get("meters") if names is None else None
     return Panel(meters.build(job.device, uuids=job.metered, names=names, options=options))
 
@@ -262,12 +310,16 @@ def span_of(stage: str, readings: tuple[Reading, ...]) -> Span:
     )
 
 
-def prepare_process(job: Job) -> None:
-    """Pin cores, fix threads, hide other GPUs, quieten libraries. Before any tensor is made."""
-    if job.cores:
-        os.sched_setaffinity(0, job.cores)
+def prepare_process(job: Job, number: int = 0) -> None:
+    """Pin cores, fix threads, hide other GPUs, quieten libraries. Before any tensor is made.
+
+    Args:
+        number: of the rank, which gets its part of the job's cores, and one of its GPUs.
+    """
+    if cores := share_of(job.cores, number, job.ranks):
+        os.sched_setaffinity(0, cores)
     if job.device == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share_of(job.gpus, number, job.ranks))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(job.cell["threads"])
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -276,11 +328,17 @@ def prepare_process(job: Job) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
+def share_of(devices: tuple[Any, ...], number: int, ranks: int) -> tuple[Any, ...]:
+    """A rank's part of the cores or GPUs of a job."""
+    size = len(devices) // ranks
+    return devices[number * size : (number + 1) * size]
+
+
 def _interrupt(_signum: int, _frame: object) -> None:
     raise Interrupted
 
 
-def build_context(job: Job, say: Say) -> Context:
+def build_context(job: Job, say: Say, number: int = 0) -> Context:
     """The cell's plug-ins and budgets."""
     cell = job.cell
     roots = [Path(w) for w in job.workspaces]
@@ -322,6 +380,7 @@ def build_context(job: Job, say: Say) -> Context:
         learning_rate=method["learning_rate"] or 0.0,
         device=torch.device(job.device),
         say=say,
+        rank=Rank.of_job(job, number),
     )
 
 

@@ -6,6 +6,7 @@ It imports nothing heavy. What it works on is named by a string and imported ins
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import multiprocessing
@@ -13,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,62 @@ Say = Callable[..., None]
 WORK = "runners.worker.main:work"
 """A cell; an executor may be given something else that takes a job and ``say``."""
 BEAT_S = 5.0
+
+
+@dataclass
+class Rank:
+    """One of the processes of a cell.
+
+    Attributes:
+        number: from 0.
+        of: how many there are.
+        strategy: ``none``, ``ddp`` or ``fsdp``.
+        offload: shards wait in the host's memory.
+        wrapped: DDP around the model; None elsewhere.
+        plain: how modules were before they were sharded.
+        forward_ms: of each step, until the last forward pass has ended.
+    """
+
+    number: int = 0
+    of: int = 1
+    strategy: str = "none"
+    offload: bool = False
+    wrapped: Any = None
+    plain: dict[Any, tuple[type, dict[str, Any]]] = field(default_factory=dict)
+    forward_ms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of_job(cls, job: Job, number: int) -> Rank:
+        """The rank ``number`` of a job."""
+        asked = job.cell.get("parallel") or {}
+        return cls(number, job.ranks, asked.get("strategy", "none"), asked.get("offload", False))
+
+    @property
+    def alone(self) -> bool:
+        """True if the cell has one process."""
+        return self.of == 1
+
+    def share(self, collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        """A collator that takes this rank's part of the rows of a micro-batch."""
+        if self.alone:
+            return collate
+        return functools.partial(_part, collate, self.number, self.of)
+
+    def forward(self, model: Any) -> Any:
+        """The callable of the forward pass: DDP's wrapper, or the model itself."""
+        return model if self.wrapped is None else self.wrapped
+
+    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
+        """While further micro-batches of a step follow, DDP does not average gradients."""
+        if self.wrapped is None or not more:
+            return contextlib.nullcontext()
+        held: contextlib.AbstractContextManager[Any] = self.wrapped.no_sync()
+        return held
+
+
+def _part(collate: Callable[[list[Any]], Any], number: int, of: int, rows: list[Any]) -> Any:
+    size = len(rows) // of
+    return collate(rows[number * size : (number + 1) * size])
 
 
 def entry(job_file: str, channel: Connection | None, work: str = WORK) -> None:
@@ -76,3 +134,14 @@ def die_with_parent() -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def _end_with_input() -> None:
+    """The scheduler holds the other end of our standard input; an orphan would run a cell a second time."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":  # the worker of a side environment: python -m runners.worker.process JOB_FILE DESCRIPTOR
+    threading.Thread(target=_end_with_input, daemon=True, name="parent-watch").start()
+    entry(sys.argv[1], Connection(int(sys.argv[2]), readable=False))

@@ -15,6 +15,7 @@ from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
+from runners.worker.parallel import timed_forward, whole
 from runners.worker.time_to_target import BestWeights, TargetWatch
 from runners.worker.trial_pruning import Pruning
 
@@ -82,7 +83,7 @@ def arguments(ctx: Context) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(ctx.folder / "trainer"),
         max_steps=ctx.method.loop_steps,
-        per_device_train_batch_size=t.batch_size,
+        per_device_train_batch_size=t.batch_size * ctx.rank.of,  # each rank computes its part of these rows
         gradient_accumulation_steps=t.gradient_accumulation,
         learning_rate=ctx.learning_rate,
         lr_scheduler_type=SchedulerType(t.schedule),
@@ -174,7 +175,10 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The objective's loss, through the recipe's and the method's ``loss`` hooks."""
-        loss, task_loss = losses_of(self.context, model, inputs, self._extra)
+        rank = self.context.rank
+        first = len(self.losses) % self.context.training.gradient_accumulation == 0
+        with timed_forward(rank, first=first, device=self.context.device):
+            loss, task_loss = losses_of(self.context, rank.forward(model), inputs, self._extra)
         self.task_losses.append(task_loss.detach())
         return loss
 
@@ -187,7 +191,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip, and keep the norm before clipping without waiting for the device."""
         norm = super()._clip_grad_norm(model)
-        self.grad_norms.append(torch.as_tensor(norm).detach())
+        self.grad_norms.append(whole(torch.as_tensor(norm).detach()))
         return norm
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -204,7 +208,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self._extra = self._prepare_inputs(extra) if extra else {}
         inputs = self.context.recipe.batch(inputs, len(self.losses), self._micro_steps)
         own = self.context.method.training_step(model, self._prepare_inputs(inputs))
-        with self._saved_elsewhere():
+        with self._saved_elsewhere(), self.context.rank.accumulating(not self.accelerator.sync_gradients):
             loss = own if own is not None else super().training_step(model, inputs, num_items_in_batch)
         # the last window of an epoch may hold fewer micro-batches, and Trainer divides by what it holds
         window = 1 if own is not None else self.current_gradient_accumulation_steps
@@ -282,7 +286,7 @@ def losses_of(
 
 def _sums(parameter: torch.Tensor) -> tuple[float, float]:
     """Two sums that no training step leaves as they are, and that take no memory to remember."""
-    values = parameter.detach().double()
+    values = whole(parameter.detach()).double()
     return float(values.sum()), float(values.square().sum())
 
 
@@ -344,7 +348,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         """Cross off the tensors that received a gradient."""
         if self.silent and state.global_step < PROBED_STEPS:
             for name, parameter in model.named_parameters():
-                if name in self.silent and parameter.grad is not None and bool(parameter.grad.any()):
+                if name in self.silent and parameter.grad is not None and bool(whole(parameter.grad).any()):
                     self.silent.discard(name)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "hardware": lambda s: s.update(hardware=["h100"]),
     "objectives": lambda s: s.update(objectives=["distill-sequence"]),
     "variants": lambda s: s.update(variants=[{"name": "packed", "packing": True}]),
+    "parallel": lambda s: s.update(parallel=[{"strategy": "ddp", "world_size": 2}]),
     "recipes": lambda s: s.update(recipes=["curriculum"]),
     "stages": lambda s: s.update(stages=[{"name": "first", "earlier": [{"method": "lora"}]}]),
     "seeds": lambda s: s.update(seeds=[1]),

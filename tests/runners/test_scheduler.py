@@ -135,6 +135,35 @@ def test_measured_cell_has_its_device_alone_trials_may_share(tmp_path: Path) -> 
     assert pool.take(shares=False) is leases[1]
 
 
+def test_several_devices_are_leased_all_or_none(tmp_path: Path) -> None:
+    leases = [Lease(gpus=(name,)) for name in ("GPU-c", "GPU-a", "GPU-b")]
+    one, other = Pool(leases, locks=tmp_path), Pool(leases, locks=tmp_path)
+    single = one.take(shares=False)
+    assert single is leases[0]
+    assert other.take(shares=False, devices=3) is None
+    pair = other.take(shares=False, devices=2)
+    assert pair == Lease(gpus=("GPU-a", "GPU-b")), "a refused lease held nothing back"
+    assert one.take(shares=False) is None
+    one.give(single)
+    assert other.take(shares=False, devices=2) is None
+    other.give(pair)
+    everything = one.take(shares=True, devices=3)
+    assert everything is not None
+    assert set(everything.gpus) == {"GPU-a", "GPU-b", "GPU-c"}
+    assert one.take(shares=True) is None, "several devices are never shared"
+
+
+def test_a_wide_cell_does_not_add_neighbours_on_a_cpu() -> None:
+    leases = [Lease(cores=(0,)), Lease(cores=(1,))]
+    pool = Pool(leases, at_once=1)
+    narrow = pool.take(shares=False)
+    assert narrow is leases[0]
+    assert not pool.free
+    assert pool.take(shares=False) is None, "one cell at a time, although two parts are there"
+    pool.give(narrow)
+    assert pool.take(shares=False, devices=2) == Lease(cores=(0, 1))
+
+
 def test_another_run_on_the_machine_cannot_lease_the_same_gpu(tmp_path: Path) -> None:
     pool = Pool([Lease(gpus=("GPU-a",))], locks=tmp_path)
     lease = pool.take(shares=False)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness import hardware
 from harness.errors import CheckFailed
+from harness.record import Outcome
 from harness.spec import Training
-from runners.worker import batches
+from runners.running.run import load_sweep, make_plan
+from runners.worker import batches, parallel
 from runners.worker.encoding import IGNORED, Collator, PackedCollator, fill
+from runners.worker.job import Job
 from runners.worker.stages import train
+from runners.workspace import Workspace
 from tests.runners.conftest import Bench
 from tests.runners.context import context
 
@@ -244,3 +255,166 @@ ENCODER_SWITCHES: dict[str, dict[str, Any]] = {
     "adam8": {"optimizer": "adamw-8bit"},
     "short": {"max_length": 12},
 }
+
+
+# --- several processes of one cell -------------------------------------------------------------------
+DDP: dict[str, Any] = {"strategy": "ddp", "world_size": 2}
+FSDP: dict[str, Any] = {"strategy": "fsdp", "world_size": 2}
+HALVES: dict[str, Any] = {"name": "halves", "batch_size": 2, "gradient_accumulation": 2}
+"""One process that sums the gradients which two ranks compute side by side."""
+SAME_TRAINING = 1e-5
+"""Relative tolerance between the losses of one process and of two ranks, float32: sums in another order."""
+
+
+def by_strategy(bench: Bench) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The records by method, strategy and variant."""
+    return {
+        (
+            r["cell"]["method"]["name"],
+            r["cell"].get("parallel", {}).get("label", "none"),
+            r["cell"].get("variant", {}).get("label", "plain"),
+        ): r
+        for r in bench.records()
+    }
+
+
+@pytest.mark.slow
+def test_ranks_train_the_model_of_one_process(bench: Bench) -> None:
+    one = {"parallel": "none", "variant": "plain", "why": "its micro-batches are larger than those of a rank"}
+    path = bench.write(
+        methods=["full", "lora"],
+        parallel=["none", DDP, FSDP],
+        variants=["plain", HALVES],
+        exclude=[one, {"parallel": "fsdp*", "variant": "halves", "why": "accumulation is tried under ddp"}],
+        evaluation={"batch_size": 8, "retention": False, "merged": False},
+        limits={"threads": 1, "timeout_s": 60},
+    )
+    done = bench("run", str(path))
+    found = by_strategy(bench)
+    for method in ("full", "lora"):
+        reference = found[method, "none", "halves"]
+        assert reference["outcome"]["status"] == "ok", reference["outcome"]
+        losses = reference["series"]["loss"]
+        steps = [sum(losses[i : i + 2]) / 2 for i in range(0, len(losses), 2)]
+        for strategy in ("ddp-2", "fsdp-2"):
+            record = found[method, strategy, "plain"]
+            assert record["outcome"]["status"] == "ok", (record["outcome"], done.stdout)
+            assert record["series"]["loss"] == pytest.approx(steps, rel=SAME_TRAINING)
+            assert record["series"]["grad_norm"] == pytest.approx(reference["series"]["grad_norm"], rel=1e-4)
+            assert record["environment"]["facts"]["reload_error_relative"] < 1e-5
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks of the cell that a command line runs: behind it, the template of workers, and the worker."""
+    top = psutil.Process(process.pid)
+    return [rank for template in top.children() for worker in template.children() for rank in worker.children()]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_one_lost_cell_that_runs_again(bench: Bench) -> None:
+    training = {"steps": 150, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32}
+    path = bench.write(
+        methods=["lora"],
+        parallel=FSDP,
+        training=training,
+        evaluation={"batch_size": 8, "retention": False, "merged": False},
+        limits={"threads": 1, "timeout_s": 100, "retries": 0},
+    )
+    running = bench.start("run", str(path))
+    end = time.monotonic() + 100
+    while not list(bench.root.glob("cache/jobs/*/trainer")) and time.monotonic() < end:
+        time.sleep(0.2)
+    ranks = sorted(ranks_of(running), key=lambda rank: rank.create_time())
+    assert len(ranks) == 2
+    ranks[1].kill()
+    running.communicate(timeout=100)
+    assert not psutil.wait_procs(ranks, timeout=5)[1], "no rank outlives its cell"
+    (record,) = bench.records()
+    assert record["outcome"]["status"] == "lost"
+    assert "rank 1 by SIGKILL" in record["outcome"]["reason"]
+    bench("run", str(path))
+    assert sorted(r["outcome"]["status"] for r in bench.records()) == ["lost", "ok"]
+    bench("run", str(path))
+    assert len(bench.records()) == 2, "it is done"
+
+
+def job_of_ranks(folder: Path, ranks: int = 2) -> Job:
+    """A job of so many ranks."""
+    cell = {"parallel": {"strategy": "ddp", "world_size": ranks}}
+    return Job("k", "l", "s", cell, "m", str(folder), "cpu", (), (), (), None, "")
+
+
+def test_the_first_failure_of_the_ranks_is_the_cells(tmp_path: Path) -> None:
+    job = job_of_ranks(tmp_path)
+
+    def fails(number: int, how: str) -> parallel.Loss | None:
+        def body(job: Job, say: Any, own: int) -> None:
+            say("stage", stage="load")
+            if own != number:
+                time.sleep(0.3)  # what the other one meets because of the first
+                parallel.leave(job, own, Outcome(status="error", stage="train", reason="connection closed by peer"))
+                sys.exit(1)
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            parallel.leave(job, own, Outcome(status="oom", stage="train", reason="no memory"))
+            sys.exit(1)
+
+        for file in tmp_path.glob("rank-*.json"):
+            file.unlink()
+        return parallel.run(job, lambda *_, **__: None, body)
+
+    for number in (0, 1):
+        loss = fails(number, "says")
+        assert loss is not None
+        assert loss.outcome is not None
+        assert loss.outcome.status == "oom"
+    killed = fails(1, "killed")
+    assert killed is not None
+    assert killed.outcome is None
+    assert "rank 1 by SIGKILL" in killed.reason
+
+
+def test_a_rank_that_hangs_ends_with_the_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "GRACE_S", 0.3)
+    job = job_of_ranks(tmp_path)
+    heard: list[str] = []
+
+    def body(job: Job, say: Any, number: int) -> None:
+        say("stage", stage="load")
+        (tmp_path / f"pid-{number}").write_text(str(os.getpid()))
+        if number == 0:
+            time.sleep(300)
+        sys.exit(3)
+
+    loss = parallel.run(job, lambda event, **_: heard.append(event), body)
+    assert loss is not None
+    assert "without a word" in loss.reason
+    assert heard == ["stage"], "the other ranks are silent"
+    assert not psutil.pid_exists(int((tmp_path / "pid-0").read_text()))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "method": ({"methods": ["mezo"]}, "mezo is not declared"),
+    "base": ({"quantization": ["hqq"]}, "a base quantized by hqq is not declared to train under fsdp"),
+    "rows": ({"training": {"steps": 1, "batch_size": 3}}, "cannot be divided among 2 ranks"),
+    "switch": ({"variants": [{"name": "p", "packing": True}]}, "this switch is tried with one process only"),
+    "target": (
+        {"training": {"steps": 2, "target": {"metric": "accuracy", "value": 0.5, "every": 1}}},
+        "scores the model between steps",
+    ),
+    "offload": ({"parallel": [{**FSDP, "offload": True}]}, "the device is the CPU"),
+    "zero": ({"parallel": [{"strategy": "zero3", "world_size": 2}]}, "DeepSpeed is not there yet"),
+    "tensor": ({"parallel": [{"strategy": "tp", "world_size": 2}]}, "tp_plan"),
+    "devices": ({"parallel": [{"strategy": "ddp", "world_size": 3}]}, "3 ranks of 1 threads need 3 CPU cores, here"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_plan_refuses_what_ranks_cannot_train(what: str, bench: Bench) -> None:
+    changes, reason = REFUSED[what]
+    path = bench.write(**{"methods": ["lora"], "parallel": [FSDP], **changes})
+    workspace = Workspace.discover(start=bench.root)
+    machine = hardware.Machine(2, 2**34, "any")
+    (row,) = make_plan(load_sweep(str(path), workspace), workspace, machine=machine, fingerprint="f" * 64).rows()
+    assert row["state"] in ("unsupported", "elsewhere")
+    assert reason in row["why"]

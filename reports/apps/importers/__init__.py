@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from harness.errors import UserError, did_you_mean
 from harness.record import Record
-from harness.store.packing import append_batch
 from harness.store.store import Store
 from reports.apps.importers import lm_eval, optimum_benchmark, peft_suite
 from reports.apps.importers.base import Imported
@@ -45,10 +44,6 @@ class Import:
     lacks: tuple[str, ...]
 
 
-BATCH = 500
-"""Records of one import from which they are appended as one segment and not as loose files."""
-
-
 def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
     """Read foreign result files and add them to a store.
 
@@ -72,11 +67,7 @@ def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
             raise UserError("the file holds no result", where=str(path), fix="Leave it out.")
         made += found
     before = {entry.id for entries in store.entries().values() for entry in entries}
-    if len(made) >= BATCH:
-        entries = append_batch(store, [(one.record, one.samples) for one in made])
-    else:
-        entries = [store.append(one.record, one.samples) for one in made]
-    added = {entry.id for entry in entries} - before
+    added = {store.append(one.record, one.samples).id for one in made} - before
     reasons: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for one in made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from runners.worker import parallel
 from runners.worker.context import Context
 from runners.worker.stages import (
     attach,
@@ -64,6 +65,7 @@ FURTHER: tuple[tuple[str, Stage, str, int], ...] = (
     ("compile", train.compile_model, "train", 0),  # torch.compile, outside the times of training
     ("judge", judge.run, "evaluate", 1),  # which answers a judge prefers to the references
     ("finalize", finalize.run, "train", 1),  # what the method does once training is over
+    ("gather", parallel.gather, "train", 1),  # what several ranks trained, on one of them
 )
 """Stages that only some cells have: name, work, and where it goes (0: before that stage, 1: behind it)."""
 

@@ -25,6 +25,7 @@ from harness.methods.base import Method
 from harness.metrics import missing, reading
 from harness.record import Reading, Span, WhyMissing
 from harness.spec import Accounting
+from runners.worker import parallel
 from runners.worker.batches import to_device, training_collator
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
@@ -44,6 +45,13 @@ def before(ctx: Context) -> None:
     """Outside every window of the stage: warm the device up if the profile says so, and count a step's operations."""
     if not ctx.trains:
         return
+    if ctx.rank.number == 0:
+        prepare(ctx)
+    parallel.begin(ctx)
+
+
+def prepare(ctx: Context) -> None:
+    """Checks and counts of one process before the stage."""
     check_packing(ctx)
     thermal = Thermal(**(ctx.job.cell["hardware"].get("thermal") or {}))
     if thermal.warm_cap_s is not None:
@@ -76,7 +84,7 @@ def run(ctx: Context) -> None:
     trainer = MatrixTrainer(
         model=ctx.model,
         args=arguments(ctx),
-        data_collator=training_collator(ctx),
+        data_collator=ctx.rank.share(training_collator(ctx)),
         train_dataset=ctx.loop_rows,
         context=ctx,
         hooks=hooks,
@@ -88,7 +96,13 @@ def run(ctx: Context) -> None:
         hooks.best.restore(trainer.model)
         ctx.facts["early_stopping"] = hooks.best.facts(trainer.state.global_step)
         ctx.series["early_stopping_score"] = tuple(hooks.best.scores)
-    ctx.model = finished(ctx, trainer)
+    if ctx.rank.alone:
+        ctx.model = finished(ctx, trainer)
+    else:
+        ctx.model = trainer.model
+        share_measurements(ctx, clock, trainer)
+        if ctx.rank.number:
+            return
     if type(ctx.method).finalize is Method.finalize and (chosen := ctx.method.facts()):
         ctx.facts["method"] = chosen
     ctx.model.eval()
@@ -106,6 +120,15 @@ def run(ctx: Context) -> None:
         ctx.series["task_loss"] = tuple(task)
     tail = task[-max(1, len(task) // 10) :]
     ctx.record("train_loss", statistics.fmean(tail), source="mean over the last tenth of the steps", n=len(tail))
+
+
+def share_measurements(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None:
+    """Losses, tokens and samples of this trainer become those of all ranks."""
+    found = parallel.collect(
+        ctx, trainer.losses, tokens=trainer.tokens, samples=trainer.samples, step_ms=clock.step_ms()
+    )
+    trainer.losses, trainer.task_losses = list(found.losses), []
+    trainer.tokens, trainer.samples = found.tokens, found.samples
 
 
 def finished(ctx: Context, trainer: MatrixTrainer) -> Any:
@@ -142,7 +165,7 @@ def after(ctx: Context, span: Span) -> None:
 
 def micro_batches(ctx: Context) -> dict[str, int]:
     """How many micro-batches a step has: the last step of an epoch takes those that are left of it."""
-    epoch = len(ctx.train_rows) // ctx.training.batch_size
+    epoch = len(ctx.train_rows) // (ctx.training.batch_size * ctx.rank.of)
     wanted = ctx.training.gradient_accumulation
     full = min(wanted, epoch)
     return {"wanted": wanted, "of_a_full_step": full, "of_the_last_step_of_an_epoch": epoch % full or full}
@@ -349,6 +372,12 @@ def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None
     else:
         peak = None if ctx.job.peak_tflops is None else ctx.job.peak_tflops * 1e12
         ctx.keep(mfu(ctx.metrics["step_flops"], trainer.computed_tokens / len(steps), step_ms / 1e3, peak))
+    flops = ctx.metrics["step_flops"]
+    if not ctx.rank.alone and flops.value is not None:  # counted on the rows of one rank
+        details = {**flops.details, "ranks": ctx.rank.of}
+        ctx.metrics["step_flops"] = reading(
+            "step_flops", flops.value * ctx.rank.of, source=flops.source, details=details
+        )
 
 
 def record_memory(ctx: Context, attribution: Attribution | Exception | None) -> None:
