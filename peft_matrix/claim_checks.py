@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.record import FINAL_STATUSES
+from harness.silence_stderr import quiet_stderr
+from harness.store.store import Store
 from peft_matrix.results import Rows
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from runners.workspace import Workspace
 
     Claims = Sequence[tuple[Paper, Claim]]
+
 
 REPORT = "reproduction.md"
 
@@ -106,7 +110,6 @@ def run_missing(claims: Claims, workspace: Workspace, console: Console, say: Cal
     """
     from harness.store.store import Store
     from reports.apps.reproduction import run
-    from runners.running.counts import count_missing
     from runners.running.run import load_sweep, run_sweep
 
     wanted = {key: count.model_dump(mode="json") for key, count in run.counts_of(claims).items()}
@@ -152,3 +155,24 @@ def _needs(needs: Needs) -> str:
     hours = f"{needs.gpu_hours:g} GPU-hours" if needs.gpu_hours is not None else ""
     memory = f"{needs.memory_gib:g} GiB" if needs.memory_gib is not None else ""
     return ", ".join(text for text in (hours, memory, needs.why) if text)
+
+
+def count_missing(wanted: Mapping[str, Mapping[str, Any]], store: Store, *, sweep: str) -> int:
+    """Count what the store does not hold yet.
+
+    Args:
+        wanted: record key to what :func:`runners.worker.static_counts.count` takes.
+        sweep: name the records are filed under.
+
+    Returns:
+        How many were counted now.
+    """
+    held = store.entries()
+    missing = [k for k in wanted if not any(e.status in FINAL_STATUSES for e in held.get(k, ()))]
+    if not missing:
+        return 0
+    with quiet_stderr():
+        from runners.worker.static_counts import count
+    for key in missing:
+        store.append(count(key, wanted[key], sweep=sweep))
+    return len(missing)

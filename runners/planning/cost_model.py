@@ -2,8 +2,10 @@
 
 The estimate counts operations and bytes (training: 2 per parameter and token forward, 2 for the gradients of
 activations, 2 for those of trained weights; Kaplan et al., arXiv 2001.08361; activations: Korthikanti et al., arXiv
-2205.05198, eq. 1 without the attention matrix). The correction is the median of measured / estimated over the records
-of the narrowest group that has any: the cell itself, its other seeds, its method on its model, its model, its device.
+2205.05198, eq. 1 without the attention matrix). Tokens are those of the first rows of the cell's task, where these are
+on this machine, and not the longest that the sweep allows. The correction is the median of measured / estimated over
+the records of the narrowest group that has any: the cell itself, its other seeds, its method on its model, its model,
+its device. ``python -m tests.quality.predictions`` compares estimates with the committed records.
 
 One figure is no estimate: :attr:`Prediction.least_bytes` counts only what must be there at once. A cell whose least
 does not fit its device is refused before it starts; everything else is left to the run to find out.
@@ -11,10 +13,12 @@ does not fit its device is refused before it starts; everything else is left to 
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness import hardware as hw
@@ -24,15 +28,32 @@ from harness.methods.catalog import METHODS
 from harness.models.shape import Shape, shape_of
 from harness.record import Record
 from harness.store.store import Entry, Store
+from tasks.data import count_items, in_file, load_split
+from tasks.formats import formats_of, in_format
+from tasks.task import Item, SplitName, Task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_SHARE = 0.01
 """Trained share of the parameters where a method's declaration does not settle it; for the estimate alone."""
-HOST_BYTES = 600 * 2**20
+HOST_BYTES = 500 * 2**20
 """Resident memory of a worker before it has a model: interpreter and libraries."""
-START_S = 3.0
-FLOPS_PER_S = {"cpu": 10e9, "cuda": 40e12}
+START_S = 1.2
+"""Reading the task, loading and checking a small model, saving what was trained."""
+FLOPS_PER_S = {"cpu": 30e9, "cuda": 40e12}
 """Operations per second where no record and no stated peak says more: one core, one data-centre GPU."""
+STEP_S = {"cpu": 0.012, "cuda": 0.03}
+"""A training step whose arithmetic takes no time; a pass that generates a token has a third of it."""
+UPDATE_S = {"cpu": 5e-9, "cuda": 4e-11}
+"""AdamW's update of a parameter: weight, gradient and two moments are read, three of them written."""
+DISK_BYTES_PER_S = 1e9
+ROWS_READ = 64
+"""Rows of a split whose length is taken for the length of all."""
+BYTES_PER_TOKEN = 4.2
+"""Of English in a tokenizer of 30,000 to 130,000 entries."""
+BY_LETTER = ("builtin:", "skeleton:")
+"""Models whose tokenizer has a token for each character or byte."""
+SKILL_ITEMS = 100
+"""Test items of a task that a cell retains (:mod:`runners.worker.stages.retain`)."""
 UTILISATION = 0.3
 """Of a stated peak."""
 MOST_RECORDS = 200
@@ -68,19 +89,134 @@ class Prediction:
         }
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a cell.
+
+    Attributes:
+        longest: the longest training row, at most what the sweep allows.
+        padded: a row of a batch of training, padding counted.
+        scored: all tokens that are only read: the test items in every form they are asked, validation, retained skills.
+        decoded: passes that generate one token for every row of a batch.
+        reads_vocabulary: whether training computes the probabilities of the vocabulary.
+        known: whether rows were read.
+    """
+
+    longest: float
+    padded: float
+    scored: float
+    decoded: float = 0.0
+    reads_vocabulary: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Lengths in bytes of the first rows of a split: what is trained on, and what is read to score an item."""
+
+    trained: tuple[float, ...]
+    scored: tuple[float, ...]
+
+
+class TaskLengths:
+    """Tokens of the cells of a sweep, from the first rows of their tasks; what is not on this machine is not fetched.
+
+    Args:
+        task: a task by name.
+        data_root: folder of local data sets.
+    """
+
+    def __init__(self, task: Callable[[str], Task], data_root: Path | None) -> None:
+        self._task = task
+        self._data_root = data_root
+        self._rows: dict[tuple[str, str | None, SplitName], _Rows | None] = {}
+        self._counts: dict[tuple[str, SplitName, int | None], int] = {}
+
+    def __call__(self, cell: Cell) -> Tokens | None:
+        """The cell's tokens; None where its rows are not on this machine, or not what the task says."""
+        said, training, evaluation = cell.task.identity, cell.training, cell.common.identity["evaluation"]
+        name, form = said["name"], said.get("format")
+        per_token = 1.0 if cell.model.name.startswith(BY_LETTER) else BYTES_PER_TOKEN
+        test = self._read(name, form, "test")
+        trains = METHODS.get(cell.method.name).declaration.trains
+        train = self._read(name, form, "train") if trains or not said.get("test_only") else test
+        if test is None or train is None:
+            return None
+        most = training["max_length"]
+        rows = [min(length / per_token + 1, most) for length in train.trained]
+        batch = training["batch_size"]
+        tops = [max(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+        mean = statistics.fmean(test.scored) / per_token
+        n = self._count(name, "test", said["test_items"])
+        has_validation = "validation" in self._task(name).definition.splits and not said.get("test_only")
+        validation = self._count(name, "validation", said["validation_items"]) if has_validation else 0
+        scored = mean * n * self._times_asked(cell) + statistics.fmean(rows) * validation
+        if evaluation["retention"]:
+            for skill in (*said.get("retain", {}), *evaluation.get("retain", ())):
+                asked = self._read(skill, None, "test")
+                scored += 2 * SKILL_ITEMS * statistics.fmean(asked.scored) / per_token if asked is not None else 0
+        task = self._task(name).definition
+        batches = -(-n // evaluation["batch_size"])
+        return Tokens(
+            longest=max(rows),
+            padded=statistics.fmean(tops),
+            scored=scored,
+            decoded=batches * task.max_new_tokens * self._times_asked(cell) if task.wants_completions else 0,
+            reads_vocabulary=task.kind != "sequence-classification",
+        )
+
+    def _times_asked(self, cell: Cell) -> int:
+        """How often the test items are scored: again once merged, or in every format where nothing trains."""
+        declaration = METHODS.get(cell.method.name).declaration
+        if not declaration.trains and cell.task.identity.get("format"):
+            return len(formats_of(self._task(cell.task.identity["name"])))
+        merged = cell.common.identity["evaluation"]["merged"] and declaration.mergeable != "no"
+        return 2 if declaration.trains and merged and not declaration.in_place else 1
+
+    def _read(self, name: str, form: Any, split: SplitName) -> _Rows | None:
+        at = (name, form, split)
+        if at not in self._rows:
+            task = in_format(self._task(name), form) if form else self._task(name)
+            self._rows[at] = None
+            with contextlib.suppress(UserError):  # the run says what is wrong with the data; here it is not known
+                if task.definition.source.generator or in_file(task, split, data_root=self._data_root):
+                    items = load_split(task, split, data_root=self._data_root, max_items=ROWS_READ, seed=0)
+                    self._rows[at] = _Rows(
+                        tuple(_letters(item) for item in items),
+                        tuple(_letters(item) + sum(map(len, item.choices)) for item in items),
+                    )
+        return self._rows[at]
+
+    def _count(self, name: str, split: SplitName, most: int | None) -> int:
+        at = (name, split, most)
+        if at not in self._counts:
+            self._counts[at] = count_items(self._task(name), split, data_root=self._data_root, max_items=most)
+        return self._counts[at]
+
+
+def _letters(item: Item) -> int:
+    """Characters of prompt and answer; of a pair, of both its answers, each behind its prompt."""
+    second = len(item.prompt) + len(item.rejected) if item.rejected else 0
+    return len(item.prompt) + len(item.answer) + second
+
+
 class Predictor:
     """Predictions for the cells of a plan, once per configuration; seeds differ in nothing that is predicted.
 
     Args:
         profiles: hardware profiles by name.
         machine: what the plan is made for.
+        lengths: the tokens of a cell's tasks; None takes every row for as long as the sweep allows.
 
     Attributes:
         damaged: past records that could not be read, in words.
     """
 
-    def __init__(self, profiles: Mapping[str, hw.HardwareProfile], machine: hw.Machine) -> None:
+    def __init__(
+        self, profiles: Mapping[str, hw.HardwareProfile], machine: hw.Machine, lengths: TaskLengths | None = None
+    ) -> None:
         self._profiles = profiles
+        self._lengths = lengths
         self._machine = machine
         self._analytic: dict[Group, Prediction] = {}
         self._known: dict[Group, Prediction] = {}
@@ -164,19 +300,33 @@ class Predictor:
         sure = (declaration.trained_fraction or 0.0) if declaration.trains else 0.0
         share = sure or (ADAPTER_SHARE if declaration.trains else 0.0)
         training_state = shape.parameters * width * 3  # gradients and two moments
-        length = training["max_length"]
-        micro = training["batch_size"] * length if declaration.trains else 0
+        tokens = self._tokens(cell)
+        per_step = training["batch_size"] * training["gradient_accumulation"] if declaration.trains else 0
+        micro = training["batch_size"] * tokens.longest if declaration.trains else 0
         activations = micro * shape.layers * shape.hidden * 17 * width + 2 * 4 * micro * shape.vocabulary
         host = HOST_BYTES if device_of(cell) == "cpu" else 0
-        trained = (method["steps"] or 0) * micro * training["gradient_accumulation"]
-        scored = _items(cell) * length * (2 if declaration.trains else 1)
-        operations = shape.parameters * (trained * (4 + 2 * share) + scored * 2)
+        device, speed, steps = device_of(cell), self._speed(cell), method["steps"] or 0
+        body = max(shape.parameters - shape.vocabulary * shape.hidden, shape.parameters // 10)
+        trained = steps * per_step * tokens.padded
+        operations = trained * ((4 + 2 * share) * body + 6 * shape.vocabulary * shape.hidden * tokens.reads_vocabulary)
+        operations += tokens.scored * 2 * body
+        passes = steps * training["gradient_accumulation"] + tokens.decoded / 3
+        updates = steps * share * shape.parameters * UPDATE_S[device]
+        seconds = START_S + operations / speed + passes * STEP_S[device] + updates + 3 * weights / DISK_BYTES_PER_S
         return Prediction(
-            seconds=START_S + operations / self._speed(cell),
+            seconds=seconds,
             peak_bytes=host + weights + share * training_state + activations,
             least_bytes=weights + sure * training_state,
-            basis="estimate from sizes",
+            basis="estimate from sizes" if tokens.known else "estimate from sizes and the longest rows allowed",
         )
+
+    def _tokens(self, cell: Cell) -> Tokens:
+        if self._lengths is not None and (found := self._lengths(cell)) is not None:
+            return found
+        trains = METHODS.get(cell.method.name).declaration.trains
+        length = cell.training["max_length"]
+        scored = _items(cell) * length * (2 if trains else 1)
+        return Tokens(longest=length, padded=length, scored=scored, reads_vocabulary=True, known=False)
 
     def _speed(self, cell: Cell) -> float:
         device = device_of(cell)

@@ -27,7 +27,7 @@ from runners import environments
 from runners.planning import variants
 from runners.planning.blocks import Slot, in_blocks, timing_cells
 from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged, why_not_staged
-from runners.planning.cost_model import Predictor, total
+from runners.planning.cost_model import Predictor, TaskLengths, total
 from runners.planning.ordering import fitting, in_order, rank
 from runners.planning.resolver import Resolver, pattern
 from runners.planning.tuning import FAILED, Tuned, tuned
@@ -292,7 +292,7 @@ def make(
     entries = store.entries() if store is not None else {}
     here = short_fingerprint(fingerprint)
     there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
-    predict = Predictor(profiles, machine)
+    predict = Predictor(profiles, machine, TaskLengths(resolver.task, workspace.data_root))
     reasons = _memoised(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, entries)
     parts = combined(

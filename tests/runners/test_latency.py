@@ -18,7 +18,7 @@ from torch import nn
 from harness.record import Record
 from harness.spec import Probes
 from harness.store.store import Store
-from runners.running.counts import count_missing
+from peft_matrix.claim_checks import count_missing
 from runners.worker.inference_timing import Decoder, LengthMismatch, RequestShape, Timing
 from runners.worker.latency import grid, headline, measure, percentiles, pooled_percentiles, summarise
 from runners.worker.static_counts import count

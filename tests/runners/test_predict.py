@@ -19,6 +19,7 @@ from harness.store.store import Store
 from runners.planning import plan
 from runners.worker.main import COST_FAMILIES
 from runners.workspace import Workspace
+from tests.quality import predictions
 from tests.runners import cheap
 from tests.runners.conftest import Bench
 
@@ -55,6 +56,37 @@ def test_a_model_that_is_not_here_has_no_size_and_no_prediction(tmp_path: Path) 
     (cell, _) = made(tmp_path, models=["nobody/has-this-model"]).cells
     assert prediction(cell).seconds is None
     assert prediction(cell).as_json()["predicted_peak_bytes"] is None
+
+
+def test_rows_count_as_long_as_they_are(tmp_path: Path) -> None:
+    def first(**changes: Any) -> Any:
+        planned = made(tmp_path, **changes)
+        cell = planned.cells[0][0] if isinstance(planned.cells[0], tuple) else planned.cells[0]
+        return planned.predict(cell)
+
+    tasks = [{"name": "strings-copy", "train_items": 64, "validation_items": 8, "test_items": 8}]
+    short, long = (
+        first(
+            models=["builtin:nano"],
+            methods=["full"],
+            tasks=tasks,
+            training={"steps": 100, "batch_size": 8, "max_length": n},
+        )
+        for n in (64, 512)
+    )
+    assert short.seconds == pytest.approx(long.seconds), "no row is longer than 64 tokens"
+    assert short.peak_bytes == pytest.approx(long.peak_bytes)
+    assert short.basis == "estimate from sizes"
+    away = first(models=["builtin:nano"], methods=["full"], tasks=[{"name": "xsum"}], training={"steps": 100})
+    assert away.basis == "estimate from sizes and the longest rows allowed"
+
+
+@pytest.mark.parametrize(("store", "sweep"), [("cpu-2core", "quickstart"), ("cpu-2core-quantizers", "all-quantizers")])
+def test_predictions_from_sizes_alone_meet_the_records(store: str, sweep: str) -> None:
+    found = predictions.summary(list(predictions.ratios(store, sweep, predictions.REPOSITORY / "no-data")))
+    assert found["time"]["n"] > 50
+    assert found["time"]["within_2"] > 0.9
+    assert found["memory"]["error"] < 0.15
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
