@@ -31,6 +31,7 @@ def build_site_of(
     Raises:
         UserError: no records, no such sweep, or a folder that cannot be written.
     """
+    from harness.methods.catalog import METHODS
     from harness.store import index
     from reports.apps.site import Part, build_site
     from reports.board.board import load_board
@@ -44,4 +45,9 @@ def build_site_of(
         known = name in workspace.sweeps() or Path(name).is_file()
         shown = target(name, workspace, "planned" if planned and known else "all")
         parts.append(Part(shown.name, load_board(shown.board, list(workspace.roots)), shown.keys))
-    return build_site(parts, store, out, claims=claims)
+    methods = {
+        name: {"summary": told.summary, "paper": told.paper, "family": told.family}
+        for name in METHODS
+        for told in (METHODS.get(name).declaration,)
+    }
+    return build_site(parts, store, out, claims=claims, methods=methods)

@@ -14,7 +14,7 @@ from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.site import Part, build_site
 from reports.apps.site.answer import answer, cautions, row_name
-from reports.apps.site.builder import MANIFEST, as_classic_script
+from reports.apps.site.builder import MANIFEST
 from reports.apps.site.text import line, page_name
 from reports.board.board import build, load_board
 from tests.reports.making import cell, ok_record
@@ -89,6 +89,8 @@ def test_every_failure_is_named_with_its_reason(site: Path, site_store: Store) -
 
 
 def test_trials_make_curves_and_repeated_cells_make_trends(site: Path) -> None:
+    assert "beyond noise" in (site / "quickstart" / "trends.html").read_text()
+    assert "Trends" not in (site / "gpu" / "index.html").read_text()
     (curve,) = data_of(site / "quickstart" / "tuning.js")
     assert [point[0] for point in curve["points"]][:1] == [1e-4]
     assert {point[3] for point in curve["points"]} == {"trial"}
@@ -128,12 +130,6 @@ def test_names_become_file_names_that_stay_apart() -> None:
     assert line("x" * 1000, 10) == f"{'x' * 10} … (cut; 1,000 characters)"
 
 
-def test_another_bundle_than_expected_is_refused() -> None:
-    assert "globalThis.DataTable=a;" in as_classic_script("var a=1;export{b as X,a as default};")
-    with pytest.raises(UserError, match="not the module"):
-        as_classic_script("var a=1;")
-
-
 def test_the_verb_builds_what_the_store_holds(
     site_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +142,7 @@ def test_the_verb_builds_what_the_store_holds(
     assert said["cells"] == 8
     assert sorted(said["files"]) == said["files"]
     assert (tmp_path / "s" / "gpu" / "index.html").is_file()
+    assert "https://arxiv.org/abs/2106.09685" in (tmp_path / "s" / "methods" / "lora.html").read_text()
 
 
 def test_an_empty_sweep_is_a_page_that_says_so(site_store: Store, tmp_path: Path) -> None:

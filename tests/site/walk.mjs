@@ -19,7 +19,11 @@ const go = async (path) => {
 const count = () => page.locator("#count").textContent();
 const hash = () => page.evaluate(() => location.hash);
 const settle = () => page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
-const column = (name) => page.evaluate((key) => PM.grid.column(`${key}:name`, { search: "applied", order: "applied" }).nodes().toArray().map((cell) => cell.textContent.trim()), name);
+const column = (name) => page.evaluate((key) => {
+  const at = PM.grid.visible.indexOf(key);
+  return [...document.querySelectorAll("#grid tbody tr:not(.band):not(.spacer)")].map((line) => line.cells[at].textContent.trim());
+}, name);
+const bands = () => page.locator("#grid tr.band").allTextContents();
 const fill = async (selector, text) => { await page.fill(selector, text); await settle(); };
 
 const check = async (path, theme) => {
@@ -35,22 +39,40 @@ saw.cards = await page.locator(".card").evaluateAll((cards) => cards.map((card) 
 saw.thumbnails = await page.locator(".card .thumb circle.front").count();
 await page.locator("h2 a").filter({ hasText: "quickstart" }).click();
 await page.waitForFunction(() => document.getElementById("count")?.textContent.includes("of"));
-saw.board = { title: await page.title(), count: await count(), advice: await page.locator("#advice").innerText(), headers: await page.locator(".dt-scroll-head th").count() };
+saw.board = { title: await page.title(), count: await count(), advice: await page.locator("#advice").innerText(), columns: await page.evaluate(() => PM.grid.visible), bands: await bands() };
 const questions = () => page.locator("#limits .limit:visible label").allTextContents();
 saw.cpuQuestions = await questions();
-await page.waitForSelector("#front .scatterlayer .point");
-saw.frontMarks = await page.locator("#front .scatterlayer .point").count();
-saw.errorBars = await page.locator("#front .errorbars path").count();
+await page.waitForSelector("#front .point");
+saw.frontMarks = await page.locator("#front .drawn .point").count();
+saw.errorBars = await page.locator("#front .bar").count();
+saw.frontNames = await page.locator("#front .names text").allTextContents();
+await page.selectOption("#colour-by", "method");
+saw.legend = await page.locator("#front .legend button").allTextContents();
+await page.locator("#front .legend button").first().click();
+saw.legendHides = { count: await count(), marks: await page.locator("#front .drawn .point").count() };
+await page.locator("#front .legend button").first().click();
+saw.sticky = await page.evaluate(() => {
+  const box = document.getElementById("grid");
+  box.style.width = "420px";
+  box.scrollLeft = 500;
+  const line = box.querySelector("tbody tr:not(.band)");
+  const at = (cell) => Math.round(cell.getBoundingClientRect().left - box.getBoundingClientRect().left);
+  const places = [at(line.cells[0]), at(line.cells[1])];
+  const scrolled = box.scrollLeft;
+  box.style.width = "";
+  return { places, scrolled };
+});
 
 // --- sort, by mouse and by keyboard
-const head = page.locator('.dt-scroll-head th:has-text("step") .dt-column-order').first();
-await head.click();
+await page.click('#grid [data-key="step_ms"]');
 await page.waitForFunction(() => location.hash.includes("step_ms"));
 saw.sorted = { values: await column("step_ms"), hash: await hash() };
-await page.locator('.dt-scroll-head th:has-text("adapter size") [role="button"], .dt-scroll-head th:has-text("adapter size")[tabindex]').first().focus();
+await page.click('#grid [data-key="step_ms"]');
+saw.sortedDown = await column("step_ms");
+await page.locator('#grid [data-key="latency_ms"]').focus();
 await page.keyboard.press("Enter");
-await page.waitForFunction(() => location.hash.includes("adapter_bytes"));
-saw.sortedByKey = await column("adapter_bytes");
+await page.waitForFunction(() => location.hash.includes("latency_ms"));
+saw.sortedByKey = await column("latency_ms");
 
 // --- search, front only, a filter of two conditions' worth of clicks, a permanent link
 await go("quickstart/index.html");
@@ -60,11 +82,7 @@ await fill("#search", "");
 await page.check("#front-only");
 saw.frontOnly = { count: await count(), front: await page.evaluate(() => PM.section.rows.filter((row) => row.front).length) };
 await page.uncheck("#front-only");
-await page.click("#filters > summary");
-await page.click("#builder button:has-text('Add a filter')");
-await page.selectOption("#builder .dtsb-data", { label: "quantization" });
-await page.selectOption("#builder .dtsb-condition", "=");
-await page.selectOption("#builder .dtsb-value", "nf4");
+await page.click('#facets [data-facet="quantization"][data-value="nf4"]');
 await settle();
 saw.filterAxe = await check("filters", "light");
 saw.filtered = { count: await count(), quantizations: [...new Set(await column("quantization"))], link: await hash() };
@@ -74,8 +92,10 @@ saw.linked = { count: await count(), quantizations: [...new Set(await column("qu
 // --- columns and CSV
 await go("quickstart/index.html");
 await page.click("#columns > summary");
-await page.uncheck('#columns input[value="adapter_bytes"]');
-saw.hidden = { header: await page.locator('.dt-scroll-head th:has-text("adapter size")').count(), hash: await hash() };
+await page.check('#columns input[value="adapter_bytes"]');
+saw.added = await page.locator('#grid [data-key="adapter_bytes"]').count();
+await page.uncheck('#columns input[value="latency_ms"]');
+saw.hidden = { header: await page.locator('#grid [data-key="latency_ms"]').count(), hash: await hash() };
 saw.csv = await page.evaluate(() => PM.csv());
 const [file] = await Promise.all([page.waitForEvent("download"), page.click("#csv")]);
 saw.download = file.suggestedFilename();
@@ -97,12 +117,12 @@ await go("gpu/index.html#memory=12");
 saw.limitedByLink = { advice: await page.locator("#advice").innerText(), count: await count() };
 
 // --- weights: off, then moved
-saw.scoreBefore = await page.locator('.dt-scroll-head th:has-text("score")').count();
+saw.scoreBefore = await page.locator('#grid [data-key="weighed"]').count();
 await page.click("#weights > summary");
 await page.locator('[id="weight-accuracy"]').focus();
 await page.keyboard.press("End");
 await settle();
-saw.weighed = { header: await page.locator('.dt-scroll-head th:has-text("score")').count(), hash: await hash(), advice: await page.locator("#advice").innerText() };
+saw.weighed = { header: await page.locator('#grid [data-key="weighed"]').count(), hash: await hash(), advice: await page.locator("#advice").innerText() };
 
 // --- compare, cell, back
 await go("quickstart/index.html");
@@ -114,15 +134,29 @@ saw.compared = { heads: await page.locator(".comparison thead a").allTextContent
 await page.selectOption("#add", { index: 1 });
 saw.comparedThree = await page.locator(".comparison thead a").count();
 await page.locator(".comparison thead a").first().click();
+await page.waitForSelector("#seeds-title");
+saw.rowPage = { text: await page.locator("main").innerText(), seeds: await page.locator("main tbody tr").count() };
+await page.locator("main tbody a").first().click();
 await page.waitForSelector("#samples tbody tr");
-saw.cell = { title: await page.locator("h1").innerText(), stages: await page.locator(".stages tbody tr").count(), samples: await page.locator("#samples tbody tr").count(), note: await page.locator("#samples-note").textContent(), command: await page.locator(".command").textContent() };
+saw.cellOrder = await page.locator("h1, .facts, h2").evaluateAll((all) => all.map((one) => (one.classList.contains("facts") ? "result" : one.id || "title")));
+saw.cell = { title: await page.locator("h1").innerText(), stages: await page.locator(".stages tbody tr").count(), note: await page.locator("#samples-note").textContent(), command: await page.locator(".command").textContent() };
 await page.check("#wrong");
 saw.wrongOnly = await page.locator("#samples .yes").count();
+await go("index.html");
+await fill("#everything", "dora nf4");
+saw.found = { count: await page.locator("#found-count").textContent(), rows: await page.locator("#found tbody th").allTextContents() };
+await page.locator("#found tbody tr").first().locator("a").last().click();
+saw.methodPage = { title: await page.locator("h1").innerText(), rows: await page.locator("tbody tr").count() };
+await go("quickstart/failures.html");
+saw.reasons = await page.locator("summary bdi").allTextContents();
+await fill("#needle", "memory");
+saw.reasonsKept = await page.locator("[data-entry]:visible").count();
+saw.tabs = await page.locator(".tabs a").allTextContents();
 
 // --- every page: width, accessibility, both themes
 const first = (folder) => `${folder}/cells/${readdirSync(join(site, folder, "cells")).filter((name) => name.endsWith(".html")).sort()[0]}`;
 const hostile = readdirSync(site).find((name) => name.includes("script"));
-const pages = ["index.html", "claims.html", ...["index", "matrix", "compare", "tuning", "trends", "failures", "about"].map((name) => `quickstart/${name}.html`), first("quickstart"), first("gpu"), ...["index", "matrix", "failures", "about"].map((name) => `${hostile}/${name}.html`), first(hostile)];
+const pages = ["index.html", "claims.html", ...["index", "matrix", "compare", "tuning", "trends", "failures", "about"].map((name) => `quickstart/${name}.html`), first("quickstart"), first("gpu"), `gpu/rows/${readdirSync(join(site, "gpu", "rows"))[0]}`, "methods/lora.html", ...["index", "matrix", "failures", "about"].map((name) => `${hostile}/${name}.html`), first(hostile)];
 saw.widths = {};
 saw.axe = [];
 await page.setViewportSize({ width: 390, height: 844 });
@@ -138,7 +172,7 @@ const paper = () => page.evaluate(() => getComputedStyle(document.body).backgrou
 saw.light = await paper();
 await page.click("#theme");
 saw.dark = await paper();
-for (const path of ["quickstart/index.html", "quickstart/matrix.html", first("quickstart"), "index.html"]) {
+for (const path of ["quickstart/index.html", "quickstart/matrix.html", "quickstart/trends.html", first("quickstart"), "index.html"]) {
   await go(path);
   await settle();
   saw.darkKept = await paper();
@@ -153,7 +187,7 @@ for (let stop = 0; stop < 4; stop += 1) {
   await page.keyboard.press("Tab");
   saw.stops.push(await page.evaluate(() => document.activeElement.textContent.trim()));
 }
-await page.locator(".dt-scroll-head th[data-tip]").nth(3).hover();
+await page.locator("#grid .sort").nth(3).hover();
 saw.tip = await page.locator("#tip").innerText();
 
 // --- hostile text
@@ -164,15 +198,9 @@ for (const path of [`${hostile}/index.html`, `${hostile}/matrix.html`, `${hostil
   saw.hostile[path] = { text: (await page.locator("body").innerText()).slice(0, 60_000), images: await page.locator('img[src="x"]').count(), scripts: await page.locator("script:not([src])").count(), size: (await page.content()).length };
 }
 await go(`${hostile}/index.html`);
-await page.click("#filters > summary");
-await page.click("#builder button:has-text('Add a filter')");
-await page.selectOption("#builder .dtsb-data", { label: "method" });
-await page.selectOption("#builder .dtsb-condition", "=");
-saw.hostile.filter = { options: await page.locator("#builder .dtsb-value option").allTextContents(), images: await page.locator('img[src="x"]').count(), scripts: await page.locator("script:not([src])").count() };
-await page.selectOption("#builder .dtsb-value", "<script>alert(1)</script>");
-await settle();
-saw.hostile.filter.count = await count();
-await page.click("#builder .dtsb-clearAll");
+await fill("#search", "<script>");
+saw.hostile.filter = { count: await count(), images: await page.locator('img[src="x"]').count(), scripts: await page.locator("script:not([src])").count() };
+await fill("#search", "");
 saw.hostile.csv = await page.evaluate(() => PM.csv());
 const ids = await page.evaluate(() => PM.section.rows.map((row) => row.id).join(","));
 await go(`${hostile}/compare.html#rows=${ids}`);
@@ -195,8 +223,20 @@ saw.big = await page.evaluate(async () => {
   const begin = performance.now();
   document.getElementById("front-only").click();
   times.push(performance.now() - begin);
-  return { paint_ms: paint, rows_ready_ms: ready, filter_ms: times, drawn: document.querySelectorAll(".dt-scroll-body tbody tr").length, count: document.getElementById("count").textContent };
+  return { paint_ms: paint, rows_ready_ms: ready, filter_ms: times, drawn: document.querySelectorAll("#grid tbody tr").length, count: document.getElementById("count").textContent };
 });
+
+// --- the weight of a board's page: bytes of every file it loads, processor time of its main thread
+const cdp = await context.newCDPSession(page);
+await cdp.send("Performance.enable");
+const task = async () => (await cdp.send("Performance.getMetrics")).metrics.find((one) => one.name === "TaskDuration").value;
+await page.goto("about:blank");
+const begun = await task();
+const asked = seen.requests.length;
+await page.goto(address("quickstart/index.html"));
+await page.waitForSelector("#front .point");
+await settle();
+saw.weight = { cpu_s: (await task()) - begun, bytes: [...new Set(seen.requests.slice(asked).filter((url) => url.startsWith("file:")))].reduce((sum, url) => sum + readFileSync(new URL(url)).length, 0) };
 
 saw.errors = seen.errors;
 saw.dialogs = seen.dialogs;

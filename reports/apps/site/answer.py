@@ -17,7 +17,7 @@ from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from reports.apps.site.text import line
 from reports.board.board import BoardRow, BoardTable, CellContent, Section
-from reports.board.formats.text import ColumnText, columns, place, scale, why_words
+from reports.board.formats.text import MISSING, ColumnText, columns, place, scale, why_words
 
 LEARNED = "learned"
 UNTRAINED = "none"
@@ -161,7 +161,8 @@ def limit_of(section: Section, table: BoardTable, name: str) -> tuple[dict[str, 
             if any(shown.value is not None for shown in held_here):
                 label = definition.label + (f", {stage}" if stage else "")
                 asked = {"question": question, "after": unit or definition.unit}
-                return {"metric": metric, "label": label, "unit": definition.unit, **asked}, where
+                column = where if isinstance(where, str) else ""
+                return {"metric": metric, "label": label, "unit": definition.unit, "column": column, **asked}, where
             reasons |= {
                 why_words(shown.why) for shown, row in zip(held_here, section.rows, strict=True) if row.status == "ok"
             }
@@ -199,7 +200,7 @@ def card(table: BoardTable, section: Section, row_pages: Mapping[str, str]) -> d
         "headline": found.headline,
         "reason": found.reason,
         "heading": "" if found.rows else "Highest means, not recommended:",
-        "rows": [_card_row(table, section, row, shown, row_pages) for row in best[:CARD_ROWS]],
+        "rows": [card_row(table, section, row, shown, row_pages) for row in best[:CARD_ROWS]],
         "more": max(0, len(best) - CARD_ROWS) if found.rows else 0,
         "date": last_day(table, section),
         "count": len(section.rows),
@@ -214,24 +215,31 @@ def last_day(table: BoardTable, section: Section) -> str:
     return line(max(days, default=""), 10)
 
 
-def _card_row(
+def card_row(
     table: BoardTable, section: Section, row: BoardRow, shown: Sequence[ColumnText], row_pages: Mapping[str, str]
 ) -> dict[str, Any]:
+    """A row in short: score with interval, memory in GiB, time, share of skills kept, cautions; "" if not measured."""
     score = next((column for column in shown if column.key == table.board.rank), None)
     time = next((column for column in shown if column.key in ("step_ms", "tpot_ms", "latency_ms")), None)
     _, where = limit_of(section, table, "memory")
     memory = None if where is None else held(row, where).value
-    notes = cautions(row, table.records)
     share = kept(row, table.records)
     return {
         "name": row_name(row),
         "page": row_pages.get(row.config, ""),
-        "score": f"{place(score, row).text.replace(' [', f' {score.unit} [', 1)}" if score else "",
+        "score": _score(score, row),
         "memory": "" if memory is None else f"{memory / 2**30:.3g} GiB",
         "time": _time(time, row),
         "kept": "" if share is None else f"keeps {share:.0%}",
-        "cautions": notes,
+        "cautions": cautions(row, table.records),
     }
+
+
+def _score(column: ColumnText | None, row: BoardRow) -> str:
+    shown = place(column, row) if column is not None else None
+    if column is None or shown is None or shown.main == MISSING:
+        return ""
+    return f"{shown.main} {column.unit} {shown.aside}".strip()
 
 
 def _time(column: ColumnText | None, row: BoardRow) -> str:

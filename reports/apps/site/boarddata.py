@@ -16,7 +16,8 @@ from reports.apps.site.answer import (
     last_day,
     limit_of,
 )
-from reports.apps.site.text import flat, line
+from reports.apps.site.rowpage import registered
+from reports.apps.site.text import flat, line, page_name
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.formats.text import ColumnText, columns, mark_words, place, rank_text, scale
 
@@ -34,16 +35,19 @@ class Texts:
         return self.known.setdefault(text, len(self.known))
 
 
-def board_data(table: BoardTable, pages: Mapping[str, str]) -> dict[str, Any]:
+def board_data(
+    table: BoardTable, pages: Mapping[str, str], families: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The whole board.
 
     Args:
         pages: record id to the name of its cell page.
+        families: registered name of a method to its kind.
     """
     shown = columns(table)
     return {
         "columns": [_column(column) for column in shown],
-        "sections": [_section(table, section, shown, pages) for section in table.sections],
+        "sections": [_section(table, section, shown, pages, families or {}) for section in table.sections],
         "sort": table.board.sort,
         "rank": table.board.rank,
         "title": line(table.board.title),
@@ -65,12 +69,18 @@ def _column(column: ColumnText) -> dict[str, Any]:
     }
 
 
-def _section(table: BoardTable, section: Section, shown: list[ColumnText], pages: Mapping[str, str]) -> dict[str, Any]:
+def _section(
+    table: BoardTable,
+    section: Section,
+    shown: list[ColumnText],
+    pages: Mapping[str, str],
+    families: Mapping[str, str],
+) -> dict[str, Any]:
     texts = Texts()
     limits = {name: limit_of(section, table, name) for name, _ in LIMITS}
     found = answer(table, section)
     settings = _settings(table, section)
-    rows = [_row(table, row, shown, limits, settings, pages, texts) for row in section.rows]
+    rows = [_row(table, row, shown, limits, settings, pages, families, texts) for row in section.rows]
     return {
         "id": section.group,
         "title": line(section.title, 200),
@@ -116,6 +126,7 @@ def _row(
     limits: Mapping[str, tuple[dict[str, Any], str | int | None]],
     settings: list[tuple[str, dict[str, str]]],
     pages: Mapping[str, str],
+    families: Mapping[str, str],
     texts: Texts,
 ) -> dict[str, Any]:
     cells = [
@@ -138,6 +149,8 @@ def _row(
         "why": texts.number("" if row.status == "ok" else line(row.reason) or "no reason was recorded"),
         "marks": [texts.number(text) for text in mark_words(row)],
         "notes": texts.number(line("; ".join(row.notes), 600)),
+        "page": page_name(row.config),
+        "family": texts.number(line(families.get(registered(table, row), ""), 40)),
         "sound": is_sound(row),
         "cautions": [texts.number(text) for text in cautions(row, table.records)],
         "kept": None if (share := kept(row, table.records)) is None else round(share, 4),

@@ -6,13 +6,10 @@ Use: ``build_site([Part("quickstart", board, keys)], Store("results"), Path("sit
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from harness.errors import UserError
 from harness.record import Record
 from harness.store.store import Damage, Store
-from reports.apps.site import cellpage
+from reports.apps.site import cellpage, rowpage
 from reports.apps.site.answer import card
 from reports.apps.site.boarddata import board_data
 from reports.apps.site.claimspage import read_claims
 from reports.apps.site.history import trends_data, tuning_data
 from reports.apps.site.text import line, page_name, script
 from reports.board.board import Board, BoardTable, build
+from reports.board.formats.files import texts
 from reports.board.formats.text import columns, failure_line, not_run_line
 from reports.data.frame import AXES
 
@@ -36,6 +34,8 @@ MANIFEST = "site.json"
 """Lists the files of a site, so that a rebuild removes what it wrote before and nothing else."""
 
 SWEEP_PAGES = ("index", "matrix", "compare", "tuning", "trends", "failures", "about")
+DOWNLOADS = (("board.csv", "CSV"), ("board.json", "JSON"), ("board.md", "Markdown"), ("board.tex", "LaTeX"))
+BY_DESIGN = "unsupported"
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,19 @@ class Site:
 Write = Callable[[str, str | bytes], None]
 
 
-def build_site(parts: Sequence[Part], store: Store, out: Path, *, claims: Path | None = None) -> Site:
+def build_site(
+    parts: Sequence[Part],
+    store: Store,
+    out: Path,
+    *,
+    claims: Path | None = None,
+    methods: Mapping[str, Mapping[str, str]] | None = None,
+) -> Site:
     """Write the site of these sweeps into ``out``.
 
     Args:
         claims: a report of ``peft-matrix reproduce --json``; without it the page says that none were checked.
+        methods: registered name to ``summary``, ``paper`` (arXiv id) and ``family``, for the pages of methods.
 
     Raises:
         UserError: ``out`` holds other files, cannot be written, or the claims report is none.
@@ -99,7 +107,7 @@ def build_site(parts: Sequence[Part], store: Store, out: Path, *, claims: Path |
         files[path] = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
     write_assets(write)
-    pages = _Pages(write, claims=report)
+    pages = _Pages(write, claims=report, methods=methods or {})
     cells = 0
     for part, table, own in built:
         cells += pages.sweep(part, table, own, store)
@@ -110,12 +118,10 @@ def build_site(parts: Sequence[Part], store: Store, out: Path, *, claims: Path |
 
 
 def write_assets(write: Write) -> None:
-    """Our scripts and style sheet, and the two libraries."""
+    """The scripts and the style sheet."""
     for path in sorted((HERE / "static").iterdir()):
         if path.suffix in (".css", ".js"):
             write(f"assets/{path.name}", path.read_bytes())
-    for name, content in libraries().items():
-        write(f"assets/{name}", content)
 
 
 def _replace(out: Path, files: Mapping[str, bytes]) -> None:
@@ -153,9 +159,13 @@ def _listed(manifest: Path) -> list[str]:
 class _Pages:
     """Renders pages; the only place that knows their names and templates."""
 
-    def __init__(self, write: Write, *, claims: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, write: Write, *, claims: Mapping[str, Any] | None, methods: Mapping[str, Mapping[str, str]]
+    ) -> None:
         self._write = write
         self._claims = claims
+        self._methods = methods
+        self._entries: list[dict[str, Any]] = []
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -172,11 +182,22 @@ class _Pages:
         """All pages of one sweep; how many of them are cell pages."""
         folder = page_name(part.name)
         names = cell_pages(table)
-        shared = {"sweep": line(part.name, 120), "title": line(table.board.title, 200), "claims": self._claims}
-        self._write(f"{folder}/data.js", script("board", board_data(table, names)))
-        self._write(f"{folder}/tuning.js", script("tuning", tuning_data(table)))
-        trends = trends_data(own)
+        tuned, trends = tuning_data(table), trends_data(own)
+        grouped = failures(table, names)
+        shared = {
+            "sweep": line(part.name, 120),
+            "title": line(table.board.title, 200),
+            "claims": self._claims,
+            "tabs": tabs(table, tuned=bool(tuned), trends=bool(trends["cells"]), failed=bool(grouped)),
+        }
+        self._write(
+            f"{folder}/data.js",
+            script("board", board_data(table, names, {n: one["family"] for n, one in self._methods.items()})),
+        )
+        self._write(f"{folder}/tuning.js", script("tuning", tuned))
         self._write(f"{folder}/trends.js", script("trends", trends))
+        for name, content in texts(table, (), ()).items():
+            self._write(f"{folder}/{name}", content)
         values = {
             "board": table.board,
             "summary": line(table.board.summary, 1000),
@@ -186,19 +207,32 @@ class _Pages:
             "sections": [
                 (section.title, section.conditions, section.caption, len(section.rows)) for section in table.sections
             ],
-            "failures": failures(table, names),
+            "failures": grouped,
+            "downloads": DOWNLOADS,
+            "regressions": rowpage.regressions(store, part.name) if trends["cells"] else None,
             "not_run": not_run_line(table),
             "trials": len(table.trials),
-            "tuned": len(tuning_data(table)),
+            "tuned": len(tuned),
             "trends": trends,
             "rows": sum(len(section.rows) for section in table.sections),
             "statuses": statuses(table),
         }
         for page in SWEEP_PAGES:
-            template = "board" if page == "index" else page
+            template = {"index": "board", "tuning": "curves", "trends": "curves"}.get(page, page)
             self._page(f"{folder}/{page}.html", template, here=page, **shared, **values)
+        self._rows(folder, table, names, shared)
         self._cells(folder, table, own, store, names, shared)
         return len(names)
+
+    def _rows(self, folder: str, table: BoardTable, names: Mapping[str, str], shared: Mapping[str, Any]) -> None:
+        """A page per configuration, with all its seeds, and its line on the page of its method and in the search."""
+        for section in table.sections:
+            for row in section.rows:
+                found = rowpage.describe(table, section, row, names)
+                page = f"{folder}/rows/{page_name(row.config)}.html"
+                self._page(page, "group", here="row", **found, **shared)
+                entry = rowpage.entry(table, section, row) | {"board": shared["sweep"], "folder": folder}
+                self._entries.append(entry)
 
     def _cells(
         self,
@@ -231,16 +265,32 @@ class _Pages:
                     page = names[identity]
                     link = f"../compare.html#s={section.group}&rows={row.config}"
                     self._page(
-                        f"{folder}/cells/{page}.html", "cell", here="cell", cell=cell, page=page, compare=link, **shared
+                        f"{folder}/cells/{page}.html",
+                        "cell",
+                        here="cell",
+                        cell=cell,
+                        page=page,
+                        row_page=page_name(row.config),
+                        compare=link,
+                        **shared,
                     )
                     data = {"series": cellpage.series_data(record), "samples": samples}
                     self._write(f"{folder}/cells/{page}.js", script("cell", data))
 
     def top(self, built: Sequence[tuple[Part, BoardTable]]) -> None:
-        """The overview and the claims page."""
-        boards = [_overview(part, table) for part, table in built]
-        self._page("index.html", "index", here="overview", boards=boards, claims=self._claims, sweep="", title="")
-        self._page("claims.html", "claims", here="claims", claims=self._claims, sweep="", title="")
+        """The overview with its search, a page per method, and the claims page."""
+        shared = {"claims": self._claims, "sweep": "", "title": "", "tabs": ()}
+        self._page("index.html", "index", here="overview", boards=[_overview(*one) for one in built], **shared)
+        self._page("claims.html", "claims", here="claims", **shared)
+        self._write("search.js", script("search", [rowpage.search_line(entry) for entry in self._entries]))
+        methods: dict[str, list[dict[str, Any]]] = {}
+        for entry in self._entries:
+            methods.setdefault(entry["method"], []).append(entry)
+        for name, rows in sorted(methods.items()):
+            unknown = {"summary": "", "paper": "", "family": ""}
+            about = self._methods.get(rows[0]["registered"], unknown)
+            values = {"name": name, "rows": rows, "about": about, "boards": len({row["folder"] for row in rows})}
+            self._page(f"methods/{rows[0]['method_page']}.html", "group", here="method", **values, **shared)
 
 
 def cell_pages(table: BoardTable) -> dict[str, str]:
@@ -261,20 +311,42 @@ def statuses(table: BoardTable) -> list[tuple[str, int]]:
     return sorted((status, number) for status, number in counts.items() if number)
 
 
-def failures(table: BoardTable, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Every cell that did not end ``ok``, by status, with its reason and page."""
-    found = []
+def tabs(table: BoardTable, *, tuned: bool, trends: bool, failed: bool) -> list[str]:
+    """The pages of a sweep that have something to show."""
+    rows = [row for section in table.sections for row in section.rows]
+    axes = [len({row.labels[axis] for row in rows}) for axis in ("method", "quantization")]
+    there = {
+        "matrix": min(axes, default=0) > 1,
+        "compare": len(rows) > 1,
+        "tuning": tuned,
+        "trends": trends,
+        "failures": failed or table.not_run > 0,
+    }
+    return [page for page in SWEEP_PAGES if there.get(page, True)]
+
+
+def failures(table: BoardTable, names: Mapping[str, str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Every cell that did not end ``ok``, by reason: real failures first, then what cannot work by design."""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for failure in table.failures:
         which, _, why = failure_line(failure)
         pages = [
             names[i]
             for i in failure.row.records
-            if table.records[i].cell.get("seed") in failure.seeds and table.records[i].outcome.status == failure.status
+            if i in names
+            and table.records[i].cell.get("seed") in failure.seeds
+            and table.records[i].outcome.status == failure.status
         ]
-        found.append(
-            {"which": which, "status": failure.status, "stage": line(failure.stage, 40), "why": why, "pages": pages}
-        )
-    return sorted(found, key=lambda one: (one["status"], one["why"], one["which"]))
+        key = (failure.status, line(failure.stage, 40), why)
+        group = groups.setdefault(key, {"status": key[0], "stage": key[1], "why": why, "count": 0, "cells": []})
+        group["count"] += len(failure.seeds)
+        group["cells"].append((which, pages))
+    ordered = sorted(groups.values(), key=lambda one: (-one["count"], one["status"], one["why"]))
+    parts = (
+        ("Failed", [one for one in ordered if one["status"] != BY_DESIGN]),
+        ("Cannot work by design", [one for one in ordered if one["status"] == BY_DESIGN]),
+    )
+    return [(title, reasons) for title, reasons in parts if reasons]
 
 
 def _overview(part: Part, table: BoardTable) -> dict[str, Any]:
@@ -283,64 +355,10 @@ def _overview(part: Part, table: BoardTable) -> dict[str, Any]:
         "name": line(part.name, 120),
         "folder": page_name(part.name),
         "title": line(table.board.title, 200),
-        "cards": [card(table, section, {}) for section in table.sections],
+        "cards": [
+            card(table, section, {row.config: page_name(row.config) for row in section.rows})
+            for section in table.sections
+        ],
         "statuses": statuses(table),
         "axes": [(axis, number) for axis, number in axes.items() if number],
     }
-
-
-_EXPORT = re.compile(r"export\{([^{}]*)\};")
-_DEFAULT = re.compile(r"(?:^|,)\s*([\w$]+) as default\b")
-
-
-def libraries() -> dict[str, bytes]:
-    """File name below ``assets/`` to content: scripts, the grid's style sheet and the licences.
-
-    Raises:
-        UserError: a package is not installed, or holds something else than expected.
-    """
-    return {
-        "plotly.js": _resource("plotly", "package_data/plotly.min.js"),
-        "datatables.js": as_classic_script(_resource("itables", "html/dt_bundle.js").decode()).encode(),
-        "datatables.css": _resource("itables", "html/dt_bundle.css"),
-        "plotly-LICENSE.txt": _licence("plotly"),
-        "itables-LICENSE.txt": _licence("itables"),
-    }
-
-
-def as_classic_script(module: str) -> str:
-    """An ES module without imports as a classic script that sets ``globalThis.DataTable``.
-
-    A page opened from ``file://`` may not load modules, since its origin is opaque.
-
-    Raises:
-        UserError: the module does not end in one export list with a default.
-    """
-    exports = _EXPORT.findall(module)
-    default = _DEFAULT.search(exports[0]) if len(exports) == 1 else None
-    if default is None:
-        raise UserError(
-            "its bundle of DataTables is not the module that was expected",
-            where="package itables",
-            fix="Install the version that constraints.txt names.",
-        )
-    name = default[1]
-    body = _EXPORT.sub(lambda _: f"globalThis.DataTable={name};", module)
-    return f'(()=>{{"use strict";\n{body}\n}})();\n'
-
-
-def _resource(package: str, path: str) -> bytes:
-    try:
-        return files(package).joinpath(path).read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError(
-            f"the page needs {path} of the package {package}, which is not there",
-            fix=f"Install it: pip install {package}",
-        ) from error
-
-
-def _licence(package: str) -> bytes:
-    for path in metadata.files(package) or ():
-        if path.name.startswith("LICENSE") and "dist-info" in str(path):
-            return path.read_binary()
-    raise UserError("its licence text is not in its package", where=f"package {package}")

@@ -14,6 +14,8 @@ from reports.apps.site.text import block, flat, line
 from reports.board.formats.text import MISSING, scale, why_words
 from reports.data.frame import marks
 
+TEXT_CHARACTERS = 1000
+"""Characters shown of a question, a prediction or an answer; a longer one says how long it was."""
 MOST_SAMPLES = 200
 """Scored items shown of one arm; the page says of how many. All of them are in the record."""
 
@@ -37,6 +39,18 @@ ARM_WORDS = {
 }
 ENVIRONMENT = ("python", "implementation", "platform", "device", "threads", "cores", "neighbours")
 TRACE = ("power_s", "power_w")
+RESULTS = (
+    "accuracy",
+    "retained_accuracy",
+    "base_retained_accuracy",
+    "merged_accuracy",
+    "step_ms",
+    "latency_ms",
+    "tpot_ms",
+)
+MEMORY = ("device_used_peak_bytes", "cuda_reserved_peak_bytes", "cuda_allocated_peak_bytes", "rss_growth_bytes")
+MERGE_LOSS = 0.05
+"""Accuracy lost by a merge from which on a page warns."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,9 @@ def describe(
             "log": block(record.outcome.log_tail),
         },
         "marks": marks(record),
+        "result": result(record),
+        "cautions": _cautions(record),
+        "main_settings": main_settings(record),
         "axes": [
             (axis, line(_mapping(record.cell.get(axis)).get("label", ""), 200))
             for axis in ("model", "method", "quantization", "task", "hardware")
@@ -107,6 +124,39 @@ def describe(
         "command": "" if imported else _command(record),
         "imported": imported,
     }
+
+
+def result(record: Record) -> list[tuple[str, str]]:
+    """The scores and costs that a reader asks for first: (label, text with unit), only those with a value."""
+    spans = [reading for span in record.spans if span.stage == "train" for reading in span.readings]
+    peak = [r for name in MEMORY for r in spans if r.quantity == name and r.value is not None][:1]
+    energy = [r for r in spans if r.quantity == "energy_gross_j" and r.value is not None]
+    found = [record.metrics[name] for name in RESULTS if name in record.metrics]
+    values = [_value(reading, bare=True) for reading in (*found, *peak, *energy) if reading.value is not None]
+    return [(value.label, value.text) for value in values]
+
+
+def main_settings(record: Record) -> list[tuple[str, str]]:
+    """Learning rate, steps, batch size, training rows and the method's parameters."""
+    cell = record.cell
+    method, training, task = (_mapping(cell.get(name)) for name in ("method", "training", "task"))
+    steps = method.get("steps") or training.get("steps")
+    found = [
+        ("learning rate", method.get("learning_rate")),
+        ("steps", steps),
+        ("batch size", training.get("batch_size")),
+        ("training rows", task.get("train_items")),
+        *sorted(_mapping(method.get("params")).items()),
+    ]
+    return [(line(name, 40), line(value, 80)) for name, value in found if value not in (None, "", [], {})]
+
+
+def _cautions(record: Record) -> list[str]:
+    score, merged = (record.metrics.get(name) for name in ("accuracy", "merged_accuracy"))
+    if score is None or merged is None or score.value is None or merged.value is None:
+        return []
+    lost = score.value - merged.value
+    return [f"Merging lost {100 * lost:.1f} points of accuracy."] if lost >= MERGE_LOSS else []
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -230,12 +280,13 @@ def series_data(record: Record) -> dict[str, list[float]]:
 
 def samples_data(record: Record, store: Store | None) -> list[dict[str, Any]]:
     """The first scored items of every arm: ``{"arm", "shown", "of", "rows"}``; a row is
-    ``[task, item, correct or None, prediction, answer, log p of the answer, cut]``.
+    ``[task, item, correct or None, prediction, answer, log p of the answer, cut]``, and the prompt where one is stored.
     """
     if record.samples is None or store is None:
         return []
     table = store.samples(record)
-    names = ("arm", "task", "item", "correct", "prediction", "answer", "logp_answer", "cut")
+    names = ["arm", "task", "item", "correct", "prediction", "answer", "logp_answer", "cut"]
+    names += [name for name in ("prompt",) if name in table.column_names]
     found: dict[str, list[list[Any]]] = {}
     for arm, *values in zip(*(table.column(name).to_pylist() for name in names), strict=True):
         found.setdefault(arm, []).append(values)
@@ -253,13 +304,14 @@ def samples_data(record: Record, store: Store | None) -> list[dict[str, Any]]:
 
 
 def _sample(values: Sequence[Any]) -> list[Any]:
-    task, item, correct, prediction, answer, logp, cut = values
+    task, item, correct, prediction, answer, logp, cut, *prompt = values
     return [
         line(task, 80),
         line(item, 80),
         correct,
-        line(prediction),
-        line(answer),
+        line(prediction, TEXT_CHARACTERS),
+        line(answer, TEXT_CHARACTERS),
         None if logp is None else round(float(logp), 4),
         bool(cut),
+        *(line(text or "", TEXT_CHARACTERS) for text in prompt),
     ]

@@ -36,7 +36,8 @@ def read_claims(path: Path | None) -> dict[str, Any] | None:
     for row in shown:
         papers.setdefault(row["paper"], []).append(row)
     counts = sorted(Counter((row["kind"], row["verdict"]) for row in shown).items())
-    return {"total": len(shown), "counts": counts, "papers": sorted(papers.items())}
+    verdicts = sorted(Counter(row["verdict"] for row in shown).items())
+    return {"total": len(shown), "verdicts": verdicts, "counts": counts, "papers": sorted(papers.items())}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@
 
   const link = (section, row) => {
     const name = PM.make("bdi", {}, PM.rowName(section, row));
-    return row.cells.length ? PM.make("a", { href: `cells/${row.cells[0][1]}.html` }, name) : name;
+    return PM.make("a", { href: `rows/${row.page}.html` }, name);
   };
 
   const why = (section, row, fitting, total) => {

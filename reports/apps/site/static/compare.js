@@ -23,7 +23,7 @@
   const value = (column, at) => chosen.map((row) => {
     const place = row.values[at];
     if (!column.number) return PM.make("td", {}, PM.make("bdi", {}, PM.text(section, place)));
-    if (!Array.isArray(place)) return PM.make("td", { class: "none" }, `— ${PM.text(section, place)}`);
+    if (!Array.isArray(place)) return PM.make("td", { class: "none" }, `— ${row.status === "ok" ? PM.text(section, place) : row.status}`);
     const aside = PM.text(section, place[2]);
     return PM.make("td", { class: "number" }, place[1], aside ? PM.make("span", { class: "aside" }, ` ${aside}`) : "", difference(column, place, chosen[0].values[at]));
   });
@@ -35,7 +35,7 @@
       const remove = PM.make("button", { type: "button", class: "note", "aria-label": `Remove ${PM.rowName(section, row)}` }, "×");
       remove.addEventListener("click", () => { chosen = chosen.filter((one) => one !== row); keep(); draw(); });
       const name = PM.make("bdi", {}, PM.rowName(section, row));
-      return PM.make("th", { scope: "col" }, row.cells.length ? PM.make("a", { href: `cells/${row.cells[0][1]}.html` }, name) : name, " ", remove);
+      return PM.make("th", { scope: "col" }, PM.make("a", { href: `rows/${row.page}.html` }, name), " ", remove);
     });
     const settings = section.settings.map((name, at) => [name, chosen.map((row) => PM.text(section, row.settings[at]))]).filter(([, texts]) => new Set(texts).size > 1);
     const group = (title) => PM.make("tr", { class: "group" }, PM.make("th", { scope: "colgroup", colspan: String(chosen.length + 1) }, title));
@@ -51,6 +51,10 @@
     section = which;
     const ids = (PM.state().get("rows") || "").split(",");
     chosen = ids.map((id) => section.rows.find((row) => row.id === id)).filter(Boolean);
+    if (!chosen.length) { // best against baseline
+      const best = section.rows.find((row) => row.rank !== null && row.rank[0] === 1 && row.sound && !row.baseline);
+      chosen = [section.rows.find((row) => row.baseline), best].filter(Boolean);
+    }
     draw();
   };
   const first = PM.chooseSection(board, (which) => { PM.remember({ s: which.id, rows: null }); open(which); });

@@ -20,7 +20,7 @@
   const place = (section, row, at, least, most) => {
     const column = board.columns[at];
     const value = row.values[at];
-    const address = row.cells.length ? `cells/${row.cells[0][1]}.html` : null;
+    const address = `rows/${row.page}.html`;
     if (!Array.isArray(value)) {
       const why = row.status === "ok" ? PM.text(section, value) : PM.text(section, row.why);
       const shown = row.status === "ok" ? "—" : row.status;
