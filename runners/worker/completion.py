@@ -10,7 +10,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from harness.spec_axes import Decoding
-from runners.worker.context import Context, context_length
+from runners.worker.context import Context, context_length, told
 from runners.worker.encoding import by_length, pad
 
 STOP_CHECK_EVERY = 8
@@ -79,7 +79,7 @@ def complete(
         settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p or 1.0}
     kept = [prompt[-limit:] for prompt in prompts]
     out: list[Completion | None] = [None] * len(prompts)
-    for batch in by_length([len(p) for p in kept], ctx.evaluation.batch_size):
+    for batch in told(ctx, by_length([len(p) for p in kept], ctx.evaluation.batch_size), "generating"):
         ids = pad([kept[i] for i in batch], ctx.tokenizer.pad_token_id, left=True).to(ctx.device)
         mask = pad([[1] * len(kept[i]) for i in batch], 0, left=True).to(ctx.device)
         ends = StoppingCriteriaList([StopTexts(ctx.tokenizer, stops, ids.shape[1])] if stops else [])

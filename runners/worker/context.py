@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -229,6 +229,21 @@ class Context:
         if cut:
             self.facts.setdefault("items_cut", {})[f"{arm}/{task}"] = {"n": len(cut), "items": cut[:NAMED]}
         self.samples.extend({"arm": arm, "task": task, **s.as_row()} for s in scored)
+
+
+T = TypeVar("T")
+TOLD_EVERY_S = 2.0
+"""Seconds between two messages of one loop to the parent process."""
+
+
+def told(ctx: Context, batches: Sequence[T], what: str = "scoring") -> Iterator[T]:
+    """The batches, with a word to the parent about how many of them are done."""
+    said_at = time.monotonic()
+    for done, batch in enumerate(batches):
+        if time.monotonic() - said_at >= TOLD_EVERY_S:
+            said_at = time.monotonic()
+            ctx.say("progress", what=what, at=done, of=len(batches))
+        yield batch
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from runners.worker import likelihood
-from runners.worker.context import Context, context_length
+from runners.worker.context import Context, context_length, told
 from runners.worker.encoding import by_length, encode_pair, pad
 
 SHARED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -71,7 +71,7 @@ def log_probs(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
     shares: bool | None = None  # not known before the first batch
     probe, others = _probe(asked, together)
     batches = _batches_of_groups(asked, others, ctx.evaluation.batch_size)
-    for batch in [*([probe] if probe else []), *batches]:
+    for batch in told(ctx, [*([probe] if probe else []), *batches]):
         order = [i for rows in batch for i in rows]
         if shares is None:
             found = _plain_in_batches(ctx, [asked[i] for i in order])
@@ -120,7 +120,7 @@ def _batches_of_groups(asked: Sequence[Window], groups: list[list[int]], size: i
 def _plain_in_batches(ctx: Context, asked: Sequence[Window]) -> list[LogProb]:
     """Every window as a separate row, batched by length."""
     out: list[LogProb | None] = [None] * len(asked)
-    for batch in by_length([len(w.head) + len(w.tail) for w in asked], ctx.evaluation.batch_size):
+    for batch in told(ctx, by_length([len(w.head) + len(w.tail) for w in asked], ctx.evaluation.batch_size)):
         for i, value in zip(batch, _plain(ctx, [asked[i] for i in batch]), strict=True):
             out[i] = value
     return [value for value in out if value is not None]

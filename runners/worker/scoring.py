@@ -14,7 +14,7 @@ import torch
 from harness.errors import Unsupported, UserError
 from runners.worker import answerable, likelihood, preferences, sandbox
 from runners.worker.completion import Completion, complete
-from runners.worker.context import Context, context_length
+from runners.worker.context import Context, context_length, told
 from runners.worker.encoding import by_length, encode_prompt, encode_training, pad
 from runners.worker.likelihood import answer_logps
 from tasks import scoring
@@ -111,7 +111,7 @@ def classification_logits(ctx: Context, items: Sequence[Item]) -> tuple[np.ndarr
     rows, _ = encode_training(ctx.tokenizer, items, ctx.kind, limit)
     lengths = [len(r["input_ids"]) for r in rows]
     out: list[np.ndarray | None] = [None] * len(items)
-    for batch in by_length(lengths, ctx.evaluation.batch_size):
+    for batch in told(ctx, by_length(lengths, ctx.evaluation.batch_size)):
         ids = pad([rows[i]["input_ids"] for i in batch], ctx.tokenizer.pad_token_id).to(ctx.device)
         # the mask comes from lengths: pad may equal EOS
         mask = pad([[1] * lengths[i] for i in batch], 0).to(ctx.device)

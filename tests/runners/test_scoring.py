@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from harness.errors import Unsupported, UserError
+from runners.worker import context as worker_context
 from runners.worker import likelihood, scoring
 from runners.worker.completion import complete
 from runners.worker.encoding import IGNORED, Collator, encode_training
@@ -407,3 +409,17 @@ def test_cut_rows_are_counted_and_keep_an_answer(made: Any) -> None:
     assert rows[0]["input_ids"] == whole[0]["input_ids"][1:], "the prompt loses its beginning"
     assert [t for t in rows[0]["labels"] if t != IGNORED] == [t for t in whole[0]["labels"] if t != IGNORED]
     assert rows[1] == whole[1]
+
+
+def test_a_long_pass_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 3))
+    monkeypatch.setattr(worker_context.time, "monotonic", lambda: next(clock))
+    said: list[dict[str, Any]] = []
+    ctx = SimpleNamespace(say=lambda kind, **content: said.append({"kind": kind, **content}))
+    batches = [[0], [1], [2]]
+    assert list(worker_context.told(ctx, batches)) == batches  # type: ignore[arg-type]  # only 'say' is used
+    assert said[-1] == {"kind": "progress", "what": "scoring", "at": 2, "of": 3}
+    monkeypatch.setattr(worker_context.time, "monotonic", lambda: 0.0)
+    said.clear()
+    assert list(worker_context.told(ctx, batches)) == batches  # type: ignore[arg-type]  # only 'say' is used
+    assert not said, "a short pass says nothing"
