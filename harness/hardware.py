@@ -5,6 +5,7 @@ Nothing here imports torch or creates a CUDA context: GPUs are read through NVML
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ class HardwareProfile(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str = ""
-    device: Literal["any", "cpu", "cuda"] = "any"
+    device: Literal["any", "cpu", "cuda", "mps", "rocm", "xpu"] = "any"
     gpu: str = "*"
     min_memory_gib: float | None = Field(default=None, gt=0)
     min_compute_capability: float | None = Field(default=None, gt=0)
@@ -88,6 +89,10 @@ class HardwareProfile(BaseModel):
                 "in the same sense (host_memory_gib asks how much must be there)"
             )
         return self
+
+
+UNTRIED = {"mps": "an Apple GPU", "rocm": "an AMD GPU", "xpu": "an Intel GPU"}
+"""Devices that a profile may name and cells are refused on: no cell was ever run there, and no meter reads them."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,9 @@ def probe() -> Machine:
     gpus, why, detail = find_gpus()
     if gpus:
         gpus, why, detail = _usable(gpus)
+    else:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            detail = _other_build(metadata.version("torch")) or detail
     limits = [psutil.virtual_memory().total, *cgroup_limits()]
     return Machine(core_count(), min(limits), cpu_model(), tuple(gpus), why, detail)
 
@@ -265,8 +273,18 @@ def _usable(gpus: list[Gpu]) -> tuple[list[Gpu], WhyMissing | None, str]:
         return [], "not_supported", "torch is not installed"
     if torch_version.endswith("+cpu"):
         return [], "not_supported", f"torch {torch_version} is a CPU build"
+    if (other := _other_build(torch_version)) is not None:
+        return [], "not_supported", other
     seen = visible(gpus, os.environ)
     return (seen, None, "") if seen else ([], "no_device", "CUDA_VISIBLE_DEVICES hides every GPU")
+
+
+def _other_build(torch_version: str) -> str | None:
+    """Reason why a build of torch for AMD or Intel GPUs uses none here; None for other builds."""
+    kind = next((kind for kind in ("rocm", "xpu") if f"+{kind}" in torch_version), None)
+    if kind is None:
+        return None
+    return f"torch {torch_version} is a build for {UNTRIED[kind]} ({kind}), which is untested: cells run on the CPU"
 
 
 def visible(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
@@ -342,6 +360,11 @@ def _limit(path: Path) -> int | None:
 # --- matching ------------------------------------------------------------------------------------
 def match(profile: HardwareProfile, machine: Machine) -> str | None:
     """Reason why cells of this profile cannot run on this machine, or None if they can."""
+    if profile.device in UNTRIED:
+        return (
+            f"{profile.name} asks for {UNTRIED[profile.device]} ({profile.device}): untested, so no cell runs there; "
+            "nothing here reads its memory or energy"
+        )
     if profile.cores is not None and machine.cores < profile.cores:
         return f"{profile.name} asks for {profile.cores} CPU cores, here are {machine.cores}"
     if profile.host_memory_gib is not None and machine.memory_bytes < profile.host_memory_gib * GIB:
@@ -389,7 +412,7 @@ def gpus_for(profile: HardwareProfile, machine: Machine) -> list[Gpu]:
     ]
 
 
-def device_for(profile: HardwareProfile, machine: Machine) -> Literal["cpu", "cuda"]:
+def device_for(profile: HardwareProfile, machine: Machine) -> str:
     """Device for a cell of this profile: ``any`` takes a GPU that satisfies the profile, else the CPU."""
     if profile.device != "any":
         return profile.device

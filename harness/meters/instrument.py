@@ -117,7 +117,9 @@ class Sampler(Generic[T]):
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device's queued work. Nothing to do on a CPU, or where no CUDA context exists yet."""
+    """Wait for the device's queued work. Nothing to do on a CPU, or where no context on the device exists yet."""
     torch = sys.modules.get("torch")
-    if device.startswith("cuda") and torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize(device)
+    if device == "cpu" or torch is None or not torch.accelerator.is_available():
+        return
+    if not device.startswith("cuda") or torch.cuda.is_initialized():
+        torch.accelerator.synchronize(device)

@@ -282,6 +282,7 @@ class LastBlocks(InPlace):
         mergeable="exactly",
         defaults={"k": 2},
         defaults_source="the paper: a fourth of the blocks reach most of full fine-tuning; 2 is that of a small model",
+        parallel=frozenset({"ddp"}),
         in_place=True,
     )
 
@@ -401,6 +402,7 @@ class BitFit(InPlace):
         mergeable="exactly",
         defaults_source="nothing to set; the paper's learning rates, 1e-4 to 4e-4, are about ten times full's",
         lr_factor=10.0,
+        parallel=PARALLEL,
         in_place=True,
     )
 

@@ -73,9 +73,10 @@ def _leaving_inference_mode(forward: Callable[[Tensor], Tensor]) -> Callable[[Te
     return run
 
 
-def _declare(name: str, bits: float, summary: str) -> QuantizerDeclaration:
+def _declare(name: str, bits: float, summary: str, *, parallel: frozenset[str] = frozenset()) -> QuantizerDeclaration:
     return QuantizerDeclaration(
         name=name,
+        parallel=parallel,
         summary=summary,
         base=name,
         bits=bits,
@@ -91,7 +92,9 @@ class QuantoInt8(_Quanto):
     """int8, one scale per output row."""
 
     qtype = "qint8"
-    declaration = _declare("quanto-int8", 8, "quanto int8 weights, one scale per output row.")
+    declaration = _declare(
+        "quanto-int8", 8, "quanto int8 weights, one scale per output row.", parallel=frozenset({"ddp"})
+    )
 
 
 class QuantoInt4(_SubByte):

@@ -55,6 +55,7 @@ class RTN(PackedQuantizer):
 
     declaration: ClassVar[QuantizerDeclaration] = QuantizerDeclaration(
         name="rtn",
+        parallel=frozenset({"ddp"}),
         summary="Round to nearest, 2, 3, 4 or 8 bits per weight, packed; runs anywhere, the anchor for all others.",
         base="rtn",
         bits=4,

@@ -201,6 +201,11 @@ def accelerator_for(cell: dict[str, Any], nodes: Sequence[RayNode]) -> str | Non
     return names[0]
 
 
+def resources(job: Job, threads: int) -> dict[str, int]:
+    """CPUs and GPUs of a cell's task. Ray gives a task all of them on one node, or lets it wait."""
+    return {"num_cpus": threads * job.ranks, "num_gpus": job.ranks if job.device == "cuda" else 0}
+
+
 class RayExecutor:
     """Runs jobs as Ray tasks.
 
@@ -233,12 +238,8 @@ class RayExecutor:
         self._ray = ray
         self._nodes = nodes
         # retries are the scheduler's: each attempt leaves a record
-        self._options: dict[str, Any] = {
-            "num_cpus": threads,
-            "num_gpus": int(device == "cuda"),
-            "max_retries": 0,
-            "num_returns": "streaming",
-        }
+        self._options: dict[str, Any] = {"max_retries": 0, "num_returns": "streaming"}
+        self._threads = threads
         self._bundle = ray.put(bundle_of(roots))
         self._work, self._preload = work, tuple(preload)
         self._task = ray.remote(run_on_node)
@@ -246,7 +247,7 @@ class RayExecutor:
 
     def start(self, job: Job) -> None:
         """Hand the job to Ray; it waits there for a place."""
-        options = {**self._options, **{name: self._options[name] * job.ranks for name in ("num_cpus", "num_gpus")}}
+        options = {**self._options, **resources(job, self._threads)}
         if job.device == "cuda" and (accelerator := accelerator_for(job.cell, self._nodes)) is not None:
             options["accelerator_type"] = accelerator
         stream = self._task.options(**options).remote(job, self._work, self._preload, self._bundle)

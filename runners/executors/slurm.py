@@ -36,6 +36,8 @@ ASK_S = 5.0
 """Interval between calls of ``squeue``."""
 UNSEEN = 3
 """A job that left no end is gone when so many answers of ``squeue`` in a row do not know it: its files may be late."""
+GPU_OPTIONS = ("gres", "gpus", "gpus_per_node", "gpus_per_task")
+"""Options of ``sbatch`` that ask for GPUs."""
 SPARE_MIN = 15
 """Minutes beyond a cell's own limit: Python's start, and submitit's distinction of pre-emption from a time-out."""
 
@@ -117,6 +119,32 @@ def submitter(folder: Path, options: dict[str, str], *, minutes: int, cpus: int)
     return executor
 
 
+def for_ranks(options: dict[str, str], job: Job) -> dict[str, str]:
+    """``sbatch`` options of a cell: those of the user, with as many GPUs as it has ranks, on one node.
+
+    A count of GPUs that the user gave (``gres=gpu:h100:1``) is that of a cell with one rank, and is replaced.
+    """
+    if job.ranks == 1:
+        return options
+    found = {**options, "nodes": "1"}
+    if job.device != "cuda":
+        return found
+    count = str(job.ranks)
+    given = {name: value for name, value in options.items() if name.replace("-", "_") in GPU_OPTIONS}
+    asked = {n: ",".join(_counted(n, part, count) for part in v.split(",")) for n, v in given.items()}
+    return {**found, **(asked or {"gpus_per_node": count})}
+
+
+def _counted(option: str, part: str, count: str) -> str:
+    """``gpu:h100:1``, ``h100:1`` or ``1`` with another count; other resources of ``gres`` are left as they are."""
+    if option == "gres" and not part.startswith("gpu"):
+        return part
+    kind, _, last = part.rpartition(":")
+    if last.isdigit():
+        return f"{kind}:{count}" if kind else count
+    return f"{part}:{count}"
+
+
 def node_behind(cache: Path, options: dict[str, str], *, patience_s: float = 600.0) -> tuple[hardware.Machine, str]:
     """Machine and fingerprint of the nodes that these options lead to, found out by a small job once and kept.
 
@@ -171,9 +199,10 @@ class SlurmExecutor:
         preload: Sequence[str] = PRELOAD,
     ) -> None:
         self.leases = [Lease() for _ in range(places)]
-        self._submitter = submitter(
-            cache / "slurm" / "submitit", options, minutes=math.ceil(timeout_s / 60) + SPARE_MIN, cpus=threads
-        )
+        self._folder = cache / "slurm" / "submitit"
+        self._options = options
+        self._threads = threads
+        self._minutes = math.ceil(timeout_s / 60) + SPARE_MIN
         self._cell_job = CellJob(work, tuple(preload))
         self._pending: list[Job] = []
         self._running: dict[str, Job] = {}
@@ -208,14 +237,18 @@ class SlurmExecutor:
             time.sleep(min(LOOK_S, left))
 
     def _submit(self) -> None:
-        """One array per resource class. All jobs of an executor want the same, but for the device."""
-        classes: dict[str, list[Job]] = {}
+        """One array per resource class: device, and number of ranks."""
+        classes: dict[tuple[str, int], list[Job]] = {}
         for job in self._pending:
-            classes.setdefault(job.device, []).append(job)
+            classes.setdefault((job.device, job.ranks), []).append(job)
         self._pending = []
         for jobs in classes.values():
+            asked = for_ranks(self._options, jobs[0])
+            cpus = self._threads * jobs[0].ranks
             with child_environment():  # Slurm hands it on to the job
-                handed = self._submitter.map_array(self._cell_job, [str(Path(j.folder) / JOB_FILE) for j in jobs])
+                handed = submitter(self._folder, asked, minutes=self._minutes, cpus=cpus).map_array(
+                    self._cell_job, [str(Path(j.folder) / JOB_FILE) for j in jobs]
+                )
             for job, slurm in zip(jobs, handed, strict=True):
                 number = str(slurm.job_id)
                 write_atomically(Path(job.folder) / QUEUED_FILE, json.dumps({"slurm": number}).encode())

@@ -23,6 +23,7 @@ from harness.recipes.base import Recipe
 from harness.record import Reading, WhyMissing
 from harness.spec import Evaluation, Probes, Training
 from runners.worker.job import Job
+from runners.worker.memory import synchronize
 from runners.worker.process import Rank
 from tasks.scoring import Scored
 from tasks.task import Item, Task
@@ -78,8 +79,7 @@ class Searched:
 
 
 def _synced(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
+from runners.worker.memory import forked_random
 
 RANK = 8
 LEARNING_RATE = 1e-3
@@ -35,7 +36,7 @@ def projected_gradients(
     collate = Collator(ctx.tokenizer.pad_token_id)
     training = ctx.model.training
     wanted_before = [p.requires_grad for p in ctx.model.parameters()]
-    with torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []):
+    with forked_random(ctx.device):
         torch.manual_seed(ctx.seed)
         model: Any = get_peft_model(ctx.model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,5 +40,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release() -> None:
     """Give back what nothing refers to any more, to the device as well."""
     gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types here
-        torch.cuda.empty_cache()
+    if torch.accelerator.is_available() and torch.get_device_module().is_initialized():
+        torch.accelerator.empty_cache()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work; nothing to wait for on a CPU."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def forked_random(device: torch.device) -> AbstractContextManager[None]:
+    """Random numbers drawn inside change nothing outside, on the host and on the device."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)

@@ -6,7 +6,6 @@ energy are in that stage alone. What a model says about rows is kept in the cach
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from runners.worker.context import Context
 from runners.worker.encoding import Collator, by_length
 from runners.worker.gradients import projected_gradients
 from runners.worker.likelihood import answer_logps
+from runners.worker.memory import release
 from runners.worker.stages import load, quantize
 from tasks.data import load_split
 from tasks.scoring import score_generation
@@ -65,9 +65,7 @@ class Models:
     def close(self) -> dict[str, Any]:
         """Let the loaded models go; what they were and were asked, for the record."""
         self.loaded.clear()
-        gc.collect()
-        if self.ctx.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release()
         return {"calls": self.calls, "from_cache_s": self.cached, "models": self.facts_of}
 
     def _load(self, role: str) -> Context:

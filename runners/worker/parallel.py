@@ -30,6 +30,7 @@ from harness.errors import CheckFailed, Unsupported
 from harness.meters.memory import peak_rss_bytes
 from harness.record import Outcome
 from runners.worker.job import Job, write_atomically
+from runners.worker.memory import synchronize
 from runners.worker.process import Rank, Say, die_with_parent
 
 if TYPE_CHECKING:
@@ -388,8 +389,7 @@ def timed_forward(rank: Rank, *, first: bool, device: torch.device) -> Iterator[
         return
     begin_s = time.perf_counter()
     yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     took = (time.perf_counter() - begin_s) * 1e3
     if first:
         rank.forward_ms.append(took)

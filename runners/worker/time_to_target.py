@@ -15,6 +15,7 @@ from harness.meters.energy import COARSEST, Energy, Lap
 from harness.meters.nvml import BoardError
 from harness.metrics import missing, reading
 from harness.record import Reading, WhyMissing
+from runners.worker.memory import forked_random
 from runners.worker.scoring import mean_nll, score
 from tasks.scoring import summarise
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 def validation_score(ctx: Context, metric: str) -> float:
     """``accuracy`` or ``validation_nll`` of the model as it is; neither its mode nor any random number is changed."""
-    devices = [ctx.device] if ctx.device.type == "cuda" else []
     training = ctx.model.training
-    with torch.random.fork_rng(devices=devices):
+    with forked_random(ctx.device):
         ctx.model.eval()
         try:
             if metric == "validation_nll":

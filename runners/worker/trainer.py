@@ -15,6 +15,7 @@ from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
+from runners.worker.memory import synchronize
 from runners.worker.parallel import timed_forward, whole
 from runners.worker.time_to_target import BestWeights, TargetWatch
 from runners.worker.trial_pruning import Pruning
@@ -36,6 +37,7 @@ class StepClock:
     """Durations of training steps: CUDA events on a GPU (one sync at the end), a monotonic clock on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.cuda = device.type == "cuda"
         self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
         self._begins: list[Any] = []
@@ -44,6 +46,7 @@ class StepClock:
 
     def _now(self) -> Any:
         if not self.cuda:
+            synchronize(self.device)
             return time.perf_counter()
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here
         event.record()

@@ -38,6 +38,23 @@ def profile(**fields: Any) -> HardwareProfile:
     return HardwareProfile(name="p", **fields)
 
 
+@pytest.mark.parametrize("device", ["mps", "rocm", "xpu"])
+def test_an_untried_device_is_refused_with_the_reason(device: str) -> None:
+    reason = match(profile(device=device), WITH_GPUS)
+    assert reason is not None
+    assert f"({device}): untested, so no cell runs there" in reason
+
+
+@pytest.mark.parametrize("version", ["2.13.0+rocm6.4", "2.13.0+xpu"])
+def test_a_build_for_other_gpus_runs_on_the_cpu_and_says_so(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hardware.metadata.version
+    monkeypatch.setattr(hardware.metadata, "version", lambda name: version if name == "torch" else real(name))
+    machine = hardware.probe()
+    assert machine.gpus == ()
+    assert f"torch {version} is a build for" in machine.why_no_gpu_detail
+    assert hardware.device_for(profile(), machine) == "cpu"
+
+
 # --- matching ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("wanted", "machine", "reason"),
@@ -133,7 +150,10 @@ def test_a_workspace_adds_profiles_and_its_own_win(tmp_path: Path) -> None:
     [
         ("name: other\n", "the profile calls itself 'other', the file 'mine'"),
         ("name: mine\ncore: 2\n", "line 2, key 'core': unknown key 'core'. Did you mean 'cores'?"),
-        ("name: mine\ndevice: gpu\n", "'gpu' is not allowed here. Allowed: 'any', 'cpu' or 'cuda'"),
+        (
+            "name: mine\ndevice: gpu\n",
+            "'gpu' is not allowed here. Allowed: 'any', 'cpu', 'cuda', 'mps', 'rocm' or 'xpu'",
+        ),
     ],
 )
 def test_a_wrong_profile_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:

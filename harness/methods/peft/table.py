@@ -29,6 +29,7 @@ def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> PeftRow:
     """The row of a peft method with our own extra parameters, or other defaults, under another name."""
     row = table()[parent]
     defaults = {**row.declaration.defaults, **own}
+    declared = {"parallel": frozenset[str](), **declared}  # what was seen of the parent was not seen of this one
     return replace(row, declaration=replace(row.declaration, defaults=defaults, **declared))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from runners.worker.context import Context
 from runners.worker.latency import Arm, probe_grid
+from runners.worker.memory import synchronize
 
 WARM_UP = 3
 MIN_SAMPLES_P50 = 20
@@ -70,8 +71,7 @@ def forward_ms(ctx: Context, batch_size: int, repeats: int) -> list[float]:
         for repeat in range(WARM_UP + repeats):
             began = time.perf_counter()
             ctx.model(**inputs)
-            if ctx.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(ctx.device)
             if repeat >= WARM_UP:
                 times.append((time.perf_counter() - began) * 1e3)
     return times

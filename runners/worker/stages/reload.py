@@ -6,13 +6,12 @@ saved at all. From here on the reloaded model is the one that is scored: it is w
 
 from __future__ import annotations
 
-import gc
-
 import torch
 from torch import nn
 
 from harness.errors import CheckFailed
 from runners.worker.context import Context
+from runners.worker.memory import release
 from runners.worker.scoring import probe_logits
 from runners.worker.stages.quantize import load_base
 from runners.worker.stages.save import ADAPTER_FOLDER
@@ -34,9 +33,7 @@ def run(ctx: Context) -> None:
     if not ctx.produces:
         return
     ctx.model = nn.Identity()  # frees the trained model before a second base is loaded
-    gc.collect()
-    if ctx.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release()
     ctx.model = ctx.method.load(load_base(ctx), ctx.folder / ADAPTER_FOLDER)
     ctx.model.eval()
     before, after = ctx.probe_logits, probe_logits(ctx, ctx.model)

@@ -29,7 +29,7 @@ from runners.worker import parallel
 from runners.worker.batches import to_device, training_collator
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
-from runners.worker.memory import is_out_of_memory
+from runners.worker.memory import forked_random, is_out_of_memory, synchronize
 from runners.worker.trainer import Hooks, MatrixTrainer, StepClock, arguments, loss_of
 
 STEPS_LEFT_OUT = 3
@@ -246,8 +246,7 @@ def forward_once(ctx: Context) -> None:
     """A forward pass of the shape that will be trained; changes neither the model nor any random number."""
     with torch.no_grad(), as_it_was(ctx):
         ctx.model(**first_batch(ctx)[0])
-        if ctx.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(ctx.device)
 
 
 @contextlib.contextmanager
@@ -259,7 +258,7 @@ def as_it_was(ctx: Context) -> Iterator[None]:
         ctx.model.gradient_checkpointing_disable()
     try:
         with (
-            torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []),
+            forked_random(ctx.device),
             torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.job.cell["model"]["dtype"] == "bfloat16"),
         ):
             ctx.model.train()
