@@ -199,7 +199,7 @@ def print_smells(smells: Sequence[Smell]) -> None:
 
 def regressions_text(report: Report) -> str:
     """The report on regressions, as Markdown."""
-    from reports.apps.regressions.report import to_markdown
+    from reports.apps.regressions.analyze import to_markdown
 
     return to_markdown(report)
 

@@ -62,8 +62,8 @@ def run_night(
         UserError: the sweep is wrong, or a folder cannot be written.
     """
     from reports.apps.regressions import analyze
+    from reports.apps.regressions.analyze import to_markdown
     from reports.apps.regressions.detect import missing
-    from reports.apps.regressions.report import to_markdown
     from reports.board.publish import publish_board
     from runners.running.run import run_sweep
 

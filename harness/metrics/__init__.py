@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import did_you_mean
-from harness.metrics import cost, imported, memory, scores
+from harness.metrics import cost, memory, scores
 from harness.metrics.definition import Better, Family, MetricDef
 from harness.record import Reading, WhyMissing
 
@@ -101,4 +101,4 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-define(*scores.QUANTITIES, *cost.QUANTITIES, *memory.QUANTITIES, *imported.QUANTITIES)
+define(*scores.QUANTITIES, *cost.QUANTITIES, *memory.QUANTITIES, *cost.IMPORTED)

@@ -32,6 +32,6 @@ GENERATORS: Registry[Generator] = Registry(
         "strings": "tasks.generators.strings:generate",
         "string-pairs": "tasks.generators.strings:generate_pairs",
         "addition": "tasks.generators.addition:generate",
-        "filler": "tasks.generators.filler:generate",
+        "filler": "tasks.generators.strings:generate_filler",
     },
 )

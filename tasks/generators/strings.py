@@ -6,6 +6,8 @@ operation is a true adaptation task whose forgetting can be seen on the three it
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -102,3 +104,32 @@ def _spell(number: int, params: StringParams) -> str:
         number, digit = divmod(number, len(params.alphabet))
         characters.append(params.alphabet[digit])
     return "".join(characters)
+
+
+_SUPPLY = 10**9
+
+
+class FillerParams(Params):
+    """Parameters.
+
+    Attributes:
+        prompt_characters: length of every prompt.
+        answer_characters: length of every answer.
+    """
+
+    prompt_characters: int = Field(ge=1, le=100_000)
+    answer_characters: int = Field(ge=1, le=100_000)
+
+
+def generate_filler(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+    """``n`` rows of ``split``. See :class:`FillerParams`."""
+    wanted: FillerParams = read_params(FillerParams, params, "filler")
+    items = []
+    for number in draw(_SUPPLY, split, n, seed):
+        letters = random.Random(number).choices(
+            string.ascii_lowercase, k=wanted.prompt_characters + wanted.answer_characters
+        )
+        text = "".join(letters)
+        prompt, answer = text[: wanted.prompt_characters], text[wanted.prompt_characters :]
+        items.append(Item(id=f"{split}/{number}", prompt=prompt, answer=answer))
+    return items

@@ -11,7 +11,7 @@ from torch import nn
 from harness.methods.base import Method
 from harness.methods.modules import blocks
 from harness.methods.side.ladder import LadderNetwork, strongest
-from harness.methods.side.tuning import NAME
+from harness.methods.side.lst import NAME
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, gap, logits, made, train
 
 SIDE: list[tuple[str, dict[str, Any]]] = [("qst", {}), ("qst", {"mode": "repo"}), ("lst", {})]

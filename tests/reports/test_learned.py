@@ -16,7 +16,7 @@ from harness.methods.catalog import METHODS
 from harness.store.store import Store, samples_ref, samples_to_parquet
 from peft_matrix import api, listings
 from reports.apps import evidence
-from reports.apps.evidence_reasons import REASONS
+from reports.apps.evidence import REASONS
 from reports.board.board import Board, BoardTable, build
 from reports.board.formats import to_csv
 from reports.board.spec import RowFilter

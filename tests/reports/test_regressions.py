@@ -17,9 +17,9 @@ from harness.metrics import reading
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.regressions import analyze, decisions
+from reports.apps.regressions.analyze import to_markdown
 from reports.apps.regressions.confirm_reruns import confirm, provisional
 from reports.apps.regressions.detect import detect
-from reports.apps.regressions.report import to_markdown
 from reports.apps.regressions.series import History, Series, SeriesPoint
 from tests.quality.imported import ITEMS, RUNS, nights, truths
 from tests.quality.regressions import CASES, as_history, quiet

@@ -14,8 +14,8 @@ from tasks.data import contamination, load_split, task_digest
 from tasks.generators import GENERATORS
 from tasks.generators.addition import generate as addition
 from tasks.generators.draw import draw, split_of
-from tasks.generators.filler import generate
 from tasks.generators.strings import generate as strings
+from tasks.generators.strings import generate_filler
 from tasks.prompt_variants import as_given, orders, over_orders, relisted
 from tasks.scored import Scored
 from tasks.scoring import score_choices, score_texts, summarise
@@ -276,10 +276,10 @@ def test_contamination_counts_and_names() -> None:
 
 def test_rows_have_the_stated_length_and_no_split_shares_one() -> None:
     params = {"prompt_characters": 40, "answer_characters": 9}
-    train, test = generate(params, "train", 50, 0), generate(params, "test", 50, 0)
+    train, test = generate_filler(params, "train", 50, 0), generate_filler(params, "test", 50, 0)
     assert {(len(i.prompt), len(i.answer)) for i in train + test} == {(40, 9)}
     assert len({i.prompt + i.answer for i in train + test}) == 100
-    assert generate(params, "train", 20, 0) == train[:20]
+    assert generate_filler(params, "train", 20, 0) == train[:20]
 
 
 def test_a_row_of_the_definition_is_768_tokens_of_a_skeleton() -> None:

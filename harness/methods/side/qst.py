@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.methods import bases
 from harness.methods.base import Declaration
-from harness.methods.side.tuning import SideTuning
+from harness.methods.side.lst import SideTuning
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
@@ -24,7 +24,7 @@ class QST(SideTuning):
     With h_l the backbone's hidden states and s_l the side network's: ``s_l = block_l((1 - sig(z_l)) down_l(h_l) +
     sig(z_l) s_(l-1))``, ``s_0 = down_0(embeddings)``, and the head reads ``a h_L + (1 - a) up(s_L)``. The paper's a
     starts at one, where the model is the base. ``mode: repo`` is the released network
-    (:class:`harness.methods.side.gated.GatedNetwork`), which mixes behind the final norm with sig(a), 0.73 at first.
+    (:class:`harness.methods.side.network.GatedNetwork`), which mixes behind the final norm with sig(a), 0.73 at first.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -58,8 +58,7 @@ class QST(SideTuning):
 
     def network(self, model: nn.Module) -> SideNetwork:
         """The gated side network."""
-        from harness.methods.side.gated import GatedNetwork
-        from harness.methods.side.network import Sizes
+        from harness.methods.side.network import GatedNetwork, Sizes
 
         sizes = Sizes.of(model, int(self.params["reduction"]))
         return GatedNetwork(sizes, int(self.params["rank"]), released=self.params["mode"] == "repo")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration
-from harness.methods.zeroth_order.mezo import Mezo, ZerothOrderStep, by_block
-from harness.methods.zeroth_order.rows import row
+from harness.methods.zeroth_order.mezo import Mezo, ZerothOrderStep, by_block, row
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch

@@ -8,9 +8,8 @@ from typing import Any
 
 from harness.record import Record
 from harness.store.store import Store
-from reports.apps.regressions.analyze import look
+from reports.apps.regressions.analyze import look, sentence
 from reports.apps.regressions.detect import CellFinding, PooledFinding
-from reports.apps.regressions.report import sentence
 from reports.apps.site.answer import card_row, cautions, row_name
 from reports.apps.site.cellpage import main_settings, result
 from reports.apps.site.text import line, page_name

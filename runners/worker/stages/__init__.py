@@ -8,10 +8,7 @@ from runners.worker import parallel
 from runners.worker.context import Context
 from runners.worker.stages import (
     attach,
-    baseline,
-    compress,
     evaluate,
-    finalize,
     inspection,
     judge,
     load,
@@ -19,13 +16,10 @@ from runners.worker.stages import (
     prepare,
     probe,
     quantize,
-    recipe,
     reload,
     retain,
     save,
-    targets,
     train,
-    validate,
 )
 
 Stage = Callable[[Context], None]
@@ -34,7 +28,7 @@ STAGES: tuple[tuple[str, Stage], ...] = (
     ("load", load.run),  # tokenizer, items, where the weights are
     ("quantize", quantize.run),  # weights into memory at the cell's bit width
     ("inspect", inspection.run),  # real bytes, layer errors, kernels
-    ("baseline", baseline.run),  # what the base could do before: the paired half of retention
+    ("baseline", retain.run_on_base),  # what the base could do before: the paired half of retention
     ("prepare", prepare.run),  # tokenized batches, data-driven initialisation
     ("attach", attach.run),  # the method takes hold; trainable parameters are counted
     ("train", train.run),
@@ -47,24 +41,24 @@ STAGES: tuple[tuple[str, Stage], ...] = (
 )
 
 _AFTER_MERGE: tuple[tuple[str, Stage], ...] = (
-    ("full_precision", compress.full_precision),  # the second arm: scored before it is quantized; then merged
-    ("compress", compress.run),  # merged weights to the cell's bit width; what is scored from here on
+    ("full_precision", merge.full_precision),  # the second arm: scored before it is quantized; then merged
+    ("compress", merge.compress),  # merged weights to the cell's bit width; what is scored from here on
     ("inspect_compressed", inspection.run_merged),
 )
 
 
 TRIAL: tuple[tuple[str, Stage], ...] = (
     *(stage for stage in STAGES if stage[0] in ("load", "quantize", "prepare", "attach", "train")),
-    ("validate", validate.run),  # the validation split, and nothing of the test split
+    ("validate", evaluate.validate),  # the validation split, and nothing of the test split
 )
 
 
 FURTHER: tuple[tuple[str, Stage, str, int], ...] = (
-    ("recipe", recipe.run, "prepare", 0),  # what is done to the training rows
-    ("targets", targets.run, "prepare", 0),  # what other models say about them
+    ("recipe", prepare.apply_recipe, "prepare", 0),  # what is done to the training rows
+    ("targets", prepare.read_targets, "prepare", 0),  # what other models say about them
     ("compile", train.compile_model, "train", 0),  # torch.compile, outside the times of training
     ("judge", judge.run, "evaluate", 1),  # which answers a judge prefers to the references
-    ("finalize", finalize.run, "train", 1),  # what the method does once training is over
+    ("finalize", attach.finalize, "train", 1),  # what the method does once training is over
     ("gather", parallel.gather, "train", 1),  # what several ranks trained, on one of them
 )
 """Stages that only some cells have: name, work, and where it goes (0: before that stage, 1: behind it)."""

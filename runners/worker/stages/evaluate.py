@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.errors import UserError
 from harness.metrics import METRICS
 from runners.worker import preferences, prompt_variants
 from runners.worker.context import RANDOM_WEIGHTS, Context
@@ -40,3 +41,18 @@ def record_summary(ctx: Context, scored: list[Scored], *, prefix: str = "") -> N
         else:
             details = {"standard_error": summary.standard_error}
             ctx.record(prefix + name, summary.value, source=source, n=summary.n, details=details)
+
+
+def validate(ctx: Context) -> None:
+    """Record the mean negative log-likelihood of the right answers.
+
+    Raises:
+        UserError: the task has no validation split, so nothing can be tuned on it.
+    """
+    if not ctx.splits.validation:
+        raise UserError(
+            f"the task {ctx.task.definition.name!r} has no validation split to tune on",
+            fix="Give it one, or take 'tune' out of the sweep.",
+        )
+    value, n = mean_nll(ctx, ctx.task, ctx.splits.validation)
+    ctx.record("validation_nll", value, source="scorer", n=n)

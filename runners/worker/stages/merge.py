@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import statistics
 
+from safetensors.torch import save_file
+
 from harness.meters.attribution import intruder_dimensions
 from harness.methods.modules import linears
+from harness.quantizers.layers import plain_linears
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.latency import record_not_merged
 from runners.worker.scoring import probe_logits, score
 from runners.worker.stages.evaluate import record_summary
+from runners.worker.stages.inspection import ORIGINAL_FOLDER
 from runners.worker.stages.probe import probe_arm
-from runners.worker.stages.quantize import load_base
+from runners.worker.stages.quantize import load_base, quantize
 
 METRIC_NAMES = ("merged_accuracy", "merge_error_max", "merge_error_mean")
 
@@ -90,3 +94,25 @@ def _why_not(ctx: Context) -> str | None:
     if not ctx.quantizes_before:
         return "merged before it was quantized: the adapted arm is the merged one"
     return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base, ctx.method.params)
+
+
+def full_precision(ctx: Context) -> None:
+    """Score the trained model as it is, merge its adapter, and write the weights down for the layer errors."""
+    if ctx.random_weights:
+        ctx.record_missing("before_quantization_accuracy", "not_applicable", source="scorer", note=RANDOM_WEIGHTS)
+    else:
+        scored = score(ctx, ctx.task, ctx.splits.test)
+        ctx.keep_samples("before_quantization", ctx.task.definition.name, scored)
+        record_summary(ctx, scored, prefix="before_quantization_")
+    if ctx.trains and not ctx.method.promise.in_place:
+        fold(ctx)
+    folder = ctx.folder / ORIGINAL_FOLDER
+    folder.mkdir(exist_ok=True)
+    weights = {f"{name}.weight": linear.weight.detach() for name, linear in plain_linears(ctx.model)}
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+
+
+def compress(ctx: Context) -> None:
+    """Calibrate and quantize the merged model: nothing else is in this span."""
+    ctx.model.requires_grad_(False)
+    ctx.model = quantize(ctx, ctx.model)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from harness.errors import Unsupported
+from harness.errors import Unsupported, UserError
 from harness.methods.base import Batch
 from runners.worker import few_shot, trainrows
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.encoding import encode_training
 from runners.worker.lm_eval_suite import check_start
+from runners.worker.othermodels import Models
 from runners.worker.sandbox import check_allowed
 from runners.worker.scoring import new_tokens, samples_of
 from runners.worker.stages.load import data_root
@@ -102,3 +103,45 @@ def validation_batches(ctx: Context) -> Callable[[int], Iterable[Batch]] | None:
     rows, cut = encode_training(ctx.tokenizer, ctx.splits.validation, ctx.kind, ctx.training.max_length)
     ctx.facts |= {"validation_items_read": len(rows), "validation_items_cut": cut}
     return lambda n: calibration_batches(ctx, n, rows)
+
+
+def apply_recipe(ctx: Context) -> None:
+    """Call the recipe's hooks on the training items and on their encoded rows.
+
+    Raises:
+        UserError: the recipe leaves no rows.
+    """
+    models = Models(ctx, trainrows.named(ctx, "recipe"))
+    try:
+        ctx.splits.train = list(ctx.recipe.items(ctx.splits.train, models))
+        if not ctx.splits.train:
+            raise UserError(f"the recipe {ctx.recipe.declaration.name} leaves no rows to train on")
+        trainrows.encode_answers(ctx)
+        if not trainrows.rewrites(ctx):
+            trainrows.encode_loop(ctx, models)
+    finally:
+        ctx.facts["recipe"] = {**ctx.recipe.facts(), **models.close()}
+
+
+def read_targets(ctx: Context) -> None:
+    """Let the objective rewrite the items and write reference or teacher values into the rows.
+
+    The reference of a preference loss is the base before the method is attached, so its log-probabilities are exact for
+    every method and nothing of it is in memory while the method trains.
+
+    Raises:
+        Unsupported: a teacher whose tokens cannot be compared.
+        UserError: no rows are left.
+    """
+    models = Models(ctx, trainrows.named(ctx, "objective"))
+    try:
+        if trainrows.rewrites(ctx):
+            ctx.splits.train = list(ctx.objective.rewrite(ctx.splits.train, models))
+            if not ctx.splits.train:
+                raise UserError(f"the objective {ctx.objective.declaration.name} leaves no rows to train on")
+            trainrows.encode_answers(ctx)
+        if not ctx.loop_rows:
+            trainrows.encode_loop(ctx, models)
+        ctx.objective.prepare(ctx.loop_rows, models)
+    finally:
+        ctx.facts["objective"] = {**ctx.objective.facts(), **models.close()}

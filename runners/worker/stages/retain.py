@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runners.worker import preferences
 from runners.worker.context import RANDOM_WEIGHTS, Context
 from runners.worker.lm_eval_suite import score_standard
 from runners.worker.scoring import score
@@ -73,3 +74,15 @@ def _scored(ctx: Context, task: Task, arm: str, items: int) -> list[Scored]:
     scored = score(ctx, task, load_split(task, "test", data_root=root, max_items=items, seed=0))
     ctx.keep_samples(arm, task.definition.name, scored)
     return scored
+
+
+def run_on_base(ctx: Context) -> None:
+    """Score the base on the skills it should keep, before anything is attached.
+
+    `retain` scores the same items again, so that forgetting is a paired difference within the cell.
+    Records the base's skills, bits per byte and lm-eval scores; their items are kept under the arm ``base``."""
+    preferences.remember_base(ctx)
+    score_skills(ctx, arm="base", metric="base_retained_accuracy")
+    if ctx.evaluation.retention:
+        score_texts(ctx, arm="base", metric="base_held_out_bits_per_byte")
+        score_standard(ctx, arm="base", metric="base_lm_eval_accuracy")
