@@ -27,6 +27,11 @@ def board(
         list[str] | None,
         typer.Option(help="Only rows with this verdict: learned, 'no evidence', worse or degenerate. Repeatable."),
     ] = None,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Print tables for a paper (booktabs, siunitx) and write nothing.")
+    ] = False,
+    columns: Annotated[str | None, typer.Option(help="With --latex: keys of the columns, separated by commas.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="With --latex: the first rows only.")] = None,
     changes: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,6 +44,10 @@ def board(
 
     stored = api.load(results, data_root=data_root, sweep=sweep)
     found = stored.board(chosen(sweep, changes), board=board_name, planned=not from_records, learned=learned or ())
+    if latex:
+        keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
+        typer.echo(found.to_latex(keys, top), nl=False)
+        return
     folder = out or board_folder(results, found.sweep, sweep)
     published = found.save(folder)
     if as_json:

@@ -15,7 +15,7 @@ from reports.board.board import BoardTable, build, load_board
 from reports.board.checks import Smell, check_folder
 from reports.board.feeds import atom, badge
 from reports.board.figures import draw_all
-from reports.board.formats import to_markdown, to_notebook
+from reports.board.formats import to_latex, to_markdown, to_notebook
 from reports.board.formats.files import write_all
 from reports.board.formats.to_terminal import print_board
 
@@ -74,6 +74,10 @@ class BuiltBoard:
     def to_markdown(self) -> str:
         """The text of ``board.md``."""
         return to_markdown.render(self.table)
+
+    def to_latex(self, columns: Sequence[str] = (), top: int | None = None) -> str:
+        """Tables for a paper: these columns (by key; none: the usual ones), and the first ``top`` rows of each."""
+        return to_latex.paper(self.table, columns, top)
 
     def _repr_html_(self) -> str:
         return to_notebook.render(self.table)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import subprocess
+
+import numpy as np
 import pytest
 
+from harness.errors import UserError
 from harness.metrics import reading
 from harness.record import Span
 from harness.store.store import Store
 from reports.board.board import build, load_board
-from reports.board.figures import draw_all, energy, memory
+from reports.board.figures import draw_all, drawing, energy, memory
+from reports.board.formats import to_latex
 from reports.board.formats.files import write_all
-from tests.reports.making import cell, ok_record
+from tests.reports.making import cell, filled_store, ok_record
 
 
 def drawn(store: Store):
@@ -102,3 +109,74 @@ def test_energy_per_correct_answer_or_why_there_is_none(full):
     right = round(record.metrics["accuracy"].value * 200)
     assert energy.per_correct(record) == pytest.approx(90 / right)
     assert energy.per_correct(ok_record(cell())[0]) == "no energy of the evaluation (not_measured)"
+
+
+# --- papers: fonts, colours, tables ----------------------------------------------------------------
+SEEN = {  # linear RGB as seen: normal, deuteranopia, protanopia (Machado et al. 2009, severity 1)
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+)
+
+
+def lab(colour, seen):
+    values = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(seen @ linear, 0, 1) / np.array([0.95047, 1, 1.08883])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_any_two_colours_differ_for_colour_blind_readers(seen):
+    """CIE 1976 colour difference of at least 15."""
+    found = [lab(colour, SEEN[seen]) for colour in drawing.COLOURS]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(found, 2)) >= 15
+
+
+def test_figures_embed_truetype_and_print_no_raw_tex(full):
+    found, _ = drawn(full)
+    for one in found:
+        assert b"/Type3" not in one.files["pdf"], one.kind
+    curves = next(one for one in found if one.kind == "learning-rate curves").files["svg"].decode()
+    assert "mathdefault" not in curves
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+@pytest.mark.parametrize(
+    ("layout", "top", "long_rows"), [("onecolumn", None, 40), ("onecolumn", None, 10), ("twocolumn", 5, 40)]
+)
+def test_tables_for_a_paper_compile_without_overfull_box(tmp_path, monkeypatch, layout, top, long_rows):
+    monkeypatch.setattr(to_latex, "LONG_ROWS", long_rows)
+    store = filled_store(tmp_path / "store")
+    text = to_latex.paper(build(load_board("default", []), store.records()[0], store), top=top)
+    packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,siunitx,longtable,array,amssymb,textcomp}"
+    document = rf"\documentclass[{layout}]{{article}}{packages}\begin{{document}}" + text + r"\end{document}"
+    (tmp_path / "paper.tex").write_text(document)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in (tmp_path / "paper.log").read_text()
+    assert r"\label{tab:" in text
+    assert ("begin{longtable}" in text) == (long_rows == 10)
+
+
+def test_a_paper_table_has_the_chosen_columns(tmp_path):
+    store = filled_store(tmp_path / "store")
+    table = build(load_board("default", []), store.records()[0], store)
+    text = to_latex.paper(table, ["method", "step_ms"], 3)
+    assert text.count(r" \\") == 4  # the head and three rows
+    with pytest.raises(UserError, match="no column 'acuracy'"):
+        to_latex.paper(table, ["acuracy"])

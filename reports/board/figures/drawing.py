@@ -18,7 +18,8 @@ from reports.board.formats.text import plain
 INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
 """Text and frame; grid and error bars; the Pareto front. The page maps them to its own light and dark colours."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-COLOURS = ("#1b6ca8", "#c8553d", "#6a4c93", "#8a6d00", "#0f8b8d", "#b23a7f", "#4f6d2f", "#5f5f5f", "#2f4b7c", "#a05195")
+COLOURS = ("#2828a0", "#f0a000", "#00c8a0", "#785000", "#f078c8", "#285050", "#a07850", "#c800f0", "#787878", "#000000")
+"""Every two differ by CIEDE2000 >= 15, in normal vision and in simulated deuteranopia and protanopia."""
 LABEL_CHARACTERS = 18
 MOST_NAMES = 20
 MOST_ROWS = 60
@@ -37,7 +38,7 @@ STYLE = {
     "ytick.color": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "peft-matrix",
-    "pdf.fonttype": 3,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "text.parse_math": False,  # a name may hold a dollar sign
     "figure.dpi": 100,
 }

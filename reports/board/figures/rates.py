@@ -88,6 +88,8 @@ def _paint(axes: Any, curves: dict[tuple[str, str], Curve], metric: str) -> None
             label=plain(name, 2 * LABEL_CHARACTERS),
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default would print raw TeX
+    axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.set_xlabel("learning rate")
     axes.set_ylabel(f"{definition.label} ({unit})")
     axes.grid(visible=True, color=FAINT, alpha=0.25, linewidth=0.6)

@@ -1,9 +1,15 @@
-"""A board as LaTeX tables (package booktabs), one per section."""
+"""A board as LaTeX tables (package booktabs): all of it, or the columns and rows that a paper prints."""
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Sequence
+
+from harness.digests import slug
+from harness.errors import UserError, did_you_mean
 from reports.board.board import BoardRow, BoardTable, Section
-from reports.board.formats.text import ColumnText, columns, leading, place, plain
+from reports.board.formats.text import MISSING, ColumnText, columns, leading, place, plain
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -78,3 +84,120 @@ def _row(row: BoardRow, shown: list[ColumnText]) -> str:
             text = rf"\textbf{{{text}}}"
         cells.append(text + (rf" {{\footnotesize {escape(there.aside)}}}" if there.aside else ""))
     return f"{escape('◆') if row.front else ''} & " + " & ".join(cells) + r" \\"
+
+
+LONG_ROWS = 40
+"""Rows from which on a table breaks over pages (longtable, which needs a page of one column)."""
+HEAD_CHARACTERS = 12
+
+
+def paper(table: BoardTable, keys: Sequence[str] = (), top: int | None = None) -> str:
+    r"""Tables for a paper of one or two columns; needs booktabs, siunitx, longtable and array.
+
+    Args:
+        keys: columns to print, by key; none: method, quantization, the ranked score, and one each of memory and time.
+        top: the first rows only.
+
+    Raises:
+        UserError: a column that the board does not have.
+    """
+    known = {column.key: column for column in columns(table)}
+    for key in keys:
+        if key not in known:
+            raise UserError(f"the board has no column {key!r}", where="--columns", fix=did_you_mean(key, known))
+    chosen = [known[key] for key in keys or _usual(table, known)]
+    lines = ["% needs \\usepackage{booktabs,siunitx,longtable,array,amssymb,textcomp} and T1 fonts"]
+    lines.append(f"% records: {table.about.digest[:16]}")
+    for section in table.sections:
+        lines += _paper_section(table, section, chosen, top)
+    return "\n".join(lines) + "\n"
+
+
+def _usual(table: BoardTable, known: dict[str, ColumnText]) -> list[str]:
+    rows = [row for section in table.sections for row in section.rows]
+    held = [key for key in known if key not in rows[0].cells or any(row.cells[key].value is not None for row in rows)]
+    memory = [key for key in held if key.endswith("_bytes") and key.startswith("train.")][:1]
+    return [key for key in ("method", "quantization", table.board.rank, *memory, "step_ms") if key in held]
+
+
+def _paper_section(table: BoardTable, section: Section, chosen: list[ColumnText], top: int | None) -> list[str]:
+    rows = [row for row in section.rows if row.status == "ok"][:top]
+    names = sum(not column.is_number for column in chosen)
+    width = f"{0.44 / max(1, names):.2f}"
+    kinds = [(_numbers(column, rows) if column.is_number else rf"p{{{width}\linewidth}}") for column in chosen]
+    head = [
+        " & ".join(_head(column) for column in chosen) + r" \\",
+        r"\midrule",
+    ]
+    body = [" & ".join(_paper_cell(column, row) for column in chosen) + r" \\" for row in rows]
+    caption = rf"\caption[{escape(section.title)}]{{{escape(section.title)}.{_bold_note(section.rows)}}}"
+    label = rf"\label{{tab:{slug(table.board.name)}-{slug(section.title)}}}"
+    setup = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+    columns_ = "@{}" + "".join(kinds) + "@{}"
+    if len(rows) > LONG_ROWS:
+        return [
+            "",
+            rf"{{{setup}",
+            rf"\begin{{longtable}}{{{columns_}}}",
+            rf"{caption} {label} \\",
+            r"\toprule",
+            *head,
+            r"\endfirsthead",
+            r"\toprule",
+            *head,
+            r"\endhead",
+            r"\bottomrule",
+            r"\endfoot",
+            *body,
+            r"\end{longtable}}",
+        ]
+    begin = [
+        "",
+        r"\begin{table}",
+        rf"\centering{setup}",
+        caption,
+        label,
+        rf"\begin{{tabular}}{{{columns_}}}",
+        r"\toprule",
+    ]
+    return [*begin, *head, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+
+
+def _bold_note(rows: Sequence[BoardRow]) -> str:
+    first = [row for row in rows if leading(row)]
+    if not first:
+        return ""
+    several = f"{len(first)} rows tie for first (bold)" if len(first) > 1 else "The best row is bold"
+    return f" {several}."
+
+
+def _head(column: ColumnText) -> str:
+    lines = textwrap.wrap(column.label, HEAD_CHARACTERS, break_long_words=False) + (
+        [f"({column.unit})"] if column.unit else []
+    )
+    text = r"\\".join(escape(one) for one in lines)
+    return rf"{{\shortstack[{'r' if column.is_number else 'l'}]{{{text}}}}}"
+
+
+_NUMBER = re.compile(r"[-+−]?[0-9,]*\.?[0-9]+")
+
+
+def _numbers(column: ColumnText, rows: Sequence[BoardRow]) -> str:
+    """An S column as wide as its widest number; a right-aligned one where some entry is no number."""
+    texts = [place(column, row).main for row in rows]
+    found = [text.replace(",", "").lstrip("+-−") for text in texts if _NUMBER.fullmatch(text)]
+    if len(found) < sum(text != MISSING for text in texts) or not found:
+        return "r"
+    whole = max(len(text.partition(".")[0]) for text in found)
+    part = max(len(text.partition(".")[2]) for text in found)
+    sign = "-" if any(text.startswith(("-", "−")) for text in texts) else ""
+    return f"S[table-format={sign}{whole}.{part},detect-weight,group-digits=none]"
+
+
+def _paper_cell(column: ColumnText, row: BoardRow) -> str:
+    text = place(column, row).main
+    if column.is_number and _NUMBER.fullmatch(text):
+        return text.replace(",", "").replace("−", "-").lstrip("+")
+    if column.is_number:
+        return rf"{{{escape(text)}}}"
+    return rf"\raggedright\arraybackslash {'' if not leading(row) else chr(92) + 'bfseries '}{escape(text)}"
