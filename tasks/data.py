@@ -1,30 +1,28 @@
 """From a task's definition to its items, and to the digest of everything that can change one.
 
-Rows come from JSONL files, from the Hub, or from a generator. ``datasets`` is imported only where the Hub is read.
+Rows come from files or the Hub (:mod:`tasks.rows`), or from a generator.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from harness.digests import canonical_json, digest
 from harness.errors import UserError
-from harness.file_digests import FileDigests
 from tasks import formats, preferences
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSER_VERSIONS, PARSERS
+from tasks.rows import DATA_ROOT_HINT, FileOrigin, HubOrigin, Row, SplitRows
 from tasks.task import (
     COMPLETION,
     SPLITS,
     ChoicesInText,
-    DerivedColumn,
-    HubSource,
     Item,
     Source,
     SplitName,
@@ -34,171 +32,11 @@ from tasks.task import (
 )
 from tasks.template import FieldError, lookup, render
 
-Row = dict[str, Any]
-
-DATA_ROOT_HINT = "Pass --data-root DIR (or set PEFT_MATRIX_DATA), where DIR/{} holds the rows."
-
-LATER_FIELDS = ("stop", "program", "layout", "judged", "conversation")
+LATER_FIELDS = ("stop", "program", "layout", "judged", "conversation", "train_answer")
 """Fields of a definition that are part of its digest only where they say something: older records stay current."""
 
 OTHER_WAYS = ("options", "prompts", "raw")
 """Fields of a definition that say how items may be asked again: part of a cell only where its sweep does so."""
-
-_DIGESTS = FileDigests()
-"""A file of rows is hashed once in a process as long as it does not change."""
-
-
-class SplitRows(Protocol):
-    """The rows of one source split."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Row: ...
-
-    def where(self, index: int) -> str:
-        """Readable position of row ``index``: the file and line, or the data set and row."""
-        ...
-
-    def values(self, column: str) -> list[Any]:
-        """One column of all rows; None where a row does not have it."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileOrigin:
-    """A JSONL file, one row a line; blank lines are skipped."""
-
-    path: Path
-
-    def identity(self) -> dict[str, str]:
-        """The digest of the file's bytes."""
-        return {"sha256": _DIGESTS.of(self.path)}
-
-    def read(self) -> JsonlRows:
-        """The rows; each line is decoded when it is asked for."""
-        try:
-            text = self.path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot be read: {error}", where=str(self.path)) from error
-        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        return JsonlRows(self.path, lines)
-
-
-@dataclass(frozen=True)
-class JsonlRows:
-    """Lines of a JSONL file with their numbers."""
-
-    path: Path
-    lines: list[tuple[int, str]]
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, index: int, /) -> Row:
-        try:
-            row = json.loads(self.lines[index][1], parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            fix = "Each line must be one JSON object."
-            raise UserError(f"not valid JSON: {error}", where=self.where(index), fix=fix) from None
-        if not isinstance(row, dict):
-            raise UserError(f"a row must be a JSON object, not {type(row).__name__}", where=self.where(index))
-        return row
-
-    def where(self, index: int) -> str:
-        """File and line."""
-        return f"{self.path}, line {self.lines[index][0]}"
-
-    def values(self, column: str) -> list[Any]:
-        """One column of all rows."""
-        return [self[i].get(column) for i in range(len(self))]
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number; write null or leave the field out")
-
-
-@dataclass(frozen=True)
-class HubOrigin:
-    """A split of a data set on the Hub.
-
-    Attributes:
-        split: the Hub's name of it.
-        instead: path below a data root where the same rows would be searched.
-    """
-
-    hub: HubSource
-    split: str
-    instead: str
-
-    def identity(self) -> dict[str, Any]:
-        """Properties that pin the rows: id, configuration, revision, split and the columns made from them."""
-        return {"hub": self.hub.model_dump(mode="json", exclude={"splits", "unpinned"}), "split": self.split}
-
-    def read(self) -> HubRows:
-        """The rows, downloaded or from the local cache.
-
-        Raises:
-            UserError: no network, no such data set, configuration, revision or split.
-        """
-        import datasets
-        from datasets.exceptions import DatasetsError
-
-        hub = self.hub
-        configs = hub.config if isinstance(hub.config, tuple) else (hub.config,)
-        try:
-            parts = [datasets.load_dataset(hub.id, c, split=self.split, revision=hub.revision) for c in configs]
-        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"the data set {hub.id!r}, split {self.split!r}, cannot be downloaded from the Hub: {reason}",
-                fix=DATA_ROOT_HINT.format(self.instead),
-            ) from error
-        return HubRows(f"{hub.id}[{self.split}]", datasets.concatenate_datasets(parts), hub.columns)
-
-
-@dataclass(frozen=True)
-class HubRows:
-    """A data set's rows with the columns that the task adds."""
-
-    name: str
-    data: Any
-    columns: dict[str, str | DerivedColumn]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int, /) -> Row:
-        row = dict(self.data[index])
-        for name, column in self.columns.items():
-            try:
-                row[name] = _column(column, row)
-            except FieldError as error:
-                raise UserError(f"{error}; it is needed for the column {name!r}", where=self.where(index)) from None
-        return row
-
-    def where(self, index: int) -> str:
-        """Data set, split and row."""
-        return f"{self.name}, row {index}"
-
-    def values(self, column: str) -> list[Any]:
-        """One column of all rows, read at once unless the task makes it."""
-        if column in self.data.column_names and column not in self.columns:
-            return list(self.data[column])
-        return [self[i].get(column) for i in range(len(self))]
-
-
-def _column(column: str | DerivedColumn, row: Row) -> str:
-    if isinstance(column, str):
-        return render(column, row)
-    if column.each:
-        listed = lookup(column.from_, row)
-        return column.join.join(render(column.each, {"n": n, "value": v}) for n, v in enumerate(listed, start=1))
-    text = render(column.from_, row)
-    if not column.values:
-        return text
-    if text not in column.values:
-        raise FieldError(f"{text!r} is none of the values {', '.join(column.values)}")
-    return column.values[text]
 
 
 def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_items: int | None, seed: int) -> list[Item]:
@@ -231,6 +69,8 @@ def load_split(task: Task, split: SplitName, *, data_root: Path | None, max_item
             where=str(origin.path) if isinstance(origin, FileOrigin) else origin.hub.id,
             fix="Add rows, or correct the split's rule.",
         )
+    if split == "train" and definition.train_answer:
+        definition = definition.model_copy(update={"answer": definition.train_answer})
     items = []
     for index in _sample(indices, max_items, f"items/{seed}"):
         row, where = rows[index], rows.where(index)
@@ -344,13 +184,13 @@ def _locate(task: Task, source: Source, rule: SplitRule, data_root: Path | None)
                 where=f"{task.path}, key 'source.files.{split}'",
                 fix="Paths are relative to the task's file.",
             )
-        return FileOrigin(path)
+        return FileOrigin(path, source.columns)
     if data_root is not None and not data_root.is_dir():
         raise UserError(f"the data root {data_root} is not a folder", fix="Correct --data-root or PEFT_MATRIX_DATA.")
     if source.data_root and data_root is not None:
         path = data_root / source.data_root / f"{split}.jsonl"
         if path.is_file():
-            return FileOrigin(path)
+            return FileOrigin(path, source.columns)
     if source.hub:
         instead = f"{source.data_root or name}/{split}.jsonl"
         return HubOrigin(source.hub, source.hub.splits.get(split, split), instead)
@@ -424,6 +264,8 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
         except FieldError as error:
             raise UserError(f"{error}; the task's '{key}' needs it", where=where) from None
 
+    if definition.kind == "generation" and definition.layout:
+        return _answered(definition, item_id, row, where)
     if definition.layout not in (None, "options"):
         return _preference(definition, item_id, row, where)
     if definition.conversation:
@@ -468,6 +310,18 @@ def _writable(value: Any) -> Any:
                 half = text[error.start : error.end].encode("unicode_escape").decode()
                 raise FieldError(f"the text holds {half}, which is half of a character") from None
     return value
+
+
+def _answered(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
+    """A prompt and its answer, from a row in one of the usual layouts."""
+    try:
+        prompt, answer = preferences.read_answered(str(definition.layout), row)
+        text = render(definition.prompt, {**row, "prompt": prompt}) if definition.prompt else prompt
+        _writable((text, answer))
+    except FieldError as error:
+        fix = f"The task reads rows in the layout {definition.layout!r}."
+        raise UserError(str(error), where=where, fix=fix) from None
+    return Item(item_id, prompt if text == prompt else text, definition.delimiter + answer)
 
 
 def _preference(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
@@ -544,9 +398,10 @@ def _index(value: Any, names: Sequence[str], key: str, where: str) -> int:
         )
     found = named if named is not None else placed
     if found is None:
-        raise UserError(
-            f"the {key} {value!r} is outside the set", where=where, fix=f"Allowed: {', '.join(names)} (or its index)."
-        )
+        fix = f"Allowed: {', '.join(names)} (or its index)."
+        if text is not None and text.isdecimal() and isinstance(value, str):
+            fix = f"Text is a name, never a position. Allowed: {', '.join(names)}. 'source.columns' can replace values."
+        raise UserError(f"the {key} {value!r} is outside the set", where=where, fix=fix)
     return int(found)
 
 

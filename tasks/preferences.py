@@ -1,4 +1,5 @@
-"""Preference data in the layouts people have it in: a prompt with a chosen and a rejected answer, or one judged answer.
+"""Rows in the layouts people have them in: a prompt with a chosen and a rejected answer, one judged answer, or (without
+a label) one answer that is trained on and scored.
 
 ========== ======================================================================================================
 sharegpt   LLaMA-Factory: ``conversations`` [{from, value}], ``chosen`` and ``rejected`` {from, value}; or ``messages``
@@ -9,6 +10,10 @@ trl        TRL: ``prompt``, ``chosen``, ``rejected`` as text or as [{role, conte
 hh         Anthropic HH: ``chosen`` and ``rejected`` are whole dialogues ``\\n\\nHuman: ...\\n\\nAssistant: ...``
 options    any labelled task: its right option against one of the wrong ones
 ========== ======================================================================================================
+
+A task of kind generation reads one answer (:func:`read_answered`): ``messages`` or ``conversations`` (sharegpt);
+``instruction``, ``input``, ``output`` and, where given, ``system`` and ``history`` (alpaca); ``prompt`` and
+``completion``, as text or turns, or ``messages`` (trl).
 """
 
 from __future__ import annotations
@@ -22,6 +27,9 @@ from tasks.item import Conversation
 from tasks.template import FieldError
 
 Layout = Literal["sharegpt", "alpaca", "trl", "hh", "options"]
+
+ANSWERED: tuple[Layout, ...] = ("sharegpt", "alpaca", "trl")
+"""Layouts of a task of kind generation."""
 
 ROLES = {"human": "Human", "user": "Human", "gpt": "Assistant", "assistant": "Assistant", "system": "System"}
 ANSWERING = "Assistant"
@@ -89,6 +97,35 @@ def read_conversation(value: Any) -> tuple[Conversation, str]:
     return as_prompt(turns[:-1]), turns[-1].text.strip()
 
 
+def read_answered(layout: str, row: Mapping[str, Any]) -> tuple[Conversation, str]:
+    """The prompt and the answer of a row in one of the layouts :data:`ANSWERED`.
+
+    Raises:
+        FieldError: the row is not in that layout, or its answer is empty.
+    """
+    if layout == "alpaca":
+        turns, answer = _instruction(row), _text(row, "output")
+    elif layout == "trl" and row.get("messages") is None:
+        turns, answer = _prompt(_field(row, "prompt")), _answer(_field(row, "completion"))
+    else:
+        column = next((c for c in ("messages", "conversations") if row.get(c) is not None), "messages")
+        return read_conversation(_field(row, column))
+    if not answer.strip():
+        raise FieldError("the answer is empty")
+    return as_prompt(turns), answer
+
+
+def _instruction(row: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Turns of Alpaca's columns. LLaMA-Factory's ``history`` is a list of earlier [question, answer]."""
+    turns = [Turn("System", row["system"])] if row.get("system") else []
+    for pair in row.get("history") or ():
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise FieldError(f"column 'history' holds pairs of texts; found {str(pair)[:80]!r}")
+        turns += [Turn("Human", pair[0]), Turn(ANSWERING, pair[1])]
+    asked = "\n".join(text for text in (_text(row, "instruction"), str(row.get("input") or "")) if text)
+    return (*turns, Turn("Human", asked))
+
+
 def read(layout: Layout, row: Mapping[str, Any]) -> Preference:
     """The preference that a row states.
 
@@ -134,8 +171,7 @@ def _sharegpt(row: Mapping[str, Any]) -> Preference:
 
 
 def _alpaca(row: Mapping[str, Any]) -> Preference:
-    asked = "\n".join(text for text in (_text(row, "instruction"), str(row.get("input") or "")) if text)
-    return Preference((Turn("Human", asked),), _text(row, "chosen"), _text(row, "rejected"))
+    return Preference(_instruction(row), _text(row, "chosen"), _text(row, "rejected"))
 
 
 def _trl(row: Mapping[str, Any]) -> Preference:

@@ -15,7 +15,7 @@ from tasks import template
 from tasks.generators import GENERATORS
 from tasks.item import Item as Item
 from tasks.parsers import PARSERS
-from tasks.preferences import Layout
+from tasks.preferences import ANSWERED, Layout
 
 BUILT_IN = Path(__file__).parent / "definitions"
 
@@ -127,13 +127,16 @@ class Source(_Frozen):
     """Source of rows: local files, a data root, the Hub (in this order), or a generator.
 
     Attributes:
-        files: source split to JSONL path, relative to the YAML.
+        files: source split to a path relative to the YAML: JSON Lines, JSON, CSV, TSV or Parquet, by its ending.
+        columns: fields added to every row of a file, in order, each a template over the fields before it: a file's own
+            column names become those that the prompt uses. (Rows of the Hub have theirs under ``hub``.)
         data_root: folder below a data root; where it holds ``<split>.jsonl``, that overrides the Hub.
         generator: registered name of a generator.
         params: the generator's parameters.
     """
 
     files: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str | DerivedColumn] = Field(default_factory=dict)
     data_root: str | None = None
     hub: HubSource | None = None
     generator: str | None = None
@@ -145,6 +148,8 @@ class Source(_Frozen):
             raise ValueError("a source needs one of data_root, hub, files, generator")
         if self.generator and (self.data_root or self.hub or self.files):
             raise ValueError("a generator cannot be mixed with files, data_root or hub")
+        if self.columns and not (self.files or self.data_root):
+            raise ValueError("columns are made from those of files; for rows of the Hub they are written under 'hub'")
         if self.params and not self.generator:
             raise ValueError("params are a generator's; this source has none")
         return self
@@ -230,10 +235,13 @@ class TaskDefinition(_Frozen):
             writes prompts and answers itself.
         answer: template of the right answer (generation), or of the right option's text (multiple choice).
         delimiter: separates the prompt and the answer, and so precedes every option.
+        train_answer: template of the answer that is trained on, where another one is scored: a worked solution beside
+            its result (generation).
         label: field with the class or the right option: its index or its name.
         labels: the classes' names (classification).
-        layout: how a row states a preference (:mod:`tasks.preferences`); its ``prompt`` template then has the field
-            ``{prompt}``. With ``options`` the task is written as a multiple-choice one.
+        layout: how a row states a preference, or the question and answer of a generation task
+            (:mod:`tasks.preferences`); a ``prompt`` template then has the field ``{prompt}``. With ``options`` the task
+            is written as a multiple-choice one.
         judged: a row of a preference task holds one answer that is good or bad, and no pair.
         conversation: column with a list of turns, ``{role, content}`` or ShareGPT's ``{from, value}``, in the place of
             ``prompt`` and ``answer`` (generation): the last turn is the answer, those before it are the prompt.
@@ -262,6 +270,7 @@ class TaskDefinition(_Frozen):
     splits: dict[SplitName, SplitRule]
     prompt: str = ""
     answer: str = ""
+    train_answer: str = ""
     delimiter: str = ""
     label: str = ""
     labels: tuple[str, ...] = ()
@@ -288,7 +297,7 @@ class TaskDefinition(_Frozen):
             return {"metrics": ("bits_per_byte", "perplexity"), **value}
         return value
 
-    @field_validator("prompt", "answer", "program")
+    @field_validator("prompt", "answer", "train_answer", "program")
     @classmethod
     def _is_template(cls, value: str) -> str:
         template.check(value)
@@ -312,6 +321,9 @@ class TaskDefinition(_Frozen):
                     "'conversation' holds questions and answers of a generation task, which then has no 'prompt', "
                     "'answer' and 'delimiter'"
                 )
+        elif self.kind == "generation" and self.layout:
+            if self.answer or self.layout not in ANSWERED:
+                raise ValueError(f"a generation task has the layout {', '.join(ANSWERED)}, and then no 'answer'")
         elif not self.prompt:
             raise ValueError("a task needs 'prompt'")
         elif self.kind == "generation" and not self.answer:
@@ -321,8 +333,12 @@ class TaskDefinition(_Frozen):
         lists_options = self.kind == "multiple-choice" or self.layout == "options"
         if lists_options and not (self.choices and bool(self.answer) != bool(self.label)):
             raise ValueError(f"a {self.kind} task with options needs 'choices' and either 'answer' or 'label'")
-        if (self.kind == "preference") != (self.layout is not None) and not self.source.generator:
-            raise ValueError("a preference task needs 'layout', and no other task has one")
+        if self.kind == "preference" and self.layout is None and not self.source.generator:
+            raise ValueError("a preference task needs 'layout'")
+        if self.layout is not None and self.kind not in ("preference", "generation"):
+            raise ValueError(f"a {self.kind} task has no 'layout'")
+        if self.train_answer and not (self.kind == "generation" and self.answer):
+            raise ValueError("'train_answer' is written beside the 'answer' of a generation task")
         unknown = [m for m in self.metrics if m not in METRICS_OF_KIND[self.kind]]
         if unknown:
             fix = did_you_mean(unknown[0], METRICS_OF_KIND[self.kind])

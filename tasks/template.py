@@ -60,7 +60,10 @@ def _text(path: str, value: Any) -> str:
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
         return "\n".join(value)
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        raise FieldError(f"{path!r} holds {type(value).__name__}, which has no text") from None
 
 
 @lru_cache(maxsize=4096)

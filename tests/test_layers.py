@@ -19,7 +19,8 @@ ALLOWED = {
     "peft_matrix": ("harness", "tasks", "runners", "reports"),
     "harness": (),
     "tasks": tuple(
-        f"harness.{m}" for m in ("errors", "metrics", "digests", "file_digests", "yamlfile", "record", "registry")
+        f"harness.{m}"
+        for m in ("errors", "metrics", "digests", "file_digests", "bounded", "yamlfile", "record", "registry")
     ),
     "runners": ("harness", "tasks"),
     "reports": tuple(

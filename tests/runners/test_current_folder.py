@@ -111,14 +111,14 @@ def test_the_first_sweep_of_a_fresh_workspace_runs(installed: Path, tmp_path: Pa
 
     command("init", "ws", cwd=tmp_path)
     (sweep,) = (tmp_path / "ws").rglob("first.yaml")
-    sweep.write_text(sweep.read_text().replace("builtin:nano", str(tiny_model)).replace("steps: 60", "steps: 2"))
+    sweep.write_text(sweep.read_text().replace("builtin:nano", str(tiny_model)).replace("steps: 120", "steps: 2"))
     command("run", "first", cwd=tmp_path / "ws")
     records = [json.loads(p.read_text()) for p in (tmp_path / "ws" / "results" / "records").glob("*/*.json")]
-    assert [r["outcome"]["status"] for r in records] == ["ok"] * 3
+    assert [r["outcome"]["status"] for r in records] == ["ok"] * 8
     for record in records:
         assert str(installed.parents[2]) not in json.dumps(record["outcome"])
-    assert "3 already done" in command("run", "first", cwd=tmp_path / "ws" / "results")
-    assert "3 done" in command("plan", "first", cwd=tmp_path / "ws")
+    assert "8 already done" in command("run", "first", cwd=tmp_path / "ws" / "results")
+    assert "8 done" in command("plan", "first", cwd=tmp_path / "ws")
     assert "Page:" in command("board", "first", cwd=tmp_path / "ws")
     assert "gptq" in command("env", "list", cwd=tmp_path)
 
@@ -167,9 +167,26 @@ def test_a_sweep_file_brings_its_workspace(tmp_path: Path, tiny_model: Path, mon
     (sweep,) = (tmp_path / "ws").rglob("first.yaml")
     sweep.write_text(sweep.read_text().replace("builtin:nano", str(tiny_model)))
     planned = pm.plan(sweep)
-    assert planned.counts == {"run": 3}
+    assert planned.counts == {"run": 8}
     assert pm.load(sweep=sweep).location == str(tmp_path / "ws" / "results")
     assert pm.load().location == str(tmp_path / "elsewhere" / "results")
+
+
+@pytest.mark.slow
+def test_the_sweeps_of_a_fresh_workspace_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As laid out, on the built-in model; one seed and fewer methods."""
+    import peft_matrix as pm
+
+    pm.init(tmp_path / "ws")
+    monkeypatch.chdir(tmp_path / "ws")
+    monkeypatch.setenv("PEFT_MATRIX_CACHE", str(tmp_path / "cache"))
+    for name, methods in (("first", "[none, full, {name: lora, learning_rate: 3e-3}]"), ("second", "[full]")):
+        little = [f"methods={methods}", "seeds=[0]", "evaluation.retention=false", "probes.latency_repeats=0"]
+        done = pm.run(pm.load_sweep(name, changes=little), quiet=True)
+        assert set(done.outcomes) == {"ok"}
+        rows = [row for section in done.board().table.sections for row in section.rows]
+        found = {row.labels["method"]: row.learned.verdict for row in rows if row.learned}
+        assert found == ({"full": "learned", "lora": "learned"} if name == "first" else {"full": "learned"})
 
 
 H100 = Gpu("GPU-a", "NVIDIA H100", 80 * 2**30, 9.0, driver="580", cuda="13.0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -273,3 +273,132 @@ def test_a_bad_conversation_is_named_with_its_line(tmp_path: Path, row: object, 
     with pytest.raises(UserError, match=says) as error:
         conversation(tmp_path, MESSAGES, row)
     assert "line 2" in str(error.value)
+
+
+# --- questions and answers in the forms people have them in ------------------------------------------
+def asked(
+    tmp_path: Path, text: str, name: str = "rows.jsonl", split: Literal["train", "test"] = "train", **more: object
+) -> list[Item]:
+    """Items of a generation task whose rows are ``text``; ``more`` overrides the definition."""
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    content = {
+        "name": "own",
+        "version": 1,
+        "summary": "s",
+        "kind": "generation",
+        "licence": "own",
+        "source": {"files": {"train": name, "test": name}},
+        "splits": {"train": {"from": "train"}, "test": {"from": "test"}},
+        **more,
+    }
+    made = Task(TaskDefinition.model_validate(content), tmp_path / "own.yaml")
+    return load_split(made, split, data_root=None, max_items=None, seed=0)
+
+
+QUESTION = {"prompt": "{q}=", "answer": "{a}"}
+FORMS: dict[str, tuple[str, object]] = {
+    "messages": ("sharegpt", {"messages": MESSAGES[1:3]}),
+    "sharegpt": ("sharegpt", {"conversations": SHAREGPT[1:3]}),
+    "alpaca": ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello"}),
+    "alpaca_system": ("alpaca", {"system": "Be short.", "instruction": "Hi", "input": "You", "output": "Hello"}),
+    "prompt_completion": ("trl", {"prompt": "Hi", "completion": "Hello"}),
+    "prompt_completion_turns": ("trl", {"prompt": MESSAGES[1:2], "completion": MESSAGES[2:3]}),
+    "trl_messages": ("trl", {"messages": MESSAGES[1:3]}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_layout_gives_the_question_and_the_answer(form: str, tmp_path: Path) -> None:
+    layout, row = FORMS[form]
+    (item,) = asked(tmp_path, json.dumps(row) + "\n", layout=layout)
+    assert item.answer == "Hello"
+    assert isinstance(item.prompt, Conversation)
+    assert item.prompt.turns[-1] == ("user", "Hi\nYou" if form == "alpaca_system" else "Hi")
+    assert item.prompt == ("\n\nSystem: Be short.\n\nHuman: Hi\nYou\n\nAssistant:" if "system" in form else "Hi")
+    (framed,) = asked(tmp_path, json.dumps(row) + "\n", layout=layout, prompt="Q: {prompt}\n", delimiter="A: ")
+    assert framed.prompt.startswith("Q: ")
+    assert framed.answer == "A: Hello"
+
+
+def test_the_history_of_an_alpaca_row_is_part_of_the_prompt(tmp_path: Path) -> None:
+    row = {"instruction": "Bye", "output": "See you", "history": [["Hi", "Hello"]]}
+    (item,) = asked(tmp_path, json.dumps([row]), "rows.json", layout="alpaca")
+    assert isinstance(item.prompt, Conversation)
+    assert item.prompt.turns == (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
+    with pytest.raises(UserError, match="item 0: column 'history' holds pairs"):
+        asked(tmp_path, json.dumps([{**row, "history": ["Hi"]}]), "rows.json", layout="alpaca")
+
+
+def test_every_kind_of_file_gives_the_same_items(tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = [{"q": 'a,"b"', "a": "x\ny"}, {"q": "é", "a": "12"}]
+    frame = pd.DataFrame(rows)
+    texts = {
+        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "rows.json": json.dumps(rows, indent=1),
+        "rows.csv": "\ufeff" + frame.to_csv(index=False, lineterminator="\r\n"),
+        "rows.tsv": frame.to_csv(index=False, sep="\t"),
+    }
+    found = {name: asked(tmp_path, text, name, **QUESTION) for name, text in texts.items()}
+    frame.assign(when=pd.Timestamp("2026-01-01"), no=[1.0, float("nan")]).to_parquet(tmp_path / "made.parquet")
+    parquet = {"source": {"files": {"train": "made.parquet", "test": "made.parquet"}}}
+    found["made.parquet"] = asked(tmp_path, "", **QUESTION, **parquet)
+    for name, items in found.items():
+        assert [(i.prompt, i.answer) for i in items] == [('a,"b"=', "x\ny"), ("é=", "12")], name
+    for field, says in (("when", "holds Timestamp|holds datetime"), ("no", "row 1: 'no' is null")):
+        with pytest.raises(UserError, match=says):
+            asked(tmp_path, "", prompt="{q}", answer=f"{{{field}}}", **parquet)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("rows.csv", "q,a\n1,2,3\n", "line 2: a row of 3 fields under 2 column names"),
+        ("rows.csv", "q,a\n1\n", "line 2: a row of 1 fields"),
+        ("rows.csv", "q,q\n1,2\n", "line 1: the first line must name every column once"),
+        ("rows.csv", "", "must name every column once"),
+        ("rows.csv", 'q,a\n1,"2\n', "not valid CSV"),
+        ("rows.csv", "q,a\n", "the train split of task 'own' is empty"),
+        ("rows.json", "[1]", "item 0: a row must be a JSON object"),
+        ("rows.json", "[{]", "not readable JSON"),
+        ("rows.parquet", "PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_a_faulty_file_of_rows_is_one_sentence(name: str, text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        asked(tmp_path, text, name, **QUESTION)
+    assert says in str(error.value)
+    assert name in str(error.value) or "own" in str(error.value)
+
+
+def test_columns_of_a_file_are_mapped(tmp_path: Path) -> None:
+    text = "Frage,Klasse\nwarum,1\nwie,0\n"
+    source = {
+        "files": {"train": "rows.csv", "test": "rows.csv"},
+        "columns": {"q": "{Frage}", "kind": {"from": "{Klasse}", "values": {"0": "no", "1": "yes"}}},
+    }
+    classes = {"kind": "sequence-classification", "prompt": "{q}?", "label": "kind", "labels": ["no", "yes"]}
+    items = asked(tmp_path, text, "rows.csv", source=source, **classes)
+    assert [(i.prompt, i.label) for i in items] == [("warum?", 1), ("wie?", 0)]
+    plain = {**source, "columns": {"q": "{Frage}"}}
+    with pytest.raises(UserError, match=r"label '1' is outside the set\. Text is a name.*'source.columns'"):
+        asked(tmp_path, text, "rows.csv", source=plain, **{**classes, "label": "Klasse"})
+    digests = set()
+    for made in (source, plain):
+        definition = {"name": "own", "version": 1, "summary": "s", "licence": "own", "source": made, **classes}
+        definition["splits"] = {"train": {"from": "train"}, "test": {"from": "test"}}
+        digests.add(task_digest(Task(TaskDefinition.model_validate(definition), tmp_path / "o.yaml"), data_root=None))
+    assert len(digests) == 2, "another mapping is other data"
+
+
+def test_one_field_is_trained_on_and_another_scored(tmp_path: Path) -> None:
+    text = json.dumps({"q": "2+3", "work": "2 and 3 make 5. #### 5", "result": "5"}) + "\n"
+    fields = {"prompt": "{q}=", "answer": "{result}", "train_answer": "{work}"}
+    (train,) = asked(tmp_path, text, **fields)
+    (test,) = asked(tmp_path, text, split="test", **fields)
+    assert (train.answer, test.answer) == ("2 and 3 make 5. #### 5", "5")
+    with pytest.raises(ValueError, match="'train_answer' is written beside the 'answer'"):
+        asked(tmp_path, text, layout="alpaca", train_answer="{work}")
+    with pytest.raises(ValueError, match="a generation task has the layout sharegpt, alpaca, trl"):
+        asked(tmp_path, text, layout="hh")
