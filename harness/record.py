@@ -6,7 +6,6 @@ value, a typed reason. Its ``id`` is the digest of its content, so a damaged rec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.bounded import parse_json
-from harness.digests import digest
+from harness.digests import canonical_json, digest, digest_text
 from harness.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -194,16 +193,18 @@ class Record(Frozen):
         return copied
 
     def to_json(self) -> str:
-        """The text stored on disk: content and id, keys sorted, one field a line.
+        """The text stored on disk: one line with the id, then the content as canonical JSON, whose digest the id is.
+
+        Records written before November 2026 have one field a line. They read the same and keep their ids.
 
         Raises:
             ValueError: the record was read in an older schema; its file is copied byte for byte, never rewritten.
         """
-        content = self.content()
-        identity = digest(content)
-        if identity != self.id:
+        canonical = canonical_json(self.content())
+        identity = digest_text(canonical)
+        if self.__dict__.setdefault("id", identity) != identity:  # the cached id: the content is encoded once
             raise ValueError(f"record {self.id[:12]} was upgraded from an older layout: copy its file instead")
-        return json.dumps({"id": identity, **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        return f'{{"id":"{identity}",{canonical[1:]}\n'
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "record", id_prefix: str = "") -> Record:

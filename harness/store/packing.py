@@ -12,15 +12,16 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.digests import digest
 from harness.errors import UserError
+from harness.record import Record
 from harness.store import index, segments
 from harness.store.blob_storage import LocalFiles
 from harness.store.segments import FOLDER, Segment
-from harness.store.store import Damage, Store
+from harness.store.store import Damage, Entry, Store, entry_of
 
 LOCK = "pack"
 """Claim that lets one process at a time rewrite segments."""
@@ -59,15 +60,54 @@ def pack(store: Store) -> Packed:
     """
     local = _local(store)
     with _only_one(store):
+        old = store.files.segments()  # before the records are listed: a batch appended meanwhile is not replaced
         loaded = index.load(store)
         left_out = list(loaded.damaged)
         digests = dict.fromkeys(d for d in loaded.flat.rows.column("samples").to_pylist() if d is not None)
         wanted = [*loaded.paths, *(f"samples/{d}.parquet" for d in digests)]
-        old = store.files.segments()
         if any(local.exists(path) for path in wanted) or len(old) > 1:
-            _replace(store, local, wanted, left_out)
+            _replace(store, local, old, wanted, left_out)
             index.restamp(store, loaded)
         return _described(store, left_out)
+
+
+def append_batch(store: Store, items: Sequence[tuple[Record, bytes | None]]) -> list[Entry]:
+    """Add many records, each with its samples (Parquet bytes) or None, as one segment.
+
+    The segment is flushed to the disk once, before this returns: after a power cut or ``kill -9`` either all records
+    of the batch are there or none. Several processes may append batches at once, beside one that packs. What the store
+    holds already is left out. On a store that is not a local folder the records are appended one by one.
+
+    Returns:
+        The entries, in the order of ``items``.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing of the batch is stored.
+        ValueError: samples do not belong to their record; nothing of the batch is stored.
+    """
+    if not isinstance(store.files.loose, LocalFiles):
+        return [store.append(record, samples) for record, samples in items]
+    local = store.files.loose
+    store.sweep_leftovers()
+    store.files.segments()
+    entries: list[Entry] = []
+    files: dict[str, bytes] = {}
+    for record, samples in items:
+        path = store.samples_path(record, samples)
+        if samples is not None:
+            files[path] = samples
+        data = record.to_json().encode()
+        entries.append(entry_of(record))
+        files[entries[-1].path] = data
+    new = sorted(path for path, data in files.items() if not _held(store, local, path, data))
+    if new:
+        local.build(
+            _temporary(FOLDER),
+            lambda path: segments.write(path, ((name, files[name]) for name in new), level=segments.BATCH_LEVEL),
+            name=segments.name_of,
+            check=lambda _: None,  # every reader checks all bytes against their digests
+        )
+    return entries
 
 
 def drop(store: Store, paths: Collection[str]) -> None:
@@ -79,8 +119,9 @@ def drop(store: Store, paths: Collection[str]) -> None:
     local = _local(store)
     with _only_one(store):
         loaded = index.load(store)
-        kept = [row.path for segment in store.files.segments() for row in segment.rows if row.path not in paths]
-        _replace(store, local, kept, [])
+        old = store.files.segments()
+        kept = [row.path for segment in old for row in segment.rows if row.path not in paths]
+        _replace(store, local, old, kept, [])
         index.restamp(store, loaded)
 
 
@@ -158,9 +199,10 @@ def _temporary(folder: str) -> str:
     return f"{folder}/.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
 
 
-def _replace(store: Store, local: LocalFiles, wanted: list[str], left_out: list[Damage]) -> None:
-    """Write a segment of these files, check it, and remove what it replaces."""
-    old = store.files.segments()
+def _replace(
+    store: Store, local: LocalFiles, old: Sequence[Segment], wanted: list[str], left_out: list[Damage]
+) -> None:
+    """Write a segment of these files, check it, and remove the segments and loose files that it replaces."""
     draft = _temporary(FOLDER)
     target = ""
     rows: list[segments.SegmentEntry] = []
@@ -190,6 +232,14 @@ def _contents(store: Store, wanted: list[str], left_out: list[Damage]) -> Iterat
             left_out.append(Damage(store.files.show(path), "the content does not match its digest: changed or cut off"))
         else:
             yield path, data
+
+
+def _held(store: Store, local: LocalFiles, path: str, data: bytes) -> bool:
+    """True if the store has this file already; a damaged loose one does not count."""
+    if store.files.packed(path) is not None:
+        return True
+    held = local.read(path)
+    return held == data or (held is not None and path.startswith("records/") and _intact(path, held))
 
 
 def _intact(path: str, data: bytes) -> bool:

@@ -26,6 +26,9 @@ FORMAT = b"1"
 GROUP_BYTES = 16 * 2**20
 """Bytes of files compressed together. A reader of one file unpacks one group."""
 LEVEL = 19
+"""Compression of what is packed once and read often."""
+BATCH_LEVEL = 1
+"""Compression of a batch that is appended: a hundred times as fast, and packing compresses it again."""
 CACHE_BYTES = 64 * 2**20
 """Unpacked groups kept in memory by one open store."""
 
@@ -80,12 +83,13 @@ def _schema() -> Any:
     )
 
 
-def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[SegmentEntry]:
+def write(target: Path, files: Iterable[tuple[str, bytes]], *, level: int = LEVEL) -> list[SegmentEntry]:
     """Write files into a new segment at ``target``, group by group, so that few are in memory at once.
 
     Args:
         target: a file that does not exist yet.
         files: path and bytes; neighbours are compressed together. A new top folder begins a new group.
+        level: of zstd. The segment's name does not depend on it.
 
     Raises:
         OSError: it cannot be written.
@@ -99,7 +103,7 @@ def write(target: Path, files: Iterable[tuple[str, bytes]]) -> list[SegmentEntry
         target,
         schema,
         compression="zstd",
-        compression_level=LEVEL,
+        compression_level=level,
         use_dictionary=False,
         write_statistics=False,
         data_page_size=4 * GROUP_BYTES,

@@ -136,23 +136,33 @@ class Store:
             UserError: the disk is full or the folder cannot be written.
             ValueError: the samples do not belong to the record.
         """
-        self._sweep_leftovers()
-        if record.samples is not None:
-            self._append_samples(record.samples, samples)
-        elif samples is not None:
-            raise ValueError("samples were given for a record that refers to none")
-        entry = _entry(record)
-        self.put(entry.path, record.to_json().encode())
+        self.sweep_leftovers()
+        path = self.samples_path(record, samples)
+        if samples is not None:
+            self.put(path, samples)
+        data = record.to_json().encode()
+        entry = entry_of(record)
+        if not _same_record(self.files.read(entry.path), data, record.id):
+            self.put(entry.path, data)
         return entry
 
-    def _append_samples(self, ref: SamplesRef, samples: bytes | None) -> None:
-        path = f"samples/{ref.digest}.parquet"
-        if samples is not None:
-            if hashlib.sha256(samples).hexdigest() != ref.digest:
-                raise ValueError("the samples do not hash to the digest the record gives")
-            self.put(path, samples)
-        elif not self.files.exists(path):
-            raise ValueError(f"the record refers to samples that are neither given nor stored ({path})")
+    def samples_path(self, record: Record, samples: bytes | None) -> str:
+        """Path of a record's samples, "" if it has none.
+
+        Raises:
+            ValueError: the samples do not belong to the record, or are neither given nor stored.
+        """
+        if record.samples is None:
+            if samples is not None:
+                raise ValueError("samples were given for a record that refers to none")
+            return ""
+        path = f"samples/{record.samples.digest}.parquet"
+        if samples is None:
+            if not self.files.exists(path):
+                raise ValueError(f"the record refers to samples that are neither given nor stored ({path})")
+        elif hashlib.sha256(samples).hexdigest() != record.samples.digest:
+            raise ValueError("the samples do not hash to the digest the record gives")
+        return path
 
     def put(self, path: str, data: bytes) -> None:
         """Make a file below the root hold ``data``, whole or not at all; nothing happens if it holds that already.
@@ -165,7 +175,7 @@ class Store:
         if self.files.read(path) != data:
             self.files.write(path, data, temporary=temporary)
 
-    def _sweep_leftovers(self) -> None:
+    def sweep_leftovers(self) -> None:
         """Once per opened store: remove temporary files that dead writers left more than an hour ago."""
         if self._swept:
             return
@@ -373,6 +383,16 @@ def short_fingerprint(fingerprint: str) -> str:
     return fingerprint[:SHORT_FINGERPRINT]
 
 
+def _same_record(held: bytes | None, data: bytes, identity: str) -> bool:
+    """True if a stored file holds this record, in this layout of the text or in an earlier one."""
+    if held is None or held == data:
+        return held == data
+    try:
+        return Record.from_json(held.decode()).id == identity
+    except (UserError, UnicodeDecodeError):
+        return False
+
+
 def _parse(folder: str, name: str) -> Entry | None:
     match = _NAME.match(name)
     if match is None:
@@ -386,7 +406,8 @@ def _name(record: Record, short_id: str) -> str:
     return f"{record.key}.{fingerprint}.{record.outcome.status}.{short_id}.json"
 
 
-def _entry(record: Record) -> Entry:
+def entry_of(record: Record) -> Entry:
+    """Name and path of a record in a store."""
     short_id = record.id[:SHORT_ID]
     name = _name(record, short_id)
     if not _NAME.match(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from harness.store.store import Store
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "cpu-2core"
 RECORDS = int(os.environ.get("PEFT_MATRIX_BENCH_RECORDS", "100000"))
-WRITERS, EACH = 8, 250
+WRITERS, EACH, BATCH = 8, 250, 250
 SEED = 987_654_321
 
 LOADED = """
@@ -37,14 +38,22 @@ print(len(rows), rows.shape[1], loaded.read, time.perf_counter() - began, time.p
 
 WRITER = """
 import sys
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.packing import append_batch
+from harness.store.store import Store
 from tests.benchmarks.records import template
 record, samples = template()
-store = Store(sys.argv[1])
+store, batch = Store(sys.argv[1]), int(sys.argv[4])
+items = [
+    (record.model_copy(update={"key": f"{int(sys.argv[2]):08x}{number:08x}"}), samples)
+    for number in range(int(sys.argv[3]))
+]
 print("ready", flush=True)
 sys.stdin.readline()
-for number in range(int(sys.argv[3])):
-    store.append(record.model_copy(update={"key": f"{int(sys.argv[2]):08x}{number:08x}"}), samples)
+for start in range(0, len(items), batch):
+    if batch > 1:
+        append_batch(store, items[start : start + batch])
+    else:
+        store.append(*items[start])
 """
 
 
@@ -110,23 +119,45 @@ def _loaded(root: Path) -> list[float]:
 
 
 def writing(root: Path) -> Iterator[tuple[str, str, str]]:
-    """Eight processes append to one store, every record flushed to the disk with its folder."""
+    """Eight processes append to one store, record by record and in batches."""
+    for batch, each, note in (
+        (1, EACH, "each flushed to the disk with its folder"),
+        (BATCH, 4 * EACH, f"aim ≥ 1,000; flushed once per batch of {BATCH}"),
+    ):
+        rate, cpu_ms = _written(root / str(batch), each, batch)
+        yield f"appended by {WRITERS} writers", f"{rate:,.0f} records/s (n=1)", f"{note}; {cpu_ms:.2g} ms of CPU each"
+
+
+def _written(root: Path, each: int, batch: int) -> tuple[float, float]:
+    """Records per second of all writers together, and processor time per record in ms (imports included)."""
     command = [sys.executable, "-c", WRITER, str(root)]
     writers = [
         subprocess.Popen(
-            [*command, str(number), str(EACH)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, str(number), str(each), str(batch)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(WRITERS)
     ]
     for writer in writers:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _children_s()
     for writer in writers:
-        writer.communicate("go\n")
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
     seconds = time.perf_counter() - began
     assert all(writer.returncode == 0 for writer in writers)
-    records, damaged = Store(root).records()
-    assert len(records) == WRITERS * EACH
-    assert not damaged
-    yield f"appended by {WRITERS} writers", f"{len(records) / seconds:,.0f} records/s (n=1)", "flushed to the disk"
+    count = WRITERS * each
+    assert sum(map(len, Store(root).entries().values())) == count
+    return count / seconds, (_children_s() - used) / count * 1e3
+
+
+def _children_s() -> float:
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime

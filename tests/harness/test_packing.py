@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -16,10 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.errors import UserError
-from harness.record import Outcome
+from harness.record import Outcome, Record
 from harness.store import cleanup, index, segments
 from harness.store.merge import merge
-from harness.store.packing import pack, unpack, verify
+from harness.store.packing import append_batch, pack, unpack, verify
 from harness.store.segments import DamagedSegment
 from harness.store.store import Store, samples_ref
 from peft_matrix.cli import app
@@ -257,6 +258,81 @@ def test_records_appended_while_packing_are_kept(tmp_path: Path) -> None:
     assert not damaged
     assert all(store.samples(r).num_rows == r.samples.rows for r in records if r.samples is not None)
     assert rounds > 1
+
+
+# --- batches -------------------------------------------------------------------------------------
+def batch(numbers: range) -> list[tuple[Record, bytes | None]]:
+    made: list[tuple[Record, bytes | None]] = []
+    for number in numbers:
+        data = make_samples(3 + number // 2)
+        made.append((make_record(number, samples=samples_ref(data)), data))
+    return [*made, (make_record(numbers.stop), None)]
+
+
+def test_a_batch_reads_like_records_appended_one_by_one(tmp_path: Path) -> None:
+    one_by_one, batched = Store(tmp_path / "a"), Store(tmp_path / "b")
+    entries = [one_by_one.append(record, samples) for record, samples in batch(range(COUNT))]
+    assert append_batch(batched, batch(range(COUNT))) == entries
+    assert digests(batched) == digests(one_by_one)
+    assert told(Store(tmp_path / "b")) == told(one_by_one)
+    assert on_disk(tmp_path / "b") == {}
+    segment_of(tmp_path / "b")
+    append_batch(Store(tmp_path / "b"), batch(range(COUNT)))  # again: nothing is written
+    segment_of(tmp_path / "b")
+    append_batch(batched, batch(range(4, 2 * COUNT)))
+    assert len(batched.files.segments()) == 2
+    pack(batched)
+    assert len(batched.records()[0]) == 2 * COUNT + 2
+    segment_of(tmp_path / "b")
+
+
+def test_a_refused_batch_leaves_nothing(tmp_path: Path) -> None:
+    good = batch(range(3))
+    with pytest.raises(ValueError, match="do not hash"):
+        append_batch(Store(tmp_path), [*good, (good[0][0], make_samples(99))])
+    assert not (tmp_path / "segments").exists()
+
+
+def test_a_batch_replaces_a_damaged_loose_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry = store.append(make_record(1))
+    (tmp_path / entry.path).write_text("{}")
+    append_batch(store, [(make_record(1), None)])
+    assert store.records() == ([make_record(1)], [])
+
+
+def test_a_record_in_the_older_text_is_not_written_again(tmp_path: Path) -> None:
+    store, record = Store(tmp_path), make_record(1)
+    path = tmp_path / store.append(record).path
+    old = json.dumps(json.loads(path.read_text()), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(old)
+    store.append(record)
+    append_batch(store, [(record, None)])
+    assert path.read_text() == old
+    assert store.records() == ([record], [])
+    assert not (tmp_path / "segments").exists()
+
+
+def test_batches_appended_while_another_process_packs_are_kept(tmp_path: Path) -> None:
+    filled(tmp_path)
+    code = (
+        "import sys\nfrom harness.store.store import Store\nfrom harness.store.packing import append_batch\n"
+        "from tests.harness.examples import make_record\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "for n in range(40):\n    pair = [(make_record(100 + 2 * n + k), None) for k in (0, 1)]\n"
+        "    append_batch(Store(sys.argv[1]), pair)"
+    )
+    writer = python(code, str(tmp_path))
+    assert writer.stdout is not None
+    assert writer.stdin is not None
+    assert writer.stdout.readline() == "ready\n"
+    writer.stdin.write("go\n")
+    writer.stdin.flush()
+    while writer.poll() is None:
+        pack(Store(tmp_path))
+    assert writer.wait() == 0, writer.stderr and writer.stderr.read()
+    pack(Store(tmp_path))
+    found = {record.key for record in Store(tmp_path).records()[0]}
+    assert {make_record(100 + n).key for n in range(80)} <= found
 
 
 def test_two_processes_do_not_pack_at_once(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_record_of_a_newer_version_is_reported_and_left_alone(tmp_path: Path) 
     store = Store(tmp_path)
     entry = store.append(make_record())
     path = tmp_path / entry.path
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(path.read_text().replace('"schema_version":1', '"schema_version":2'))
     records, damage = store.records()
     assert records == []
     assert damage[0].path == str(path)

@@ -75,7 +75,7 @@ def test_samples_stay_while_a_record_cannot_be_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     record, data = with_samples(1, 3)
     path = tmp_path / store.append(record, data).path
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(path.read_text().replace('"schema_version":1', '"schema_version":99'))
     age(tmp_path)
     found = waste(store)
     assert found.waste == ()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from harness.errors import UserError, did_you_mean
 from harness.record import Record
+from harness.store.packing import append_batch
 from harness.store.store import Store
 from reports.apps.importers import lm_eval, optimum_benchmark, peft_suite
 from reports.apps.importers.base import Imported
@@ -44,6 +45,10 @@ class Import:
     lacks: tuple[str, ...]
 
 
+BATCH = 500
+"""Records of one import from which they are appended as one segment and not as loose files."""
+
+
 def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
     """Read foreign result files and add them to a store.
 
@@ -67,7 +72,11 @@ def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
             raise UserError("the file holds no result", where=str(path), fix="Leave it out.")
         made += found
     before = {entry.id for entries in store.entries().values() for entry in entries}
-    added = {store.append(one.record, one.samples).id for one in made} - before
+    if len(made) >= BATCH:
+        entries = append_batch(store, [(one.record, one.samples) for one in made])
+    else:
+        entries = [store.append(one.record, one.samples) for one in made]
+    added = {entry.id for entry in entries} - before
     reasons: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for one in made:
