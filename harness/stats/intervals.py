@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class Interval:
     level: float = 0.95
 
 
+@functools.cache
+def _normal_quantile(level: float) -> float:
+    return float(stats.norm.isf((1 - level) / 2))
+
+
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Score interval for a rate (Wilson 1927), which stays inside [0, 1] and has width at 0 of n.
 
@@ -48,7 +54,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n} trials is not possible")
-    z = float(stats.norm.isf((1 - fraction(level, "level")) / 2))
+    z = _normal_quantile(fraction(level, "level"))
     rate = successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))

@@ -16,6 +16,8 @@ folder, flushed to the disk and renamed. Records are never edited; a correction 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import re
 import time
@@ -205,7 +207,8 @@ class Store:
         """
         entries = self.entries()
         wanted = entries if keys is None else [key for key in sorted(set(keys)) if key in entries]
-        read = [self.read(entry) for key in wanted for entry in entries[key]]
+        with _no_collection():
+            read = [self.read(entry) for key in wanted for entry in entries[key]]
         return [r for r in read if isinstance(r, Record)], [d for d in read if isinstance(d, Damage)]
 
     def latest(self, entries: Sequence[Entry]) -> Entry | None:
@@ -335,6 +338,18 @@ class Store:
             else:
                 claim.release()
         return found
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: records have no cycles, and each collection walks through all of those read."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 # --- choosing ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -89,6 +90,11 @@ class Quantity(_Frozen):
         return f"{self.stage}.{self.metric}" if self.stage else self.metric
 
 
+@functools.cache
+def _quantity(metric: str, stage: str | None) -> Quantity:
+    return Quantity(metric=metric, stage=stage)
+
+
 class Column(_Frozen):
     """One column: a quantity, a difference to the baseline, or a field of the row.
 
@@ -125,7 +131,7 @@ class Column(_Frozen):
     def quantity(self) -> Quantity | None:
         """The quantity behind the column, None for a field."""
         name = self.metric or self.difference
-        return Quantity(metric=name, stage=self.stage) if name else None
+        return _quantity(name, self.stage) if name else None
 
     @property
     def key(self) -> str:

@@ -118,6 +118,7 @@ class Evidence:
         self._samples = samples
         self._scores: dict[tuple[tuple[str, ...], str], Scores | None] = {}
         self._families: dict[tuple[tuple[tuple[str, ...], ...], str], tuple[Family, ...]] = {}
+        self._latest: tuple[Members, str, tuple[Family, ...]] | None = None
 
     def scores(self, runs: Sequence[tuple[Any, str]], arm: str) -> Scores | None:
         """Scores of one arm over the runs (seed, record id) of a configuration; None where they cannot be lined up."""
@@ -136,6 +137,8 @@ class Evidence:
         Args:
             metric: one of :data:`reports.data.samples.ARMS`.
         """
+        if self._latest is not None and self._latest[0] is members and self._latest[1] == metric:
+            return self._latest[2]  # asked for each row of a section: building the key alone takes time for all rows
         ids = tuple(tuple(identity for _, identity in members[config]) for config in sorted(members))
         if (ids, metric) not in self._families:
             found = {c: s for c in sorted(members) if (s := self.scores(members[c], ARMS[metric])) is not None}
@@ -145,7 +148,8 @@ class Evidence:
             self._families[ids, metric] = tuple(
                 _fit({c: s for c, s in found.items() if s.items == items}, members) for items in order
             )
-        return self._families[ids, metric]
+        self._latest = members, metric, self._families[ids, metric]
+        return self._latest[2]
 
     def family_of(self, members: Members, metric: str, config: str) -> Family | None:
         """The family that holds a configuration, or None."""

@@ -241,9 +241,11 @@ def clearly_less(runs: Sequence[Sequence[Record]], value: Value, floor: float | 
     """
     values = [by_block(records, value) for records in runs]
     blocks = sorted(set().union(*values))
+    if not blocks:
+        return np.broadcast_to(np.float64(math.nan), (len(runs), len(runs)))  # one number, for any number of rows
     logs = np.array([[math.log(of[b]) if b in of else math.nan for b in blocks] for of in values])
     out = np.full((len(runs), len(runs)), math.nan)
-    for i in range(len(runs) if blocks else 0):
+    for i in range(len(runs)):
         differences = logs[i] - logs
         shared = np.isfinite(differences).sum(axis=1)
         for j in np.flatnonzero(shared > 1):

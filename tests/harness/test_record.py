@@ -89,6 +89,23 @@ def fields_used(value: BaseModel) -> dict[type, set[str]]:
     return used
 
 
+def rewritten(text: str, old: str, new: str) -> str:
+    """The record with another content and the id of the new text."""
+    canonical = "{" + text.removesuffix("\n").partition(",")[2].replace(old, new, 1)
+    return f'{{"id":"{hashlib.sha256(canonical.encode()).hexdigest()}",{canonical[1:]}\n'
+
+
+def test_reading_checks_the_text_as_it_is_against_the_id() -> None:
+    record = make_record(1)
+    text = record.to_json()
+    assert Record.from_json(rewritten(text, '"attempt":1', '"attempt":2')).attempt == 2
+    with pytest.raises(UserError, match="does not match its id"):
+        Record.from_json(text.replace('"attempt":1', '"attempt":2'))
+    for number in ("1e999", "-1E+400", "9" * 400 + ".0"):  # infinite as floats, and no canonical JSON
+        with pytest.raises(UserError):
+            Record.from_json(rewritten(text, '"cell":{', f'"cell":{{"x":{number},'))
+
+
 def test_golden_record_sets_every_field_of_every_part() -> None:
     used = fields_used(Record.from_json((GOLDEN / "record-v1.json").read_text(encoding="utf-8")))
     assert {kind: set(kind.model_fields) for kind in (Record, Outcome, Reading, Span, SamplesRef)} == {

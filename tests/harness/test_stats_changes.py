@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.stats.changes import _best_split, _distance_sums
+from harness.stats.changes import _best_split, _distance_sums, _split
 from harness.stats.pooled import between_variance
 
 # Annual flow of the Nile at Aswan, 1871-1970, 10^8 m^3 (Cobb 1978, Biometrika 65:243); it fell in 1899
@@ -265,3 +265,16 @@ def test_pooled_tests_mirror_and_ignore_order(steps):
 def test_bad_input_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_any_split_agrees_with_the_search_of_each_series() -> None:
+    rng = np.random.default_rng(5)
+    series = [list(rng.normal(size=n) + shift * (np.arange(n) > n // 2)) for n in range(5, 40) for shift in (0, 1, 4)]
+    series += [[1.0] * 9, [1.0] * 5 + [2.0] * 5, [1.0, 2.0], []]
+    found = stats.any_split(series, alpha=0.001)
+    for values, split in zip(series, found, strict=True):
+        points = stats.change_points(values, alpha=0.001) if values else []
+        assert split or not points
+        data = np.array(values)
+        assert split == bool(len(values) and _split(data, _distance_sums(data), 0, len(values), 3, 0.01))
+    assert 10 < found.sum() < len(series) - 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from harness.errors import UserError
 from harness.store.store import Store
 from peft_matrix.cli import app
-from reports.apps.site import Part, build_site
+from reports.apps.site import Part, build_site, builder, cellpage
 from reports.apps.site.answer import answer, cautions, row_name
 from reports.apps.site.builder import MANIFEST
 from reports.apps.site.text import line, page_name
@@ -41,6 +42,50 @@ def test_equal_records_equal_bytes_and_rebuild_removes_own(site_store: Store, tm
     after = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
     assert after == before
     assert not list(tmp_path.glob("*.html"))  # a sweep called ../../x wrote nothing outside
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_rebuild_draws_and_writes_only_what_changed(
+    site_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    describe = cellpage.describe
+    monkeypatch.setattr(
+        cellpage, "describe", lambda record, *a, **k: drawn.append(record.key) or describe(record, *a, **k)
+    )
+    store, out = Store(tmp_path / "store"), tmp_path / "one"
+    shutil.copytree(site_store.root, tmp_path / "store")
+    build_site(parts(), store, out)
+    before, times, all_pages = bytes_of(out), written(out), len(drawn)
+    assert all_pages > 60
+    drawn.clear()
+    build_site(parts(), store, out)
+    assert drawn == []
+    assert bytes_of(out) == before
+    times.pop(MANIFEST)
+    assert {path: at for path, at in written(out).items() if path in times} == times
+
+    again = next(r for r in store.records()[0] if r.sweep == "quickstart" and r.outcome.status == "ok")
+    store.append(again.model_copy(update={"attempt": 7, "finished": "2027-01-01T00:00:00+00:00"}))
+    damaged = next(path for path in sorted(before) if "/cells/" in path and again.key not in path)
+    (out / damaged).write_bytes(b"changed by hand")
+    build_site(parts(), store, out)
+    assert again.key in drawn
+    assert len(drawn) < all_pages / 4
+    build_site(parts(), store, tmp_path / "fresh")
+    assert bytes_of(out) == bytes_of(tmp_path / "fresh")
+
+    drawn.clear()
+    monkeypatch.setattr(builder, "_program", lambda: "another version of this program")
+    build_site(parts(), store, out)
+    assert len(drawn) == all_pages
 
 
 def test_every_link_leads_to_a_file_and_none_to_another_place(site: Path) -> None:

@@ -7,6 +7,7 @@ skipped looks like speed.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -207,8 +208,7 @@ def stats_needed() -> int:
 
 
 def _cut(series: Series, decisions: Sequence[kept.Decision]) -> Series:
-    points = kept.apply(series, decisions)
-    return replace(series, points=points)
+    return replace(series, points=kept.apply(series, decisions)) if decisions else series
 
 
 def _relative(series: Series) -> bool:
@@ -363,7 +363,8 @@ def _drifts(series: Sequence[Series]) -> list[CellFinding]:
     """
     out = []
     looked_at = [one for one in series if len(one.segment()) >= 8 and len({p.value for p in one.segment()}) > 1]
-    for one in looked_at:
+    splits = stats.any_split([[p.value for p in one.segment()] for one in looked_at], alpha=DRIFT_ALPHA)
+    for one in (looked_at[i] for i in np.flatnonzero(splits)):
         segment = one.segment()
         values = [p.value for p in segment]
         for point in stats.change_points(values, alpha=DRIFT_ALPHA, relative_floor=_floor(one.quantity))[-1:]:
@@ -481,7 +482,7 @@ def _nights(kind: str, rows: Sequence[tuple[Series, float, float]]) -> float:
 
 def _level(points: Sequence[SeriesPoint]) -> float:
     """Median of the last twenty values: one bad night does not move it."""
-    return float(np.median([p.value for p in points[-20:]]))
+    return statistics.median(p.value for p in points[-20:])
 
 
 def _pooled_finding(

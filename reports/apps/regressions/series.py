@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,7 @@ FAMILIES = frozenset({"accuracy", "retention", "time", "energy", "memory"})
 """Families of quantities that are watched; sizes follow from shapes and belong to claims."""
 
 
-@dataclass(frozen=True)
-class SeriesPoint:
+class SeriesPoint(NamedTuple):
     """One record's value in a series.
 
     Attributes:
@@ -63,21 +63,24 @@ class Series:
 
     def segment(self) -> tuple[SeriesPoint, ...]:
         """The newest points that share one environment."""
-        end = len(self.points)
-        while end > 0 and self.points[end - 1].fingerprint == self.latest.fingerprint:
-            end -= 1
-        return self.points[end:]
+        return self._segments[1]
 
     def before_segment(self) -> tuple[SeriesPoint, ...]:
         """The points of the environment just before the newest one; empty if there was no other."""
-        rest = self.points[: len(self.points) - len(self.segment())]
-        if not rest:
-            return ()
-        last = rest[-1].fingerprint
-        start = len(rest)
-        while start > 0 and rest[start - 1].fingerprint == last:
-            start -= 1
-        return rest[start:]
+        return self._segments[0]
+
+    @cached_property
+    def _segments(self) -> tuple[tuple[SeriesPoint, ...], tuple[SeriesPoint, ...]]:
+        newest = _segment_before(self.points, len(self.points))
+        return self.points[_segment_before(self.points, newest) : newest], self.points[newest:]
+
+
+def _segment_before(points: Sequence[SeriesPoint], end: int) -> int:
+    """Number of the first of the points before ``end`` that share one environment with the last of them."""
+    start = end
+    while start > 0 and points[start - 1].fingerprint == points[end - 1].fingerprint:
+        start -= 1
+    return start
 
 
 class SeriesAttempt(NamedTuple):

@@ -5,6 +5,8 @@ Use: ``build_site([Part("quickstart", board, keys)], Store("results"), Path("sit
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -15,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from harness.digests import digest, digest_file
 from harness.errors import UserError
 from harness.record import Record
 from harness.store.store import Damage, Store
@@ -31,7 +34,8 @@ from reports.data.frame import AXES
 
 HERE = Path(__file__).parent
 MANIFEST = "site.json"
-"""Lists the files of a site, so that a rebuild removes what it wrote before and nothing else."""
+"""Lists the files of a site, so that a rebuild removes what it wrote before and nothing else. For each cell page it has
+digests of what the page was drawn from and of its bytes, so that a rebuild draws only what changed."""
 
 SWEEP_PAGES = ("index", "matrix", "compare", "tuning", "trends", "failures", "about")
 DOWNLOADS = (("board.csv", "CSV"), ("board.json", "JSON"), ("board.md", "Markdown"), ("board.tex", "LaTeX"))
@@ -86,6 +90,9 @@ def build_site(
 ) -> Site:
     """Write the site of these sweeps into ``out``.
 
+    A cell page of an earlier site in ``out`` is kept where its records, its settings and this program are the same; of
+    all files only those whose bytes change are written.
+
     Args:
         claims: a report of ``peft-matrix reproduce --json``; without it the page says that none were checked.
         methods: registered name to ``summary``, ``paper`` (arXiv id) and ``family``, for the pages of methods.
@@ -107,12 +114,12 @@ def build_site(
         files[path] = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
     write_assets(write)
-    pages = _Pages(write, claims=report, methods=methods or {})
+    pages = _Pages(write, claims=report, methods=methods or {}, earlier=_Earlier(out))
     cells = 0
     for part, table, own in built:
         cells += pages.sweep(part, table, own, store)
     pages.top([(part, table) for part, table, _ in built])
-    _replace(out, files)
+    _replace(out, files, pages.inputs)
     rows = sum(len(section.rows) for _, table, _ in built for section in table.sections)
     return Site(out, tuple(sorted(files)), len(built), rows, cells, tuple(damaged))
 
@@ -124,12 +131,44 @@ def write_assets(write: Write) -> None:
             write(f"assets/{path.name}", path.read_bytes())
 
 
-def _replace(out: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files; those of an earlier site in the same folder that are no more go away."""
+class _Earlier:
+    """Cell pages of the site that is in a folder already."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._pages: dict[str, Any] = {}
+        try:
+            found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["pages"]
+            self._pages = found if isinstance(found, dict) else {}
+        except (OSError, ValueError, KeyError, TypeError):  # no site, or one without digests: every page is drawn
+            return
+
+    def page(self, path: str, inputs: str) -> bytes | None:
+        """The bytes of a page that was drawn from these inputs; None if it was not, or was changed since."""
+        known = self._pages.get(path)
+        try:
+            if not isinstance(known, list) or known[0] != inputs:
+                return None
+            data = (self._out / path).read_bytes()
+            return data if hashlib.sha256(data).hexdigest() == known[1] else None
+        except (OSError, IndexError):
+            return None
+
+
+@functools.cache
+def _program() -> str:
+    """Digest of the code and the templates that pages are drawn with."""
+    packages = (HERE.parents[1], HERE.parents[2] / "harness")
+    sources = sorted(path for folder in packages for path in folder.rglob("*") if path.suffix in (".py", ".j2"))
+    return digest([[path.name, digest_file(path)] for path in sources])
+
+
+def _replace(out: Path, files: Mapping[str, bytes], inputs: Mapping[str, str]) -> None:
+    """Write the files that changed; those of an earlier site in the same folder that are no more go away."""
     manifest = out / MANIFEST
     try:
         if manifest.is_file():
-            for path in _listed(manifest):
+            for path in set(_listed(manifest)) - set(files):
                 (out / path).unlink(missing_ok=True)
         elif out.is_dir() and any(out.iterdir()):
             raise UserError(
@@ -137,8 +176,11 @@ def _replace(out: Path, files: Mapping[str, bytes]) -> None:
             )
         for path, content in sorted(files.items()):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
-            (out / path).write_bytes(content)
-        manifest.write_text(json.dumps({"files": sorted(files)}, indent=1) + "\n", encoding="utf-8")
+            if not ((out / path).is_file() and (out / path).read_bytes() == content):
+                (out / path).unlink(missing_ok=True)  # a link is replaced, not written through
+                (out / path).write_bytes(content)
+        pages = {path: [inputs[path], hashlib.sha256(files[path]).hexdigest()] for path in sorted(inputs)}
+        manifest.write_text(json.dumps({"files": sorted(files), "pages": pages}, indent=1) + "\n", encoding="utf-8")
         for folder in sorted((p for p in out.rglob("*") if p.is_dir()), reverse=True):
             if not any(folder.iterdir()):
                 shutil.rmtree(folder)
@@ -160,12 +202,19 @@ class _Pages:
     """Renders pages; the only place that knows their names and templates."""
 
     def __init__(
-        self, write: Write, *, claims: Mapping[str, Any] | None, methods: Mapping[str, Mapping[str, str]]
+        self,
+        write: Write,
+        *,
+        claims: Mapping[str, Any] | None,
+        methods: Mapping[str, Mapping[str, str]],
+        earlier: _Earlier,
     ) -> None:
         self._write = write
         self._claims = claims
         self._methods = methods
         self._entries: list[dict[str, Any]] = []
+        self._earlier = earlier
+        self.inputs: dict[str, str] = {}
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -246,6 +295,7 @@ class _Pages:
         by_key: dict[str, list[tuple[str, Record]]] = {}
         for identity, record in own:
             by_key.setdefault(record.key, []).append((identity, record))
+        common = digest([_program(), json.dumps(shared, sort_keys=True, default=str)])
         for section in table.sections:
             for row in section.rows:
                 group = [(i, table.records[i]) for i in row.records]
@@ -254,6 +304,12 @@ class _Pages:
                     for i, r in group
                 ]
                 for identity, record in group:
+                    page = names[identity]
+                    link = f"../compare.html#s={section.group}&rows={row.config}"
+                    attempts = sorted(other for other, _ in by_key[record.key])
+                    inputs = digest([common, identity, siblings, attempts, page, link])
+                    if self._kept((f"{folder}/cells/{page}.html", f"{folder}/cells/{page}.js"), inputs):
+                        continue
                     samples = cellpage.samples_data(record, store)
                     cell = cellpage.describe(
                         record,
@@ -262,8 +318,6 @@ class _Pages:
                         attempts=by_key[record.key],
                         shown_samples=[{k: v for k, v in arm.items() if k != "rows"} for arm in samples],
                     )
-                    page = names[identity]
-                    link = f"../compare.html#s={section.group}&rows={row.config}"
                     self._page(
                         f"{folder}/cells/{page}.html",
                         "cell",
@@ -276,6 +330,15 @@ class _Pages:
                     )
                     data = {"series": cellpage.series_data(record), "samples": samples}
                     self._write(f"{folder}/cells/{page}.js", script("cell", data))
+
+    def _kept(self, paths: Sequence[str], inputs: str) -> bool:
+        """Whether all these pages were drawn from these inputs before; they are then taken over."""
+        self.inputs.update(dict.fromkeys(paths, inputs))
+        found = [self._earlier.page(path, inputs) for path in paths]
+        for path, content in zip(paths, found, strict=True):
+            if content is not None and None not in found:
+                self._write(path, content)
+        return None not in found
 
     def top(self, built: Sequence[tuple[Part, BoardTable]]) -> None:
         """The overview with its search, a page per method, and the claims page."""

@@ -48,7 +48,8 @@ def plain(text: object, limit: int = LABEL_CHARACTERS) -> str:
     have an effect on what surrounds it.
     """
     line = re.sub(r"[\t\n\r]+", " ", str(text)[: 4 * limit])
-    shown = "".join(_escape(character) for character in line).strip()
+    safe = line.isascii() and line.isprintable()
+    shown = (line if safe else "".join(map(_escape, line))).strip()
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
