@@ -52,9 +52,9 @@ class NotRun:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """The sorted cells of a sweep.
+    """The sorted cells of a sweep: values, which a run reads and does not change.
 
     Attributes:
         run: cells to run now, in order.
@@ -77,29 +77,23 @@ class Plan:
     """
 
     sweep: LoadedSweep
-    cells: list[Cell]
+    cells: tuple[Cell, ...]
     predict: Predictor
-    run: list[Cell] = field(default_factory=list)
-    done: list[Cell] = field(default_factory=list)
-    stale: list[Cell] = field(default_factory=list)
-    elsewhere: list[tuple[Cell, str]] = field(default_factory=list)
-    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
-    known: dict[str, frozenset[str]] = field(default_factory=dict)
-    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
-    ingredients: Told = field(default_factory=dict)
-    keep: set[str] = field(default_factory=set)
-    later: list[Cell] = field(default_factory=list)
+    run: tuple[Cell, ...] = ()
+    done: tuple[Cell, ...] = ()
+    stale: tuple[Cell, ...] = ()
+    elsewhere: tuple[tuple[Cell, str], ...] = ()
+    unsupported: tuple[tuple[Cell, str], ...] = ()
+    known: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    tuning: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    ingredients: Mapping[str, tuple[Cell, ...]] = field(default_factory=dict)
+    keep: frozenset[str] = frozenset()
+    later: tuple[Cell, ...] = ()
     waiting: int = 0
-    unpinned: dict[str, dict[str, str]] = field(default_factory=dict)
-    unpinned_models: dict[str, str] = field(default_factory=dict)
-    not_run: list[NotRun] = field(default_factory=list)
-    slots: dict[str, Slot] = field(default_factory=dict)
-
-    def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
-        """Sort a cell among those to run, with the final records that it has by now."""
-        self.run.append(cell)
-        if held := entries.get(cell.key):
-            self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
+    unpinned: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    unpinned_models: Mapping[str, str] = field(default_factory=dict)
+    not_run: tuple[NotRun, ...] = ()
+    slots: Mapping[str, Slot] = field(default_factory=dict)
 
     def remarks(self) -> list[tuple[Cell, str]]:
         """Notes on cells to run: parts of a method that never act in a run of that length."""
@@ -133,10 +127,10 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """The shape printed by ``plan --json``."""
 
-        def named(cells: list[Cell]) -> list[dict[str, str]]:
+        def named(cells: Sequence[Cell]) -> list[dict[str, str]]:
             return [{"key": c.key, "label": c.label} for c in cells]
 
-        def why(cells: list[tuple[Cell, str]]) -> list[dict[str, Any]]:
+        def why(cells: Sequence[tuple[Cell, str]]) -> list[dict[str, Any]]:
             return [{"cell": {"key": c.key, "label": c.label}, "why": reason} for c, reason in cells]
 
         return {
@@ -258,6 +252,28 @@ def _nothing_to_show(cell: Cell, name: str) -> str | None:
     return None
 
 
+@dataclass
+class _Draft:
+    """Lists that :func:`make` sorts cells into; a :class:`Plan` is made of them at the end."""
+
+    waiting: int
+    run: list[Cell] = field(default_factory=list)
+    done: list[Cell] = field(default_factory=list)
+    stale: list[Cell] = field(default_factory=list)
+    elsewhere: list[tuple[Cell, str]] = field(default_factory=list)
+    unsupported: list[tuple[Cell, str]] = field(default_factory=list)
+    known: dict[str, frozenset[str]] = field(default_factory=dict)
+    ingredients: Told = field(default_factory=dict)
+    keep: set[str] = field(default_factory=set)
+    later: list[Cell] = field(default_factory=list)
+
+    def to_run(self, cell: Cell, entries: Mapping[str, Sequence[Entry]]) -> None:
+        """Sort a cell among those to run, with the final records that it has by now."""
+        self.run.append(cell)
+        if held := entries.get(cell.key):
+            self.known[cell.key] = frozenset(e.id for e in held if e.status in FINAL_STATUSES)
+
+
 def make(
     sweep: LoadedSweep,
     workspace: Workspace,
@@ -304,41 +320,52 @@ def make(
     rows = {cell.key for cell in cells}  # a row of the sweep may be a stage as well, and keeps its label
     trained_first = {part.key: part for told in stages.values() for part in told if part.key not in rows}
     cells = [*cells, *trained_first.values()]
-    plan = Plan(
-        sweep=sweep,
-        cells=cells,
-        predict=predict,
-        tuning=wanted.tuning,
-        waiting=wanted.waiting + parts.waiting,
-        unpinned=resolver.unpinned(),
-        unpinned_models=resolver.unpinned_models(),
-    )
+    draft = _Draft(wanted.waiting + parts.waiting)
     for cell in cells:
         held = entries.get(cell.key, ())
         known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"] if held else []
         if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:
-            plan.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
+            draft.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
             continue
         if cell.key in wanted.hopeless:
-            plan.unsupported.append((cell, wanted.hopeless[cell.key]))
+            draft.unsupported.append((cell, wanted.hopeless[cell.key]))
             continue
         elsewhere, why = reasons(cell)
         present = there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, here)
         if known and not _asked_again(known, present, rerun):
-            (plan.done if any(e.fingerprint == present for e in known) else plan.stale).append(cell)
+            (draft.done if any(e.fingerprint == present for e in known) else draft.stale).append(cell)
         elif elsewhere is not None:
-            plan.elsewhere.append((cell, elsewhere))
+            draft.elsewhere.append((cell, elsewhere))
         elif why is not None:
-            plan.unsupported.append((cell, why))
+            draft.unsupported.append((cell, why))
         elif store is not None and held and _refused_by_worker(store, held, present, rerun):
-            plan.done.append(cell)
+            draft.done.append(cell)
         else:
-            plan.to_run(cell, entries)
-    _combining(plan, replace(parts, told={**parts.told, **stages}), entries, workspace.cache)
+            draft.to_run(cell, entries)
+    _combining(draft, replace(parts, told={**parts.told, **stages}), entries, workspace.cache)
     if store is not None:
         predict.learn(store, cells, entries)
-    _order(plan, hours, slots)
-    return plan
+    run, not_run, places = _ordered(sweep, draft.run, predict, hours, slots)
+    return Plan(
+        sweep=sweep,
+        cells=tuple(cells),
+        predict=predict,
+        run=run,
+        done=tuple(draft.done),
+        stale=tuple(draft.stale),
+        elsewhere=tuple(draft.elsewhere),
+        unsupported=tuple(draft.unsupported),
+        known=draft.known,
+        tuning=wanted.tuning,
+        ingredients=draft.ingredients,
+        keep=frozenset(draft.keep),
+        later=tuple(draft.later),
+        waiting=draft.waiting,
+        unpinned=resolver.unpinned(),
+        unpinned_models=resolver.unpinned_models(),
+        not_run=not_run,
+        slots=places,
+    )
 
 
 def _timing(
@@ -383,25 +410,28 @@ def _timing(
     )
 
 
-def _order(plan: Plan, hours: float | None, slots: int) -> None:
-    """Put the cells to run in order; under a time budget, those it is not expected to hold are set apart."""
-    rules, seeds = plan.sweep.spec.priority, plan.sweep.spec.seeds
+def _ordered(
+    sweep: LoadedSweep, cells: Sequence[Cell], predict: Predictor, hours: float | None, slots: int
+) -> tuple[tuple[Cell, ...], tuple[NotRun, ...], dict[str, Slot]]:
+    """Cells to run in order, those that a time budget is not expected to hold, and places in randomised blocks."""
+    rules, seeds = sweep.spec.priority, sweep.spec.seeds
     if hours is None:
-        ranks = {cell.key: rank(cell, rules) for cell in plan.run} if rules else None
-        plan.run, plan.slots = in_blocks(plan.run, name=plan.sweep.spec.name, seeds=seeds, rank=ranks)
-        return
-    ranked = in_order(plan.run, rules, seeds=seeds, predicted=plan.predict)
-    plan.run, over = fitting(ranked, plan.predict, seconds=hours * 3600, slots=slots)
+        ranks = {cell.key: rank(cell, rules) for cell in cells} if rules else None
+        blocks, places = in_blocks(cells, name=sweep.spec.name, seeds=seeds, rank=ranks)
+        return tuple(blocks), (), places
+    inside, over = fitting(
+        in_order(cells, rules, seeds=seeds, predicted=predict), predict, seconds=hours * 3600, slots=slots
+    )
     why = f"not expected within {hours:g} h on {slots} at once"
-    plan.not_run = [NotRun(cell, "budget", why) for cell in over]
+    return tuple(inside), tuple(NotRun(cell, "budget", why) for cell in over), {}
 
 
-def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
+def _combining(draft: _Draft, parts: Combined, entries: Mapping[str, Sequence[Entry]], cache: Path) -> None:
     """Of the cells to run that combine others, leave those whose ingredients are there; see to it that they come."""
-    refused = {c.key: why for c, why in (*plan.unsupported, *plan.elsewhere)}
+    refused = {c.key: why for c, why in (*draft.unsupported, *draft.elsewhere)}
     waiting: set[str] = set()
     # a stage before the stages after it: it may wait itself, and is then no cell to run
-    open_cells = sorted((c for c in plan.run if c.key in parts.told), key=lambda c: len(parts.told[c.key]))
+    open_cells = sorted((c for c in draft.run if c.key in parts.told), key=lambda c: len(parts.told[c.key]))
     while open_cells:
         cell = open_cells.pop(0)
         ingredients = parts.told[cell.key]
@@ -409,7 +439,7 @@ def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry
         why = parts.pointless.get(cell.key)
         for part in ingredients:
             ended = {e.status for e in entries.get(part.key, ()) if e.status in FINAL_STATUSES}
-            to_run = any(part.key == c.key for c in plan.run)
+            to_run = any(part.key == c.key for c in draft.run)
             if part.key in refused:
                 why = why or f"its source cell {part.label} cannot run: {refused[part.key]}"
             elif not to_run and ended and "ok" not in ended:
@@ -417,23 +447,23 @@ def _combining(plan: Plan, parts: Combined, entries: Mapping[str, Sequence[Entry
             elif to_run or "ok" not in ended or not kept(cache, part):
                 open_ = True
         if why is not None or open_:
-            plan.run.remove(cell)
+            draft.run.remove(cell)
         if why is not None:
-            plan.unsupported.append((cell, why))
+            draft.unsupported.append((cell, why))
             refused[cell.key] = why
             continue
-        plan.ingredients[cell.key] = ingredients
-        plan.keep |= {part.key for part in ingredients}
+        draft.ingredients[cell.key] = ingredients
+        draft.keep |= {part.key for part in ingredients}
         if open_:
-            plan.waiting += 1
-            plan.later.append(cell)
+            draft.waiting += 1
+            draft.later.append(cell)
             waiting.add(cell.key)
             for part in ingredients:
-                if not kept(cache, part) and part.key not in waiting | {c.key for c in plan.run}:
-                    plan.to_run(part, entries)
+                if not kept(cache, part) and part.key not in waiting | {c.key for c in draft.run}:
+                    draft.to_run(part, entries)
                     if part.key in parts.told:
                         open_cells.append(part)
-                    for sorted_ in (plan.done, plan.stale):
+                    for sorted_ in (draft.done, draft.stale):
                         sorted_[:] = [c for c in sorted_ if c.key != part.key]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
@@ -111,18 +111,16 @@ def run_sweep(
     # a sweep that tunes is planned again after its trials, one that combines rows after their cells; others are not
     while new := [cell for cell in plan.run if cell.key not in attempted]:
         attempted.update(cell.key for cell in new)
-        plan.run = new
-        run.through(plan, summary)
+        run.through(replace(plan, run=tuple(new)), summary)
         if sweep.spec.tune is None and not plan.waiting:
             break
         told = {cell.key for cell, _ in plan.unsupported}
         plan = run.plan(only=only)
-        plan.unsupported = [(cell, why) for cell, why in plan.unsupported if cell.key not in told]
+        plan = replace(plan, unsupported=tuple(one for one in plan.unsupported if one[0].key not in told))
     else:
         # nothing is left to launch, but what cannot run is still to be written down
         if not attempted or plan.unsupported:
-            plan.run = []
-            run.through(plan, summary)
+            run.through(replace(plan, run=()), summary)
     preflight.keep(workspace.results, sweep.spec.name, summary.not_run)
     return summary
 
@@ -149,9 +147,7 @@ class _Run:
             rerun=rerun,
             hours=hours,
         )
-        plan.run += [one.cell for one in plan.not_run]
-        plan.not_run = []
-        return plan
+        return replace(plan, run=(*plan.run, *(one.cell for one in plan.not_run)), not_run=())
 
     def through(self, plan: Plan, summary: RunSummary) -> None:
         """Run one plan's cells and add to the summary what came of them."""

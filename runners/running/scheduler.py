@@ -100,6 +100,7 @@ class Scheduler:
         budget: Budget | None = None,
     ) -> None:
         self.plan = plan
+        self._known = dict(plan.known)
         self.store = store
         self.workspace = workspace
         self.executor = executor
@@ -251,7 +252,7 @@ class Scheduler:
 
     def _finished_meanwhile(self, cell: Cell) -> bool:
         """True if a final record appeared that neither the plan knew nor this run wrote."""
-        before = self.plan.known.get(cell.key, frozenset())
+        before = self._known.get(cell.key, frozenset())
         now = {e.id for e in self.store.entries_of(cell.key) if e.status in FINAL_STATUSES}
         return bool(now - before)
 
@@ -376,7 +377,7 @@ class Scheduler:
         try:
             if again is None:  # a cell that backs off has one record, which holds what it met before
                 entry = self.store.append(record, samples)
-                self.plan.known[cell.key] = self.plan.known.get(cell.key, frozenset()) | {entry.id}
+                self._known[cell.key] = self._known.get(cell.key, frozenset()) | {entry.id}
         finally:
             running.claim.release()
             del self._running[cell.key]

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def scheduler(
     made = plan.make(
         sweep, workspace, store=store, machine=hardware.Machine(2, 2**34, "any"), fingerprint=FINGERPRINT, hours=hours
     )
-    made.run += [one.cell for one in made.not_run]
+    made = replace(made, run=(*made.run, *(one.cell for one in made.not_run)), not_run=())
     local = LocalExecutor([Lease() for _ in range(workers)], work=WORK, preload=("tests.runners.cheap",))
     budget = Budget.of_hours(hours) if hours is not None else None
     return Scheduler(

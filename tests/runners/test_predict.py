@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import urllib.error
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_records_correct_the_estimate_and_say_whose_they_are(tmp_path: Path) -> 
     first, _ = before.plan.run
     estimate = before.plan.predict(first)
     assert estimate.basis == "estimate from sizes"
-    before.plan.run = [first]
+    before.plan = replace(before.plan, run=(first,))
     before._queue.pop()
     assert before.run() == {"ok": 1}
     after = cheap.scheduler(
@@ -192,3 +193,14 @@ def test_the_default_is_not_in_the_key(bench: Bench) -> None:
 def test_measured_cells_may_not_share(bench: Bench) -> None:
     with pytest.raises(ValueError, match="cells_per_device above 1 needs 'measure_cost: false'"):
         SweepSpec.model_validate({**bench.sweep, "limits": {"cells_per_device": 2}})
+
+
+def test_a_plan_is_values_that_a_run_does_not_change(tmp_path: Path) -> None:
+    scheduler = cheap.scheduler(cheap.sweep_of(tmp_path / "sweep.yaml", ["a"]), tmp_path)
+    plan = scheduler.plan
+    before = (plan.run, dict(plan.known), plan.unsupported)
+    assert scheduler.run() == {"ok": 1}
+    assert scheduler.plan is plan
+    assert (plan.run, plan.known, plan.unsupported) == before
+    with pytest.raises(FrozenInstanceError):
+        plan.run = ()  # type: ignore[misc]
