@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,7 +267,7 @@ def test_what_a_budget_does_not_hold_is_not_run_and_says_why(tmp_path: Path) -> 
         def __call__(self, cell: Cell) -> Prediction:
             return Prediction(seconds=7200.0 if cell.key in slow else 0.1)
 
-    scheduler.plan.predict = Told(hardware.load_profiles(), hardware.probe())
+    scheduler.plan = replace(scheduler.plan, predict=Told(hardware.load_profiles(), hardware.probe()))
     assert scheduler.run() == {"ok": 2}
     assert {n.cell.key for n in scheduler.not_run} == slow
     assert {n.kind for n in scheduler.not_run} == {"budget"}
