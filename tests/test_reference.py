@@ -36,7 +36,7 @@ SWEEPS = boards.sweeps()
 LOOSE = {
     "cpu-2core": ("b937fe2f5be8ef22ef3e00df4c5a343d688fcb9aa6f3be20551b77af2be27c1d", 264),
     "cpu-2core-calibrated": ("c33ac65b92923d4418d82909e21de7a5bc6d487cce4ebdf212c3c75bdb01e04a", 33),
-    "cpu-2core-claims": ("a4c8052a09ea6ec385c1b7f53c7db78be0a37b3f7215a291d13eed77ca8da588", 693),
+    "cpu-2core-claims": ("101fda9529aaba13313275108598d9678d622698e24475b026cf40bc91ced7b0", 696),
     "cpu-2core-evidence": ("2b63db00278c86eb2047ae87580616aa51dc26cf230c1642a9f643da5f2d6166", 609),
     "cpu-2core-methods": ("56829e1532c98ac3dc74b33313794c5371dee40fb9949ad2b09a658195478763", 957),
     "cpu-2core-objectives": ("74237dec2552cd0b0a1aacdf202840138eaa0ab35701768aa7523082cdce6439", 141),
@@ -341,13 +341,19 @@ def claims_nano() -> Iterator[str]:
 def smollm2() -> Iterator[str]:
     """Statements of docs/findings/smollm2.md about the records."""
     names = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}
-    for record in of_store("cpu-2core-claims", "smollm2-anchors"):
+    found_by_task: dict[str, Record] = {}
+    for record in of_store("cpu-2core-claims", "smollm2-anchors"):  # an earlier run took 200 items of each set
+        held = found_by_task.get(record.cell["task"]["label"])
+        if held is None or (record.metrics["accuracy"].n or 0) >= (held.metrics["accuracy"].n or 0):
+            found_by_task[record.cell["task"]["label"]] = record
+    for record in found_by_task.values():
+        items = record.metrics["accuracy"].n or 0
         for form, words in (("cloze", "cloze"), ("letter", "letter"), ("finetune", "fine-tuning prompt")):
             shown = [100 * (value_of(record, f"{form}_{name}") or 0) for name in ("accuracy", "accuracy_norm")]
             texts = [f"{value:.1f} %" for value in shown]
             known = {("arc-easy", "cloze"): 0, ("arc-challenge", "cloze"): 1}.get((record.cell["task"]["label"], form))
             if known is not None:
-                found = stats.wilson(round(shown[known] * 2), 200)
+                found = stats.wilson(round(shown[known] / 100 * items), items)
                 texts[known] += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
             yield f"| {names[record.cell['task']['label']]} | {words} | {texts[0]} | {texts[1]} |"
 

@@ -220,6 +220,21 @@ def test_an_untrained_model_has_the_interval_of_its_items(tmp_path: Path) -> Non
     assert rows["none"]["interval"] == pytest.approx([100 * counted.low, 100 * counted.high])
 
 
+@pytest.mark.parametrize("least", ["a", "b"])  # whichever of the two cells the store lists first
+def test_the_cell_with_the_most_test_items_decides(least: str, tmp_path: Path) -> None:
+    wanted = {"form": "absolute", "unit": "points", "value": 50.0, "tolerance": {"value": 10, "why": "why"}}
+    store, task = Store(tmp_path), cell("none")["task"]
+    for name, accuracy in (("a", 0.5), ("b", 0.9)):
+        apart = tmp_path / name
+        same = {"task": {**task, "test_items": 10 if name == "a" else 20}}
+        (record,) = put(apart, "none", seeds=1, accuracy=accuracy, retained=None, merged=False, cell=same)
+        reading = record.metrics["accuracy"].model_copy(update={"n": 10 if name == least else 200})
+        data = (apart / "samples" / f"{record.samples.digest}.parquet").read_bytes() if record.samples else None
+        store.append(record.model_copy(update={"metrics": {**record.metrics, "accuracy": reading}}), data)
+    row = row_of(claim(**wanted, evidence={"sweep": SWEEP, "arm": {"method": "none"}}), tmp_path)
+    assert (row["measured"] > 70) == (least == "a")
+
+
 def test_straddling_interval_is_inconclusive_rounding_ignored() -> None:
     absolute = Criterion.model_validate(
         {

@@ -96,7 +96,7 @@ class Library:
         return self._by_key.get(count_key(count))
 
     def arm(self, sweep: str, arm: Arm, *, timed: bool) -> ArmRecords:
-        """Records of an arm, one a seed.
+        """Records of an arm, one a seed: of cells that differ in their number of test items, the one with most.
 
         Args:
             timed: whether the metric is a time, an energy or a memory, for which throttled and shared rows
@@ -112,8 +112,16 @@ class Library:
             elif record.outcome.status != "ok":
                 found.failed.append(f"seed {record.cell.get('seed')}: {record.outcome.status}")
             else:
-                found.records[record.cell.get("seed")] = (identity, record)
+                held = found.records.get(record.cell.get("seed"))
+                if held is None or _items(record) >= _items(held[1]):
+                    found.records[record.cell.get("seed")] = (identity, record)
         return found
+
+
+def _items(record: Record) -> int:
+    """Test items behind a record's accuracy."""
+    reading = record.metrics.get("accuracy")
+    return reading.n or 0 if reading is not None else 0
 
 
 def matches(record: Record, arm: Arm) -> bool:

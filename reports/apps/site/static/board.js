@@ -281,7 +281,7 @@
       series.get(groupOf(section, row)).points.push(point);
     }
     PM.plot(element, {
-      x: { label: `${x.label} (${x.unit})` }, y: { label: `${y.label} (${y.unit})` }, legend: true, series: [...series.values()].filter((one) => one.points.length),
+      x: { label: PM.named(x) }, y: { label: PM.named(y) }, legend: true, series: [...series.values()].filter((one) => one.points.length),
       toggled: (hidden) => { hiddenNames = new Set(hidden); PM.grid.draw(); },
     });
     const cut = all.length > kept.length ? ` ${kept.length.toLocaleString("en-US")} of ${all.length.toLocaleString("en-US")} rows are drawn, those on the front among them.` : "";

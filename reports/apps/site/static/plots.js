@@ -43,9 +43,11 @@
     for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step) out.push(Math.abs(value) < step / 1e6 ? 0 : value);
     return out;
   };
+  const COMPACT = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 }); // 50M, not 5e+7
   const tickText = (value, type) => {
     if (type === "date") return new Date(value).toISOString().slice(0, 10);
     if (type === "log") return value < 1e-3 || value >= 1e5 ? value.toExponential(0).replace("-", "−") : String(Number(value.toPrecision(6)));
+    if (Math.abs(value) >= 1e5) return COMPACT.format(value).replace("-", "−");
     return PM.number(value, 6);
   };
 

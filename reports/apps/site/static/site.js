@@ -52,6 +52,8 @@
     return value.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, 1) }).replace("-", "−");
   };
 
+  PM.named = (column) => (column.unit ? `${column.label} (${column.unit})` : column.label);
+
   PM.rowName = (section, row) => {
     const [method, quantization] = [PM.text(section, row.method), PM.text(section, row.quantization)];
     const name = method === "none" ? "untrained base" : method;
