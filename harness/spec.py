@@ -401,6 +401,8 @@ class SweepSpec(Spec):
         measure_cost: whether memory, time, energy and FLOPs are recorded. Without them several cells may share a
             device (``limits.cells_per_device``), which does not change what they learn or answer.
         timing: further runs for comparisons of time, memory and energy.
+        keep: which trained weights stay in ``adapters/`` of the results folder, for ``peft-matrix export``: none, all,
+            or ``best``: of each model and task the cell with the highest score so far.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -428,6 +430,7 @@ class SweepSpec(Spec):
     exclude: tuple[Exclusion, ...] = ()
     include: tuple[Inclusion, ...] = ()
     board: str = "default"
+    keep: Literal["none", "best", "all"] = "none"
 
     @field_validator("models", mode="before")
     @classmethod

@@ -247,6 +247,38 @@ def init(folder: str | Path) -> list[Path]:
     return written
 
 
+def export_cell(
+    cell: str, to: str | Path, *, form: str = "adapter", gguf: str = "f16", results: Location = None
+) -> list[Path]:
+    """Write what a kept cell trained (``keep`` in the sweep) into a new folder, with a model card.
+
+    Args:
+        cell: beginning of its label or key.
+        form: ``adapter`` (plain peft), ``merged`` (a model of transformers) or ``gguf`` (llama.cpp).
+        gguf: type of the matrices of a GGUF file.
+
+    Raises:
+        UserError: nothing was kept, or its method has no such form.
+    """
+    from runners.running import adapters
+    from runners.tools.queries import find_record
+
+    workspace = open_workspace(results)
+    return adapters.export(workspace, find_record(cell, workspace), Path(to), form=form, gguf=gguf)  # type: ignore[arg-type]  # checked there
+
+
+def push(folder: str | Path, repo: str, *, send: bool = False) -> Upload:
+    """Send an exported folder to a model repository of the Hugging Face Hub.
+
+    Args:
+        repo: ``OWNER/NAME``.
+        send: upload; without it only say what would be sent.
+    """
+    from reports.apps.upload import upload
+
+    return upload("hf-model", repo, Path(folder), push=send)
+
+
 # --- boards and pages ------------------------------------------------------------------------------
 def check_board(folder: str | Path, *, results: Location = None) -> list[Smell]:
     """The leaderboard smells found in a board's files, compared with the records.

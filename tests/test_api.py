@@ -254,6 +254,7 @@ API_OF = {
     "check": "check_board",
     "import_": "import_results",
     "show": "record",
+    "export_": "export_cell",
     "env": "environments",
     "index_": "update_index",
     "gc": "garbage",

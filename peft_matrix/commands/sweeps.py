@@ -192,4 +192,38 @@ def init(folder: Annotated[Path, typer.Argument(help="New or empty folder.")]) -
     typer.echo(f"Next: cd {folder} && peft-matrix run first")
 
 
-VERBS = (run, plan, status, show, fetch, init)
+def export_(
+    cell: Annotated[str, typer.Argument(help="A cell's label, key, or the beginning of either.")],
+    to: Annotated[Path, typer.Option(help="New or empty folder.")],
+    form: Annotated[str, typer.Option("--as", help="adapter (plain peft), merged (transformers) or gguf.")] = "adapter",
+    gguf: Annotated[str, typer.Option("--type", help="Type of a GGUF file's matrices: f32, f16, q8_0, ...")] = "f16",
+    results: Results = None,
+) -> None:
+    """Write the weights that a cell trained, with a model card. Needs 'keep: all' or 'keep: best' in the sweep."""
+    from peft_matrix import api
+
+    for path in api.export_cell(cell, to, form=form, gguf=gguf, results=results):
+        typer.echo(f"  {path}")
+    typer.echo(f"Next: peft-matrix push {to} OWNER/NAME    (a dry run)")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'export' wrote.")],
+    repo: Annotated[str, typer.Argument(help="Model repository on the Hugging Face Hub: OWNER/NAME.")],
+    send: Annotated[bool, typer.Option("--push", help="Upload. Without it, only list the files.")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face Hub. A dry run unless --push; the token comes from HF_TOKEN."""
+    from peft_matrix import api
+
+    done = api.push(folder, repo, send=send)
+    for name, size in done.files.items():
+        typer.echo(f"  {name} ({size:,} bytes)")
+    what = f"{len(done.files)} files, {sum(done.files.values()) / 2**20:.1f} MiB"
+    typer.echo(
+        f"Sent to {repo}: {what}. {done.address}"
+        if done.sent
+        else f"Dry run, nothing was sent. --push would send {what} to {repo}."
+    )
+
+
+VERBS = (run, plan, status, show, fetch, init, export_, push)

@@ -1,4 +1,4 @@
-"""Pushing published files to the Hugging Face Hub: a data set of records, or a static Space with the pages.
+"""Pushing published files to the Hugging Face Hub: a data set of records, a static Space with the pages, or a model.
 
 Nothing is sent unless asked for: a push without ``push=True`` says what it would do. The token comes from the
 environment (``HF_TOKEN``) alone and is never written down.
@@ -16,7 +16,9 @@ from typing import Any
 
 from harness.errors import UserError, did_you_mean
 
-TARGETS = ("hf-dataset", "hf-space")
+TARGETS = ("hf-dataset", "hf-space", "hf-model")
+EXPORT = "export.json"
+"""Manifest of a model that was exported; its card is its README.md."""
 TOKEN = "HF_TOKEN"
 LICENCE = "apache-2.0"
 
@@ -60,7 +62,7 @@ def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any
     """Send a folder's files to the Hub, or say what would be sent.
 
     Args:
-        target: ``hf-dataset`` or ``hf-space`` (static).
+        target: ``hf-dataset``, ``hf-space`` (static) or ``hf-model``.
         repo: ``OWNER/NAME``; it is made if it is not there.
         folder: what to send: records and samples, or pages. Files that this program did not write stay.
         push: send; otherwise nothing leaves this machine.
@@ -73,10 +75,12 @@ def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any
         raise UserError(f"cannot publish to {target!r}", fix=did_you_mean(target, TARGETS))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
         raise UserError(f"{repo!r} is no repository", fix="Write OWNER/NAME.")
-    files, left_out = publishable(folder)
+    files, left_out = exported(folder) if target == "hf-model" else publishable(folder)
+    if target == "hf-model" and not files:
+        raise UserError("no exported model", where=str(folder), fix="Make one: peft-matrix export CELL --to DIR")
     if not files:
         raise UserError("there is nothing to publish", where=str(folder), fix="Draw the board or the site first.")
-    card = _card(target, repo, files)
+    card = (folder / "README.md").read_bytes() if target == "hf-model" else _card(target, repo, files)
     sizes = {"README.md": len(card), **{name: path.stat().st_size for name, path in files.items()}}
     if not push:
         return Upload(target, repo, sizes, sent=False, left_out=tuple(left_out))
@@ -103,7 +107,7 @@ def _send(target: str, repo: str, files: Mapping[str, Path], card: bytes, token:
     from huggingface_hub.errors import HfHubHTTPError
 
     api = api or HfApi(token=token)
-    kind = "dataset" if target == "hf-dataset" else "space"
+    kind = target.removeprefix("hf-")
     operations = [CommitOperationAdd("README.md", card)]
     operations += [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     try:
@@ -142,6 +146,16 @@ def publishable(folder: Path) -> tuple[dict[str, Path], list[str]]:
             allowed |= {name, *(prefix + one for one in _names(folder / name, "files"))}
     found = {name: folder / name for name in everything if name in allowed and name != "README.md"}
     return found, [name for name in everything if name not in allowed]
+
+
+def exported(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Files of an exported model but its card, and the names of others in the folder."""
+    listed = {*_names(folder / EXPORT, "files"), EXPORT}
+    everything = sorted(_regular(folder, folder))
+    if "README.md" not in everything or EXPORT not in everything:
+        return {}, everything
+    found = {name: folder / name for name in everything if name in listed and name != "README.md"}
+    return found, [name for name in everything if name not in listed]
 
 
 def _regular(folder: Path, root: Path) -> Iterator[str]:

@@ -162,6 +162,12 @@ class _Run:
             )
         device = devices.pop() if devices else "cpu"
         executor = self.place.executor(plan, device)
+        if executor.remote and sweep.spec.keep != "none":
+            raise UserError(
+                f"keep: {sweep.spec.keep} writes into a folder of this machine, and a cluster's nodes do not see it",
+                where=sweep.source,
+                fix="Run this sweep with the local executor, or without 'keep'.",
+            )
         if executor.remote and (plan.ingredients or plan.keep):
             raise UserError(
                 "cells that combine others read what those kept on this machine, and a cluster's nodes do not see it",

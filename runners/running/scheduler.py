@@ -25,7 +25,7 @@ from runners.executors.base import Ended, Executor, Lease, Message
 from runners.planning.cell_dependencies import kept_at
 from runners.planning.ordering import Budget
 from runners.planning.plan import NotRun, Plan
-from runners.running import recovery
+from runners.running import adapters, recovery
 from runners.running.job_results import Endings, counted_as, how_it_died, log_tail
 from runners.running.leases import Pool
 from runners.running.preflight import no_room
@@ -281,7 +281,7 @@ class Scheduler:
             tools=environments.interpreters(self.workspace.cache),
             others={at: name for point in (cell.common, *cell.further) for at, name in point.others.items()},
             tuning=self.plan.tuning.get(cell.key, {}),
-            keep=str(kept_at(self.workspace.cache, cell)) if cell.key in self.plan.keep else "",
+            keep=str(self._keep_at(cell) or ""),
             ingredients=tuple(self._part(part) for part in self._combined(cell)),
             earlier=tuple(
                 {**self._part(part), "handover": one.handover}
@@ -295,6 +295,15 @@ class Scheduler:
             order=self._order_of(cell, attempt),
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
         )
+
+    def _keep_at(self, cell: Cell) -> Path | None:
+        """Folder for what the cell saves: the cache for cells that combine it, the results where the sweep keeps it."""
+        if cell.key in self.plan.keep:
+            return kept_at(self.workspace.cache, cell)
+        return adapters.place(self.workspace, cell.key) / adapters.SAVED if self._keeps(cell) else None
+
+    def _keeps(self, cell: Cell) -> bool:
+        return self.plan.sweep.spec.keep != "none" and cell.common.identity.get("role") != "trial"
 
     def _part(self, part: Cell) -> dict[str, Any]:
         """A cell that trained something for another one, and the folder where that is kept."""
@@ -382,6 +391,8 @@ class Scheduler:
             running.claim.release()
             del self._running[cell.key]
             self._pool.give(running.lease)
+        if self._keeps(cell) and again is None:
+            adapters.settle(self.workspace, running.job, record, best=self.plan.sweep.spec.keep == "best")
         shutil.rmtree(running.job.folder, ignore_errors=True)
         if again is not None:
             self._queue.appendleft((cell, again))

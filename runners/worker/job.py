@@ -116,7 +116,12 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         """Read a job file."""
-        data = json.loads(path.read_text())
+        return cls.read_dict(json.loads(path.read_text()))
+
+    @classmethod
+    def read_dict(cls, data: dict[str, Any]) -> Job:
+        """A job from plain JSON values."""
+        data = dict(data)
         for name in ("gpus", "cores", "workspaces", "out_of_memory", "ingredients", "earlier"):
             data[name] = tuple(data[name])
         data["owner"] = tuple(data["owner"]) if data["owner"] else None

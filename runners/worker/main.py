@@ -104,7 +104,7 @@ def run_job(job: Job, say: Say) -> Record:
     folder = Path(job.folder)
     if samples is not None:
         write_atomically(folder / SAMPLES_FILE, samples)
-    if job.keep and outcome.status == "ok":
+    if job.keep and outcome.status == "ok" and Path(job.keep).is_dir():
         earlier.keep_spans(Path(job.keep), run.spans)
     write_atomically(folder / RECORD_FILE, record.to_json().encode())
     return record

@@ -123,6 +123,7 @@ NOT_IN_THE_KEY = {
     "evaluation.lm_eval": "needs lm-eval; its pin is tested below",
     "timing": "adds cells; a repeated run holds its number (test_repeated_runs_share_the_blocks_of_their_cells)",
     "tune": "adds cells; a tuned cell holds its budget (tests/runners/test_tuning.py)",
+    "keep": "which trained weights stay on disk",
     "limits.timeout_s": "ends a cell, changes no number",
     "limits.workers": "how many at once; recorded as neighbours, which a board marks",
     "limits.retries": "attempts after a passing error",

@@ -402,3 +402,51 @@ def test_early_stopping_keeps_the_best_weights(bench: Bench) -> None:
     assert fast["trained_steps"] == fast["best_step"] + 2 < 24
     assert found["lisa"]["outcome"]["status"] == "unsupported"
     assert "early stopping" in found["lisa"]["outcome"]["reason"]
+
+
+def test_kept_weights_are_exported_and_load_in_plain_peft(bench: Bench, tiny_model: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    done = bench("run", str(bench.write(methods=["none", "full", "lora"], keep="all")))
+    labels = {r["cell"]["method"]["name"]: r["label"] for r in bench.records()}
+    assert set(bench.outcomes().values()) == {"ok"}, done.stdout
+    kept = bench.root / "results" / "adapters"
+    assert len(list(kept.iterdir())) == 2, "what did not train has nothing to keep"
+    for method, form in (("lora", "adapter"), ("lora", "merged"), ("full", "merged")):
+        told = bench("export", labels[method], "--to", f"{method}-{form}", "--as", form)
+        assert told.returncode == 0, told.stdout + told.stderr
+    ids = torch.arange(5, 20).unsqueeze(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(input_ids=ids).logits
+
+    adapted = logits(PeftModel.from_pretrained(base, bench.root / "lora-adapter"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(bench.root / "lora-merged"))
+    assert torch.allclose(adapted, merged, atol=1e-4)
+    fresh = logits(AutoModelForCausalLM.from_pretrained(tiny_model))
+    assert not torch.allclose(adapted, fresh, atol=1e-4), "it holds what was trained"
+    card = (bench.root / "lora-adapter" / "README.md").read_text(encoding="utf-8")
+    assert "model-index" in card
+    assert "95 % interval" in card
+    assert "Energy was not measured." in card
+    assert str(bench.root) not in card + (bench.root / "lora-adapter" / "adapter_config.json").read_text()
+    dry = bench("push", "lora-adapter", "someone/tiny")
+    assert dry.returncode == 0, dry.stderr
+    assert "nothing was sent" in dry.stdout
+    refused = bench("export", labels["full"], "--to", "x", "--as", "adapter")
+    assert refused.returncode == 2
+    assert "does not save an adapter" in refused.stderr
+    again = bench("export", labels["none"], "--to", "y")
+    assert again.returncode == 2
+    assert "nothing of" in again.stderr
+
+
+def test_keep_best_leaves_one_cell_of_a_model_and_task(bench: Bench) -> None:
+    bench("run", str(bench.write(methods=["lora", "bitfit"], seeds=[0, 1], keep="best")))
+    scores = {r["key"]: r["metrics"]["accuracy"]["value"] for r in bench.records()}
+    (left,) = (bench.root / "results" / "adapters").iterdir()
+    assert scores[left.name] == max(scores.values())

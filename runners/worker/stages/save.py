@@ -33,6 +33,7 @@ def run(ctx: Context) -> None:
 
 def keep(folder: Path, where: Path) -> None:
     """Copy what was saved to where cells that combine it will look: whole or not at all, and one copy only."""
+    where.parent.mkdir(parents=True, exist_ok=True)
     scratch = where.with_name(f".{where.name}-{uuid.uuid4().hex[:8]}")
     shutil.copytree(folder, scratch)
     shutil.rmtree(where, ignore_errors=True)
