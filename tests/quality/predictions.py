@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,24 @@ def ratios(store: str, name: str, data_root: Path) -> Iterator[tuple[float | Non
 
 
 def rows(data_root: Path) -> Iterator[dict[str, Any]]:
-    """One row for each sweep with current records."""
+    """One row for each sweep with current records, and two for all of them; the others are named on stderr."""
     stores = yaml.safe_load((REPOSITORY / "results" / "index.yaml").read_text())["stores"]
+    pooled: dict[bool, list[tuple[float | None, float | None]]] = {True: [], False: []}
+    skipped = []
     for store, content in stores.items():
         for name in (*content["sweeps"], *content.get("without_board", ())):
             try:
                 found = list(ratios(store, name, data_root))
-            except UserError:  # a sweep that was made by another file
+            except UserError:  # records that no sweep's file made
+                found = []
+            if not found:
+                skipped.append(f"{store}/{name}")
                 continue
-            if found:
-                yield {"store": store, "sweep": name, **summary(found)}
+            pooled[store in SET_ON] += found
+            yield {"store": store, "sweep": name, **summary(found)}
+    for used, found in pooled.items():
+        yield {"store": "all", "sweep": "constants set here" if used else "held out", **summary(found)}
+    print(f"No current record: {', '.join(skipped)}", file=sys.stderr)
 
 
 def summary(found: list[tuple[float | None, float | None]]) -> dict[str, Any]:
