@@ -68,7 +68,8 @@ def test_declarations_are_whole(registry: Any) -> None:
 
 
 def test_the_defaults_are_those_no_key_knows_of() -> None:
-    later = {"objective": objectives.DEFAULT, "recipe": recipes.DEFAULT, "stages": "none", "variant": "plain"}
+    later = {"objective": objectives.DEFAULT, "recipe": recipes.DEFAULT, "stages": "none"}
+    later |= {"variant": "plain", "parallel": "none"}
     assert later == matrix.DEFAULTS
 
 

@@ -292,7 +292,7 @@ def test_a_new_workspace_runs(bench: Bench, tmp_path_factory: pytest.TempPathFac
     assert "first" in {s["sweep"] for s in sweeps}
     assert "quickstart" in {s["sweep"] for s in sweeps}
     made = json.loads(inside("plan", "first", "--json").stdout)
-    assert len(made["run"]) == 3
+    assert len(made["run"]) == 8  # four methods and two seeds
     again = bench("init", str(folder))
     assert again.returncode == 2
     assert "not empty" in again.stderr
