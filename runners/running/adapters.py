@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.errors import UserError, did_you_mean
 from harness.record import Reading, Record
-from harness.stats import wilson
 from runners.worker.job import Job, write_atomically
 from runners.workspace import Workspace
 
@@ -302,6 +301,8 @@ def _scores(record: Record, form: Form) -> list[tuple[str, Reading]]:
 
 
 def _with_interval(name: str, reading: Reading) -> str:
+    from harness.stats import wilson
+
     assert reading.value is not None
     unit = "" if reading.unit in ("1", "fraction") else f" {reading.unit}"
     if name in SHARES and reading.n:
