@@ -402,7 +402,7 @@ class SweepSpec(Spec):
             device (``limits.cells_per_device``), which does not change what they learn or answer.
         timing: further runs for comparisons of time, memory and energy.
         keep: which trained weights stay in ``adapters/`` of the results folder, for ``peft-matrix export``: none, all,
-            or ``best``: of each model and task the cell with the highest score so far.
+            or ``best``: of each model and task the cell that is best on validation data so far.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")

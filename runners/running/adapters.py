@@ -1,7 +1,8 @@
 """Trained weights that a sweep keeps, and their export: a peft adapter, a merged model or a GGUF file, with a card.
 
 A kept cell is a folder ``adapters/KEY`` beside the records: ``saved/`` is what its method wrote, ``kept.json`` the
-score and the job, from which the model can be built again.
+score and the job, from which the model can be built again. A running cell writes into ``incoming/``, so that a run that
+fails leaves what an earlier one kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 Form = Literal["adapter", "merged", "gguf"]
 FORMS: tuple[Form, ...] = get_args(Form)
-SAVED, NOTE, MANIFEST, CARD = "saved", "kept.json", "export.json", "README.md"
+SAVED, INCOMING, NOTE, MANIFEST, CARD = "saved", "incoming", "kept.json", "export.json", "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORES = {
     "accuracy": True,
@@ -38,7 +39,10 @@ SCORES = {
     "bits_per_byte": False,
     "answer_nll": False,
 }
-"""Scores on a card, whether higher is better; the first that a record has decides under ``keep: best``."""
+"""Scores on a card, whether higher is better."""
+DECIDES = {"validation_nll": False, **SCORES}
+"""Under ``keep: best``, the first of these that a record has: on validation data where the task has any, so that the
+printed test score is not the maximum of several."""
 SHARES = ("accuracy", "merged_accuracy", "pass_at_1")
 COSTS = ("train_s", "energy_gross_j", "cpu_package_j", "trainable_parameters", "adapter_bytes")
 LARGEST_ERROR = 1e-3
@@ -53,18 +57,23 @@ def place(workspace: Workspace, key: str) -> Path:
 
 
 def settle(workspace: Workspace, job: Job, record: Record, *, best: bool) -> None:
-    """After a cell has ended: keep what it saved, or remove it.
+    """After a cell has ended: keep what it saved if it ended well; else what an earlier run kept stays.
 
     Args:
-        best: of the kept cells of this model and task, leave only the one with the highest score.
+        best: of the kept cells of this model and task, leave only the best one (:data:`DECIDES`).
     """
     folder = place(workspace, job.key)
-    saved = Path(job.keep) if job.keep else folder / SAVED
+    incoming = folder / INCOMING
+    saved = Path(job.keep) if job.keep else incoming
     if record.status != "ok" or not saved.is_dir():
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(incoming, ignore_errors=True)
+        if _note(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
         return
-    if saved != folder / SAVED:  # another cell combines it and reads it in the cache
-        shutil.copytree(saved, folder / SAVED, dirs_exist_ok=True)
+    if saved != incoming:  # another cell combines it and reads it in the cache
+        shutil.copytree(saved, incoming, dirs_exist_ok=True)
+    shutil.rmtree(folder / SAVED, ignore_errors=True)
+    incoming.rename(folder / SAVED)
     group = [job.cell["model"]["id"], job.cell["model"]["revision"], job.cell["task"]["digest"]]
     note = {"label": job.label, "group": group, "score": _score(record), "job": asdict(job)}
     write_atomically(folder / NOTE, json.dumps(note, sort_keys=True, indent=1).encode())
@@ -76,7 +85,7 @@ def settle(workspace: Workspace, job: Job, record: Record, *, best: bool) -> Non
 
 
 def _score(record: Record) -> float | None:
-    for name, higher in SCORES.items():
+    for name, higher in DECIDES.items():
         value = record.metrics[name].value if name in record.metrics else None
         if value is not None:
             return value if higher else -value

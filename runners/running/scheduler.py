@@ -300,7 +300,7 @@ class Scheduler:
         """Folder for what the cell saves: the cache for cells that combine it, the results where the sweep keeps it."""
         if cell.key in self.plan.keep:
             return kept_at(self.workspace.cache, cell)
-        return adapters.place(self.workspace, cell.key) / adapters.SAVED if self._keeps(cell) else None
+        return adapters.place(self.workspace, cell.key) / adapters.INCOMING if self._keeps(cell) else None
 
     def _keeps(self, cell: Cell) -> bool:
         return self.plan.sweep.spec.keep != "none" and cell.common.identity.get("role") != "trial"

@@ -80,7 +80,7 @@ def merged(ctx: Context, model: nn.Module) -> nn.Module:
     """A fresh base with everything merged into it that earlier stages hand over merged."""
     for told in ctx.job.earlier:
         if told["handover"] == "merged":
-            method = _method(ctx, told)
+            method = method_of(ctx, told)
             model = method.load(model, Path(told["folder"]))
             if not method.promise.in_place:
                 model = method.merge(model)
@@ -98,7 +98,7 @@ def unmerged(ctx: Context, model: nn.Module) -> nn.Module:
 
 def trained(ctx: Context, told: dict[str, Any]) -> nn.Module:
     """The loaded base with what a cell trained on it."""
-    model = _method(ctx, told).load(ctx.model, Path(told["folder"]))
+    model = method_of(ctx, told).load(ctx.model, Path(told["folder"]))
     model.requires_grad_(False)
     return model.eval()
 
@@ -136,8 +136,8 @@ def check_taken_over(before: torch.Tensor, after: torch.Tensor) -> float:
     return error
 
 
-def _method(ctx: Context, told: dict[str, Any]) -> Method:
-    """The method of an earlier stage, as its worker made it."""
+def method_of(ctx: Context, told: dict[str, Any]) -> Method:
+    """The method of another cell, as its worker made it."""
     cell = told["cell"]
     method = cell["method"]
     setting = Setting(

@@ -14,6 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from harness.record import Outcome, Record
+from runners.running import adapters
+from runners.worker.job import Job
+from runners.workspace import Workspace
 from tests.runners.conftest import REPOSITORY, Bench
 
 
@@ -336,46 +340,6 @@ def test_the_same_cell_without_a_fault_passes_every_guard(bench: Bench) -> None:
     assert "accuracy" in outcome["metrics"]
 
 
-def test_after_merge_scores_quantized_and_keeps_trained_score(bench: Bench) -> None:
-    path = bench.write(
-        methods=["full", "lora", "prefix"],
-        quantization=[
-            {"name": "rtn", "label": "before", "params": {"bits": 4}},
-            {"name": "rtn", "label": "after", "params": {"bits": 4}, "moment": "after_merge"},
-        ],
-    )
-    done = bench("run", str(path))
-    assert "ok" in done.stdout, done.stdout + done.stderr
-    found = {(r["cell"]["method"]["name"], r["cell"]["quantization"]["moment"]): r for r in bench.records()}
-    assert found["full", "before_training"]["outcome"]["status"] == "unsupported"
-    assert "must be merged" in found["prefix", "after_merge"]["outcome"]["reason"]
-    for method in ("full", "lora"):
-        record = found[method, "after_merge"]
-        assert record["outcome"]["status"] == "ok", record["outcome"]
-        metrics, facts = record["metrics"], record["environment"]["facts"]
-        stages = [s["stage"] for s in record["spans"]]
-        assert stages[stages.index("reload") + 1 :][:4] == [
-            "full_precision",
-            "compress",
-            "inspect_compressed",
-            "evaluate",
-        ]
-        assert metrics["before_quantization_accuracy"]["n"] == metrics["accuracy"]["n"] == 8
-        assert 4 < metrics["bits_per_weight"]["value"] < 7
-        assert facts["layout"] == {"quantized": {"packed": 14}, "unquantized_linears": 1, "packed": True}
-        assert facts["kernels"]
-    before, after = found["lora", "before_training"]["metrics"], found["lora", "after_merge"]["metrics"]
-    assert before["base_bytes"]["value"] == after["base_bytes"]["value"]
-    assert 0 < after["base_disk_bytes"]["value"] - after["base_bytes"]["value"] < 20_000  # the file's header
-    assert after["compression_rate"]["value"] > 1.5
-    assert 0.02 < after["layer_error_mean"]["value"] < 0.2
-    assert len(after["layer_error_mean"]["details"]["layers"]) == after["layer_error_mean"]["n"] == 14
-    assert after["merge_error_max"]["value"] < 1e-3  # merged in full precision
-    assert before["merge_error_max"]["value"] > after["merge_error_max"]["value"]
-    assert after["merged_accuracy"]["why_missing"] == "not_supported"
-    assert before["merged_accuracy"]["value"] is not None
-
-
 def test_early_stopping_keeps_the_best_weights(bench: Bench) -> None:
     training = {
         "epochs": 3,
@@ -445,8 +409,23 @@ def test_kept_weights_are_exported_and_load_in_plain_peft(bench: Bench, tiny_mod
     assert "nothing of" in again.stderr
 
 
-def test_keep_best_leaves_one_cell_of_a_model_and_task(bench: Bench) -> None:
+def test_keep_best_is_chosen_on_validation_data(bench: Bench) -> None:
     bench("run", str(bench.write(methods=["lora", "bitfit"], seeds=[0, 1], keep="best")))
-    scores = {r["key"]: r["metrics"]["accuracy"]["value"] for r in bench.records()}
+    losses = {r["key"]: r["metrics"]["validation_nll"]["value"] for r in bench.records()}
     (left,) = (bench.root / "results" / "adapters").iterdir()
-    assert scores[left.name] == max(scores.values())
+    assert losses[left.name] == min(losses.values())
+
+
+def test_a_run_that_fails_leaves_what_an_earlier_one_kept(bench: Bench) -> None:
+    bench("run", str(bench.write(methods=["lora"], keep="all")))
+    (kept,) = (bench.root / "results" / "adapters").iterdir()
+    before = {p.name: p.read_bytes() for p in kept.rglob("*") if p.is_file()}
+    (record,) = bench.records()
+    workspace = Workspace((), str(bench.root / "results"), None, bench.root / "cache")
+    job = Job.read_dict(json.loads(before["kept.json"])["job"])
+    incoming = adapters.place(workspace, record["key"]) / adapters.INCOMING
+    incoming.mkdir()
+    (incoming / "half.safetensors").write_bytes(b"half")  # saved before a later stage failed
+    failed = Record.from_json(json.dumps(record)).model_copy(update={"outcome": Outcome(status="error", reason="why")})
+    adapters.settle(workspace, job, failed, best=False)
+    assert {p.name: p.read_bytes() for p in kept.rglob("*") if p.is_file()} == before

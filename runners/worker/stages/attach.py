@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from harness.errors import CheckFailed
-from harness.methods.base import Ingredient, Setting, Workshop
-from harness.methods.catalog import METHODS
+from harness.methods.base import Ingredient, Workshop
 from harness.quantizers.measure import logical_parameters
 from runners.worker import earlier, model_files
 from runners.worker.context import Context
@@ -76,16 +75,6 @@ def _validation_nll(ctx: Context, model: nn.Module) -> float:
 def _ingredient(ctx: Context, told: dict[str, Any]) -> Ingredient:
     """The method that trained it, as that cell's worker made it, and a loader of its base."""
     cell = told["cell"]
-    method = cell["method"]
-    setting = Setting(
-        kind=ctx.kind,
-        base=ctx.base,
-        seed=cell["seed"],
-        steps=method["steps"] or 0,
-        learning_rate=method["learning_rate"] or 0.0,
-        tokenizer=ctx.tokenizer,
-        device=ctx.job.device,
-    )
 
     def base() -> nn.Module:
         """Its own model and seed, at this cell's quantization, which is its own as well."""
@@ -96,5 +85,4 @@ def _ingredient(ctx: Context, told: dict[str, Any]) -> Ingredient:
         model_files.verify(other)
         return cast(nn.Module, other.model)
 
-    made = METHODS.get(method["name"])(method["params"], setting)
-    return Ingredient(told["label"], made, Path(told["folder"]), base)
+    return Ingredient(told["label"], earlier.method_of(ctx, told), Path(told["folder"]), base)
