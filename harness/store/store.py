@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from harness.errors import UserError
 from harness.record import FINAL_STATUSES, Record, SamplesRef, UnknownLayout
-from harness.store.blob_storage import LocalFiles, open_files
+from harness.store.blob_storage import LocalFiles, RemoteFiles, open_files
+from harness.store.leases import Leases
 from harness.store.segments import Damage as Damage
 from harness.store.segments import DamagedSegment, StoreFiles
 
@@ -67,12 +68,15 @@ class Entry(NamedTuple):
 class CellClaim:
     """The right to run one cell, held until :meth:`release` or the end of the process, however that comes."""
 
-    def __init__(self, key: str, lock: FileLock) -> None:
+    def __init__(self, key: str, lock: FileLock, leases: Leases | None = None) -> None:
         self.key = key
         self._lock = lock
+        self._leases = leases
 
     def release(self) -> None:
         """Give the cell back. Doing so twice is harmless."""
+        if self._leases is not None:
+            self._leases.give(self.key)
         self._lock.release()
 
     def __enter__(self) -> CellClaim:
@@ -98,6 +102,8 @@ class Store:
         self.files = StoreFiles(open_files(root))
         self._claims_dir = Path(claims_dir) if claims_dir is not None else self.files.local_folder("claims")
         self._swept = False
+        loose, claims = self.files.loose, self._claims_dir
+        self._leases = Leases(loose, claims) if isinstance(loose, RemoteFiles) and claims is not None else None
 
     @property
     def folder(self) -> Path | None:
@@ -294,15 +300,30 @@ class Store:
 
     # --- claims --------------------------------------------------------------------------------
     def claim(self, key: str) -> CellClaim | None:
-        """Claim a cell for this process, or None if another one holds it. Never waits.
+        """Claim a cell for this process, or None if another one holds it. Never waits for it.
 
-        The claim is a kernel lock, so it ends with the process even under ``kill -9``. After a successful claim read
-        :meth:`entries` again: the cell may have been finished a moment before. Lock files stay
-        where they are, because removing one while another process opens it would let two processes hold it.
+        The claim is a kernel lock, so it ends with the process even under ``kill -9``. In a store that is not local
+        there is a lease besides, for runs on other machines (:mod:`harness.store.leases`). After a successful claim
+        read :meth:`entries` again: the cell may have been finished a moment before. Lock files
+        stay where they are, because removing one while another process opens it would let two processes hold it.
 
         Raises:
             UserError: the store is not local and no ``claims_dir`` was given, or the folder cannot hold locks.
         """
+        lock = self._locked(key)
+        if lock is None or self._leases is None:
+            return CellClaim(key, lock) if lock is not None else None
+        try:
+            if self._leases.take(key):
+                return CellClaim(key, lock, self._leases)
+            lock.release()
+        except OSError as error:
+            lock.release()
+            raise UserError(f"cells cannot be leased here: {error}", where=self.root) from error
+        return None
+
+    def _locked(self, key: str) -> FileLock | None:
+        """The kernel lock of a cell; None if another process of this machine holds it."""
         if self._claims_dir is None:
             raise UserError(
                 "concurrent runs need a local folder for locks",
@@ -324,7 +345,7 @@ class Store:
             raise UserError(
                 f"cells cannot be locked here: {error}", where=str(self._claims_dir), fix="Use another local folder."
             ) from error
-        return CellClaim(key, lock)
+        return lock
 
     def held(self) -> list[str]:
         """Keys of the cells that a run on this machine holds now; [] where this store keeps no claims here."""
@@ -332,11 +353,11 @@ class Store:
             return []
         found = []
         for path in sorted(self._claims_dir.glob("*.lock")):
-            claim = self.claim(path.stem)
-            if claim is None:
+            lock = self._locked(path.stem)
+            if lock is None:
                 found.append(path.stem)
             else:
-                claim.release()
+                lock.release()
         return found
 
 

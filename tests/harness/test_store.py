@@ -15,6 +15,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.record import Outcome
+from harness.store import leases
 from harness.store.store import Entry, Store, current, samples_ref, samples_to_parquet, short_fingerprint
 from tests.harness.examples import make_record, make_samples, sample
 
@@ -509,6 +510,55 @@ def test_claims_on_a_remote_store_need_a_local_folder(tmp_path: Path) -> None:
     assert claim is not None
     assert Store(url, claims_dir=tmp_path).claim("a" * 16) is None
     claim.release()
+
+
+def test_machines_that_share_a_url_see_each_others_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders of kernel locks are two machines."""
+    url, key = f"memory://{uuid.uuid4().hex}", "a" * 16
+    monkeypatch.setattr(leases, "LOOK_S", 0.0)
+    here, there = (Store(url, claims_dir=tmp_path / name) for name in ("here", "there"))
+    claim = here.claim(key)
+    assert claim is not None
+    assert there.claim(key) is None
+    claim.release()
+    again = there.claim(key)
+    assert again is not None
+    assert here.claim(key) is None
+    again.release()
+
+
+def test_only_a_lease_without_beats_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, dead, alive = f"memory://{uuid.uuid4().hex}", "a" * 16, "b" * 16
+    for name, seconds in (("LOOK_S", 0.0), ("SETTLE_S", 0.0), ("BEAT_S", 0.05), ("STALE_S", 0.6)):
+        monkeypatch.setattr(leases, name, seconds)
+    here, there = (Store(url, claims_dir=tmp_path / name) for name in ("here", "there"))
+    old, other = here.claim(dead), here.claim(alive)
+    assert old is not None
+    assert other is not None
+    assert here._leases is not None
+    here._leases._held.pop(dead)  # as after the end of its process
+    end, taken = time.monotonic() + 1.2, None
+    while time.monotonic() < end:
+        taken = taken or there.claim(dead)
+        assert there.claim(alive) is None
+        time.sleep(0.02)
+    assert taken is not None
+    old.release()
+    assert there.files.loose.exists(f"claims/{dead}.lease"), "the new holder's lease stays"
+    other.release()
+    taken.release()
+
+
+def test_a_dead_process_of_this_machine_leaves_no_lease(tmp_path: Path) -> None:
+    """The kernel lock is free, so nobody here holds the lease that names this machine."""
+    url, key = f"memory://{uuid.uuid4().hex}", "a" * 16
+    first = Store(url, claims_dir=tmp_path)
+    claim = first.claim(key)
+    assert claim is not None
+    claim._lock.release()  # what the kernel does when a process ends
+    second = Store(url, claims_dir=tmp_path).claim(key)
+    assert second is not None
+    second.release()
 
 
 def test_a_claim_is_only_on_something_that_can_be_a_key(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ Its behaviour is in the cell's label, so that a sweep decides what goes wrong:
     needs-N       runs out of memory at a micro-batch above N
     waits         leaves a mark in the folder CHEAP_GATE and waits until ``go`` exists there
 
-``python -m tests.runners.cheap SWEEP FOLDER [WORKERS] [slurm]`` runs a sweep of such cells.
+``python -m tests.runners.cheap SWEEP FOLDER [WORKERS] [slurm]`` runs a sweep of such cells. With CHEAP_CLOCK in the
+environment the clock (``time.time``) of every process that imports this module jumps.
 """
 
 from __future__ import annotations
@@ -180,6 +181,16 @@ def on_slurm(folder: Path, places: int) -> Executor:
         work=WORK,
         preload=("tests.runners.cheap",),
     )
+
+
+def jumping_clock(every_s: float = 0.5) -> None:
+    """Let ``time.time`` jump between now and hours, years and decades away; what is measured is monotonic."""
+    true, jumps = time.time, (0.0, 7200.0, -7200.0, 366 * 86400.0, -366 * 86400.0, 74 * 366 * 86400.0)
+    time.time = lambda: true() + jumps[int(time.monotonic() / every_s) % len(jumps)]
+
+
+if "CHEAP_CLOCK" in os.environ:  # in the template of the workers too, which imports this module
+    jumping_clock()
 
 
 def main(sweep: str, folder: str, workers: str = "1", where: str = "local") -> None:
