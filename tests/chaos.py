@@ -51,9 +51,9 @@ ENDS_WITHIN_S = 30.0
 """Time that the processes of a round have to end after its last driver."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSTOP)
 NO_SENTENCE = re.compile(r'^(?:Traceback \(|  File "|Exception ignored|[\w.]+(?:Error|Exception|Interrupt)\b(?::|$))')
-"""Lines of an interpreter that met an error nobody caught."""
+"""Lines that an interpreter prints for an uncaught error."""
 TOLD = re.compile(r"peft-matrix: .+|Records: ")
-"""What a command that did not succeed says last: its error, or where the records are."""
+"""The last line of a command with an exit code that is not 0: its error, or the location of the records."""
 COMMAND = """
 import os, sys
 try:
@@ -139,7 +139,7 @@ class Driver:
         return self.process.poll() is not None
 
     def complaints(self) -> list[str]:
-        """What is wrong with the output and the exit code of a driver that has ended."""
+        """Faults in the output and the exit code of a driver that has ended."""
         if self.process.stdout is not None:  # a file would be one of the small ones
             self.log.write_bytes(self.process.stdout.read())
             self.process.stdout.close()
@@ -154,7 +154,7 @@ class Driver:
 
 @dataclass
 class Game:
-    """What the processes of a round share."""
+    """State shared by the processes of a round."""
 
     folder: Path
     hazard: str
@@ -309,19 +309,25 @@ def _until_ended(drivers: list[Driver]) -> None:
 @contextlib.contextmanager
 def mounted(folder: Path, *, read_only: bool = False) -> Iterator[None]:
     """A small file system on ``folder``, or the same folder read-only, meanwhile."""
-    if read_only:
-        _mount("--bind", str(folder), str(folder))
-        _mount("-o", "remount,bind,ro", str(folder))
-    else:
-        _mount("-t", "tmpfs", "-o", f"size={STORE_MIB}m", "tmpfs", str(folder))
+    other = folder.with_name(f"{folder.name}-mount")
+    other.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if read_only:  # elsewhere first: what is in use cannot be made read-only
+            stack.enter_context(_mount(other, "--bind", str(folder)))
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(other)], check=True, capture_output=True)
+            stack.enter_context(_mount(folder, "--bind", str(other)))
+        else:
+            stack.enter_context(_mount(folder, "-t", "tmpfs", "-o", f"size={STORE_MIB}m", "tmpfs"))
+        yield
+
+
+@contextlib.contextmanager
+def _mount(folder: Path, *options: str) -> Iterator[None]:
+    subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
     try:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _mount(*options: str) -> None:
-    subprocess.run(["mount", *options], check=True, capture_output=True)
 
 
 def cannot_mount(folder: Path) -> str:

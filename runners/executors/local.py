@@ -16,6 +16,7 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
+from harness.errors import UserError
 from runners.executors.base import Ended, Lease, Message
 from runners.executors.side_environment import OutsideProcess
 from runners.worker.import_path import child_environment
@@ -24,6 +25,8 @@ from runners.worker.process import WORK, entry
 
 PRELOAD = ("runners.worker.preload",)
 KILL_GRACE_S = 5.0
+STARTS = 5
+"""Attempts at starting a worker whose template is killed each time."""
 DEFAULTS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """Variables of the workers: a spinning thread pool takes time from its neighbours."""
 
@@ -101,16 +104,34 @@ class LocalExecutor:
         if job.python:
             process = OutsideProcess(job.python, job_file, theirs)
         else:
+            process = self._fork(job, job_file, theirs)
+        theirs.close()
+        self._running[process.sentinel] = (job, process, ours)
+
+    def _fork(self, job: Job, job_file: str, channel: connection.Connection) -> ForkServerProcess:
+        """A worker from the template. If the template was killed meanwhile, another one is started.
+
+        Raises:
+            UserError: the templates end again and again.
+        """
+        for _ in range(STARTS):
             process = self._context.Process(
                 target=_run,
-                args=(job_file, theirs, self._work),
+                args=(job_file, channel, self._work),
                 name=f"cell-{job.label}",
                 daemon=job.ranks == 1,  # a daemon may have no processes of its own, and a cell's ranks are such
             )
-            with _without_main(), child_environment(**DEFAULTS):
-                process.start()
-        theirs.close()
-        self._running[process.sentinel] = (job, process, ours)
+            try:
+                with _without_main(), child_environment(**DEFAULTS):
+                    process.start()
+            except (EOFError, ConnectionError):
+                continue
+            return process
+        raise UserError(
+            f"the process that starts the workers was ended {STARTS} times",
+            where=job.label,
+            fix="Look for what kills it (dmesg names the kernel's kills for lack of memory), then run again.",
+        )
 
     def adopt(self, key: str) -> Job | None:
         """None: these jobs end with the run that started them."""

@@ -550,7 +550,7 @@ def test_only_a_lease_without_beats_is_taken_over(tmp_path: Path, monkeypatch: p
 
 
 def test_a_dead_process_of_this_machine_leaves_no_lease(tmp_path: Path) -> None:
-    """The kernel lock is free, so nobody here holds the lease that names this machine."""
+    """The kernel lock is free, so no process of this machine holds the lease that names it."""
     url, key = f"memory://{uuid.uuid4().hex}", "a" * 16
     first = Store(url, claims_dir=tmp_path)
     claim = first.claim(key)

@@ -328,6 +328,25 @@ def test_chaos_loses_and_repeats_no_finished_cell(hazard: str, tmp_path: Path) -
     assert one.strikes.total() > 0
 
 
+def test_a_template_that_is_killed_at_a_start_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multiprocessing.context import ForkServerProcess
+
+    sweep = cheap.sweep_of(tmp_path / "sweep.yaml", ["ok", "other"])
+    begin, failures = ForkServerProcess.start, [EOFError("unexpected EOF"), BrokenPipeError(), None]
+
+    def start(process: ForkServerProcess) -> None:
+        if failures and (error := failures.pop(0)) is not None:
+            raise error
+        begin(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    assert cheap.scheduler(sweep, tmp_path).run() == {"ok": 2}
+    failures[:] = [EOFError()] * 9
+    again = cheap.scheduler(cheap.sweep_of(tmp_path / "third.yaml", ["third"], seeds=2), tmp_path)
+    with pytest.raises(UserError, match="the process that starts the workers was ended 5 times"):
+        again.run()
+
+
 def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
     """The moment between the worker's record and the store's."""
     from harness.store.store import Store
