@@ -184,11 +184,25 @@ def columns(per: Per = "cell") -> dict[str, str]:
 def status(
     sweep: str | Path | LoadedSweep, *, results: Location = None, data_root: str | Path | None = None
 ) -> dict[str, Any]:
-    """Counts of a sweep's cells by status, and every failure with its reason."""
+    """Counts of a sweep's cells by status, every failure with its reason, and what runs now (:func:`running`)."""
     from runners.tools.queries import status as of
 
     workspace = open_workspace(results, data_root, sweep=sweep)
     return of(load_sweep_of(sweep, workspace), workspace)
+
+
+def running(*, results: Location = None) -> list[dict[str, Any]]:
+    """The drivers that run on a store now: one row each, with its cells.
+
+    Returns:
+        ``sweep``, ``state`` (``running``, ``dead`` or ``elsewhere``: on another machine), ``pid``, ``executor``,
+        ``seconds``, ``told_s`` (since its last word), ``done``, ``failed`` and ``total`` cells; ``cells``: label, key,
+        attempt, ``stage``, ``what``, ``at`` and ``of`` of its progress, ``seconds``, ``eta_s``, ``pid`` of the worker.
+        None: not known.
+    """
+    from runners.running.live import drivers
+
+    return drivers(open_workspace(results))
 
 
 def record(cell: str, *, results: Location = None) -> Record:

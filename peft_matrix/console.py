@@ -111,9 +111,10 @@ def _expected(prediction: Prediction) -> str:
 
 
 def print_status(stands: dict[str, Any], console: Console) -> None:
-    """Counts, then failures by reason."""
+    """Counts, then what runs now, then failures by reason."""
     counts = ", ".join(f"{n} {name}" for name, n in stands["counts"].items())
     console.print(f"{stands['sweep']}: {stands['cells']} cells: {counts}", highlight=False)
+    print_running(stands["running"], console)
     for failure in stands["failures"]:
         line = f"  {failure['status']:<12} {failure['cell']}  [{failure['stage']}] {failure['why']}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -123,6 +124,41 @@ def print_status(stands: dict[str, Any], console: Console) -> None:
         console.print(f"  not_run      {n} cells  [{kind}] {why}", highlight=False, soft_wrap=True, markup=False)
     for damage in stands["damaged"]:
         console.print(f"  damaged      {damage['path']}: {damage['why']}", soft_wrap=True, markup=False)
+
+
+def print_running(drivers: Rows, console: Console) -> None:
+    """Running cells by driver; a driver whose process is gone is named as such."""
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
+    for one in drivers:
+        where = f" on {one['executor']}" if one["executor"] != "local" else ""
+        if one["state"] == "dead":
+            console.print(
+                f"  dead         driver {one['pid']} of {one['sweep']} is gone, last word {clock(one['told_s'])} ago. "
+                f"Its cells do not run: {', '.join(cell['cell'] for cell in one['cells']) or 'none'}. "
+                f"To continue: peft-matrix run {one['sweep']}",
+                **plain,
+            )
+            continue
+        machine = " of another machine" if one["state"] == "elsewhere" else ""
+        failed = f", {one['failed']} failed" if one["failed"] else ""
+        console.print(
+            f"  running      {one['sweep']}: driver {one['pid']}{machine}{where}, {clock(one['seconds'])}, "
+            f"{one['done']}/{one['total']} cells done{failed}",
+            **plain,
+        )
+        for cell in one["cells"]:
+            console.print(f"    {cell['cell']}  {_cell_words(cell)}", **plain)
+        if machine:
+            console.print(f"    last word {clock(one['told_s'])} ago", **plain)
+
+
+def _cell_words(cell: Mapping[str, Any]) -> str:
+    done = f"{cell['what']} {cell['at']}/{cell['of']}" if cell["at"] is not None else ""
+    stage = cell["stage"] if not done else f"{cell['stage']}: {done}"
+    eta = f"about {clock(cell['eta_s'])} to go" if cell["eta_s"] is not None else ""
+    attempt = f"attempt {cell['attempt']}" if cell["attempt"] > 1 else ""
+    worker = f"worker {cell['pid']}" if cell["pid"] is not None else ""
+    return ", ".join(filter(None, [stage, clock(cell["seconds"]), eta, attempt, worker]))
 
 
 def print_record(record: Record, console: Console) -> None:

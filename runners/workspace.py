@@ -86,6 +86,11 @@ class Workspace:
         """Folder for files made from the records: next to them; for records at a URL, ./results."""
         return (Store(self.results).folder or Path("results")) / name
 
+    def local(self, name: str) -> Path:
+        """Folder of this machine for what concerns the records and is none: next to them, or in the cache for a URL."""
+        folder = Store(self.results).folder
+        return folder / name if folder is not None else self.cache / name / digest_text(self.results)[:16]
+
     def sweeps(self) -> dict[str, Path]:
         """Sweep name to file, the user's before the built-in ones."""
         return by_name([*(r / "runners" / "sweeps" for r in self.roots), BUILT_IN_SWEEPS])

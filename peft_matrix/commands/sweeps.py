@@ -129,16 +129,25 @@ def plan(
 
 
 def status(
-    sweep: SweepName,
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML. Without it: what runs now.")] = "",
     results: Results = None,
     data_root: DataRoot = None,
     changes: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count the cells of a sweep by status, and list every failure with its reason."""
+    """Count the cells of a sweep by status; show what runs now and every failure with its reason."""
     from peft_matrix import api
-    from peft_matrix.console import print_status
+    from peft_matrix.console import print_running, print_status
 
+    if not sweep:
+        drivers = api.running(results=results)
+        if as_json:
+            print_json(drivers)
+        elif drivers:
+            print_running(drivers, console())
+        else:
+            typer.echo("Nothing runs on these records.")
+        return
     stands = api.status(chosen(sweep, changes), results=results, data_root=data_root)
     if as_json:
         print_json(stands)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from harness.record import Record
 from runners.running.job_results import EXPECTED, counted_as
+from runners.running.live import RunFile, RunningCell
 from runners.worker.job import Job
 
 EVERY_S = 10.0
@@ -30,16 +31,18 @@ class Progress:
     Args:
         total: cells to run.
         slots: cells at once, for the estimate of the time left.
+        file: where other commands read which cells run; None: nowhere.
     """
 
-    def __init__(self, console: Console, *, total: int, slots: int) -> None:
+    def __init__(self, console: Console, *, total: int, slots: int, file: RunFile | None = None) -> None:
         self.console = console
         self.total = total
         self.slots = slots
         self.began = time.monotonic()
         self.counts: Counter[str] = Counter()
         self._durations: list[float] = []
-        self._running: dict[str, tuple[Job, float, str]] = {}
+        self._running: dict[str, RunningCell] = {}
+        self._file = file
         self._said_at = self.began
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -58,27 +61,36 @@ class Progress:
     # --- events from the scheduler -------------------------------------------------------------
     def started(self, job: Job) -> None:
         """A job was launched."""
-        self._running[job.key] = (job, time.monotonic(), "start")
+        self._running[job.key] = RunningCell(job.label, job.key, job.attempt, time.time())
         if job.only_build:
             self._line(f"{job.label} (once; kept in the cache)")
         self.tick()
+        self._write()
 
     def message(self, job: Job, content: dict[str, Any]) -> None:
-        """A worker said where it is."""
-        at, of = content.get("at"), content.get("of")
-        text = f"{content.get('what', content.get('stage', ''))}" + (f" {at}/{of}" if at is not None else "")
-        _, began, before = self._running.get(job.key, (job, time.monotonic(), ""))
-        self._running[job.key] = (job, began, text)
-        if self._live is None and time.monotonic() - self._said_at >= EVERY_S:
+        """A worker said where it is, or that it lives."""
+        if (cell := self._running.get(job.key)) is None:
+            return
+        stage, text, pid = cell.stage, cell.text, cell.pid
+        cell.hear(content, time.time())
+        news = content.get("event") != "beat"
+        if news and self._live is None and time.monotonic() - self._said_at >= EVERY_S:
             self._said_at = time.monotonic()
-            self._line(f"  {job.label}: {text}, {clock(self._said_at - began)}")
-        if text != before:
+            self._line(f"  {job.label}: {_doing(cell, time.time())}")
+        if cell.text != text:
             self.tick()
+        self._write(at_once=(cell.stage, cell.pid) != (stage, pid))
+
+    def left(self, job: Job) -> None:
+        """An attempt is over, and its cell has no result: it is tried again, or only its model was built."""
+        self._running.pop(job.key, None)
+        self.tick()
+        self._write()
 
     def ended(self, record: Record) -> None:
         """A cell ended."""
-        _, began, _ = self._running.pop(record.key, (None, time.monotonic(), ""))
-        seconds = time.monotonic() - began
+        cell = self._running.pop(record.key, None)
+        seconds = time.time() - cell.started if cell is not None else 0.0
         self._durations.append(seconds)
         status = record.outcome.status
         self.counts[counted_as(record)] += 1
@@ -96,6 +108,7 @@ class Progress:
             )
         )
         self.tick()
+        self._write()
 
     def note(self, text: str) -> None:
         """A sentence for the person."""
@@ -112,7 +125,7 @@ class Progress:
 
     def _render(self) -> Group:
         done = sum(self.counts.values())
-        failed = sum(n for status, n in self.counts.items() if status not in EXPECTED)
+        failed = self._failed()
         head = Table.grid(padding=(0, 2))
         head.add_row(
             ProgressBar(total=max(1, self.total), completed=done, width=30),
@@ -122,13 +135,28 @@ class Progress:
             Text(f"{failed} failed", style="red" if failed else "dim"),
         )
         rows = Table.grid(padding=(0, 2))
-        for job, began, text in self._running.values():
-            rows.add_row(Text("▸", style="cyan"), job.label, Text(text, style="cyan"), clock(time.monotonic() - began))
+        now = time.time()
+        for cell in self._running.values():
+            rows.add_row(Text("▸", style="cyan"), cell.cell, Text(_doing(cell, now), style="cyan"))
         return Group(head, rows)
+
+    def _failed(self) -> int:
+        return sum(n for status, n in self.counts.items() if status not in EXPECTED)
+
+    def _write(self, *, at_once: bool = True) -> None:
+        if self._file is not None:
+            counts = {"done": sum(self.counts.values()), "failed": self._failed(), "total": self.total}
+            self._file.write(self._running.values(), **counts, at_once=at_once)
 
     def _left_s(self) -> float:
         mean = sum(self._durations) / len(self._durations)
         return mean * max(0, self.total - sum(self.counts.values())) / max(1, self.slots)
+
+
+def _doing(cell: RunningCell, now: float) -> str:
+    """Stage or count, time since the start, and time until the count is full."""
+    eta = cell.eta_s(now)
+    return f"{cell.text}, {clock(now - cell.started)}" + (f", about {clock(eta)} to go" if eta is not None else "")
 
 
 def clock(seconds: float) -> str:

@@ -46,7 +46,7 @@ def collect(jobs: Path, store: Store) -> int:
             job = Job.read(file)
         except (OSError, ValueError, TypeError, KeyError):  # another run removes or writes it, or an older layout
             continue
-        if job.results != store.root or not job.owner or not _dead(job.owner):
+        if job.results != store.root or not job.owner or not dead(job.owner):
             continue
         if file.with_name(QUEUED_FILE).exists() and not file.with_name(RECORD_FILE).is_file():
             continue  # it may still wait or run; a run on that queueing system takes it up
@@ -74,7 +74,8 @@ def _store_record(folder: Path, job: Job, store: Store) -> int:
     return 1
 
 
-def _dead(owner: Owner) -> bool:
+def dead(owner: Owner) -> bool:
+    """True if the process ran on this machine and is gone."""
     host, pid, started = owner
     if host != provenance.host():
         return False

@@ -19,6 +19,7 @@ from runners.planning.ordering import Budget
 from runners.planning.plan import NotRun, Plan
 from runners.running import preflight, recovery
 from runners.running.job_results import EXPECTED
+from runners.running.live import RunFile
 from runners.running.progress import Progress
 from runners.running.scheduler import Scheduler
 from runners.tools.fetch import go_offline
@@ -102,8 +103,16 @@ def run_sweep(
         go_offline(workspace.fetched)
     if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store()):
         console.print(f"{recovered} finished cells of a killed run were recovered.")
-    where = place(choice or ExecutorChoice(), workspace)
-    run = _Run(sweep, workspace, console, where, Budget.of_hours(hours) if hours is not None else None)
+    choice = choice or ExecutorChoice()
+    where = place(choice, workspace)
+    budget = Budget.of_hours(hours) if hours is not None else None
+    with RunFile(workspace, sweep.spec.name, choice.name) as file:
+        return _in_phases(_Run(sweep, workspace, console, where, budget, file), only=only, rerun=rerun)
+
+
+def _in_phases(run: _Run, *, only: str | None, rerun: Sequence[str]) -> RunSummary:
+    """Plan and run until nothing new can run."""
+    sweep, workspace = run.sweep, run.workspace
     plan = run.plan(only=only, rerun=rerun)
     check_data(plan, sweep, workspace)
     summary = RunSummary(plan, Counter())
@@ -134,6 +143,7 @@ class _Run:
     console: Console
     place: ExecutionTarget
     budget: Budget | None
+    file: RunFile
 
     def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
         """Cells to run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
@@ -175,7 +185,7 @@ class _Run:
                 fix="Run this sweep with the local executor.",
             )
         slots = len(executor.leases) if executor.remote else executor.neighbours + 1
-        with Progress(self.console, total=len(plan.run), slots=slots) as view:
+        with Progress(self.console, total=len(plan.run), slots=slots, file=self.file) as view:
             scheduler = Scheduler(
                 plan,
                 store=store,

@@ -48,6 +48,7 @@ class View(Protocol):
 
     def started(self, job: Job) -> None: ...  # noqa: D102
     def message(self, job: Job, content: dict[str, object]) -> None: ...  # noqa: D102
+    def left(self, job: Job) -> None: ...  # noqa: D102
     def ended(self, record: Record) -> None: ...  # noqa: D102
     def note(self, text: str) -> None: ...  # noqa: D102
     def tick(self) -> None: ...  # noqa: D102
@@ -350,6 +351,8 @@ class Scheduler:
             if said == "requeued":  # it waits again, and starts from the beginning
                 running.silent_at, running.deadline, running.stage = None, float("inf"), "start"
                 self.view.note(f"{running.cell.label} was pre-empted; it is queued again")
+            if said == "beat":
+                self.view.message(event.job, event.content)
             if said in ("beat", "begin", "requeued"):
                 continue
             if running.stage == "start":
@@ -395,12 +398,14 @@ class Scheduler:
             adapters.settle(self.workspace, running.job, record, best=self.plan.sweep.spec.keep == "best")
         shutil.rmtree(running.job.folder, ignore_errors=True)
         if again is not None:
+            self.view.left(running.job)
             self._queue.appendleft((cell, again))
             self.view.note(f"{cell.label} ran out of memory; it is retried with half the batch")
             return
         retries = max(self._limits.retries, int(self.executor.remote and record.outcome.status == "lost"))
         retry = next_attempt(attempt, record, retries=retries)
         if retry is not None:
+            self.view.left(running.job)
             self._queue.append((cell, retry))
             what = "was lost" if record.outcome.status == "lost" else "met an error that may pass"
             self.view.note(f"{cell.label} {what} ({record.outcome.reason}); it is retried")
@@ -449,14 +454,14 @@ class Scheduler:
             self.view.started(job)
             self.executor.start(job)
             self._wait_for_build(job)
+            self.view.left(job)
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _wait_for_build(self, job: Job) -> None:
         while True:
             for event in self.executor.wait(TICK_S):
                 if isinstance(event, Message):
-                    if event.content.get("event") != "beat":
-                        self.view.message(job, event.content)
+                    self.view.message(job, event.content)
                 elif event.exit_code == 0:
                     return
                 else:

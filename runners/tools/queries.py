@@ -16,7 +16,7 @@ from harness.spec import LoadedSweep
 from harness.store.store import Store, current
 from runners import environments
 from runners.planning import plan as planning
-from runners.running import preflight
+from runners.running import live, preflight
 from runners.workspace import Workspace
 from tasks.task import find_tasks, load_task
 
@@ -188,7 +188,7 @@ def recorded_keys(sweep: str, results: str) -> list[str]:
 
 
 def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
-    """Counts by status (``not_run`` for cells without a record) and every failure."""
+    """Counts by status (``not_run`` for cells without a record), every failure, and what runs now."""
     keys = sweep_keys(loaded, workspace)
     records, damaged = Store(workspace.results).records(keys)
     latest = current(records)
@@ -209,6 +209,11 @@ def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
             if key not in latest and key in keys
         ],
         "damaged": [{"path": d.path, "why": d.reason} for d in damaged],
+        "running": [
+            one
+            for one in live.drivers(workspace)
+            if one["sweep"] == loaded.spec.name or any(cell["key"] in keys for cell in one["cells"])
+        ],
     }
 
 

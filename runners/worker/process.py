@@ -117,7 +117,7 @@ def beat(say: Say, every_s: float) -> None:
         silence = threading.Event()
         with contextlib.suppress(OSError):  # the listener is gone
             while True:
-                say("beat")
+                say("beat", pid=os.getpid())
                 silence.wait(every_s)
 
     threading.Thread(target=run, daemon=True, name="heartbeat").start()

@@ -293,6 +293,8 @@ def _sums(parameter: torch.Tensor) -> tuple[float, float]:
     return float(values.sum()), float(values.square().sum())
 
 
+SAID_EVERY_S = 5.0
+"""Longest time between two words about the step, however slow training is."""
 HOPELESS = 3.0
 """A trial whose loss is this many times that of its first steps is stopped: it only gets worse from there."""
 
@@ -324,6 +326,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     def __init__(self, context: Context, clock: StepClock) -> None:
         self.context = context
         self.clock = clock
+        self.said_at = time.monotonic()
         self.silent: set[str] = set()
         self.unprobed: dict[str, tuple[float, float]] = {}
         self.attribution: Attribution | Exception | None = None
@@ -382,7 +385,8 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         if self.best is not None and self.best.due(step):
             control.should_training_stop = self.best.evaluate(self.context, step) or control.should_training_stop
             self.clock.resume()
-        if tenth:
+        if tenth or time.monotonic() - self.said_at >= SAID_EVERY_S:
+            self.said_at = time.monotonic()
             self.context.say("progress", what="training", at=step, of=state.max_steps)
 
     def watch_state(self, optimizer: torch.optim.Optimizer | None) -> None:

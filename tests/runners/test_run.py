@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+import peft_matrix as pm
 from harness.record import Outcome, Record
 from runners.running import adapters
 from runners.worker.job import Job
@@ -213,6 +215,50 @@ def test_an_orphaned_worker_ends_itself(bench: Bench) -> None:
     driver.communicate()
     wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 20)
     assert bench.records() == []
+
+
+def test_status_shows_what_runs_and_names_a_dead_driver(bench: Bench) -> None:
+    path = bench.write(methods=["full"], training={**bench.sweep["training"], "steps": 1_000_000})
+    other = bench.root / "other.yaml"
+    other.write_text(path.read_text().replace("name: quick", "name: other").replace("seeds:\n- 0", "seeds:\n- 7"))
+    results = bench.root / "results"
+    drivers = {name: bench.start("run", str(at)) for name, at in (("quick", path), ("other", other))}
+
+    def training() -> list[dict[str, Any]]:
+        found = pm.running(results=results)
+        cells = [cell for one in found for cell in one["cells"]]
+        return found if len(cells) == 2 and all(cell["eta_s"] is not None for cell in cells) else []
+
+    try:
+        found = {one["sweep"]: one for one in wait_for(training, "a second count of both")}
+        for name, driver in drivers.items():
+            one, (cell,) = found[name], found[name]["cells"]
+            assert (one["state"], one["pid"], one["executor"]) == ("running", driver.pid, "local")
+            assert (one["done"], one["failed"], one["total"]) == (0, 0, 1)
+            assert cell["pid"] in {process.pid for process in workers(driver.pid)}
+            assert (cell["stage"], cell["what"], cell["of"]) == ("train", "training", 1_000_000)
+            assert 0 < cell["at"] < 1_000_000
+            assert cell["eta_s"] > cell["seconds"] > 0
+            assert ".full.none.strings-copy" in cell["cell"]
+        stands = json.loads(bench("status", str(path), "--json").stdout)
+        assert [one["sweep"] for one in stands["running"]] == ["quick"]
+        words = bench("status").stdout
+        assert f"quick: driver {drivers['quick'].pid}" in words
+        assert f"other: driver {drivers['other'].pid}" in words
+        assert re.search(r"train: training \d+/1000000, \d+:\d\d, about \d+:\d\d:\d\d to go, worker \d+", words), words
+        drivers["quick"].kill()
+        os.killpg(drivers["other"].pid, signal.SIGINT)
+    finally:
+        for driver in drivers.values():
+            driver.kill()
+            driver.communicate()
+    (dead,) = pm.running(results=results)
+    assert (dead["state"], dead["pid"]) == ("dead", drivers["quick"].pid)
+    assert f"driver {drivers['quick'].pid} of quick is gone" in bench("status", str(path)).stdout
+    assert bench("run", str(bench.write(methods=["none"]))).returncode == 0
+    assert pm.running(results=results) == []
+    assert not list((results / "running").glob("*"))
+    assert bench("status").stdout == "Nothing runs on these records.\n"
 
 
 def test_two_runs_on_one_store_never_run_a_cell_twice(bench: Bench) -> None:

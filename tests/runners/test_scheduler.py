@@ -27,6 +27,7 @@ from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
 from runners.running import progress
 from runners.running.leases import Pool
+from runners.running.live import RunningCell
 from runners.running.preflight import kept, no_room
 from runners.running.recovery import CellAttempt
 from runners.running.scheduler import Scheduler
@@ -378,9 +379,25 @@ def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
 def test_a_piped_run_says_what_it_does(every_s: float, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY_S", every_s)
     out = io.StringIO()
-    job: Any = SimpleNamespace(key="k", label="a.cell", only_build=False)
+    job: Any = SimpleNamespace(key="k", label="a.cell", attempt=1, only_build=False)
     with progress.Progress(Console(file=out, force_terminal=False), total=3, slots=2) as view:
         view.started(job)
         view.message(job, {"event": "stage", "stage": "train"})
         view.message(job, {"event": "progress", "what": "training", "at": 5, "of": 9})
     assert out.getvalue().splitlines() == ["3 cells to run, 2 at once", *lines]
+
+
+def test_time_to_go_follows_the_pace_of_one_count() -> None:
+    cell = RunningCell("a.cell", "k", 1, started=90.0)
+    told: list[tuple[dict[str, Any], float, float | None]] = [
+        ({"event": "stage", "stage": "train"}, 100.0, None),
+        ({"event": "progress", "what": "training", "at": 2, "of": 10}, 105.0, None),
+        ({"event": "progress", "what": "training", "at": 4, "of": 10}, 115.0, 30.0),  # 2 in 10 s, 6 to do
+        ({"event": "beat", "pid": 7}, 125.0, 20.0),
+        ({"event": "progress", "what": "scoring", "at": 3, "of": 10}, 130.0, None),
+        ({"event": "stage", "stage": "evaluate"}, 131.0, None),
+    ]
+    for content, now, eta in told:
+        cell.hear(content, now)
+        assert cell.eta_s(now) == (None if eta is None else pytest.approx(eta)), content
+    assert (cell.pid, cell.text) == (7, "evaluate")
