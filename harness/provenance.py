@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -73,6 +74,17 @@ or a path of a machine.
 """
 
 _GIT_TIMEOUT_S = 5.0
+_SECRET_NAME = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+_SECRET_LENGTH = 8
+"""Shorter values are flags, and replacing them would spoil ordinary words."""
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[opsru]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|"
+    r"xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+)
+_NAME_LENGTH = 4
+_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
+_SHARED_NAMES = frozenset({"", "root", "user", "localhost", "runner", "ubuntu", "admin"})
+"""Names of accounts and machines that tell nothing about either."""
 
 
 def packages(further: Sequence[str] = ()) -> dict[str, str | None]:
@@ -143,13 +155,18 @@ def fingerprint(environment: Mapping[str, Any]) -> str:
     )
 
 
-def without_own_paths(text: str, *, job: Path | None = None) -> str:
-    """``text`` (a log, a message) without the places of this machine, since records are published.
+def redacted(text: str, *, job: Path | None = None) -> str:
+    """``text`` (a log, a message) without secrets and places of this machine, since records are published.
 
     The job's folder, the checkout, the virtual environment, Python's own library and the home folder become
     ``<job>``, ``<checkout>``, ``<environment>``, ``<python>`` and ``~``; what follows them stays, so that a
-    traceback can still be read.
+    traceback can still be read. Values of environment variables that are named like secrets, access tokens of known
+    forms, and passwords in URLs become ``<secret>``; names of the account and the machine ``<user>`` and ``<host>``.
     """
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _SECRET_LENGTH:
+            text = text.replace(value, "<secret>")
+    text = _PASSWORD.sub("://<secret>@", _TOKEN.sub("<secret>", text))
     places = {
         **({str(job): "<job>", str(job.resolve()): "<job>"} if job is not None else {}),
         sys.prefix: "<environment>",
@@ -160,6 +177,11 @@ def without_own_paths(text: str, *, job: Path | None = None) -> str:
     for place, name in sorted(places.items(), key=lambda item: -len(item[0])):  # the inner ones first
         if len(place) > 1:  # a home of "/" names nothing
             text = text.replace(place, name)
+    users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME")} - {"", *_SHARED_NAMES}
+    names = {**dict.fromkeys(users, "<user>"), socket.gethostname(): "<host>"}
+    for own, shown in names.items():
+        if own not in _SHARED_NAMES and len(own) >= _NAME_LENGTH:
+            text = re.sub(rf"(?<![\w-]){re.escape(own)}(?![\w-])", shown, text)
     return text
 
 

@@ -65,6 +65,7 @@ class Declaration:
         in_place: it trains the base's own tensors; merging is the identity, so that a merged arm says nothing new.
         combines: it needs the adapters of other cells of the sweep (their labels are in its parameters); they run
             first.
+        trains_cache: it trains entries of the key-value cache, which layers that are recomputed do not get.
         demonstrates: it shows worked examples of the training split in front of every prompt (:meth:`Method.shows`).
         unverified: the declaration rests on recollection, not on the paper's text.
         later: parameters that were added later, with the value that means what was before them: at this value they
@@ -96,6 +97,7 @@ class Declaration:
     needs_second_model: bool = False
     needs_search: bool = False
     combines: bool = False
+    trains_cache: bool = False
     demonstrates: bool = False
     unverified: bool = False
     later: Mapping[str, Any] = field(default_factory=dict)

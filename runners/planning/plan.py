@@ -176,6 +176,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
     if reason is None and cell.task.identity.get("test_only") and declared.trains:
         reason = f"{declared.name} trains, and the sweep uses the task's test split only"
+    if reason is None and declared.trains_cache and cell.training.get("gradient_checkpointing"):
+        reason = f"{declared.name} trains a key-value cache, which is off under training.gradient_checkpointing"
     if reason is None and declared.demonstrates:
         reason = _nothing_to_show(cell, declared.name)
     if reason is None and (declared.trains or declared.combines):

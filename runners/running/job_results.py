@@ -52,8 +52,8 @@ class Endings:
                 return record, (folder / SAMPLES_FILE).read_bytes() if record.samples is not None else None
             except UserError as error:
                 status, reason = "error", f"the worker's record is damaged: {error.what}"
-        tail = provenance.without_own_paths(log_tail(folder), job=folder)
-        reason = provenance.without_own_paths(reason, job=folder)
+        tail = provenance.redacted(log_tail(folder), job=folder)
+        reason = provenance.redacted(reason, job=folder)
         outcome = Outcome.model_validate({"status": status, "stage": stage, "reason": reason, "log_tail": tail})
         facts = finished_tasks(folder)
         return self.record(cell, outcome, started=started, attempt=job.attempt, facts=facts), None

@@ -398,8 +398,8 @@ def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:
         status=status,
         stage=stage,
         check=check,
-        reason=provenance.without_own_paths(reason, job=folder),
-        log_tail=provenance.without_own_paths(text, job=folder)[-LOG_TAIL_CHARACTERS:],
+        reason=provenance.redacted(reason, job=folder),
+        log_tail=provenance.redacted(text, job=folder)[-LOG_TAIL_CHARACTERS:],
     )
 
 

@@ -178,11 +178,27 @@ def test_a_git_that_hangs_is_given_up(repository: Path, monkeypatch: pytest.Monk
 def test_published_records_have_no_local_paths(tmp_path: Path) -> None:
     root = Path(provenance.__file__).parents[1]
     text = f'File "{root}/harness/store/store.py", line 3; {sys.prefix}/lib/x.py; {json.__file__}; {tmp_path}/job.json'
-    told = provenance.without_own_paths(text, job=tmp_path)
+    told = provenance.redacted(text, job=tmp_path)
     assert not [place for place in (str(root), sys.prefix, sys.base_prefix, str(tmp_path)) if place in told]
     assert 'File "<checkout>/harness/store/store.py", line 3; <environment>/lib/x.py' in told
     assert told.endswith("<job>/job.json")
     assert "json/__init__.py" in told
+
+
+def test_secrets_and_names_are_left_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance.socket, "gethostname", lambda: "box-seventeen")
+    planted = {"MY_API_KEY": "planted-0123456789", "DB_PASSWORD": "open-sesame-77", "USER": "marjorie"}
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true-true-true")
+    hub = "hf_" + "aB3" * 11
+    text = (
+        f"401 for {hub} planted-0123456789 at https://me:open-sesame-77@hub/x by marjorie@box-seventeen; true-true-true"
+    )
+    assert provenance.redacted(text) == (
+        "401 for <secret> <secret> at https://<secret>@hub/x by <user>@<host>; true-true-true"
+    )
+    assert provenance.redacted("lora of marjories, hf_hub") == "lora of marjories, hf_hub"
 
 
 H100 = {"name": "NVIDIA H100", "driver": "580", "power_limit_w": 700.0}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -475,3 +477,51 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_kept(bench: Bench) -> None:
     failed = Record.from_json(json.dumps(record)).model_copy(update={"outcome": Outcome(status="error", reason="why")})
     adapters.settle(workspace, job, failed, best=False)
     assert {p.name: p.read_bytes() for p in kept.rglob("*") if p.is_file()} == before
+
+
+def test_a_trained_cache_and_checkpointing_are_refused_by_the_plan(bench: Bench) -> None:
+    """Recomputed layers get no cache from transformers, so the trained entries would be missing from them."""
+    path = bench.write(
+        methods=["prefix", "cartridge", "mam", "prompt"],
+        training={**bench.sweep["training"], "gradient_checkpointing": True},
+    )
+    refused = json.loads(bench("plan", str(path), "--json").stdout)["unsupported"]
+    assert {one["cell"]["label"].split(".")[1]: "gradient_checkpointing" in one["why"] for one in refused} == {
+        "prefix": True,
+        "cartridge": True,
+        "mam": True,
+    }
+
+
+def test_nothing_written_holds_a_planted_secret(bench: Bench, tiny_model: Path) -> None:
+    """Token, account, machine and home folder, in the environment, a model's files, an error's text and a log."""
+    token, user = "hf_" + "Zq7" * 11, "plantedperson"
+    home = bench.root / f"home-{user}"
+    for name in ("good", "bad"):
+        shutil.copytree(tiny_model, home / name)
+    for config in home.glob("*/config.json"):
+        content = json.loads(config.read_text())
+        config.write_text(json.dumps({**content, "_name_or_path": f"{home}/{token}"}))
+    bad = home / "bad" / "config.json"
+    bad.write_text(
+        json.dumps({**content, "hidden_act": f"{home} {token} {user} {socket.gethostname()} planted-value-1"})
+    )
+    bench.environ.update(HF_TOKEN=token, USER=user, LOGNAME=user, HOME=str(home), MY_SECRET_KEY="planted-value-1")
+    path = str(bench.write(models=[str(home / "good"), str(home / "bad")], methods=["none"]))
+    assert bench("run", path).returncode == 1, "one model has an unknown activation, which its error names"
+    assert sorted(bench.outcomes().values()) == ["error", "ok"]
+    for command in (["board", path], ["site"], ["publish", "a/b", "--to", "hf-dataset"]):
+        done = bench(*command)
+        assert done.returncode in (0, 1), done.stderr
+    planted = [token, user, "planted-value-1"]
+    if len(socket.gethostname()) >= 8:  # a shorter one is in files by chance
+        planted.append(socket.gethostname())
+    files = [f for top in ("results", "site") for f in (bench.root / top).rglob("*") if f.is_file()]
+    assert len(files) > 10
+    found = {
+        (f.relative_to(bench.root).as_posix(), word)
+        for f in files
+        for word in planted
+        if word in f.read_bytes().decode(errors="replace")
+    }
+    assert not found

@@ -35,6 +35,7 @@ class MAM(BottleneckAdapter):
         bases=ADAPTS,
         refuses=REFUSES,
         mergeable="no",
+        trains_cache=True,
         defaults={"bottleneck": 512, "function": "relu", "scale": 4.0, "prefix_tokens": 30},
         defaults_source=(
             "the paper: 30 prefix tokens, bottleneck 512, scale 4; its prefix is made by a small network during "

@@ -66,6 +66,7 @@ ROWS = (
         "Prefix tuning: trained keys and values precede the input's in every attention layer.",
         "2101.00190",
         defaults={"num_virtual_tokens": 20, "prefix_projection": False},
+        trains_cache=True,
     ),
     _prompt(
         "p-tuning",
@@ -105,6 +106,7 @@ ROWS = (
         "Cartridge: a key-value cache is trained in place of a long context.",
         "2506.06266",
         defaults={"num_virtual_tokens": 20, "num_frozen_tokens": 1},
+        trains_cache=True,
     ),
     _prompt(
         "llama-adapter",
