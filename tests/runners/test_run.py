@@ -479,7 +479,7 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_kept(bench: Bench) -> None:
     assert {p.name: p.read_bytes() for p in kept.rglob("*") if p.is_file()} == before
 
 
-def test_a_trained_cache_and_checkpointing_are_refused_by_the_plan(bench: Bench) -> None:
+def test_a_trained_cache_is_refused_under_checkpointing(bench: Bench) -> None:
     """Recomputed layers get no cache from transformers, so the trained entries would be missing from them."""
     path = bench.write(
         methods=["prefix", "cartridge", "mam", "prompt"],
