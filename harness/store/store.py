@@ -500,7 +500,7 @@ def samples_to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     table = pa.Table.from_pylist(list(rows), schema=schema).cast(_written_schema(schema))
     stream = pa.BufferOutputStream()
     # A byte of every number beside the same byte of the next one compresses well: half the bytes of plain doubles.
-    split = {name: "BYTE_STREAM_SPLIT" for name in ("logp_answer", "logp_choices.list.element", "margin")}
+    split = dict.fromkeys(("logp_answer", "logp_choices.list.element", "margin"), "BYTE_STREAM_SPLIT")
     text = ["arm", "task", "item", "prediction", "answer"]
     parquet.write_table(
         table, stream, compression="zstd", use_dictionary=text, column_encoding=split, write_statistics=False
