@@ -36,6 +36,30 @@ def print_rows(rows: Rows, console: Console) -> None:
     console.print(table)
 
 
+def print_fits(rows: Rows, capacity: str, console: Console) -> None:
+    """Which cells fit devices of ``capacity``: on one, or sharded over how many."""
+
+    def gib(value: float | None) -> str:
+        return "" if value is None else f"{value / 2**30:.1f}"
+
+    shown = [
+        {
+            "cell": row["cell"],
+            "fits": {True: "yes", False: "no", None: "unknown"}[row["fits"]],
+            "devices": row["devices"] or ("" if row["fits"] is None else "> 64"),
+            "one device GiB": gib(row["peak_bytes"]),
+            "sharded GiB": gib(row["peak_bytes_sharded"]),
+        }
+        for row in rows
+    ]
+    print_rows(shown, console)
+    console.print(
+        f"Estimated from sizes, for devices of {capacity}. 'devices': the fewest that hold it when weights and\n"
+        "training state are sharded (FSDP, ZeRO stage 3). Whether a method trains sharded: axis 'parallel' of a sweep.",
+        highlight=False,
+    )
+
+
 def print_plan(plan: Plan, console: Console) -> None:
     """A plan in words: the counts, then everything that will not run and why, grouped by reason."""
     counts = {

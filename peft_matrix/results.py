@@ -195,6 +195,17 @@ class Planned:
         """:meth:`rows` as a pandas frame."""
         return self.rows().frame()
 
+    def fits(self, capacity_bytes: float) -> Rows:
+        """Which cells fit devices with ``capacity_bytes`` of memory, on one or sharded over several.
+
+        One row per cell without its seed: ``fits`` (on one device), ``devices`` (the fewest of 1 to 64 when weights and
+        training state are sharded as FSDP and ZeRO stage 3 do; None if more), and the parts of the predicted peak in
+        bytes. Estimated from sizes: nothing is loaded, and the device need not be here.
+        """
+        from runners.planning.cost_model import fits
+
+        return Rows(fits(self.plan.predict, self.plan.cells, capacity_bytes))
+
     @property
     def counts(self) -> dict[str, int]:
         """Number of cells by state."""

@@ -115,8 +115,8 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
   inputs to m outputs; r is the rank; Σ runs over the targets. A sequence classifier's fresh head comes on top.
 - **Learning rate** is the centre of the search, as a multiple of the sweep's `learning_rate`, which is full
   fine-tuning's.
-- **Bases** are what a quantizer leaves (`fp`: floating point). A refused base is listed with its reason; the plan and
-  the board show the same sentence.
+- **Bases** are what a quantizer leaves (`fp`: floating point). The quantizers on which a method is
+  refused or not merged, each with its reason: [compatibility](compat.md) and `peft-matrix methods NAME`.
 - **Merges** says whether the adapter folds into a floating-point base without changing the function. A merge into a
   quantized base rounds again; the harness scores every merged model once more.
 - A paper without a version is the one that peft's implementation names; the formula, not the paper's text, is tested.
@@ -147,19 +147,8 @@ def _section(d: Declaration) -> list[str]:
     if d.devices == {"cuda"}:
         lines.append("- Devices: CUDA only")
     lines += [f"- Not for {kind}: {why}" for kind, why in sorted(d.refuses_kind.items())]
-    lines += [f"- Not on {names}: {why}" for why, names in _by_reason(d.refuses)]
-    if not d.in_place and d.mergeable != "no":
-        lines += [f"- Not merged on {names}: {why}" for why, names in _by_reason(d.merge_refuses, d.refuses)]
     return lines
 
 
 _MERGES = {"exactly": "exactly", "lossily": "with a loss", "no": "no"}
 
-
-def _by_reason(refusals: Mapping[str, str], known: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Reasons with the base kinds they hold for, but for kinds that are refused anyway."""
-    kinds: dict[str, list[str]] = {}
-    for kind, why in refusals.items():
-        if kind not in (known or {}):
-            kinds.setdefault(why, []).append(kind)
-    return [(why, ", ".join(sorted(names))) for why, names in kinds.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,3 +58,20 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     from peft_matrix.console import print_rows
 
     print_rows(rows, console())
+
+
+def bytes_of(text: str) -> float:
+    """Bytes in a size such as ``24GiB`` (2^30) or ``80 GB`` (10^9).
+
+    Raises:
+        UserError: not a positive number with one of the units MiB, GiB, TiB, MB, GB or TB.
+    """
+    from harness.errors import UserError
+
+    units = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text)
+    if found is None or found[2] not in units or not float(found[1]):
+        raise UserError(
+            f"{text!r} is not an amount of memory", fix="Write a number and a unit, for example 24GiB or 80GB."
+        )
+    return float(found[1]) * units[found[2]]

@@ -17,6 +17,7 @@ from peft_matrix.commands.common import (
     Results,
     Set,
     SweepName,
+    bytes_of,
     chosen,
     console,
     print_json,
@@ -105,11 +106,15 @@ def plan(
     workers: Workers = None,
     as_json: AsJson = False,
     list_sweeps: Annotated[bool, typer.Option("--list", help="List the available sweeps.")] = False,
+    fits: Annotated[
+        str, typer.Option(help="Show which cells fit devices of this memory, for example 24GiB, on one or sharded.")
+    ] = "",
 ) -> None:
     """Dry run: show the status of every cell of a sweep, with the reason."""
     from peft_matrix import api, listings
-    from peft_matrix.console import print_plan
+    from peft_matrix.console import print_fits, print_plan
 
+    capacity = bytes_of(fits) if fits else None
     if list_sweeps or not sweep:
         print_table(listings.sweeps(), as_json)
         return
@@ -122,7 +127,10 @@ def plan(
         hours=hours,
         workers=workers,
     )
-    if as_json:
+    if capacity is not None:
+        rows = planned.fits(capacity)
+        print_json(rows) if as_json else print_fits(rows, fits, console())
+    elif as_json:
         print_json(planned.plan.as_json())
     else:
         print_plan(planned.plan, console())

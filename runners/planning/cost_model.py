@@ -14,6 +14,7 @@ does not fit its device is refused before it starts; everything else is left to 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,8 +61,50 @@ MOST_RECORDS = 200
 """Past records that are read; one per configuration first."""
 PEAK = {"cpu": "peak_rss_bytes", "cuda": "cuda_reserved_peak_bytes"}
 
+DEVICES = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of devices that are tried."""
+
 Group = tuple[Any, ...]
 GROUPS = ("this cell", "its other seeds", "its method on this model", "this model", "this device")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a cell is predicted to hold at its peak, in bytes.
+
+    Attributes:
+        host_bytes: interpreter and libraries, where the memory of the process counts.
+        weights_bytes: the base, at the bits it is quantized to before training.
+        state_bytes: gradients and Adam's two moments of what is trained.
+        activation_bytes: activations and logits of a micro-batch.
+        layers: transformer blocks.
+        rows: rows of a micro-batch.
+    """
+
+    host_bytes: float
+    weights_bytes: float
+    state_bytes: float
+    activation_bytes: float
+    layers: int
+    rows: int
+
+    def on(self, devices: int) -> float:
+        """Bytes on each of ``devices`` that shard weights and state and divide the rows.
+
+        Full sharding as in FSDP and ZeRO stage 3 (1910.02054, section 5.3): a device holds its share of weights and
+        state, and gathers the block that runs and the next one. A row is not divided further.
+        """
+        whole = self.host_bytes + self.weights_bytes + self.state_bytes + self.activation_bytes
+        if devices == 1:
+            return whole
+        gathered = self.weights_bytes * min(2 / self.layers, 1)
+        rows = math.ceil(self.rows / devices) / self.rows if self.rows else 0.0
+        shared = (self.weights_bytes + self.state_bytes) / devices
+        return self.host_bytes + shared + gathered + self.activation_bytes * rows
+
+    def devices(self, capacity_bytes: float) -> int | None:
+        """The fewest of :data:`DEVICES` on which it fits; None if it fits on none of these numbers."""
+        return next((n for n in DEVICES if self.on(n) <= capacity_bytes), None)
 
 
 @dataclass(frozen=True)
@@ -73,12 +116,14 @@ class Prediction:
         peak_bytes: peak memory: resident on a CPU, allocated on a GPU.
         least_bytes: weights, and the gradients and Adam's two states of a method that trains them all; a lower bound.
         basis: where the numbers come from.
+        memory: the parts of the peak, before records correct it.
     """
 
     seconds: float | None = None
     peak_bytes: float | None = None
     least_bytes: float | None = None
     basis: str = "the model's size is not known here"
+    memory: Memory | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As ``plan --json`` prints it."""
@@ -303,8 +348,12 @@ class Predictor:
         tokens = self._tokens(cell)
         per_step = training["batch_size"] * training["gradient_accumulation"] if declaration.trains else 0
         micro = training["batch_size"] * tokens.longest if declaration.trains else 0
-        activations = micro * shape.layers * shape.hidden * 17 * width + 2 * 4 * micro * shape.vocabulary
+        # Recomputed, a block keeps its input alone; the one that is recomputed holds the rest for a moment.
+        kept = shape.layers + 17 if training["gradient_checkpointing"] else 17 * shape.layers
+        activations = micro * shape.hidden * kept * width + 2 * 4 * micro * shape.vocabulary
         host = HOST_BYTES if device_of(cell) == "cpu" else 0
+        rows = training["batch_size"] if declaration.trains else 0
+        memory = Memory(host, weights, share * training_state, activations, shape.layers, rows)
         device, speed, steps = device_of(cell), self._speed(cell), method["steps"] or 0
         body = max(shape.parameters - shape.vocabulary * shape.hidden, shape.parameters // 10)
         trained = steps * per_step * tokens.padded
@@ -315,9 +364,10 @@ class Predictor:
         seconds = START_S + operations / speed + passes * STEP_S[device] + updates + 3 * weights / DISK_BYTES_PER_S
         return Prediction(
             seconds=seconds,
-            peak_bytes=host + weights + share * training_state + activations,
+            peak_bytes=memory.on(1),
             least_bytes=weights + sure * training_state,
             basis="estimate from sizes" if tokens.known else "estimate from sizes and the longest rows allowed",
+            memory=memory,
         )
 
     def _tokens(self, cell: Cell) -> Tokens:
@@ -355,6 +405,25 @@ class Predictor:
             f"does not fit: weights and training state alone take {least / hw.GIB:.1f} GiB, {what} has "
             f"{has / hw.GIB:.1f} GiB"
         )
+
+
+def fits(predict: Predictor, cells: Iterable[Cell], capacity_bytes: float) -> list[dict[str, Any]]:
+    """Whether cells fit devices of ``capacity_bytes``, from sizes alone; one row per cell without its seed.
+
+    ``devices`` is the fewest on which it fits when weights and training state are sharded (:meth:`Memory.on`), None if
+    more than 64 are needed or the model's size is not known. Whether a method trains sharded is not asked here.
+    """
+    found: dict[Group, dict[str, Any]] = {}
+    for cell in cells:
+        memory = predict.analytic(cell).memory
+        needed = memory.devices(capacity_bytes) if memory is not None else None
+        row: dict[str, Any] = {"cell": cell.label, "fits": None if memory is None else needed == 1, "devices": needed}
+        for name in ("weights_bytes", "state_bytes", "activation_bytes"):
+            row[name] = None if memory is None else round(getattr(memory, name))
+        row["peak_bytes"] = None if memory is None else round(memory.on(1))
+        row["peak_bytes_sharded"] = None if memory is None or needed is None else round(memory.on(needed))
+        found.setdefault(_configuration(cell), row)
+    return list(found.values())
 
 
 def total(predictions: Iterable[Prediction]) -> dict[str, Any]:

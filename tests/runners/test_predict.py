@@ -18,6 +18,7 @@ from harness.models.skeleton import presets
 from harness.spec import SweepSpec
 from harness.store.store import Store
 from runners.planning import plan
+from runners.planning.cost_model import fits
 from runners.worker.main import COST_FAMILIES
 from runners.workspace import Workspace
 from tests.quality import predictions
@@ -204,3 +205,61 @@ def test_a_plan_is_values_that_a_run_does_not_change(tmp_path: Path) -> None:
     assert (plan.run, plan.known, plan.unsupported) == before
     with pytest.raises(FrozenInstanceError):
         plan.run = ()  # type: ignore[misc]
+
+
+def _fits(folder: Path, capacity_gib: float, **changes: Any) -> dict[str, dict[str, Any]]:
+    planned = made(folder, hardware=["gpu-24gb"], **changes)
+    return {row["cell"]: row for row in fits(planned.predict, planned.cells, capacity_gib * GIB)}
+
+
+def test_fits_counts_the_devices_of_sharded_cells(tmp_path: Path) -> None:
+    models = [
+        {"id": "skeleton:llama-3.1-70b", "dtype": "bfloat16"},
+        {"id": "skeleton:llama-3.2-1b", "dtype": "bfloat16"},
+    ]
+    changes: dict[str, Any] = {
+        "models": models,
+        "methods": ["none", "full"],
+        "training": {"steps": 10, "batch_size": 8},
+    }
+    rows = _fits(tmp_path, 80, **changes)
+    assert len(rows) == 4, "seeds are one row"
+
+    def row(model: str, method: str) -> dict[str, Any]:
+        return next(row for label, row in rows.items() if f"-{model}-random.{method}." in label)
+
+    small = row("1b", "none")
+    assert (small["fits"], small["devices"]) == (True, 1)
+    assert small["peak_bytes"] == pytest.approx(2 * 1235814400, rel=1e-6)
+    released = row("70b", "none")
+    assert (released["fits"], released["devices"]) == (False, 2)
+    full = row("70b", "full")
+    assert full["state_bytes"] == pytest.approx(3 * full["weights_bytes"])
+    # a device of 8 holds an eighth of 564 GB, two of 80 blocks of 141 GB, and the activations of one of 8 rows
+    assert full["devices"] == 8
+    parts = 564.4296e9 / 8 + 141.1074e9 / 40 + full["activation_bytes"] / 8
+    assert full["peak_bytes_sharded"] == pytest.approx(parts, rel=1e-4)
+    assert full["peak_bytes_sharded"] <= 80 * GIB < full["peak_bytes"]
+    tiny = _fits(tmp_path, 1, **changes)
+    assert {row["devices"] for label, row in tiny.items() if "70b-random.full" in label} == {None}
+
+
+def test_recomputed_activations_take_less(tmp_path: Path) -> None:
+    def activations(checkpointing: bool) -> float:
+        training = {"steps": 10, "batch_size": 4, "gradient_checkpointing": checkpointing}
+        (row,) = _fits(tmp_path, 24, models=["skeleton:llama-3.2-1b"], methods=["lora"], training=training).values()
+        return float(row["activation_bytes"])
+
+    assert activations(True) < activations(False) / 2
+
+
+def test_plan_says_what_fits(bench: Bench) -> None:
+    sweep = str(bench.write())
+    out = bench("plan", sweep, "--fits", "24GiB").stdout
+    assert "yes" in out
+    assert "Estimated from sizes, for devices of 24GiB" in out
+    (row,) = json.loads(bench("plan", sweep, "--fits", "1 MiB", "--json").stdout)[:1]
+    assert row["fits"] is False
+    refused = bench("plan", sweep, "--fits", "24")
+    assert refused.returncode == 2
+    assert "'24' is not an amount of memory" in refused.stderr
