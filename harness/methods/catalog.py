@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from harness.methods.base import Declaration, Method
 from harness.methods.merging.merge_adapters import TABLE as COMBINED
@@ -151,4 +150,3 @@ def _section(d: Declaration) -> list[str]:
 
 
 _MERGES = {"exactly": "exactly", "lossily": "with a loss", "no": "no"}
-
