@@ -37,7 +37,7 @@ def print_rows(rows: Rows, console: Console) -> None:
 
 
 def print_fits(rows: Rows, capacity: str, console: Console) -> None:
-    """Which cells fit devices of ``capacity``: on one, or sharded over how many."""
+    """Print for every cell whether it fits one device of ``capacity``, and how many it needs when sharded."""
 
     def gib(value: float | None) -> str:
         return "" if value is None else f"{value / 2**30:.1f}"

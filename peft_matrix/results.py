@@ -196,7 +196,7 @@ class Planned:
         return self.rows().frame()
 
     def fits(self, capacity_bytes: float) -> Rows:
-        """Which cells fit devices with ``capacity_bytes`` of memory, on one or sharded over several.
+        """Cells that fit devices with ``capacity_bytes`` of memory, on one or sharded over several.
 
         One row per cell without its seed: ``fits`` (on one device), ``devices`` (the fewest of 1 to 64 when weights and
         training state are sharded as FSDP and ZeRO stage 3 do; None if more), and the parts of the predicted peak in

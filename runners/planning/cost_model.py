@@ -70,7 +70,7 @@ GROUPS = ("this cell", "its other seeds", "its method on this model", "this mode
 
 @dataclass(frozen=True)
 class Memory:
-    """What a cell is predicted to hold at its peak, in bytes.
+    """Parts of the memory that a cell is predicted to hold at its peak.
 
     Attributes:
         host_bytes: interpreter and libraries, where the memory of the process counts.
@@ -408,7 +408,7 @@ class Predictor:
 
 
 def fits(predict: Predictor, cells: Iterable[Cell], capacity_bytes: float) -> list[dict[str, Any]]:
-    """Whether cells fit devices of ``capacity_bytes``, from sizes alone; one row per cell without its seed.
+    """Tell whether cells fit devices of ``capacity_bytes``, from sizes alone; one row per cell without its seed.
 
     ``devices`` is the fewest on which it fits when weights and training state are sharded (:meth:`Memory.on`), None if
     more than 64 are needed or the model's size is not known. Whether a method trains sharded is not asked here.
