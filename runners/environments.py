@@ -69,8 +69,8 @@ def fingerprints(environment: Mapping[str, Any], cache: Path) -> dict[str, str]:
 
 
 def why_not(quantizer: type[Quantizer], device: str, moment: str, cache: Path) -> str | None:
-    """:meth:`Quantizer.check`, and for a back end of a side environment whether that has been built."""
-    reason = quantizer.check(device, moment)
+    """Reason why a back end cannot be used here: refused, not installed, or its side environment is not built."""
+    reason = quantizer.check(device, moment) or quantizer.missing(device)
     needed = quantizer.declaration.environment or quantizer.declaration.tool_environment
     if reason is None and needed and interpreter(needed, cache) is None:
         reason = f"{quantizer.declaration.name} runs in the environment {needed!r}: peft-matrix env create {needed}"

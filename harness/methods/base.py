@@ -226,14 +226,19 @@ class Method:
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Reason why this method cannot run on such a model and base, or None. Imports nothing heavy."""
+        """Reason why this method does not run on such a model and base, or None: by the declaration alone."""
         d = cls.declared(params)
         if kind not in d.kinds:
             return d.refuses_kind.get(kind, f"{d.name} does not adapt {kind} models")
         if base in d.refuses:
             return d.refuses[base]
         if base not in d.bases:
-            return f"{d.name} trains on {', '.join(sorted(d.bases))} bases, not on {base}"
+            return f"it is not known to train on {base} layers"
+        return None
+
+    @classmethod
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """Package or tool that this machine lacks for the method, with the command that installs it, or None."""
         return None
 
     @classmethod

@@ -115,15 +115,21 @@ class Quantizer:
 
     @classmethod
     def check(cls, device: str, moment: str) -> str | None:
-        """Reason why it cannot run on such a device at such a moment, or None; names the package to install.
+        """Reason why it is not applied on such a device at such a moment, or None: by the declaration alone."""
+        d = cls.declaration
+        if device not in d.devices:
+            return f"{d.name} needs a {' or '.join(sorted(d.devices))} device"
+        if moment not in d.moments:
+            return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
+        return None
+
+    @classmethod
+    def missing(cls, device: str) -> str | None:
+        """Package or tool that this machine lacks for it, with the command that installs it, or None.
 
         A back end of a side environment needs no package here; the plan checks whether that environment exists.
         """
         d = cls.declaration
-        if device not in d.devices:
-            return f"{d.name} needs a {' or '.join(sorted(d.devices))} device, this is {device}"
-        if moment not in d.moments:
-            return f"{d.name} cannot be applied {moment.replace('_', ' ')}"
         if d.package and not d.environment and not _installed(d.package):
             return f"{d.name} needs the package {d.package!r}: pip install {d.pip or d.package}"
         return None

@@ -34,11 +34,11 @@ class _SubByte(_Quanto):
     """Codes packed into bytes, in groups of 128; quanto compiles the code that unpacks them at first use."""
 
     @classmethod
-    def check(cls, device: str, moment: str) -> str | None:
+    def missing(cls, device: str) -> str | None:
         """Also: what the compilation needs. A missing tool would show only in the first forward pass."""
         tools = ["ninja", "nvcc" if device == "cuda" else "c++"]
         lacking = [tool for tool in tools if shutil.which(tool) is None]
-        reason = super().check(device, moment)
+        reason = super().missing(device)
         if reason is None and lacking:
             reason = (
                 f"{cls.declaration.name} compiles an extension at first use and finds no {' and no '.join(lacking)} on "

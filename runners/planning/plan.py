@@ -13,27 +13,21 @@ from typing import Any, Literal, get_args
 
 from harness import hardware as hw
 from harness.errors import UserError, did_you_mean
-from harness.matrix import DEFAULTS, LATER_AXES, Cell, Matrix
-from harness.methods.base import Method
+from harness.matrix import Cell, Matrix
 from harness.methods.catalog import METHODS
-from harness.models import sources
-from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
-from harness.recipes.catalog import RECIPES
 from harness.record import FINAL_STATUSES, Record, Status
 from harness.spec import LoadedSweep
 from harness.store.store import Entry, Store, short_fingerprint
-from runners import environments
-from runners.planning import variants
 from runners.planning.blocks import Slot, in_blocks, timing_cells
-from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged, why_not_staged
+from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged
 from runners.planning.cost_model import Predictor, TaskLengths, total
 from runners.planning.ordering import fitting, in_order, rank
+from runners.planning.refusals import unsupported_reason
 from runners.planning.resolver import Resolver, pattern
 from runners.planning.tuning import FAILED, Tuned, tuned
 from runners.worker.job import CURVE
 from runners.workspace import Workspace
-from tasks.task import MODEL_KIND, Kind
 
 WhyNotRun = Literal["disk", "memory", "budget"]
 
@@ -151,107 +145,6 @@ class Plan:
             "unpinned_models": self.unpinned_models,
             "predicted": total(self.predict(cell) for cell in self.run),
         }
-
-
-def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
-    """Reason why the cell cannot run on such a device, by the declarations of its parts; None if it can.
-
-    Args:
-        cache: folder of the side environments.
-    """
-    kind = MODEL_KIND[cell.task.identity["kind"]]
-    quantization = cell.quantization.identity
-    quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
-    params = cell.method.identity["params"]
-    declared = method.declared(params)
-    before = quantization["moment"] == "before_training"
-    reason = (
-        sources.check(cell.model.name, kind, cell.loading["attention"])
-        or environments.why_not(quantizer, device, quantization["moment"], cache)
-        or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
-    )
-    if reason is None and cell.model.identity.get("prompt_format") == "chat":
-        reason = _no_chat(cell.task.identity["kind"])
-    if reason is None and device not in declared.devices:
-        reason = f"{declared.name} needs a {' or '.join(sorted(declared.devices))} device"
-    if reason is None and cell.task.identity.get("test_only") and declared.trains:
-        reason = f"{declared.name} trains, and the sweep uses the task's test split only"
-    if reason is None and declared.trains_cache and cell.training.get("gradient_checkpointing"):
-        reason = f"{declared.name} trains a key-value cache, which is off under training.gradient_checkpointing"
-    if reason is None and declared.demonstrates:
-        reason = _nothing_to_show(cell, declared.name)
-    if reason is None and (declared.trains or declared.combines):
-        reason = _what_for(cell, kind, device, cache) or variants.why_not(cell, kind, device)
-    if reason is None and cell.training.get("early_stopping") and declared.trains:
-        reason = _no_best_weights(method)
-    if reason is None and before and declared.trains:
-        reason = quantizer.check_method(declared)
-    if reason is None:
-        reason = method.check(kind, quantization["base"] if before else "fp", params)
-    if reason is None and not before and declared.trains and not declared.in_place:
-        refusal = method.check_merge("fp", params)
-        reason = f"to be quantized after the merge it must be merged: {refusal}" if refusal else None
-    return reason
-
-
-def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
-    """Why the cell's objective or recipe cannot train it, or None."""
-    task, method = cell.task.identity, METHODS.get(cell.method.name)
-    said = {axis: point.identity if (point := cell.on(axis)) else {} for axis in LATER_AXES}
-    objective = OBJECTIVES.get(said["objective"].get("name", DEFAULTS["objective"]))
-    recipe = RECIPES.get(said["recipe"].get("name", DEFAULTS["recipe"]))
-    task_kind = "judged" if task.get("judged") else task["kind"]
-    others = {role: value for role, value in said["objective"].items() if role in ("teacher", "reference")}
-    seen_as = "preference" if recipe.declaration.makes_pairs else task_kind
-    reason = objective.check(kind, seen_as, method, others) or recipe.check(
-        kind, task["kind"], objective.declaration.name, method, teacher="teacher" in said["recipe"]
-    )
-    for point in (cell.common, *cell.further):
-        for place, name in point.others.items():
-            role = place.partition(".")[2]
-            if role == "judge" and kind != "causal-lm":
-                continue  # there are no completions to judge
-            second = point.identity[role].get("judge", point.identity[role])["quantization"]
-            quantizer = QUANTIZERS.get(second["name"])
-            reason = (
-                reason
-                or sources.check(name, kind)
-                or environments.why_not(quantizer, device, second["moment"], cache)
-                or quantizer.check_model(kind, sources.config(name), second["params"])
-            )
-    quantization = cell.quantization.identity
-    before = quantization["moment"] == "before_training"
-    return reason or why_not_staged(cell, kind, quantization["base"] if before else "fp")
-
-
-def _no_best_weights(method: type[Method]) -> str | None:
-    """Reason why the weights of an earlier step cannot be put back, or None."""
-    moving = method.select is not Method.select or method.on_step is not Method.on_step
-    if moving or method.phases is not Method.phases or method.search_steps is not Method.search_steps:
-        return (
-            "early stopping puts the trained tensors of the best step back, and during the run this method changes "
-            "which tensors train, or more than those"
-        )
-    return None
-
-
-def _no_chat(kind: Kind) -> str | None:
-    """Reason why items of such a task are no conversation, or None."""
-    if MODEL_KIND[kind] != "causal-lm":
-        return f"'prompt_format: chat' asks a language model, and the task is {kind}"
-    if kind == "language-modelling":
-        return "'prompt_format: chat' needs questions with answers, and the task has texts without a question"
-    return None
-
-
-def _nothing_to_show(cell: Cell, name: str) -> str | None:
-    """Reason why there are no worked examples for a few-shot method, or None."""
-    task = cell.task.identity
-    if task.get("test_only"):
-        return f"{name} shows examples of the training split, and the sweep uses the task's test split only"
-    if task["kind"] == "language-modelling":
-        return f"{name} shows questions with their answers, and the task has texts without a question"
-    return None
 
 
 @dataclass

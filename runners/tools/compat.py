@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from harness.compatibility import merge_refusal, refusal
 from harness.errors import UserError
-from harness.methods.base import Method
-from harness.methods.bases import OTHER
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
-from runners.planning.variants import NO_ENGINE, ZERO
+from runners.planning.refusals import NO_ENGINE, ZERO
 
 Kind = Literal["causal-lm", "sequence-classification"]
 DEVICES = ("cpu", "cuda")
@@ -45,31 +44,21 @@ class Compatibility:
 
 
 def pair(method: str, quantizer: str, device: str, kind: Kind) -> Compatibility:
-    """The declared behaviour of one pair on one device. Whether packages are installed is left to ``plan``."""
+    """Compatibility of one pair on one device, the method's parameters at their defaults.
+
+    ``plan`` gives the same answers (:mod:`harness.compatibility`) and adds what this machine lacks.
+    """
     m, q = METHODS.get(method), QUANTIZERS.get(quantizer)
-    md, qd = m.declaration, q.declaration
-    nowhere = ""
-    if device not in qd.devices:
-        nowhere = f"{quantizer} needs a {' or '.join(sorted(qd.devices))} device"
-    elif device not in md.devices:
-        nowhere = f"{method} needs a {' or '.join(sorted(md.devices))} device"
-    untried = qd.base in OTHER and qd.base not in md.bases | md.refuses.keys()
-    refusal = f"it is not known to train on {qd.base} layers" if untried else ""
-    scores = nowhere or (md.trains and q.check_method(md)) or refusal or _refusal(m, kind, qd.base)
-    trains = scores or ("" if md.trains else NOTHING_TRAINED)
-    merges = trains or (IN_PLACE if md.in_place else "") or qd.refuses_merge or m.check_merge(qd.base) or ""
-    after = nowhere or _refusal(m, kind, "fp")
-    if not after and "after_merge" not in qd.moments:
-        after = f"{quantizer} cannot be applied after merge"
-    if not after and md.trains and not md.in_place:
-        after = m.check_merge("fp") or ""
-    return Compatibility(method, quantizer, device, kind, scores, trains, merges, after)
+    params = dict(m.declaration.defaults)
+    declared = m.declared(params)
 
+    def refused(moment: str) -> str:
+        return refusal(m, q, kind=kind, device=device, moment=moment, params=params) or ""
 
-def _refusal(method: type[Method], kind: Kind, base: str) -> str:
-    """The declaration's answer; some methods' own check also depends on the packages of this machine."""
-    declared: Any = Method.check
-    return declared.__func__(method, kind, base, {}) or ""
+    scores = refused("before_training")
+    trains = scores or ("" if declared.trains else NOTHING_TRAINED)
+    merges = trains or (IN_PLACE if declared.in_place else "") or merge_refusal(m, q, params) or ""
+    return Compatibility(method, quantizer, device, kind, scores, trains, merges, refused("after_merge"))
 
 
 def pairs(
@@ -166,17 +155,20 @@ def _table(found: list[Compatibility], device: str, reasons: dict[str, int]) -> 
     for p in found:
         by_quantizer.setdefault(p.quantizer, []).append(p)
     groups: dict[tuple[str, ...], list[str]] = {}
+    missing = [q for q in by_quantizer if device not in QUANTIZERS.get(q).declaration.devices]
+    later = [q for q in by_quantizer if "before_training" not in QUANTIZERS.get(q).declaration.moments]
     for quantizer, column in by_quantizer.items():
-        if device not in QUANTIZERS.get(quantizer).declaration.devices:
+        if quantizer in missing or quantizer in later:
             continue
         groups.setdefault(tuple(_cell(p, reasons) for p in column), []).append(quantizer)
     methods = list(dict.fromkeys(p.method for p in found))
     after = {p.method: p.after_merge for p in found if p.quantizer == "none"}
     head = [", ".join(names) for names in groups.values()]
     lines = ["", f"## {device}", ""]
-    missing = [q for q in by_quantizer if device not in QUANTIZERS.get(q).declaration.devices]
     if missing:
         lines += [f"Not on this device: {', '.join(missing)}.", ""]
+    if later:
+        lines += [f"Only after the merge: {', '.join(later)}.", ""]
     lines += ["| method | " + " | ".join([*head, "after merge"]) + " |", "|---" * (len(head) + 2) + "|"]
     for row, method in enumerate(methods):
         last = "" if method not in after else _number(after[method], reasons) if after[method] else "Q"

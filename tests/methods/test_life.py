@@ -55,7 +55,8 @@ QUANTIZED = [
 def life(request: pytest.FixtureRequest) -> Life:
     name, kind, quantizer = request.param
     cls = METHODS.get(name)
-    refusal = cls.check(kind, QUANTIZERS.get(quantizer).declaration.base, PARAMS.get(name, {}))
+    params = PARAMS.get(name, {})
+    refusal = cls.check(kind, QUANTIZERS.get(quantizer).declaration.base, params) or cls.missing(params)
     if refusal is None and "cpu" not in cls.declaration.devices:
         refusal = "needs a CUDA device"
     if refusal is not None:

@@ -105,7 +105,7 @@ def runnable() -> list[tuple[str, str]]:
     here = [
         q
         for q in QUANTIZERS
-        if QUANTIZERS.get(q).check("cpu", "before_training") is None
+        if (QUANTIZERS.get(q).check("cpu", "before_training") or QUANTIZERS.get(q).missing("cpu")) is None
         and (outside or not QUANTIZERS.get(q).declaration.environment)
         and not q.startswith("prequantized")
     ]

@@ -7,19 +7,29 @@ import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+import peft_matrix as pm
+from harness import hardware as hw
 from harness import provenance
 from harness.errors import UserError
+from harness.matrix import make_cell
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
+from harness.spec_axes import MethodSpec, ModelSpec, QuantizationSpec, TaskUse
 from runners import environments
 from runners.executors.side_environment import OutsideProcess
+from runners.planning.refusals import unsupported_reason
+from runners.planning.resolver import Resolver
 from runners.tools import compat
 from runners.worker.job import LOG_FILE
+from runners.workspace import Workspace
+from tests.methods.tiny import PARAMS
 from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
 
+MOMENTS: tuple[Literal["before_training", "after_merge"], ...] = ("before_training", "after_merge")
 SAMPLE = 40
 """About how many pairs: every n-th of all that a CPU can run."""
 
@@ -54,6 +64,39 @@ def test_every_pair_is_there_and_answers_hang_together() -> None:
 def test_the_table_has_the_known_facts(method: str, quantizer: str, trains: bool, merges: bool, after: bool) -> None:
     p = compat.pair(method, quantizer, "cpu", "causal-lm")
     assert (not p.trains, not p.merges, not p.after_merge) == (trains, merges, after), p
+
+
+def test_plan_and_compat_say_the_same(tmp_path: Path) -> None:
+    """Every method with every quantizer, both moments and devices: verdict and reason; plan adds what lacks here."""
+    sweep = pm.sweep(models=["builtin:nano"], methods=["none"], tasks=["strings-copy"])
+    resolver = Resolver(sweep, Workspace.discover(), hw.probe())
+    rest = [
+        resolver.task_point(TaskUse(name="strings-copy"), ""),
+        resolver.hardware_point("any", "", hw.load_profiles(())),
+        resolver.common_point(),
+    ]
+    model = resolver.model_point(ModelSpec(id="builtin:nano"), "")
+    bases = {
+        (name, moment): resolver.quantization_point(QuantizationSpec(name=name, moment=moment), "")
+        for name in QUANTIZERS
+        for moment in MOMENTS
+    }
+    asked, differ = 0, []
+    for name in METHODS:
+        method = resolver.method_point(MethodSpec(name=name, params=PARAMS.get(name, {})), "")
+        for (quantizer, moment), base in bases.items():
+            cell = make_cell((model, method, base, *rest), 0)
+            for device in compat.DEVICES:
+                planned = unsupported_reason(cell, device, tmp_path)
+                found = compat.pair(name, quantizer, device, "causal-lm")
+                told = found.scores if moment == "before_training" else found.after_merge
+                lacks = environments.why_not(QUANTIZERS.get(quantizer), device, moment, tmp_path)
+                lacks = lacks or METHODS.get(name).missing(method.identity["params"])
+                asked += 1
+                if planned != (told or lacks or None):
+                    differ.append((name, quantizer, moment, device, planned, told))
+    assert asked == 4 * len(METHODS.names()) * len(QUANTIZERS.names())
+    assert differ == []
 
 
 def test_rows_give_true_or_the_reason() -> None:

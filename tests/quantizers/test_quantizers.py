@@ -20,7 +20,8 @@ KINDS = ("causal-lm", "sequence-classification")
 RUNNABLE = [
     n
     for n in QUANTIZERS.names()
-    if QUANTIZERS.get(n).check("cpu", "before_training") is None and not QUANTIZERS.get(n).declaration.environment
+    if (QUANTIZERS.get(n).check("cpu", "before_training") or QUANTIZERS.get(n).missing("cpu")) is None
+    and not QUANTIZERS.get(n).declaration.environment
 ]
 FROM_DISK = ("prequantized-gptq", "prequantized-awq", "prequantized-autoround", "autoround")  # see test_checkpoints.py
 QUANTIZED = [n for n in RUNNABLE if QUANTIZERS.get(n).declaration.base not in ("fp", "sparse") and n not in FROM_DISK]
@@ -171,15 +172,15 @@ def test_quantizing_in_memory_equals_quantizing_while_loading(load, name: str) -
 def test_a_back_end_for_gpus_says_so(name: str, package: str) -> None:
     cls = QUANTIZERS.get(name)
     assert "needs a cuda device" in (cls.check("cpu", "before_training") or "")
-    if cls.check("cuda", "before_training"):
-        assert f"needs the package {package!r}: pip install" in (cls.check("cuda", "before_training") or "")
+    if missing := cls.missing("cuda"):
+        assert f"needs the package {package!r}: pip install" in missing
 
 
 @pytest.mark.parametrize("name", [n for n in QUANTIZERS.names() if declared(n).package])
 def test_a_missing_package_is_named_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.quantizers.base.util.find_spec", lambda _: None)
     d = declared(name)
-    reason = QUANTIZERS.get(name).check(next(iter(d.devices)), next(iter(d.moments)))
+    reason = QUANTIZERS.get(name).missing(next(iter(d.devices)))
     if d.environment:  # its packages are in a side environment; see tests/quantizers/test_environments.py
         assert reason is None
         return

@@ -27,9 +27,9 @@ class AdamW8bit(Full):
     )
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Same as the base class; also checks that bitsandbytes is installed."""
-        return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name) or super().check(kind, base, params)
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """The package bitsandbytes."""
+        return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name)
 
     def _class(self) -> Any:
         from bitsandbytes.optim import AdamW8bit as PackageAdamW

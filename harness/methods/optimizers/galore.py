@@ -162,9 +162,9 @@ class GaLore8bit(LowRankStates):
     )
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Same as the base class; also checks that bitsandbytes is installed."""
-        return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name) or super().check(kind, base, params)
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """The package bitsandbytes."""
+        return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name)
 
 
 class QGaLore(GaLore8bit):
@@ -222,10 +222,9 @@ class Fira(LowRankStates):
     )
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Same as the base class; also checks that pytorch-optimizer is installed."""
-        missing = lacks("pytorch_optimizer", "pytorch-optimizer", cls.declaration.name)
-        return missing or super().check(kind, base, params)
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """The package pytorch-optimizer."""
+        return lacks("pytorch_optimizer", "pytorch-optimizer", cls.declaration.name)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """pytorch-optimizer's, with scale 1: any other one would be taken off the part outside the subspace as well."""

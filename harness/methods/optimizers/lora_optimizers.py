@@ -66,10 +66,9 @@ class GradNormLoRP(OwnOptimizer):
         return never_renewed(params, steps)
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Same as the base class; 8-bit moments also need bitsandbytes."""
-        why = lacks("bitsandbytes", "bitsandbytes", "gradnormlorp") if params.get("bits") == 8 else None
-        return why or super().check(kind, base, params)
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """The package bitsandbytes, for 8-bit moments."""
+        return lacks("bitsandbytes", "bitsandbytes", "gradnormlorp") if params.get("bits") == 8 else None
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Projected AdamW for the factors, plain AdamW for magnitudes and heads."""

@@ -72,12 +72,12 @@ class PeftMethod(Method):
         return resolved
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
-        """Same as the base class; also checks that the row's optional package is installed."""
+    def missing(cls, params: Mapping[str, Any]) -> str | None:
+        """The row's optional package."""
         if cls.row.needs is not None and util.find_spec(cls.row.needs[0]) is None:
             name, pip = cls.declaration.name, cls.row.needs[1]
             return f"{name} needs the package {pip!r}, which peft does not install: pip install {pip}"
-        return super().check(kind, base, params)
+        return None
 
     @classmethod
     def _options(cls) -> set[str]:

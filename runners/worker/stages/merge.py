@@ -9,6 +9,7 @@ import statistics
 
 from safetensors.torch import save_file
 
+from harness.compatibility import merge_refusal
 from harness.meters.attribution import intruder_dimensions
 from harness.methods.modules import linears
 from harness.quantizers.layers import plain_linears
@@ -93,7 +94,7 @@ def _why_not(ctx: Context) -> str | None:
         return "trained in place: there is nothing to merge, the adapted arm is the merged one"
     if not ctx.quantizes_before:
         return "merged before it was quantized: the adapted arm is the merged one"
-    return ctx.quantizer.declaration.refuses_merge or ctx.method.check_merge(ctx.base, ctx.method.params)
+    return merge_refusal(type(ctx.method), type(ctx.quantizer), ctx.method.params)
 
 
 def full_precision(ctx: Context) -> None:

@@ -1,0 +1,257 @@
+"""Reasons why a cell cannot run, known before it starts. The worker refuses what only a running cell shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.compatibility import parallel_refusal, refusal
+from harness.matrix import DEFAULTS, LATER_AXES, Cell
+from harness.methods.base import Method
+from harness.methods.catalog import METHODS
+from harness.models import sources
+from harness.objectives.catalog import OBJECTIVES
+from harness.quantizers.catalog import QUANTIZERS
+from harness.recipes.catalog import RECIPES
+from runners import environments
+from runners.planning.cell_dependencies import why_not_staged
+from tasks.task import MODEL_KIND, Kind
+
+
+def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
+    """Reason why the cell cannot run on such a device, or None.
+
+    What the declarations refuse comes first (the answer of ``compat``), then what this machine lacks, then what this
+    model, task or training rules out.
+
+    Args:
+        cache: folder of the side environments.
+    """
+    kind = MODEL_KIND[cell.task.identity["kind"]]
+    quantization = cell.quantization.identity
+    quantizer, method = QUANTIZERS.get(cell.quantization.name), METHODS.get(cell.method.name)
+    params, moment = cell.method.identity["params"], quantization["moment"]
+    declared = method.declared(params)
+    reason = (
+        refusal(method, quantizer, kind=kind, device=device, moment=moment, params=params)
+        or sources.check(cell.model.name, kind, cell.loading["attention"])
+        or environments.why_not(quantizer, device, moment, cache)
+        or method.missing(params)
+        or quantizer.check_model(kind, sources.config(cell.model.name), quantization["params"])
+    )
+    if reason is None and cell.model.identity.get("prompt_format") == "chat":
+        reason = _no_chat(cell.task.identity["kind"])
+    if reason is None and cell.task.identity.get("test_only") and declared.trains:
+        reason = f"{declared.name} trains, and the sweep uses the task's test split only"
+    if reason is None and declared.trains_cache and cell.training.get("gradient_checkpointing"):
+        reason = f"{declared.name} trains a key-value cache, which is off under training.gradient_checkpointing"
+    if reason is None and declared.demonstrates:
+        reason = _nothing_to_show(cell, declared.name)
+    if reason is None and (declared.trains or declared.combines):
+        reason = _what_for(cell, kind, device, cache) or _variant(cell, kind, device)
+    if reason is None and cell.training.get("early_stopping") and declared.trains:
+        reason = _no_best_weights(method)
+    return reason
+
+
+def _what_for(cell: Cell, kind: str, device: str, cache: Path) -> str | None:
+    """Why the cell's objective or recipe cannot train it, or None."""
+    task, method = cell.task.identity, METHODS.get(cell.method.name)
+    said = {axis: point.identity if (point := cell.on(axis)) else {} for axis in LATER_AXES}
+    objective = OBJECTIVES.get(said["objective"].get("name", DEFAULTS["objective"]))
+    recipe = RECIPES.get(said["recipe"].get("name", DEFAULTS["recipe"]))
+    task_kind = "judged" if task.get("judged") else task["kind"]
+    others = {role: value for role, value in said["objective"].items() if role in ("teacher", "reference")}
+    seen_as = "preference" if recipe.declaration.makes_pairs else task_kind
+    reason = objective.check(kind, seen_as, method, others) or recipe.check(
+        kind, task["kind"], objective.declaration.name, method, teacher="teacher" in said["recipe"]
+    )
+    for point in (cell.common, *cell.further):
+        for place, name in point.others.items():
+            role = place.partition(".")[2]
+            if role == "judge" and kind != "causal-lm":
+                continue  # there are no completions to judge
+            second = point.identity[role].get("judge", point.identity[role])["quantization"]
+            quantizer = QUANTIZERS.get(second["name"])
+            reason = (
+                reason
+                or sources.check(name, kind)
+                or environments.why_not(quantizer, device, second["moment"], cache)
+                or quantizer.check_model(kind, sources.config(name), second["params"])
+            )
+    quantization = cell.quantization.identity
+    before = quantization["moment"] == "before_training"
+    return reason or why_not_staged(cell, kind, quantization["base"] if before else "fp")
+
+
+def _no_best_weights(method: type[Method]) -> str | None:
+    """Reason why the weights of an earlier step cannot be put back, or None."""
+    moving = method.select is not Method.select or method.on_step is not Method.on_step
+    if moving or method.phases is not Method.phases or method.search_steps is not Method.search_steps:
+        return (
+            "early stopping puts the trained tensors of the best step back, and during the run this method changes "
+            "which tensors train, or more than those"
+        )
+    return None
+
+
+def _no_chat(kind: Kind) -> str | None:
+    """Reason why items of such a task are no conversation, or None."""
+    if MODEL_KIND[kind] != "causal-lm":
+        return f"'prompt_format: chat' asks a language model, and the task is {kind}"
+    if kind == "language-modelling":
+        return "'prompt_format: chat' needs questions with answers, and the task has texts without a question"
+    return None
+
+
+def _nothing_to_show(cell: Cell, name: str) -> str | None:
+    """Reason why there are no worked examples for a few-shot method, or None."""
+    task = cell.task.identity
+    if task.get("test_only"):
+        return f"{name} shows examples of the training split, and the sweep uses the task's test split only"
+    if task["kind"] == "language-modelling":
+        return f"{name} shows questions with their answers, and the task has texts without a question"
+    return None
+
+
+# --- variants of training -----------------------------------------------------------------------------
+def _variant(cell: Cell, kind: str, device: str) -> str | None:
+    """Reason why the cell's variant cannot train it on such a device, or None.
+
+    Args:
+        kind: model kind.
+        device: ``cpu`` or ``cuda``.
+    """
+    if (apart := _parallel(cell, device)) is not None:
+        return apart
+    switches = cell.switches
+    for name in ("attention", "dtype"):
+        if switches.get(name) == cell.model.identity[name]:
+            return f"the variant changes nothing: the model already has {name}: {switches[name]}"
+    method = METHODS.get(cell.method.name)
+    checks: dict[str, Callable[[], str | None]] = {
+        "dtype": lambda: _dtype(cell),
+        "packing": lambda: _packing(cell, kind, method),
+        "compile": lambda: _own_steps(method, "compiles the forward and backward pass of the training loop"),
+        "optimizer": lambda: _optimizer(method),
+        "offload": lambda: _offload(device, method),
+        "kernels": lambda: _kernels(device),
+    }
+    for name, check in checks.items():
+        if switches.get(name) and (reason := check()) is not None:
+            return f"{name}: {reason}"
+    return None
+
+
+def _dtype(cell: Cell) -> str | None:
+    return "the earlier stages trained in another dtype" if cell.on("stages") is not None else None
+
+
+def _packing(cell: Cell, kind: str, method: type[Method]) -> str | None:
+    if kind != "causal-lm":
+        return "a classifier reads one answer a sequence, and packed texts share a sequence"
+    if cell.loading["attention"] == "flash_attention_2":
+        return "flash_attention_2 takes no mask of blocks; use sdpa or eager"
+    for axis, default in (("objective", "sft"), ("recipe", "plain")):
+        point = cell.on(axis)
+        if point is not None and point.name != default:
+            return f"the {axis} {point.name} reads rows one by one"
+    if method.declaration.family == "prompt":
+        return f"{method.declaration.name} puts its own tokens in front of every row"
+    if method.loss is not Method.loss or method.task_loss is not Method.task_loss:
+        return f"{method.declaration.name} computes its own loss, which reads rows one by one"
+    return _own_steps(method, "packs the batches of the training loop")
+
+
+def _own_steps(method: type[Method], what: str) -> str | None:
+    if method.training_step is Method.training_step:
+        return None
+    return f"{method.declaration.name} has a custom training step, and the variant {what}"
+
+
+def _optimizer(method: type[Method]) -> str | None:
+    if method.optimizer is not Method.optimizer:
+        return f"{method.declaration.name} brings its own optimizer"
+    return _own_steps(method, "replaces the optimizer of the training loop")
+
+
+def _offload(device: str, method: type[Method]) -> str | None:
+    if device == "cpu":
+        return "the device is the CPU: there is no other memory to move activations to"
+    return _own_steps(method, "moves the activations of the training loop")
+
+
+def _kernels(device: str) -> str | None:
+    if device != "cuda":
+        return "Liger's kernels are written in Triton and need a GPU"
+    if find_spec("liger_kernel") is None:
+        return "the package liger-kernel is not installed"
+    return None
+
+
+# --- several devices --------------------------------------------------------------------------------
+ZERO = ("zero1", "zero2", "zero3")
+NO_ENGINE = {
+    **{z: f"{z}: training through DeepSpeed is not there yet; 'fsdp' shards the same states" for z in ZERO},
+    "tp": "tp: training through a tp_plan of transformers is not there yet; 'fsdp' divides the same weights",
+}
+"""Strategies that a sweep may name and nothing runs, with the reason."""
+KEEPS_RANKS = frozenset({"batch_size", "gradient_accumulation", "max_length", "gradient_checkpointing"}) | frozenset(
+    {"attention", "dtype"}
+)
+"""Switches of a variant that concern each rank alone."""
+
+
+def _parallel(cell: Cell, device: str) -> str | None:
+    """Reason why the cell's strategy on several devices cannot train it, or None."""
+    point = cell.on("parallel")
+    if point is None:
+        return None
+    strategy = str(point.identity["strategy"])
+    training, quantization = cell.training, cell.quantization
+    return (
+        no_engine(strategy, device, offload=point.identity.get("offload", False))
+        or parallel_refusal(
+            METHODS.get(cell.method.name),
+            QUANTIZERS.get(quantization.name),
+            strategy=strategy,
+            moment=quantization.identity["moment"],
+            params=cell.method.identity["params"],
+        )
+        or _rows(training["batch_size"], cell.ranks)
+        or _alone(cell, training)
+    )
+
+
+def no_engine(strategy: str, device: str, *, offload: bool = False) -> str | None:
+    """Reason why nothing runs this strategy on such a device, or None."""
+    if strategy in NO_ENGINE:
+        return NO_ENGINE[strategy]
+    if offload and device == "cpu":
+        return "offload: the device is the CPU, whose memory is the host's"
+    return None
+
+
+def _rows(batch_size: int, ranks: int) -> str | None:
+    if batch_size % ranks == 0:
+        return None
+    return f"micro-batches of {batch_size} rows cannot be divided among {ranks} ranks"
+
+
+def _alone(cell: Cell, training: Mapping[str, Any]) -> str | None:
+    """Reason why the cell needs the whole model or the whole batch in one process, or None."""
+    for axis in ("objective", "recipe"):
+        if (point := cell.on(axis)) is not None:
+            return f"the {axis} {point.name} is trained in one process only"
+    for name in cell.switches:
+        if name not in KEEPS_RANKS:
+            return f"{name}: this switch is tried with one process only"
+    if training.get("target") is not None:
+        return "training.target scores the model between steps, which one process of several cannot"
+    if training.get("early_stopping") is not None:
+        return "training.early_stopping scores the model between steps, which one process of several cannot"
+    if training.get("on_oom") == "halve_batch":
+        return "training.on_oom: a batch is halved in one process only"
+    return None
