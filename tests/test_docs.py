@@ -12,7 +12,7 @@ import typer
 
 from harness import spec
 from harness.record import Record
-from harness.store.store import samples_schema
+from harness.store.samples import samples_schema
 from harness.yamlfile import load_model
 from peft_matrix.cli import app
 from reports.apps.reproduction.claims import load_claims

@@ -25,7 +25,8 @@ from harness.errors import UserError
 from harness.models import shape, sources
 from harness.store import index, segments
 from harness.store.packing import pack
-from harness.store.store import Store, samples_ref
+from harness.store.samples import samples_ref
+from harness.store.store import Store
 from reports.apps.importers import import_results
 from reports.apps.reproduction.claims import load_claims
 from reports.board.board import build, load_board

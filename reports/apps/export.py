@@ -13,7 +13,8 @@ from pyarrow import csv, parquet
 
 from harness.errors import UserError
 from harness.store import index
-from harness.store.store import Store, samples_schema
+from harness.store.samples import samples_schema
+from harness.store.store import Store
 from reports.apps.sql import samples_of
 from reports.board.formats.to_csv import neutral
 from reports.data.frame import PLAIN, speaking, wide

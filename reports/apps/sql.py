@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.store import index
-from harness.store.store import Store, samples_schema
+from harness.store.samples import samples_schema
+from harness.store.store import Store
 from reports.data.frame import speaking
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from harness.recipes.base import DEFAULT as PLAIN
 from harness.recipes.catalog import RECIPES
 from harness.record import Outcome, Reading, Record, Span, Status
 from harness.spec import Evaluation, Probes, Training
-from harness.store.store import samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
 from runners.worker import earlier, loading, model_files, parallel, trainrows
 from runners.worker.context import Context
 from runners.worker.job import LOG_FILE, RECORD_FILE, SAMPLES_FILE, Job, write_atomically

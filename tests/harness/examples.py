@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.metrics import missing, reading
 from harness.record import Outcome, Record, SamplesRef, Span
-from harness.store.store import samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
 
 
 def make_record(number: int = 0, **changes: Any) -> Record:

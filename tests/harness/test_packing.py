@@ -21,8 +21,9 @@ from harness.record import Outcome, Record
 from harness.store import cleanup, index, segments
 from harness.store.merge import merge
 from harness.store.packing import append_batch, pack, unpack, verify
+from harness.store.samples import samples_ref
 from harness.store.segments import DamagedSegment
-from harness.store.store import Store, samples_ref
+from harness.store.store import Store
 from peft_matrix.cli import app
 from tests.harness.examples import make_record, make_samples
 from tests.harness.test_store import python
@@ -233,7 +234,8 @@ def test_a_kill_between_any_two_steps_loses_nothing(work: Callable[[Store], obje
 
 APPENDER = """
 import sys
-from harness.store.store import Store, samples_ref
+from harness.store.samples import samples_ref
+from harness.store.store import Store
 from tests.harness.examples import make_record, make_samples
 store = Store(sys.argv[1])
 print("ready", flush=True)

@@ -16,7 +16,8 @@ import pytest
 from harness.errors import UserError
 from harness.record import Outcome
 from harness.store import leases
-from harness.store.store import Entry, Store, current, samples_ref, samples_to_parquet, short_fingerprint
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Entry, Store, current, short_fingerprint
 from tests.harness.examples import make_record, make_samples, sample
 
 ROOT = Path(__file__).parents[2]
@@ -400,7 +401,8 @@ def test_samples_are_there_before_the_record_that_refers_to_them(
 # --- many writers, and writers that die ----------------------------------------------------------
 WRITER = """
 import sys
-from harness.store.store import Store, samples_ref
+from harness.store.samples import samples_ref
+from harness.store.store import Store
 from tests.harness.examples import make_record, make_samples
 store, start, stop = Store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 data = make_samples()

@@ -15,7 +15,8 @@ from harness.errors import UserError
 from harness.methods.catalog import METHODS
 from harness.record import Outcome, Reading, Record, UnknownLayout
 from harness.store import cleanup
-from harness.store.store import Store, current, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store, current
 from harness.yamlfile import load_yaml
 from runners.workspace import Workspace
 

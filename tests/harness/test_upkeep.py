@@ -13,7 +13,8 @@ from harness.errors import UserError
 from harness.record import Outcome, Record
 from harness.store.cleanup import remove, waste
 from harness.store.merge import merge
-from harness.store.store import Store, samples_ref
+from harness.store.samples import samples_ref
+from harness.store.store import Store
 from tests.harness.examples import make_record, make_samples
 from tests.harness.test_store import CLAIMER, python
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading, Record, Span
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store
 
 ITEMS = 200
 ENVIRONMENT: dict[str, Any] = {

@@ -14,7 +14,8 @@ import pytest
 from harness import stats
 from harness.metrics import missing, reading
 from harness.record import Span
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store
 from reports.board.board import BoardTable, build, load_board
 from reports.data.derived import calibration_error, cut_items, negative_flips
 from reports.data.effects import Evidence
@@ -85,7 +86,7 @@ def test_retention_is_the_mean_over_tasks_not_over_items(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
-    from harness.store.store import samples_to_parquet
+    from harness.store.samples import samples_to_parquet
     from tests.reports.making import sample_rows
 
     rows = sample_rows("retained", [True] * 90, "copy") + sample_rows("retained", [False] * 10, "upper")

@@ -13,7 +13,8 @@ import pytest
 
 from harness.errors import UserError
 from harness.methods.catalog import METHODS
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store
 from peft_matrix import api, listings
 from reports.apps import evidence
 from reports.apps.evidence import REASONS

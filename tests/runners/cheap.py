@@ -33,7 +33,8 @@ import yaml
 
 from harness import hardware, provenance, spec
 from harness.record import Outcome, Record, Span
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store
 from runners.executors.base import Executor, Lease
 from runners.executors.local import LocalExecutor
 from runners.planning import plan

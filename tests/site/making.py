@@ -6,7 +6,8 @@ from typing import Any
 
 from harness.metrics import reading
 from harness.record import Outcome, Span
-from harness.store.store import Store, samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
+from harness.store.store import Store
 from tests.reports.making import ENVIRONMENT, cell, failed_record, fill, ok_record, sample_rows
 
 SCRIPT = "<script>alert(1)</script>"

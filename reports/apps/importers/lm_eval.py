@@ -20,7 +20,7 @@ from harness.digests import digest
 from harness.errors import UserError
 from harness.metrics import missing, reading
 from harness.record import Outcome, Reading
-from harness.store.store import samples_ref, samples_to_parquet
+from harness.store.samples import samples_ref, samples_to_parquet
 from reports.apps.importers.base import (
     MAX_BYTES,
     Content,
