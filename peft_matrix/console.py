@@ -55,7 +55,7 @@ def print_fits(rows: Rows, capacity: str, console: Console) -> None:
     print_rows(shown, console)
     console.print(
         f"Estimated from sizes, for devices of {capacity}. 'devices': the fewest that hold it when weights and\n"
-        "training state are sharded (FSDP, ZeRO stage 3). Whether a method trains sharded: axis 'parallel' of a sweep.",
+        "training state are sharded (FSDP, ZeRO stage 3). The axis 'parallel' tells whether a method trains so.",
         highlight=False,
     )
 

@@ -114,8 +114,8 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
   inputs to m outputs; r is the rank; Σ runs over the targets. A sequence classifier's fresh head comes on top.
 - **Learning rate** is the centre of the search, as a multiple of the sweep's `learning_rate`, which is full
   fine-tuning's.
-- **Bases** are what a quantizer leaves (`fp`: floating point). The quantizers on which a method is
-  refused or not merged, each with its reason: [compatibility](compat.md) and `peft-matrix methods NAME`.
+- **Bases** are what a quantizer leaves (`fp`: floating point). [Compatibility](compat.md) lists the
+  quantizers on which a method does not train or does not merge, with the reasons.
 - **Merges** says whether the adapter folds into a floating-point base without changing the function. A merge into a
   quantized base rounds again; the harness scores every merged model once more.
 - A paper without a version is the one that peft's implementation names; the formula, not the paper's text, is tested.

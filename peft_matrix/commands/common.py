@@ -69,8 +69,8 @@ def bytes_of(text: str) -> float:
     from harness.errors import UserError
 
     units = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text)
-    if found is None or found[2] not in units or not float(found[1]):
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MGT]i?B)\s*", text)
+    if found is None or not float(found[1]):
         raise UserError(
             f"{text!r} is not an amount of memory", fix="Write a number and a unit, for example 24GiB or 80GB."
         )

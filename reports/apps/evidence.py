@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from harness.comparability import part, role
+from harness.comparability import part
 from harness.record import Record
 from harness.store.store import Store
 from reports.data.effects import Evidence, Family, members_of
@@ -40,7 +40,7 @@ class Judged(NamedTuple):
             are its 95 % interval, ``p`` is two-sided.
         base: what it was compared with.
         real: neither a built-in model nor a generated task.
-        tuned: its learning rate was chosen on validation data, by trials in the same store.
+        tuned: its learning rate was chosen on validation data; its record says how.
         records: ids.
     """
 
@@ -78,7 +78,6 @@ def _of_store(root: Path, generated: Collection[str]) -> Iterator[Judged]:
     store = Store(root)
     records, _ = store.records()
     kept = current(records)
-    tuned = {_place(record) for _, record in kept if role(record) == "trial"}
     by_id = {identity: record for identity, record in kept if not is_trial(record)}
     tables: dict[str, Any] = {}
 
@@ -99,14 +98,7 @@ def _of_store(root: Path, generated: Collection[str]) -> Iterator[Judged]:
             row = ok[config]
             record = by_id[row["ok_records"][0]]
             family = evidence.family_of(members_of(ok.values()), METRIC, config)
-            yield _judged(row, record, _above_head(row, verdict, family, ok, by_id), _place(record) in tuned, generated)
-
-
-def _place(record: Record) -> tuple[str, ...]:
-    """Labels that a tuning trial shares with the rows for which it chose a rate."""
-    cell = record.cell
-    labels = (str(part(cell, axis).get("label")) for axis in ("model", "quantization", "task"))
-    return (record.sweep, str(part(cell, "method").get("label")), *labels)
+            yield _judged(row, record, _above_head(row, verdict, family, ok, by_id), generated)
 
 
 def _above_head(
@@ -146,7 +138,7 @@ def _name(record: Record) -> str:
     return str(part(record.cell, "method").get("name"))
 
 
-def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool, generated: Collection[str]) -> Judged:
+def _judged(row: Mapping[str, Any], record: Record, found: Learned, generated: Collection[str]) -> Judged:
     model, task = part(record.cell, "model"), str(part(record.cell, "task").get("name"))
     made_up = str(model.get("id", "")).startswith(("builtin:", "skeleton:"))
     gain, low, high, p = (
@@ -166,7 +158,7 @@ def _judged(row: Mapping[str, Any], record: Record, found: Learned, tuned: bool,
         measure=found.measure,
         base=found.base,
         real=not made_up and task not in generated,
-        tuned=tuned,
+        tuned="tuning" in record.environment.get("facts", {}),
         seeds=found.seeds,
         records=tuple(row["ok_records"]),
     )

@@ -124,7 +124,7 @@ class LocalExecutor:
             try:
                 with _without_main(), child_environment(**DEFAULTS):
                     process.start()
-            except (EOFError, ConnectionError):
+            except (EOFError, ConnectionError):  # the template was killed; the next start makes another one
                 continue
             return process
         raise UserError(

@@ -59,6 +59,7 @@ def test_every_pair_is_there_and_answers_hang_together() -> None:
         ("full", "bnb-nf4", False, False, True),
         ("prefix", "bnb-nf4", True, False, False),
         ("lora", "prune-dsnot", True, False, True),
+        ("full", "fp16", False, False, True),
     ],
 )
 def test_the_table_has_the_known_facts(method: str, quantizer: str, trains: bool, merges: bool, after: bool) -> None:

@@ -233,6 +233,12 @@ def test_no_reason_outlives_its_cause() -> None:
     assert outdated == [], "these have evidence now: delete their reasons"
 
 
+def test_a_tuned_rate_is_shown_without_its_trials() -> None:
+    """The committed store of adalora's row holds no trial; the record says how the rate was chosen."""
+    known = evidence.known()
+    assert (known["adalora"]["tuned"], known["eva"]["tuned"]) == (True, False)
+
+
 def test_the_evidence_file_is_one_line_per_method() -> None:
     text = evidence.to_json(evidence.known())
     assert json.loads(text) == evidence.known()
