@@ -122,6 +122,10 @@ def _watch(ranks: Sequence[ForkProcess], channel: Connection, say: Say) -> None:
     """Sleep until all ranks have ended, or one has failed and the others had time to say why."""
     until: float | None = None
     while alive := _alive(ranks):
+        if until is None and any(rank.exitcode for rank in _started(ranks)):
+            until = (
+                time.monotonic() + GRACE_S
+            )  # asked here: a rank that ends later than this is in `alive` and wakes us
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             return
@@ -133,10 +137,6 @@ def _watch(ranks: Sequence[ForkProcess], channel: Connection, say: Say) -> None:
                     for rank in ranks:
                         if rank.pid is None:
                             rank.start()
-        for rank in _started(ranks):
-            rank.join(0)
-        if until is None and any(rank.exitcode for rank in _started(ranks)):
-            until = time.monotonic() + GRACE_S
     while channel.poll():
         say(**channel.recv())
 
