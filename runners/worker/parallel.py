@@ -125,7 +125,7 @@ def _watch(ranks: Sequence[ForkProcess], channel: Connection, say: Say) -> None:
         if until is None and any(rank.exitcode for rank in _started(ranks)):
             until = (
                 time.monotonic() + GRACE_S
-            )  # asked here: a rank that ends later than this is in `alive` and wakes us
+            )  # a rank that ends after this check is in `alive`, and its end wakes the wait
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             return

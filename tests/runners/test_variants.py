@@ -404,7 +404,7 @@ def test_the_first_failure_of_the_ranks_is_the_cells(tmp_path: Path) -> None:
 def test_a_rank_that_hangs_ends_with_the_one_that_failed(
     late_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the failure falls between two looks at the ranks, which a slow machine makes likely."""
+    """The second case delays each check of the ranks, so that the failure happens between two checks."""
     look = parallel._alive
     monkeypatch.setattr(parallel, "GRACE_S", 0.3)
     monkeypatch.setattr(parallel, "_alive", lambda ranks: (time.sleep(late_s), look(ranks))[1])
