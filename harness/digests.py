@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def digest_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def without_later(content: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` without later fields at the value that means what was before them, so that old keys stay valid.
+
+    Args:
+        later: name of each field that was added after records were made, to that value.
+    """
+    return {name: value for name, value in content.items() if name not in later or value != later[name]}
 
 
 def slug(text: str) -> str:

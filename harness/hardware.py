@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from harness.errors import UserError
 from harness.record import WhyMissing
-from harness.yamlfile import by_name, load_model
+from harness.yamlfile import FileModel, by_name, load_model
 
 GIB = 2**30
 BUILT_IN = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ BUILT_IN = Path(__file__).parents[1]
 _NO_LIMIT = 2**60  # cgroup v1 writes a number close to 2**63 where there is no limit
 
 
-class Thermal(BaseModel):
+class Thermal(FileModel):
     """Maximum temperature of the assigned GPUs when a measurement begins. Both stages end at a cap, and the record says
     so.
 
@@ -37,14 +37,12 @@ class Thermal(BaseModel):
         warm_cap_s: before training, run forward passes until step time and temperature are steady, at most this long.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     cool_below_c: float | None = None
     cool_cap_s: float = Field(default=300, gt=0)
     warm_cap_s: float | None = Field(default=None, gt=0)
 
 
-class HardwareProfile(BaseModel):
+class HardwareProfile(FileModel):
     """Requirements of a cell on a machine; one YAML file each, in ``runners/hardware`` or a workspace.
 
     Attributes:
@@ -64,8 +62,6 @@ class HardwareProfile(BaseModel):
         meters: meter to options of its constructor (:mod:`harness.meters.catalog`), for example
             ``{energy: {idle_s: 30}}``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     summary: str = ""

@@ -22,20 +22,19 @@ from harness.spec_axes import (
     ParallelSpec,
     QuantizationSpec,
     RecipeSpec,
-    Spec,
     StagesSpec,
     TaskUse,
     VariantSpec,
     named,
 )
-from harness.yamlfile import Loc, line_of, load_model
+from harness.yamlfile import FileModel, Later, Loc, line_of, load_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Every library's generator takes it: NumPy's reads 32 bits."""
 MAX_CELLS = 1_000_000
 
 
-class Target(Spec):
+class Target(FileModel):
     """A score on the validation split; how long and how much energy it takes to meet it is measured.
 
     The split is scored every ``every`` steps, outside the step times and the energy to the target; the energy of
@@ -51,7 +50,7 @@ class Target(Spec):
         return score >= self.value if self.metric == "accuracy" else score <= self.value
 
 
-class EarlyStopping(Spec):
+class EarlyStopping(FileModel):
     """Training ends when the validation split has not become better for ``patience`` evaluations in a row.
 
     The trained weights are those of the best evaluation. The split is scored every ``every`` steps and after the last
@@ -67,7 +66,7 @@ class EarlyStopping(Spec):
         return score > than if self.metric == "accuracy" else score < than
 
 
-class Training(Spec):
+class Training(FileModel):
     """The training budget, the same for every method of the sweep: ``steps``, or ``epochs`` over the training items.
 
     ``epochs`` become steps when the sweep is planned: batches of full size, of the items that the task has here.
@@ -92,9 +91,9 @@ class Training(Spec):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_length: int = Field(default=512, gt=0, description="tokens; longer examples are counted and cut")
     gradient_checkpointing: bool = False
-    target: Target | None = None
-    on_oom: Literal["record", "halve_batch"] = "record"
-    early_stopping: EarlyStopping | None = None
+    target: Annotated[Target | None, Later()] = None
+    on_oom: Annotated[Literal["record", "halve_batch"], Later()] = "record"
+    early_stopping: Annotated[EarlyStopping | None, Later()] = None
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -110,13 +109,11 @@ class Training(Spec):
         return max(1, math.ceil(self.epochs * (items // self.batch_size) / self.gradient_accumulation))
 
     def identity(self) -> dict[str, Any]:
-        """Training fields that are part of the cell key. Fields added later are included only when non-default."""
-        content = self.model_dump(mode="json", exclude={"learning_rate", "steps", "epochs"})  # those are of the method
-        later = {"target", "on_oom", "early_stopping"}
-        return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
+        """Training fields that are part of the cell key; rate and steps are part of it as the method's."""
+        return self.model_dump(mode="json", exclude={"learning_rate", "steps", "epochs"})
 
 
-class LmEvalUse(Spec):
+class LmEvalUse(FileModel):
     """A task of lm-eval, scored in process on the very model of the cell.
 
     Attributes:
@@ -133,7 +130,7 @@ class LmEvalUse(Spec):
     pin: str = ""
 
 
-class Evaluation(Spec):
+class Evaluation(FileModel):
     """Scoring of the adapted model.
 
     Attributes:
@@ -152,33 +149,19 @@ class Evaluation(Spec):
         run_generated_code: let programs that the model wrote be run, isolated, where a task is judged by running them.
     """
 
-    LATER = frozenset(
-        {
-            "lm_eval",
-            "run_generated_code",
-            "option_orders",
-            "prompt_variants",
-            "held_out",
-            "retain",
-            "in_context",
-            "answer_confidence",
-            "judge",
-        }
-    )
-
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
     retention: bool = True
     merged: bool = True
-    lm_eval: tuple[LmEvalUse, ...] = ()
-    run_generated_code: bool = False
-    held_out: tuple[str, ...] = ()
-    retain: tuple[str, ...] = ()
-    option_orders: int = Field(default=0, ge=0)
-    prompt_variants: bool = False
-    in_context: int = Field(default=0, ge=0)
-    answer_confidence: bool = False
-    judge: JudgeSpec | None = None
+    lm_eval: Annotated[tuple[LmEvalUse, ...], Later()] = ()
+    run_generated_code: Annotated[bool, Later()] = False
+    held_out: Annotated[tuple[str, ...], Later()] = ()
+    retain: Annotated[tuple[str, ...], Later()] = ()
+    option_orders: Annotated[int, Later()] = Field(default=0, ge=0)
+    prompt_variants: Annotated[bool, Later()] = False
+    in_context: Annotated[int, Later()] = Field(default=0, ge=0)
+    answer_confidence: Annotated[bool, Later()] = False
+    judge: Annotated[JudgeSpec | None, Later()] = None
 
     @field_validator("lm_eval", mode="before")
     @classmethod
@@ -189,7 +172,7 @@ class Evaluation(Spec):
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class Probes(Spec):
+class Probes(FileModel):
     """Measurements after scoring: one forward pass of the probe batch, and a grid of requests.
 
     The grid is the product ``latency_batch_sizes`` x ``prompt_tokens`` x ``output_tokens``; without ``prompt_tokens``
@@ -210,9 +193,9 @@ class Probes(Spec):
     latency_batch_sizes: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
     prompt_tokens: tuple[PositiveInt, ...] = ()
     output_tokens: tuple[PositiveInt, ...] = ()
-    energy: Literal["headline", "grid", "none"] = "headline"
-    inspect: Literal["auto", "full", "none"] = "auto"
-    intruder_dimensions: bool = False
+    energy: Annotated[Literal["headline", "grid", "none"], Later()] = "headline"
+    inspect: Annotated[Literal["auto", "full", "none"], Later()] = "auto"
+    intruder_dimensions: Annotated[bool, Later()] = False
 
     @model_validator(mode="after")
     def _grid_is_whole(self) -> Probes:
@@ -220,14 +203,8 @@ class Probes(Spec):
             raise ValueError("output_tokens needs prompt_tokens: a request has a prompt")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """Probe fields that are part of the cell key: all, except later fields at their default."""
-        later = {"energy", "inspect", "intruder_dimensions"}
-        content = self.model_dump(mode="json")
-        return {k: v for k, v in content.items() if k not in later or v != type(self).model_fields[k].default}
 
-
-class Limits(Spec):
+class Limits(FileModel):
     """Limits of a sweep. Nothing in here but ``threads`` can change a number.
 
     Attributes:
@@ -252,7 +229,7 @@ class Limits(Spec):
     cells_per_device: int = Field(default=1, gt=0)
 
 
-class Accounting(Spec):
+class Accounting(FileModel):
     """Constants that turn measured energy and time into CO2 and money. What is not stated is not derived.
 
     Not part of a cell: the constants are recorded with each value made from them.
@@ -271,7 +248,7 @@ class Accounting(Spec):
         return self
 
 
-class Tune(Spec):
+class Tune(FileModel):
     """The tuning budget: the same number of trials for every method, model, quantization and task (protocol 6).
 
     Trials train like any cell and are scored on the validation split alone; the test split is read once, by the
@@ -290,8 +267,6 @@ class Tune(Spec):
             before its batch at the same step. A pruned trial counts as a trial.
     """
 
-    LATER = frozenset({"pruner", "prune_every"})
-
     learning_rates: int = Field(default=5, ge=3)
     factor: float = Field(default=3.0, gt=1)
     knob: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
@@ -300,8 +275,8 @@ class Tune(Spec):
     shared_learning_rate: float | None = Field(default=None, gt=0)
     sampler: Literal["grid", "optuna-tpe", "optuna-random"] = "grid"
     trials: int | None = Field(default=None, gt=2)
-    pruner: Literal["none", "optuna-median", "optuna-quarter"] = "none"
-    prune_every: int | None = Field(default=None, gt=0)
+    pruner: Annotated[Literal["none", "optuna-median", "optuna-quarter"], Later()] = "none"
+    prune_every: Annotated[int | None, Later()] = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _whole(self) -> Tune:
@@ -328,7 +303,7 @@ class Tune(Spec):
         return self.model_dump(mode="json", exclude={"shared_learning_rate"})
 
 
-class Rule(Spec):
+class Rule(FileModel):
     """A set of cells by shell-style patterns; every key that is given must match."""
 
     model: str = "*"
@@ -356,7 +331,7 @@ class Priority(Rule):
     value: int
 
 
-class TimingRepeats(Spec):
+class TimingRepeats(FileModel):
     """Runs that are made for comparisons of time, memory and energy only (protocol 3.3, 8.4): a seed repeats no time.
 
     Attributes:
@@ -369,7 +344,7 @@ class TimingRepeats(Spec):
     identical: Rule | None = None
 
 
-class Inclusion(Spec):
+class Inclusion(FileModel):
     """One extra cell outside the product of the axes."""
 
     model: ModelSpec
@@ -394,7 +369,7 @@ class Inclusion(Spec):
         return named(value)
 
 
-class SweepSpec(Spec):
+class SweepSpec(FileModel):
     """A whole sweep: axes, budget, probes, exceptions and limits.
 
     Attributes:

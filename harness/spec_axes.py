@@ -1,53 +1,14 @@
-"""The values of a sweep's axes, from model to parallel strategy, and the base of all."""
+"""The values of a sweep's axes, from model to parallel strategy."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from harness.digests import canonical_json
-
-_NUMBERS = (int, float, int | None, float | None)
-
-
-class Spec(BaseModel):
-    """Base of every part of a sweep: immutable, and unknown keys are errors.
-
-    Attributes:
-        LATER: fields that came after records were made. At their default they are not written, so that the cells of
-            those records keep their keys.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any) -> Any:
-        """``steps: true`` is a slip of the pen, although Python counts ``True`` as 1."""
-        if isinstance(value, dict):
-            for name, field in cls.model_fields.items():
-                if isinstance(value.get(name), bool) and field.annotation in _NUMBERS:
-                    raise ValueError(f"{name!r} is a number, not {str(value[name]).lower()}")
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = write(self)
-        fields = type(self).model_fields
-        silent = {name for name in self.LATER if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in content.items() if name not in silent}
+from harness.yamlfile import FileModel, Later
 
 
 def named(value: Any) -> Any:
@@ -67,7 +28,7 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
-class ModelSpec(Spec):
+class ModelSpec(FileModel):
     """Source of a model.
 
     ``id`` is one of: ``builtin:nano`` (built and pre-trained by the program), ``package:NAME/FOLDER`` (files
@@ -83,15 +44,13 @@ class ModelSpec(Spec):
         system_prompt: of every conversation that has none (``chat``); None: what the template does without one.
     """
 
-    LATER = frozenset({"prompt_format", "system_prompt"})
-
     id: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = False
-    prompt_format: Literal["plain", "chat"] = "plain"
-    system_prompt: str | None = None
+    prompt_format: Annotated[Literal["plain", "chat"], Later()] = "plain"
+    system_prompt: Annotated[str | None, Later()] = None
 
     @model_validator(mode="after")
     def _system_prompt_needs_chat(self) -> ModelSpec:
@@ -114,7 +73,7 @@ class ModelSpec(Spec):
         return {"id": f"skeleton:{value['architecture']}" + (f"?{changes}" if changes else ""), **rest}
 
 
-class MethodSpec(Spec):
+class MethodSpec(FileModel):
     """One fine-tuning method: its registered name, its parameters and, if the sweep sets it, a learning rate."""
 
     name: str
@@ -124,7 +83,7 @@ class MethodSpec(Spec):
     steps: int | None = Field(default=None, gt=0, description="own number of steps; marked on the board")
 
 
-class QuantizationSpec(Spec):
+class QuantizationSpec(FileModel):
     """One quantization: its registered name, its parameters and the moment it happens."""
 
     name: str
@@ -133,7 +92,7 @@ class QuantizationSpec(Spec):
     moment: Literal["before_training", "after_merge"] = "before_training"
 
 
-class SecondModel(Spec):
+class SecondModel(FileModel):
     """Another model in a cell: a teacher, a reference. ``teacher: ID`` means ``{model: {id: ID}}``.
 
     It is loaded only for the stages that need it; its dtype and quantization are its own.
@@ -169,7 +128,7 @@ class SecondModel(Spec):
         return self
 
 
-class JudgeSpec(Spec):
+class JudgeSpec(FileModel):
     """A judge that compares generated answers with the reference: a local model, or a server.
 
     Attributes:
@@ -206,7 +165,7 @@ class JudgeSpec(Spec):
         return {k: v for k, v in content.items() if v is not None and (k != "timeout_s" or self.url is not None)}
 
 
-class ObjectiveSpec(Spec):
+class ObjectiveSpec(FileModel):
     """An objective: its registered name, its parameters and the models it asks.
 
     Attributes:
@@ -223,7 +182,7 @@ class ObjectiveSpec(Spec):
     reference: SecondModel | None = None
 
 
-class RecipeSpec(Spec):
+class RecipeSpec(FileModel):
     """A recipe: its registered name, its parameters and the model it asks."""
 
     name: str
@@ -232,7 +191,7 @@ class RecipeSpec(Spec):
     teacher: SecondModel | None = None
 
 
-class VariantSpec(Spec):
+class VariantSpec(FileModel):
     """How training is paid for: switches that replace settings of the sweep. ``plain`` switches nothing.
 
     Attributes:
@@ -270,11 +229,10 @@ class VariantSpec(Spec):
 
     def switches(self) -> dict[str, Any]:
         """The switches as plain JSON; ``{}`` for the plain variant."""
-        content = self.model_dump(mode="json", exclude={"name"})
-        return {k: v for k, v in content.items() if v != type(self).model_fields[k].default}
+        return self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
 
 
-class ParallelSpec(Spec):
+class ParallelSpec(FileModel):
     """How one cell trains on several devices of a machine. ``none``: on one.
 
     A step has the rows that the sweep says, whatever the strategy: each rank takes an equal part of every micro-batch.
@@ -290,7 +248,7 @@ class ParallelSpec(Spec):
 
     strategy: Literal["none", "ddp", "fsdp", "zero1", "zero2", "zero3", "tp"]
     world_size: int = Field(default=1, gt=0, le=1024)
-    offload: bool = False
+    offload: Annotated[bool, Later()] = False
     label: str | None = None
 
     @model_validator(mode="before")
@@ -315,24 +273,21 @@ class ParallelSpec(Spec):
 
     def identity(self) -> dict[str, Any]:
         """Plain JSON of what can change a number."""
-        found = {"strategy": self.strategy, "world_size": self.world_size}
-        return {**found, **({"offload": True} if self.offload else {})}
+        return self.model_dump(mode="json", exclude={"label"})
 
 
-class Decoding(Spec):
+class Decoding(FileModel):
     """Generation settings. Temperature 0 is greedy.
 
     Attributes:
         samples: completions per item, for tasks judged by a program (pass@k).
     """
 
-    LATER = frozenset({"samples"})
-
     temperature: float = Field(default=0.0, ge=0)
     top_k: int | None = Field(default=None, gt=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_new_tokens: int | None = Field(default=None, gt=0, description="None: what the task says")
-    samples: int = Field(default=1, gt=0)
+    samples: Annotated[int, Later()] = Field(default=1, gt=0)
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Decoding:
@@ -341,7 +296,7 @@ class Decoding(Spec):
         return self
 
 
-class TaskUse(Spec):
+class TaskUse(FileModel):
     """A task of the library, optionally with fewer items (``None``: all of the split) and its own decoding.
 
     Attributes:
@@ -355,21 +310,19 @@ class TaskUse(Spec):
             could not read the question.
     """
 
-    LATER = frozenset({"test_only", "steps", "format", "score"})
-
     name: str
     label: str | None = None
     train_items: int | None = Field(default=None, gt=0)
     validation_items: int | None = Field(default=None, gt=0)
     test_items: int | None = Field(default=None, gt=0)
     decoding: Decoding | None = Field(default=None, description="None: what the sweep's evaluation says")
-    steps: int | None = Field(default=None, gt=0)
-    test_only: bool = False
-    score: tuple[str, ...] = ()
-    format: Literal["finetune", "cloze", "letter"] | None = None
+    steps: Annotated[int | None, Later()] = Field(default=None, gt=0)
+    test_only: Annotated[bool, Later()] = False
+    score: Annotated[tuple[str, ...], Later()] = ()
+    format: Annotated[Literal["finetune", "cloze", "letter"] | None, Later()] = None
 
 
-class EarlierStage(Spec):
+class EarlierStage(FileModel):
     """One training before a cell's own: on the same model at the same quantization and seed.
 
     Attributes:
@@ -392,7 +345,7 @@ class EarlierStage(Spec):
         return named(value)
 
 
-class StagesSpec(Spec):
+class StagesSpec(FileModel):
     """The trainings before a cell's own method and objective. ``none``: there are none.
 
     Attributes:

@@ -6,13 +6,23 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from harness.bounded import read_text
+from harness.digests import without_later
 from harness.errors import UserError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
@@ -25,6 +35,47 @@ MAX_NODES = 200_000
 MAX_DEPTH = 40
 MAX_DIGITS = 30
 """Digits of a whole number; 64 bits have 19."""
+
+
+_NUMBERS = (int, float, int | None, float | None)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a field that was added after records were made: ``merged: Annotated[bool, Later()] = True``.
+
+    At its default it is not written (:func:`harness.digests.without_later`), so that the cells of those records keep
+    their keys.
+    """
+
+
+@cache
+def later_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Fields of ``model`` that are marked :class:`Later`, with their defaults."""
+    marked = {name: f for name, f in model.model_fields.items() if any(isinstance(m, Later) for m in f.metadata)}
+    return {name: field.get_default(call_default_factory=True) for name, field in marked.items()}
+
+
+class FileModel(BaseModel):
+    """Base of what a YAML file holds: immutable, unknown keys are errors, later fields at their default not written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any) -> Any:
+        """``steps: true`` is a slip of the pen, although Python counts ``True`` as 1."""
+        if isinstance(value, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(value.get(name), bool) and field.annotation in _NUMBERS:
+                    raise ValueError(f"{name!r} is a number, not {str(value[name]).lower()}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        kept = without_later(dict(self), later_fields(type(self)))
+        return {name: value for name, value in content.items() if name in kept}
 
 
 class _Loader(yaml.SafeLoader):

@@ -32,9 +32,6 @@ from tasks.task import (
 )
 from tasks.template import FieldError, lookup, render
 
-LATER_FIELDS = ("stop", "program", "layout", "judged", "conversation", "train_answer")
-"""Fields of a definition that are part of its digest only where they say something: older records stay current."""
-
 OTHER_WAYS = ("options", "prompts", "raw")
 """Fields of a definition that say how items may be asked again: part of a cell only where its sweep does so."""
 
@@ -109,7 +106,6 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
     """
     definition = task.definition
     words = {"summary", "licence", "citation", "notes", "source", *OTHER_WAYS}
-    words |= {name for name in LATER_FIELDS if getattr(definition, name) == TaskDefinition.model_fields[name].default}
     said = definition.model_dump(mode="json", exclude=words | {"splits"})
     rules = {name: rule.model_dump(mode="json", exclude={"source"}) for name, rule in definition.splits.items()}
     rows = {name: _identity(task, rule, data_root) for name, rule in definition.splits.items()}

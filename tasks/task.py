@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
-from harness.yamlfile import Loc, by_name, line_of, load_model
+from harness.yamlfile import FileModel, Later, Loc, by_name, line_of, load_model
 from tasks import template
 from tasks.generators import GENERATORS
 from tasks.item import Item as Item
@@ -72,11 +72,7 @@ COMPLETION = "\0"
 """Position of the completion in :attr:`Item.program`."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DerivedColumn(_Frozen):
+class DerivedColumn(FileModel):
     """A field made from others.
 
     Attributes:
@@ -92,7 +88,7 @@ class DerivedColumn(_Frozen):
     join: str = " "
 
 
-class HubSource(_Frozen):
+class HubSource(FileModel):
     """A data set on the Hub, pinned.
 
     Attributes:
@@ -123,7 +119,7 @@ class HubSource(_Frozen):
         return bool(re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))
 
 
-class Source(_Frozen):
+class Source(FileModel):
     """Source of rows: local files, a data root, the Hub (in this order), or a generator.
 
     Attributes:
@@ -155,7 +151,7 @@ class Source(_Frozen):
         return self
 
 
-class SplitRule(_Frozen):
+class SplitRule(FileModel):
     """Selection of rows of a source split for one split of the task.
 
     Attributes:
@@ -176,7 +172,7 @@ class SplitRule(_Frozen):
         return self.from_ == other.from_ and self.source == other.source
 
 
-class ChoicesInText(_Frozen):
+class ChoicesInText(FileModel):
     """Options named at the end of a text field: ``... Answer format: answer1/answer2``."""
 
     field: str
@@ -184,7 +180,7 @@ class ChoicesInText(_Frozen):
     separator: str = "/"
 
 
-class ListedOptions(_Frozen):
+class ListedOptions(FileModel):
     """Format of the options in a prompt that are answered with a letter or a number, so that they can be reordered.
 
     Attributes:
@@ -196,7 +192,7 @@ class ListedOptions(_Frozen):
     before: str = ""
 
 
-class RawQuestion(_Frozen):
+class RawQuestion(FileModel):
     """Position of the question and the option texts in a multiple-choice row, for the formats that a model can read
     without training (:mod:`tasks.formats`).
 
@@ -227,7 +223,7 @@ class RawQuestion(_Frozen):
         return self
 
 
-class TaskDefinition(_Frozen):
+class TaskDefinition(FileModel):
     """A task file.
 
     Attributes:
@@ -270,21 +266,21 @@ class TaskDefinition(_Frozen):
     splits: dict[SplitName, SplitRule]
     prompt: str = ""
     answer: str = ""
-    train_answer: str = ""
+    train_answer: Annotated[str, Later()] = ""
     delimiter: str = ""
     label: str = ""
     labels: tuple[str, ...] = ()
-    layout: Layout | None = None
-    judged: bool = False
-    conversation: str = ""
+    layout: Annotated[Layout | None, Later()] = None
+    judged: Annotated[bool, Later()] = False
+    conversation: Annotated[str, Later()] = ""
     skip: dict[str, int | str] = Field(default_factory=dict)
     choices: str | tuple[str, ...] | ChoicesInText = ""
     options: ListedOptions | None = None
     raw: RawQuestion | None = None
     prompts: tuple[str, ...] = ()
     parser: str = "exact"
-    stop: tuple[str, ...] = ()
-    program: str = ""
+    stop: Annotated[tuple[str, ...], Later()] = ()
+    program: Annotated[str, Later()] = ""
     max_new_tokens: int = Field(default=32, gt=0)
     metrics: tuple[str, ...] = Field(default=("accuracy",), min_length=1)
     retain: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from harness.digests import without_later
 from harness.errors import Unsupported, UserError, did_you_mean
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -221,8 +222,7 @@ class Method:
                     where=where,
                     fix=did_you_mean(name, known) if known else "It takes no parameters.",
                 )
-        later = cls.declaration.later
-        return {k: v for k, v in {**known, **params}.items() if k not in later or v != later[k]}
+        return without_later({**known, **params}, cls.declaration.later)
 
     @classmethod
     def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:

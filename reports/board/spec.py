@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS, MetricDef
-from harness.yamlfile import by_name, load_model
+from harness.yamlfile import FileModel, by_name, load_model
 from reports.data.learned import VERDICTS
 
 BUILT_IN = Path(__file__).parents[1] / "boards"
@@ -24,17 +24,13 @@ FieldName = Literal[
 GroupField = Literal["model", "task", "quantization", "hardware"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 def _known_metric(name: str) -> str:
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}. {did_you_mean(name, METRICS)}")
     return name
 
 
-class RowFilter(_Frozen):
+class RowFilter(FileModel):
     """Shell-style patterns; a row stays if all match. Each may be one pattern or a list of them.
 
     Attributes:
@@ -71,7 +67,7 @@ class RowFilter(_Frozen):
         return all(any(fnmatchcase(text, pattern) for pattern in getattr(self, axis)) for axis, text in labels.items())
 
 
-class Quantity(_Frozen):
+class Quantity(FileModel):
     """A metric of the whole cell, or of one stage."""
 
     metric: str
@@ -95,7 +91,7 @@ def _quantity(metric: str, stage: str | None) -> Quantity:
     return Quantity(metric=metric, stage=stage)
 
 
-class Column(_Frozen):
+class Column(FileModel):
     """One column: a quantity, a difference to the baseline, or a field of the row.
 
     Attributes:
@@ -144,7 +140,7 @@ class Column(_Frozen):
         return f"{self.quantity.column}.vs_plain" if self.show == "ratio_to_plain" else self.quantity.column
 
 
-class Axis(_Frozen):
+class Axis(FileModel):
     """One axis of the Pareto front. Of several kinds a group uses the first of which it has values."""
 
     metric: tuple[str, ...] = Field(min_length=1)
@@ -169,14 +165,14 @@ class Axis(_Frozen):
         return tuple(Quantity(metric=name, stage=self.stage) for name in self.metric)
 
 
-class Baseline(_Frozen):
+class Baseline(FileModel):
     """The row that others are compared with, inside each section."""
 
     method: str
     quantization: str = "none"
 
 
-class Board(_Frozen):
+class Board(FileModel):
     """A board file.
 
     Attributes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import hardware as hw
+from harness.digests import without_later
 from harness.errors import UserError, did_you_mean
 from harness.file_digests import FileDigests
 from harness.matrix import (
@@ -47,6 +48,12 @@ from tasks import lm_eval_tasks
 from tasks.data import count_items, task_digest, unpinned
 from tasks.formats import in_format
 from tasks.task import SPLITS, Task, load_task
+
+LATER: Mapping[str, Any] = {"code": None, "revision": 1, "tasks": {}}
+"""Later parts of an axis value's identity (:func:`without_later`): the code of a plug-in from outside this project, the
+revision of a corrected method, tasks that a recipe reads."""
+LATER_OF_ALL: Mapping[str, Any] = {"measure_cost": True, "held_out": {}, "retain": {}}
+"""The same for what all cells of a sweep share."""
 
 
 class Resolver:
@@ -96,10 +103,10 @@ class Resolver:
             "params": params,
             "learning_rate": rate if declaration.trains else None,
             "steps": steps if declaration.trains else None,
-            **_code(METHODS.code(spec.name, where=where)),
-            **({"revision": declaration.revision} if declaration.revision > 1 else {}),
+            "code": METHODS.code(spec.name, where=where),
+            "revision": declaration.revision,
         }
-        return Point("method", spec.name, spec.label or spec.name, identity)
+        return Point("method", spec.name, spec.label or spec.name, without_later(identity, LATER))
 
     def _steps(self, task: TaskUse | None, where: str) -> int:
         """The sweep's budget in steps, for this task.
@@ -129,9 +136,9 @@ class Resolver:
             "moment": spec.moment,
             "base": quantizer.declaration.base,
             "bits": quantizer.nominal_bits(params),
-            **_code(QUANTIZERS.code(spec.name, where=where)),
+            "code": QUANTIZERS.code(spec.name, where=where),
         }
-        return Point("quantization", spec.name, spec.label or spec.name, identity)
+        return Point("quantization", spec.name, spec.label or spec.name, without_later(identity, LATER))
 
     def objective_point(self, spec: ObjectiveSpec, where: str) -> Point | None:
         """Identity of an objective: resolved parameters and the models it asks; None for the default."""
@@ -145,9 +152,10 @@ class Resolver:
             "name": spec.name,
             "params": params,
             "lr_factor": factor,
-            **_code(OBJECTIVES.code(spec.name, where=where)),
+            "code": OBJECTIVES.code(spec.name, where=where),
         }
-        return self._asking(Point("objective", spec.name, spec.label or spec.name, identity), named, where)
+        point = Point("objective", spec.name, spec.label or spec.name, without_later(identity, LATER))
+        return self._asking(point, named, where)
 
     def recipe_point(self, spec: RecipeSpec, where: str) -> Point | None:
         """Identity of a recipe: resolved parameters, the tasks it reads and the model it asks; None for the default."""
@@ -156,11 +164,14 @@ class Resolver:
         named = {"teacher": spec.teacher} if spec.teacher is not None else {}
         if spec.name == DEFAULTS["recipe"] and not named:
             return None
-        code = _code(RECIPES.code(spec.name, where=where))
-        identity: dict[str, Any] = {"name": spec.name, "params": params, **code}
-        if tasks := recipe.tasks(params):
-            identity["tasks"] = {self.task(name, where).definition.name: self.task_digest(name) for name in tasks}
-        return self._asking(Point("recipe", spec.name, spec.label or spec.name, identity), named, where)
+        identity = {
+            "name": spec.name,
+            "params": params,
+            "code": RECIPES.code(spec.name, where=where),
+            "tasks": {self.task(name, where).definition.name: self.task_digest(name) for name in recipe.tasks(params)},
+        }
+        point = Point("recipe", spec.name, spec.label or spec.name, without_later(identity, LATER))
+        return self._asking(point, named, where)
 
     def variant_point(self, spec: VariantSpec) -> Point | None:
         """Identity of a variant: its switches, without those that say what the sweep says; None if none is left."""
@@ -235,6 +246,7 @@ class Resolver:
         definition = task.definition
         if use.format:
             in_format(task, use.format, where=where)
+        asked_again = {"judged", *self._other_ways(), *(("raw",) if use.format else ())}
         identity = {
             "name": use.name,
             "version": definition.version,
@@ -244,8 +256,7 @@ class Resolver:
             **use.model_dump(
                 mode="json", exclude={"name", "label", "steps", "score", *(() if use.decoding else ("decoding",))}
             ),
-            **definition.model_dump(mode="json", include=self._other_ways() | ({"raw"} if use.format else set())),
-            **({"judged": True} if definition.judged else {}),
+            **definition.model_dump(mode="json", include=asked_again),
         }
         return Point("task", use.name, use.label or use.name, identity)
 
@@ -280,29 +291,25 @@ class Resolver:
         """Identity of what all cells share."""
         spec = self.sweep.spec
         judge, where = spec.evaluation.judge, self.sweep.where("evaluation")
-        point = Point(
-            "common",
-            spec.name,
-            spec.name,
-            {
-                "training": spec.training.identity(),
-                "evaluation": self._pinned(spec.evaluation).model_dump(mode="json", exclude={"judge"}),
-                "probes": spec.probes.identity(),
-                "threads": spec.limits.threads,
-                "protocol": PROTOCOL,
-                **({} if spec.measure_cost else {"measure_cost": False}),
-                **self._held_out(spec.evaluation.held_out),
-                **self._retained(spec.evaluation.retain),
-            },
-        )
+        identity = {
+            "training": spec.training.identity(),
+            "evaluation": self._pinned(spec.evaluation).model_dump(mode="json", exclude={"judge"}),
+            "probes": spec.probes.model_dump(mode="json"),
+            "threads": spec.limits.threads,
+            "protocol": PROTOCOL,
+            "measure_cost": spec.measure_cost,
+            "held_out": self._held_out(spec.evaluation.held_out),
+            "retain": self._retained(spec.evaluation.retain),
+        }
+        point = Point("common", spec.name, spec.name, without_later(identity, LATER_OF_ALL))
         if judge is None:
             return point
         asked = self._asking(point, {"judge": judge.model} if judge.model is not None else {}, where)
         by = {"judge": asked.identity["judge"]} if judge.model is not None else {}
         return replace(asked, identity={**asked.identity, "judge": {"prompt": 1, **judge.identity(), **by}})
 
-    def _held_out(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Digests of the texts that are scored before and after adaptation; nothing where there are none.
+    def _held_out(self, names: Sequence[str]) -> dict[str, str]:
+        """Digests of the texts that are scored before and after adaptation, by name.
 
         Raises:
             UserError: one of the tasks is no language modelling.
@@ -316,10 +323,10 @@ class Resolver:
                     where=where,
                     fix="Name tasks of the kind language-modelling, such as wikitext-2.",
                 )
-        return {"held_out": {name: self.task_digest(name) for name in names}} if names else {}
+        return {name: self.task_digest(name) for name in names}
 
-    def _retained(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Digests of the further skills that are scored before and after adaptation; nothing where there are none.
+    def _retained(self, names: Sequence[str]) -> dict[str, str]:
+        """Digests of the further skills that are scored before and after adaptation, by name.
 
         Raises:
             UserError: nothing in one of the tasks is right or wrong.
@@ -333,7 +340,7 @@ class Resolver:
                     where=where,
                     fix="Name tasks with an accuracy; texts belong under held_out.",
                 )
-        return {"retain": {name: self.task_digest(name) for name in names}} if names else {}
+        return {name: self.task_digest(name) for name in names}
 
     def _pinned(self, evaluation: Evaluation) -> Evaluation:
         """With what holds each of its lm-eval tasks still."""
@@ -450,11 +457,6 @@ class Resolver:
                         where=self.sweep.where(part, index, key),
                         fix=did_you_mean(pattern, names),
                     )
-
-
-def _code(digest: str | None) -> dict[str, str]:
-    """The code of a plug-in from outside this project, as part of an identity; nothing for one of this project."""
-    return {} if digest is None else {"code": digest}
 
 
 def pattern(rule: Rule, why: str = "") -> Pattern:

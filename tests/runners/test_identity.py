@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 
 from harness import hardware, provenance, spec, spec_axes
+from harness.digests import digest, without_later
 from harness.file_digests import SETTLED_S, FileDigests
 from harness.models import files, sources
 from harness.registry import Registry, code_digest
@@ -30,6 +31,7 @@ from tasks.parsers import PARSERS
 from tasks.task import load_task
 from tests.runners.conftest import Bench
 
+ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "name": "identity",
     "models": ["MODEL"],
@@ -133,6 +135,41 @@ NOT_IN_THE_KEY = {
     "limits.trials_per_device": "sharing by trials, whose time is not reported",
     "accounting": "constants of CO2 and money; they are in the record beside each derived value",
 }
+KEYS = {
+    "all-quantizers": (159, "f6c3c2a5b5a8"),
+    "all-quantizers-encoder": (129, "a31bcb17ed53"),
+    "calibrated": (17, "f00591d1930a"),
+    "claims-24gb": (12, "76f4f070422b"),
+    "claims-encoder": (120, "88f73e15eec2"),
+    "claims-gpu": (240, "8d74985c0de8"),
+    "claims-nano": (228, "4b95f943da1b"),
+    "claims-times": (28, "6019d8ba7bfc"),
+    "demo-llm": (4, "3c71e365a22c"),
+    "distillation": (9, "a2b5bdbda67d"),
+    "evidence-encoder": (315, "280b6dbc3511"),
+    "evidence-nano": (288, "9d43d1f2373f"),
+    "evidence-tuned": (37, "63478b584d42"),
+    "fair-methods": (144, "7dbca2021dcd"),
+    "gpu-brief": (12, "500787edd9c5"),
+    "gpu-quantizers": (30, "04775673ac9e"),
+    "gpu-skeletons": (20, "ee8e12396b0a"),
+    "merge-tasks": (24, "940a7efc6abe"),
+    "objectives": (57, "ca208666101f"),
+    "objectives-llm": (7, "76b46cfb7e16"),
+    "quickstart": (72, "6da6b4cab715"),
+    "real-encoder": (72, "c42f776ac590"),
+    "real-llm-cpu": (156, "4ac254371ed6"),
+    "real-llm-gpu": (156, "1825bdcf6a61"),
+    "real-tasks-nano": (8, "e99dd0280ffc"),
+    "recipes": (51, "7ade2a273b41"),
+    "smollm2-anchors": (2, "322836c3af04"),
+    "temperature": (36, "b885a7622bdb"),
+    "variants": (648, "4240b268201b"),
+}
+"""Built-in sweep to its number of cells and a digest of their keys: no change of the code may make records stale. Only
+an edit of a sweep, of a task or of a method's ``revision`` may change a line."""
+WITHOUT_KEYS = {"all-methods", "all-methods-encoder", "real-llm-example"}
+"""Two that grow with every method, and one whose model is at no commit."""
 NESTED = {"models": spec_axes.ModelSpec, "methods": spec_axes.MethodSpec, "quantization": spec_axes.QuantizationSpec}
 NESTED |= {"tasks": spec_axes.TaskUse, "training": spec.Training, "evaluation": spec.Evaluation, "probes": spec.Probes}
 NESTED |= {"limits": spec.Limits}
@@ -255,6 +292,37 @@ def test_every_field_is_decided() -> None:
         fields |= {f"{name}.{inner}" for inner in nested.model_fields} if nested else {name}
     assert fields == {*CHANGES, *NOT_IN_THE_KEY}
     assert not {*CHANGES} & {*NOT_IN_THE_KEY}
+
+
+def test_keys_of_the_built_in_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_MATRIX_CACHE", str(tmp_path))
+    workspace, found = Workspace.discover(start=tmp_path), {}
+    profiles = hardware.load_profiles(workspace.roots)
+    for path in sorted((ROOT / "runners" / "sweeps").glob("*.yaml")):
+        if path.stem not in WITHOUT_KEYS:
+            resolver = Resolver(spec.load(path), workspace, hardware.Machine(2, 2**34, "any"))
+            keys = sorted(cell.key for cell in resolver.matrix(profiles).cells)
+            found[path.stem] = (len(keys), digest(keys)[:12])
+    assert found == KEYS
+
+
+@pytest.mark.parametrize(
+    ("content", "later", "kept"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2}, {"a": 1}),
+        ({"a": 1, "b": 3}, {"b": 2}, {"a": 1, "b": 3}),
+        ({"a": 1, "b": None}, {}, {"a": 1, "b": None}),
+    ],
+)
+def test_without_later(content: dict[str, Any], later: dict[str, Any], kept: dict[str, Any]) -> None:
+    assert without_later(content, later) == kept
+
+
+def test_a_later_field_is_written_where_it_is_set() -> None:
+    at_default = spec.Training(steps=1)
+    assert not {"target", "on_oom", "early_stopping"} & at_default.model_dump().keys()
+    changed = spec.Training(steps=1, on_oom="halve_batch")
+    assert changed.model_dump() == {**at_default.model_dump(), "on_oom": "halve_batch"}
 
 
 @pytest.mark.parametrize("field", ["name", "summary", "methods.label", "tasks.label", "limits.timeout_s", "accounting"])

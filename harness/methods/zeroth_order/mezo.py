@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.digests import without_later
 from harness.errors import UserError, did_you_mean
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method
@@ -131,8 +132,7 @@ class Mezo(Method):
             raise UserError(f"mode must be paper or repo, not {resolved['mode']!r}", where=where)
         if resolved["schedule"] not in ("sweep", "constant"):
             raise UserError(f"schedule must be sweep or constant, not {resolved['schedule']!r}", where=where)
-        later = cls.declaration.later
-        return {name: value for name, value in resolved.items() if name not in later or value != later[name]}
+        return without_later(resolved, cls.declaration.later)
 
     @classmethod
     def refused_scopes(cls) -> dict[str, str]:

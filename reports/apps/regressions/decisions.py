@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from harness.errors import UserError
 from harness.store.store import Store
+from harness.yamlfile import FileModel
 from reports.apps.regressions.series import Series, SeriesPoint
 
 FILE = "baselines.yaml"
 
 
-class Decision(BaseModel):
+class Decision(FileModel):
     """Values finished before ``since`` no longer count for these cells and this metric."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cells: str = "*"
     metric: str = "*"
@@ -26,10 +25,8 @@ class Decision(BaseModel):
     why: str = Field(min_length=3)
 
 
-class Decisions(BaseModel):
+class Decisions(FileModel):
     """The file ``baselines.yaml`` in the store."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     decisions: tuple[Decision, ...] = ()
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
-from harness.yamlfile import load_model
+from harness.yamlfile import FileModel, load_model
 
 BUILT_IN = Path(__file__).parents[2] / "claims"
 
@@ -26,11 +26,7 @@ UNIT_LESSON = (
 )
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Printed(_Frozen):
+class Printed(FileModel):
     """One place where the number is printed.
 
     Attributes:
@@ -46,7 +42,7 @@ class Printed(_Frozen):
     version: str = ""
 
 
-class Scope(_Frozen):
+class Scope(FileModel):
     """The conditions under which the claim was made; evidence from outside them is not comparable."""
 
     models: tuple[str, ...] = ()
@@ -56,14 +52,14 @@ class Scope(_Frozen):
     revisions: dict[str, str] = Field(default_factory=dict)
 
 
-class Tolerance(_Frozen):
+class Tolerance(FileModel):
     """Accepted distance of a value from the printed one, in the claim's unit, with the reason."""
 
     value: float = Field(ge=0)
     why: str = Field(min_length=3)
 
 
-class Needs(_Frozen):
+class Needs(FileModel):
     """Requirements of a run of the original claim."""
 
     gpu_hours: float | None = Field(default=None, ge=0)
@@ -71,7 +67,7 @@ class Needs(_Frozen):
     why: str = ""
 
 
-class Arm(_Frozen):
+class Arm(FileModel):
     """Rows of a sweep by their labels (shell-style patterns) and, if labels are not enough, by parameters."""
 
     model: str = "*"
@@ -81,14 +77,14 @@ class Arm(_Frozen):
     params: dict[str, Any] = Field(default_factory=dict, description="of the method; these must be equal")
 
 
-class Pair(_Frozen):
+class Pair(FileModel):
     """One comparison: an arm against its baseline."""
 
     arm: Arm
     baseline: Arm
 
 
-class Count(_Frozen):
+class Count(FileModel):
     """A quantity that follows from shapes: counted on the real architecture without its weights."""
 
     architecture: str
@@ -98,7 +94,7 @@ class Count(_Frozen):
     rank: int | None = Field(default=None, gt=0, description="of a projecting optimizer")
 
 
-class ClaimEvidence(_Frozen):
+class ClaimEvidence(FileModel):
     """Source of the evidence. Exactly one kind.
 
     Attributes:
@@ -132,7 +128,7 @@ class ClaimEvidence(_Frozen):
         return self
 
 
-class Criterion(_Frozen):
+class Criterion(FileModel):
     """The measured quantity and the condition that confirms it; shared by a claim and its proxies.
 
     Attributes:
@@ -234,7 +230,7 @@ class Claim(Criterion):
         return data
 
 
-class Paper(_Frozen):
+class Paper(FileModel):
     """A claim file.
 
     Attributes:
