@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -119,7 +120,7 @@ def parse_json(text: str, *, where: str, nan: bool = False, large: bool = False)
 
     try:
         value = json.loads(text, parse_int=None if large else _whole, parse_constant=None if nan else not_finite)
-        _bound(value)
+        _bound(value, nan=nan)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -138,8 +139,8 @@ def _whole(digits: str) -> int:
     return number
 
 
-def _bound(value: Any) -> None:
-    """Check depth and number of values, level by level.
+def _bound(value: Any, *, nan: bool) -> None:
+    """Check depth and number of values, level by level, and unless ``nan`` that no number is too large for a float.
 
     Raises:
         ValueError: beyond a bound.
@@ -153,6 +154,8 @@ def _bound(value: Any) -> None:
         values += len(level)
         if values > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES:,} values")
+        if not nan and not all(map(math.isfinite, [one for one in level if type(one) is float])):
+            raise ValueError("a number is too large")
 
 
 def check_shape(value: Any, model: type[M], *, where: str) -> M:

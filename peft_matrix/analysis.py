@@ -30,17 +30,11 @@ def compare(a: str, b: str, *, metric: str = "accuracy", results: Location = Non
     """
     from reports.apps.compare import compare as of
     from reports.apps.compare import select
+    from reports.data.samples import samples_of_records
 
     store = open_workspace(results).open_store()
     records, _ = store.records()
-    named = {record.id: record for record in records}
-    return of(
-        select(records, a),
-        select(records, b),
-        metric,
-        lambda i: store.samples(named[i]) if named[i].samples is not None else None,
-        records=records,
-    )
+    return of(select(records, a), select(records, b), metric, samples_of_records(store, records), records=records)
 
 
 def regressions(*, sweep: str | None = None, results: Location = None) -> Report:

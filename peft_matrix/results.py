@@ -122,9 +122,11 @@ class Results:
         """
         from harness.store import index
         from reports.data.frame import framed
+        from reports.data.samples import stored_samples
         from reports.data.tidy import tidy
 
-        wide = framed(index.load(self.store).flat)
+        flat = index.load(self.store).flat
+        wide = framed(flat)
         if not wide.empty:
             chosen = wide["sweep"].eq(sweep) if sweep is not None else wide["sweep"].notna()
             if keys is not None:
@@ -132,13 +134,8 @@ class Results:
             if not trials:
                 chosen &= wide["role"].eq("result")
             wide = wide[chosen].reset_index(drop=True)
-        return wide if raw else tidy(wide, per=per, samples=self._samples())
-
-    def _samples(self) -> Any:
-        """Record id to its table of scored items, None where it has none."""
-        store = self.store
-        found = {record.id: record for record in store.records()[0] if record.samples is not None}
-        return lambda identity: store.samples(found[identity]) if identity in found else None
+        digests = dict(zip(*(flat.rows.column(name).to_pylist() for name in ("id", "samples")), strict=True))
+        return wide if raw else tidy(wide, per=per, samples=stored_samples(self.store, digests.get))
 
     def board(
         self,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from harness.stats._checks import Floats, cluster_codes, fraction, seeds_by_items, vector
 
@@ -104,7 +104,7 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike | None = None, level: f
 
 def t_interval(estimate: float, se: float, df: float, n: int, method: str, level: float = 0.95) -> Interval:
     """estimate +- t(df) * se."""
-    half = float(stats.t.isf((1 - fraction(level, "level")) / 2, df)) * se
+    half = -float(special.stdtrit(df, (1 - fraction(level, "level")) / 2)) * se
     return Interval(estimate, estimate - half, estimate + half, n, method, level)
 
 

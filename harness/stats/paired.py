@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from harness.stats._checks import Floats, cluster_codes, fraction, is_binary, same_length, seeds_by_items, vector
 from harness.stats.intervals import (
@@ -97,7 +97,7 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> Significance:
     difference = first - second
     se = math.sqrt(mean_variance(difference, None)[0])
     t = _ratio(float(difference.mean()), se)
-    return Significance(t, 2 * float(stats.t.sf(abs(t), len(difference) - 1)), len(difference), "paired t")
+    return Significance(t, 2 * float(special.stdtr(len(difference) - 1, -abs(t))), len(difference), "paired t")
 
 
 def _ratio(effect: float, se: float) -> float:
@@ -303,8 +303,8 @@ def _by_t(first: Floats, second: Floats, codes: NDArray[np.int64] | None, level:
     parts += [(seed_variance(arm), arm.shape[0] - 1.0) for arm in (first, second) if arm.shape[0] > 1]
     se, df = satterthwaite(parts)
     effect = float(difference.mean())
-    half = float(stats.t.isf((1 - level) / 2, df)) * se
-    p = 2 * float(stats.t.sf(abs(_ratio(effect, se)), df))
+    half = -float(special.stdtrit(df, (1 - level) / 2)) * se
+    p = 2 * float(special.stdtr(df, -abs(_ratio(effect, se))))
     over = "items" if codes is None else "clusters of items"
     method = f"paired t over {over}" if len(parts) == 1 else f"paired t over seeds and {over}"
     mde = mde_from_error(se, df, alpha=1 - level) if se > 0 else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
+from scipy import special, stats
 
 from harness.stats._checks import fraction
 
@@ -53,8 +53,8 @@ def mde(n: int, variance: float, *, alpha: float = ALPHA, power: float = POWER) 
 
 def mde_from_error(se: float, df: float = math.inf, *, alpha: float = ALPHA, power: float = POWER) -> float:
     """Minimum detectable effect of a comparison whose effect has standard error ``se`` on ``df`` degrees of freedom."""
-    tail = float(stats.t.isf(fraction(alpha, "alpha") / 2, df))
-    return (tail + float(stats.t.isf(1 - fraction(power, "power"), df))) * se
+    tail = special.stdtrit(df, fraction(alpha, "alpha") / 2) + special.stdtrit(df, 1 - fraction(power, "power"))
+    return -float(tail) * se
 
 
 def sample_size(effect: float, variance: float, *, alpha: float = ALPHA, power: float = POWER) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -122,7 +122,7 @@ class FittedRows:
         low, high = found.low, found.high
         if self._unit is not None:
             low, high = max(low, -1.0), min(high, 1.0)
-        p = 2 * float(stats.t.sf(abs(estimate) / se, df)) if se > 0 else float(estimate == 0)
+        p = 2 * float(special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
         return Effect(estimate, low, high, p, se, df, mde_from_error(se, df) if se > 0 else None, self.method)
 
     @property
@@ -297,30 +297,69 @@ def _shared(tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]] | None
     out = np.zeros((rows, rows))
     if seeds is None:
         return out
-    means = [dict(zip(names, table.mean(axis=1), strict=True)) for names, table in zip(seeds, tables, strict=True)]
-    pairs, correlations, df = [], [], []
-    for i, j in zip(*np.triu_indices(rows, 1), strict=True):
-        both = [name for name in means[i] if name in means[j]]
-        if len(both) < 2 or steady[i] or steady[j]:
-            continue
-        a, b = (np.array([m[name] for name in both]) for m in (means[i], means[j]))
-        a, b = a - a.mean(), b - b.mean()
-        size = math.sqrt(float(a @ a) * float(b @ b))
-        if size == 0:  # a row at its ceiling moves with nothing
-            continue
-        pairs.append((i, j))
-        correlations.append(float(a @ b) / size)
-        # only as far as all seeds of both rows are shared does their mean difference profit
-        df.append((len(both) - 1) * len(both) / max(len(means[i]), len(means[j])))
-    if not pairs:
+    found = [_shared_of(*pair) for pair in _pairs_of_groups(tables, seeds, steady)]
+    found = [one for one in found if one is not None]
+    if not found:
         return out
-    found = seed_correlation_of_pairs(np.array(correlations), np.array(df), rows)
-    for (i, j), value in zip(pairs, found, strict=True):
-        common = len([name for name in means[i] if name in means[j]])
-        part = common / max(len(means[i]), len(means[j]))
-        # two seeds always lie on a line, so their correlation is known by its sign alone and counts less
-        out[i, j] = out[j, i] = value * part * (0.9 if common == 2 else 1.0)
+    i, j, correlations, df, parts = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((j, i))  # as of all pairs one after the other, so that sums are the same
+    i, j, correlations, df, parts = (column[order] for column in (i, j, correlations, df, parts))
+    values = seed_correlation_of_pairs(correlations, df, rows) * parts
+    out[i, j] = out[j, i] = values
     return out
+
+
+Group = tuple[tuple[Hashable, ...], NDArray[np.int64], Floats]
+"""Names of seeds, the rows that have just these in this order, and the mean of each row and seed, (rows, seeds)."""
+
+
+def _pairs_of_groups(
+    tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]], steady: NDArray[np.bool_]
+) -> Iterator[tuple[Group, Group]]:
+    """All pairs of groups of rows with the same seeds, each group with itself too; steady rows are in none."""
+    members: dict[tuple[Hashable, ...], tuple[list[int], list[list[float]]]] = {}
+    for number, (names, table) in enumerate(zip(seeds, tables, strict=True)):
+        if not steady[number]:
+            means = dict(zip(names, table.mean(axis=1).tolist(), strict=True))
+            rows, values = members.setdefault(tuple(means), ([], []))
+            rows.append(number)
+            values.append(list(means.values()))
+    groups = [(names, np.array(rows), np.array(values)) for names, (rows, values) in members.items()]
+    for at, first in enumerate(groups):
+        for second in groups[at:]:
+            yield first, second
+
+
+def _shared_of(
+    first: Group, second: Group
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats, Floats] | None:
+    """Rows i < j of two groups that move over shared seeds, their correlation, its degrees of freedom and its weight.
+
+    None where the groups share fewer than two seeds.
+    """
+    names, others = first[0], second[0]
+    both = [name for name in names if name in others]
+    if len(both) < 2:
+        return None
+    a, b = (of[:, [n.index(name) for name in both]] for n, _, of in (first, second))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    sizes = np.sqrt(_products(a, a)[:, None] * _products(b, b)[None, :])
+    k, m = np.nonzero(sizes > 0)  # a row at its ceiling moves with nothing
+    i, j = first[1][k], second[1][m]
+    if first is second:
+        k, m, i, j = (column[i < j] for column in (k, m, i, j))
+    correlations = _products(a[k], b[m]) / sizes[k, m]
+    part = len(both) / max(len(names), len(others))
+    # only as far as all seeds of both rows are shared does their mean difference profit
+    df = np.full(len(i), (len(both) - 1) * part)
+    # two seeds always lie on a line, so their correlation is known by its sign alone and counts less
+    weight = np.full(len(i), part * (0.9 if len(both) == 2 else 1.0))
+    return np.minimum(i, j), np.maximum(i, j), correlations, df, weight
+
+
+def _products(a: Floats, b: Floats) -> Floats:
+    """Scalar product of each row of ``a`` with that of ``b``, (rows,)."""
+    return np.asarray(np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0])
 
 
 _T = np.concatenate([np.linspace(0, 8, 161), np.geomspace(8.2, 400, 120)])

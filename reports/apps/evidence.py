@@ -19,6 +19,7 @@ from harness.store.store import Store
 from reports.data.effects import Evidence, Family, members_of
 from reports.data.frame import aggregate, current, frame, is_trial
 from reports.data.learned import METRIC, UNTRAINED, Learned, verdicts
+from reports.data.samples import samples_of_records
 
 TABLE = Path(__file__).with_suffix(".json")
 HEAD = "head"
@@ -79,13 +80,7 @@ def _of_store(root: Path, generated: Collection[str]) -> Iterator[Judged]:
     records, _ = store.records()
     kept = current(records)
     by_id = {identity: record for identity, record in kept if not is_trial(record)}
-    tables: dict[str, Any] = {}
-
-    def samples(identity: str) -> Any:
-        if identity not in tables:
-            tables[identity] = store.samples(by_id[identity]) if by_id[identity].samples is not None else None
-        return tables[identity]
-
+    samples = samples_of_records(store, by_id.values())
     evidence = Evidence(samples)
     rows = cast("list[dict[str, Any]]", aggregate(frame(by_id.values()), samples, evidence).to_dict("records"))
     parts: dict[tuple[str, ...], list[dict[str, Any]]] = {}

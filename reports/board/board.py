@@ -24,7 +24,7 @@ from reports.data.effects import Evidence, ScoreEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
-from reports.data.samples import ARMS, SampleSource
+from reports.data.samples import ARMS, SampleSource, samples_of_records
 from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
@@ -203,7 +203,7 @@ def build(
     kept = [(identity, record) for identity, record in wanted if not is_trial(record)]
     trials = tuple(record for _, record in wanted if is_trial(record))
     by_id = dict(kept)
-    samples = _samples_of(by_id, store) if store is not None else None
+    samples = samples_of_records(store, by_id.values()) if store is not None else None
     evidence = Evidence(samples)
     timed = TimedRuns(record for _, record in wanted)
     rows = aggregate(frame(record for _, record in kept), samples, evidence)
@@ -225,19 +225,6 @@ def build(
 def _label(record: Record, axis: str) -> str:
     part = record.cell.get(axis)
     return str(part.get("label", "")) if isinstance(part, dict) else ""
-
-
-def _samples_of(by_id: Mapping[str, Record], store: Store) -> SampleSource:
-    """Samples by record id, each file read once."""
-    tables: dict[str, Any] = {}
-
-    def read(identity: str) -> Any:
-        if identity not in tables:
-            record = by_id[identity]
-            tables[identity] = store.samples(record) if record.samples is not None else None
-        return tables[identity]
-
-    return read
 
 
 # --- sections ------------------------------------------------------------------------------------

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from harness import stats
 from harness.record import Record
-from reports.data.samples import gather
+from reports.data.samples import Samples, gather, scored_items
 
 
 class Continual(NamedTuple):
@@ -29,44 +24,27 @@ class Continual(NamedTuple):
     backward_transfer: float
 
 
-def negative_flips(table: pa.Table) -> float | None:
+def negative_flips(table: Samples) -> float | None:
     """Share of the skill items that the base answers right and the adapted model wrong; None without both arms."""
     after, before = gather([(0, table)], "retained"), gather([(0, table)], "base")
     if after is None or before is None or after.items != before.items:
         return None
-    found = stats.flips(after.right[0], before.right[0])
-    return found.lost / found.n
+    return int((after.correct[0] < before.correct[0]).sum()) / len(after.items)
 
 
-def calibration_error(table: pa.Table) -> float | None:
+def calibration_error(table: Samples) -> float | None:
     """Expected calibration error of the test items; None where they carry no log-probability of every option."""
-    columns = table.select(["arm", "correct", "logp_choices"]).to_pydict()
-    kept = [
-        (right, logps)
-        for arm, right, logps in zip(columns["arm"], columns["correct"], columns["logp_choices"], strict=True)
-        if arm == "adapted" and right is not None and logps is not None and len(logps) > 1
-    ]
-    if not kept:
-        return None
-    confidence = np.array([_largest_share(np.asarray(logps, dtype=np.float64)) for _, logps in kept])
-    return stats.calibration_error(confidence, [float(right) for right, _ in kept]).error
+    found = scored_items(table)
+    return found.calibration_error if found is not None else None
 
 
-def _largest_share(logps: NDArray[np.float64]) -> float:
-    if not np.isfinite(logps.max()):  # no option is possible
-        return 1.0 / len(logps)
-    weights = np.exp(logps - logps.max())
-    return float(1.0 / weights.sum())
-
-
-def cut_items(table: pa.Table) -> float | None:
+def cut_items(table: Samples) -> float | None:
     """Number of test inputs that were longer than the context and were cut; None if nothing was scored."""
-    columns = table.select(["arm", "cut"]).to_pydict()
-    cut = [bool(c) for arm, c in zip(columns["arm"], columns["cut"], strict=True) if arm == "adapted"]
-    return float(sum(cut)) if cut else None
+    found = scored_items(table)
+    return float(found.arms["adapted"].cut) if found is not None and "adapted" in found.arms else None
 
 
-DERIVED: Mapping[str, Callable[[pa.Table], float | None]] = {
+DERIVED: Mapping[str, Callable[[Samples], float | None]] = {
     "negative_flips": negative_flips,
     "calibration_error": calibration_error,
     "cut_items": cut_items,
@@ -74,11 +52,12 @@ DERIVED: Mapping[str, Callable[[pa.Table], float | None]] = {
 """Metric to how it follows from the samples of one record."""
 
 
-def derive(tables: Sequence[pa.Table | None]) -> dict[str, list[float]]:
+def derive(tables: Sequence[Samples | None]) -> dict[str, list[float]]:
     """Each derived metric of a configuration, one value a seed; seeds without a value are left out."""
     found: dict[str, Any] = {}
+    scored = [scored_items(table) for table in tables]
     for name, of in DERIVED.items():
-        values = [of(table) for table in tables if table is not None]
+        values = [of(table) for table in scored if table is not None]
         found[name] = [value for value in values if value is not None]
     return found
 

@@ -95,15 +95,13 @@ class Family:
 
 def weighted(scores: Scores) -> NDArray[np.float64]:
     """Scores whose plain mean is the mean over tasks; left as right and wrong where there is one task."""
-    one_task = len({task for task, _ in scores.items}) == 1
-    return scores.right if one_task else scores.right * scores.weights * len(scores.items)
+    return scores.right if scores.items.one_task else scores.right * scores.items.weights * len(scores.items)
 
 
 def _of_checkpoint(scores: Scores) -> stats.Interval:
-    one_task = len({task for task, _ in scores.items}) == 1
     first = weighted(scores)[0]
-    if one_task or np.ptp(first) == 0:
-        return stats.wilson(round(float(scores.right[0].sum())), len(scores.items))
+    if scores.items.one_task or np.ptp(first) == 0:
+        return stats.wilson(int(scores.correct[0].sum()), len(scores.items))
     return stats.mean_interval(first)
 
 
@@ -165,8 +163,8 @@ def _fit(scores: Mapping[str, Scores], members: Members) -> Family:
 
 def _unmoved(scores: Scores) -> bool:
     """Whether no seed changes any item, as where nothing is trained; an all-right row says nothing about that."""
-    same = len(scores.seeds) > 1 and bool((scores.right == scores.right[0]).all())
-    return same and 0 < scores.right.mean() < 1
+    same = len(scores.seeds) > 1 and bool((scores.correct == scores.correct[0]).all())
+    return same and 0 < scores.correct.mean() < 1
 
 
 def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[Any, str]]]:

@@ -8,18 +8,23 @@ frequent one. A language model whose untrained row was not scored gets no verdic
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.comparability import part
 from harness.record import Record
 from reports.data.effects import Evidence, Family, members_of, weighted
-from reports.data.samples import SampleSource
+from reports.data.samples import Arm, Items, SampleSource, ScoredItems, scored_items
+
+Tested = ScoredItems | None
+"""Scored items of one run."""
 
 Verdict = Literal["learned", "no evidence", "worse", "degenerate"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -79,11 +84,12 @@ def verdicts(
     if not trained:
         return {}
     members = members_of(ok)
+    untrained = [row for row in ok if _is_base(records[row["ok_records"][0]])]
     out = {}
     for row in trained:
         family = evidence.family_of(members, METRIC, row["config"])
         if family is not None:
-            base = _base_of(row, ok, records, family)
+            base = _base_of(row, untrained, family)
             if base is not None or _has_fresh_head(records[row["ok_records"][0]]):
                 out[row["config"]] = _judge(row, base, family, records, samples)
     return out
@@ -103,15 +109,18 @@ def _has_fresh_head(record: Record) -> bool:
     return bool(part(record.cell, "task").get("kind") == FRESH_HEAD)
 
 
+def _is_base(record: Record) -> bool:
+    return bool(part(record.cell, "method").get("name") == UNTRAINED) and not trains(record)
+
+
 def _base_of(
-    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record], family: Family
+    row: Mapping[str, Any], untrained: Sequence[Mapping[str, Any]], family: Family
 ) -> Mapping[str, Any] | None:
     """The untrained row of the same quantization, else of none, on the same items."""
+    found = [one for one in untrained if one["config"] in family.scores]
     for quantization in (row["quantization"], "none"):
-        for one in rows:
-            named = (records[one["ok_records"][0]].cell.get("method") or {}).get("name") == UNTRAINED
-            untrained = named and not trains(records[one["ok_records"][0]])
-            if untrained and one["quantization"] == quantization and one["config"] in family.scores:
+        for one in found:
+            if one["quantization"] == quantization:
                 return one
     return None
 
@@ -124,7 +133,7 @@ def _judge(
     samples: SampleSource,
 ) -> Learned:
     config, seeds = row["config"], len(row["ok_records"])
-    tables = [samples(identity) for identity in row["ok_records"]]
+    tables = [scored_items(samples(identity)) for identity in row["ok_records"]]
     if base is not None:
         found = family.effect(config, base["config"])
         effect, low, high, p = found.effect, found.low, found.high, found.p
@@ -140,7 +149,7 @@ def _judge(
         effect, low, high, p = _against_constant(config, family, tables)
     measure, format_only = METRIC, False
     if _stuck(row, base) and low <= 0 <= high and base is not None:
-        nats = _log_probabilities(tables, [samples(identity) for identity in base["ok_records"]])
+        nats = _log_probabilities(tables, [scored_items(samples(identity)) for identity in base["ok_records"]])
         if nats is not None:
             effect, low, high, p = nats
             measure = "answer_nll"
@@ -178,18 +187,14 @@ def _best_format(base: Mapping[str, Any], records: Mapping[str, Record]) -> floa
     return float(np.mean(values)) if values and len(values) == len(readings) else None
 
 
-def _against_constant(config: str, family: Family, tables: Sequence[Any]) -> tuple[float, float, float, float]:
+def _against_constant(config: str, family: Family, tables: Sequence[Tested]) -> tuple[float, float, float, float]:
     """The row less a row that gives every item the most frequent answer."""
     scores = family.scores[config]
-    answers: dict[tuple[str, str], Any] = {}
-    columns = tables[0].select(["arm", "task", "item", "answer"]).to_pydict()
-    for arm, task, item, answer in zip(*(columns[c] for c in ("arm", "task", "item", "answer")), strict=True):
-        if arm == "adapted":
-            answers[task, item] = answer
+    adapted = _adapted(tables[0])
+    answers = dict(zip(adapted.items, adapted.answers, strict=True)) if adapted is not None else {}
     common = Counter(answers[item] for item in scores.items).most_common(1)[0][0]
     right = np.array([float(answers[item] == common) for item in scores.items])
-    one_task = len({task for task, _ in scores.items}) == 1
-    constant = right if one_task else right * scores.weights * len(scores.items)
+    constant = right if scores.items.one_task else right * scores.items.weights * len(scores.items)
     arms = [weighted(family.scores[c]) for c in family.configs]
     if len(scores.seeds) == 1 or max(len(arm) for arm in arms) == 1:
         found = stats.compare(weighted(scores), constant)
@@ -202,20 +207,20 @@ def _against_constant(config: str, family: Family, tables: Sequence[Any]) -> tup
 
 def beats_constant(config: str, family: Family, samples: SampleSource) -> bool:
     """Whether a configuration is significantly better than giving every item the most frequent answer."""
-    tables = [samples(identity) for identity in family.ids[config]]
+    tables = [scored_items(samples(identity)) for identity in family.ids[config]]
     if any(table is None for table in tables):
         return True  # nothing is known against it
     return _against_constant(config, family, tables)[1] > 0
 
 
-def _one_answer(tables: Sequence[Any]) -> bool:
+def _adapted(found: Tested) -> Arm | None:
+    return found.arms.get("adapted") if found is not None else None
+
+
+def _one_answer(tables: Sequence[Tested]) -> bool:
     """Whether every seed gives one and the same answer to all of its items."""
-    found = []
-    for table in tables:
-        columns = table.select(["arm", "prediction"]).to_pydict()
-        given = {p for arm, p in zip(columns["arm"], columns["prediction"], strict=True) if arm == "adapted"}
-        found.append(len(given) == 1)
-    return bool(found) and all(found)
+    found = [_adapted(table) for table in tables]
+    return bool(found) and all(arm is not None and arm.one_prediction for arm in found)
 
 
 def _loss_rose(records: Sequence[Record]) -> bool:
@@ -230,52 +235,59 @@ def _loss_rose(records: Sequence[Record]) -> bool:
     return bool(found) and all(found)
 
 
-def _log_probabilities(trained: Sequence[Any], base: Sequence[Any]) -> tuple[float, float, float, float] | None:
+def _log_probabilities(trained: Sequence[Tested], base: Sequence[Tested]) -> tuple[float, float, float, float] | None:
     """Mean gain of the answer's log-probability over items, with its t interval; None where it was not stored."""
-    by_item = [_mean_log_probability(tables) for tables in (trained, base)]
-    if by_item[0] is None or by_item[1] is None or by_item[0].keys() != by_item[1].keys() or len(by_item[0]) < 2:
+    after, before = _mean_log_probability(trained), _mean_log_probability(base)
+    if after is None or before is None or after[0] != before[0] or len(after[0]) < 2:
         return None
-    gains = np.array([by_item[0][key] - by_item[1][key] for key in sorted(by_item[0])])
+    gains = after[1] - before[1]
     found = stats.mean_interval(gains)
     return found.estimate, found.low, found.high, stats.paired_t(gains, np.zeros(len(gains))).p
 
 
-def _beyond_format(tables: Sequence[Any]) -> bool:
-    """Whether the answers are likelier than for a model that knows them as a set, not which belongs to which prompt.
+def _beyond_format(tables: Sequence[Tested]) -> bool:
+    """Whether the answers are likelier than for a model that knows them as a set (:func:`_blind`)."""
+    trained, first = _mean_log_probability(tables), _adapted(tables[0])
+    if trained is None or first is None:
+        return True  # nothing is known against it
+    if trained[0] != first.items:  # a seed was scored on more items
+        places = {item: at for at, item in enumerate(trained[0])}
+        gains = trained[1][[places[item] for item in first.items]] - _blind(first.answers)
+    else:
+        gains = trained[1] - _blind(first.answers)
+    return stats.mean_interval(gains).low > 0
+
+
+@functools.lru_cache(maxsize=64)
+def _blind(answers: tuple[str, ...]) -> NDArray[np.float64]:
+    """Log-probability of each answer for a model that knows the answers, not which belongs to which prompt; (items,).
 
     That model gives an answer its share among all answers where they repeat (at least five times on average), else the
     product of the shares of its length and of its characters at their places. Both come from the scored answers
     themselves, so it is a little better than any such model could be. With longer answers, whose characters depend on
     each other, it is weak, and every language model passes.
     """
-    trained = _mean_log_probability(tables)
-    if trained is None:
-        return True  # nothing is known against it
-    columns = tables[0].select(["arm", "task", "item", "answer"]).to_pydict()
-    given = zip(*(columns[c] for c in ("arm", "task", "item", "answer")), strict=True)
-    answers = {(task, item): str(answer) for arm, task, item, answer in given if arm == "adapted"}
-    distinct = set(answers.values())
+    distinct = set(answers)
     repeated = len(answers) >= 5 * len(distinct)
     # Of an answer: its length (at "place" -1) and its characters at their places, or the whole of it.
     parts = {a: [(-1, a if repeated else str(len(a))), *([] if repeated else enumerate(a))] for a in distinct}
-    counts = Counter(part for answer in answers.values() for part in parts[answer])
-    places = Counter(place for answer in answers.values() for place, _ in parts[answer])
-    blind = {
-        item: sum(np.log(counts[part] / places[part[0]]) for part in parts[answer]) for item, answer in answers.items()
-    }
-    gains = np.array([trained[item] - blind[item] for item in sorted(answers)])
-    return stats.mean_interval(gains).low > 0
+    counts = Counter(part for answer in answers for part in parts[answer])
+    places = Counter(place for answer in answers for place, _ in parts[answer])
+    by_answer = {a: float(sum(np.log(counts[part] / places[part[0]]) for part in parts[a])) for a in distinct}
+    return np.array([by_answer[answer] for answer in answers])
 
 
-def _mean_log_probability(tables: Sequence[Any]) -> dict[tuple[str, str], float] | None:
-    sums: dict[tuple[str, str], list[float]] = {}
-    for table in tables:
-        if "logp_answer" not in table.column_names:
-            return None
-        columns = table.select(["arm", "task", "item", "logp_answer"]).to_pydict()
-        for arm, task, item, value in zip(*columns.values(), strict=True):
-            if arm == "adapted":
-                if value is None or not np.isfinite(value):
-                    return None
-                sums.setdefault((task, item), []).append(float(value))
-    return {key: float(np.mean(values)) for key, values in sums.items()}
+def _mean_log_probability(tables: Sequence[Tested]) -> tuple[Items, NDArray[np.float64]] | None:
+    """Items and the mean over seeds of their answer's log-probability; None where one has none."""
+    arms = [_adapted(table) for table in tables]
+    kept = [arm for arm in arms if arm is not None]
+    if any(table is None for table in tables) or not all(np.isfinite(arm.logp).all() for arm in kept):
+        return None
+    if not kept or all(arm.items == kept[0].items for arm in kept):
+        return (kept[0].items, np.stack([arm.logp for arm in kept]).mean(axis=0, dtype=np.float64)) if kept else None
+    found: dict[tuple[str, str], list[float]] = {}
+    for arm in kept:
+        for item, value in zip(arm.items, arm.logp.tolist(), strict=True):
+            found.setdefault(item, []).append(value)
+    items = Items(sorted(found))
+    return items, np.array([np.mean(found[item]) for item in items])

@@ -217,7 +217,7 @@ def real_model_folder() -> Path | None:
 
 
 def store() -> Iterator[Figure]:
-    """100,000 records of the demo's size through the index; records that eight processes append at once."""
+    """Stores of up to 100,000 synthetic records: loading, regressions, boards, sites; what eight processes append."""
     from tests.benchmarks import records
 
     yield from records.figures()

@@ -1,9 +1,12 @@
-"""Figures of the store: 100,000 records through the index, and what several writers append at once."""
+"""Figures of large stores: loading, boards, regressions, the site, and what several writers append at once.
+
+The stores are synthetic: records of the demo as committed, with other keys, labels, seeds, times and scored items
+(:func:`fill`). Each figure is of a process of its own and is printed with its growth over ten times as many records.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 import subprocess
@@ -12,28 +15,51 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from harness.digests import canonical_json
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from harness.digests import canonical_json, digest_text
 from harness.record import Record
+from harness.store import segments
 from harness.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "cpu-2core"
-RECORDS = int(os.environ.get("PEFT_MATRIX_BENCH_RECORDS", "100000"))
+LARGEST = int(os.environ.get("PEFT_MATRIX_BENCH_RECORDS", "100000"))
+SECTION_ROWS, SEEDS, NIGHTS = 200, 2, 20
 WRITERS, EACH, BATCH = 8, 250, 250
-SEED = 987_654_321
+SWEEP = "synthetic"
 
-LOADED = """
+TIMED = """
 import resource, sys, time
+began = time.perf_counter()
+{work}
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(count, time.perf_counter() - began, time.process_time(), peak)
+"""
+LOAD = """
 from harness.store import index
 from harness.store.store import Store
 from reports.data.frame import framed
-began = time.perf_counter()
-loaded = index.load(Store(sys.argv[1]))
-rows = framed(loaded.flat)
-print(len(rows), rows.shape[1], loaded.read, time.perf_counter() - began, time.process_time(),
-      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+count = len(framed(index.load(Store(sys.argv[1])).flat))
+"""
+BOARD = """
+from reports.board.publish import build_board
+built = build_board("default", [], results=sys.argv[1])
+count = sum(len(section.rows) for section in built.table.sections)
+"""
+REGRESSIONS = """
+from reports.apps.regressions.analyze import look
+count = look(sys.argv[1]).looked_at["series"]
+"""
+SITE = """
+from pathlib import Path
+from peft_matrix.pages import build_site_of
+from peft_matrix.targets import open_workspace
+count = build_site_of(open_workspace(sys.argv[1]), Path(sys.argv[2]), ()).cells
 """
 
 WRITER = """
@@ -57,65 +83,178 @@ for start in range(0, len(items), batch):
 """
 
 
-def template() -> tuple[Record, bytes]:
-    """A record of the demo, as committed, and its samples."""
+# --- synthetic stores ------------------------------------------------------------------------------
+def templates() -> list[tuple[Record, bytes]]:
+    """The finished records of the demo with seed 0 that have samples, and these samples."""
     store = Store(REFERENCE)
-    record = next(r for r in store.records()[0] if r.sweep == "quickstart" and r.samples is not None)
-    samples = store.files.read(f"samples/{record.samples.digest}.parquet") if record.samples else None
-    assert samples is not None
-    return record, samples
+    found = [r for r in store.records()[0] if r.sweep == "quickstart" and r.cell["seed"] == 0 and r.samples is not None]
+    return [(r, store.files.read(f"samples/{r.samples.digest}.parquet") or b"") for r in found if r.samples]
 
 
-def fill(root: Path, count: int) -> int:
-    """Write ``count`` records of the demo's size that differ in seed and key; returns the bytes of one.
+def template() -> tuple[Record, bytes]:
+    """One of them."""
+    return templates()[0]
 
-    The digest is that of the content, so that they are records in good order; they are put into place without being
-    flushed to the disk one by one, because that is not what is measured here.
+
+def fill(root: Path, *, rows: int, seeds: int = SEEDS, nights: int = 1) -> int:
+    """Write a packed store of ``rows`` configurations and return the number of its records.
+
+    A section has 200 rows: the demo's configurations and copies of them with another label. Each cell has scored items
+    of its own, the same every night; its seconds differ by 2 % from night to night. The environment changes halfway.
     """
-    content: dict[str, Any] = template()[0].model_copy(update={"key": "KEYKEYKEYKEYKEYK", "samples": None}).content()
-    content["cell"]["seed"] = SEED
-    canonical = canonical_json(content)
-    pretty = json.dumps({"id": "IDENTITY", **content}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    for number in range(256):
-        (root / "records" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        key = hashlib.sha256(str(number).encode()).hexdigest()[:16]
-
-        def mine(text: str, key: str = key, number: int = number) -> str:
-            return text.replace("KEYKEYKEYKEYKEYK", key).replace(str(SEED), str(number))
-
-        identity = hashlib.sha256(mine(canonical).encode()).hexdigest()
-        name = f"{key}.{content['fingerprint'][:8]}.{content['outcome']['status']}.{identity[:12]}.json"
-        (root / "records" / key[:2] / name).write_text(mine(pretty).replace("IDENTITY", identity), encoding="utf-8")
-    return len(pretty)
+    draft = root / "segments" / "draft"
+    draft.parent.mkdir(parents=True)
+    files = segments.write(draft, _files(rows, seeds, nights), level=segments.BATCH_LEVEL)
+    draft.rename(root / segments.name_of(files))
+    return rows * seeds * nights
 
 
+def _files(rows: int, seeds: int, nights: int) -> Iterator[tuple[str, bytes]]:
+    rng = np.random.default_rng(0)
+    made = [_Template(*one) for one in templates()]
+    digests: dict[tuple[int, int], str] = {}
+    for row in range(rows):
+        for seed in range(seeds):
+            data = made[row % SECTION_ROWS % len(made)].samples(rng)
+            digests[row, seed] = hashlib.sha256(data).hexdigest()
+            yield f"samples/{digests[row, seed]}.parquet", data
+    for night in range(nights):
+        for (row, seed), digest in digests.items():
+            number = row % SECTION_ROWS
+            one = made[number % len(made)]
+            place = Place(row // SECTION_ROWS, number // len(made), seed, night, night >= nights // 2 > 0)
+            yield one.record(place, digest, rng)
+
+
+class Place(NamedTuple):
+    """Section, copy of the template, seed and night of a record, and whether its environment is the newer one."""
+
+    section: int
+    copy: int
+    seed: int
+    night: int
+    newer: bool
+
+
+class _Template:
+    """A real record and its samples, from which others are made."""
+
+    def __init__(self, record: Record, samples: bytes) -> None:
+        self._content = record.content()
+        self._table = parquet.read_table(pa.BufferReader(samples))
+        self._correct = self._table.column("correct").to_numpy(zero_copy_only=False).astype(bool)
+
+    def samples(self, rng: np.random.Generator) -> bytes:
+        """The scored items with one in twenty judged otherwise."""
+        correct = self._correct ^ (rng.random(len(self._correct)) < 0.05)
+        at = self._table.schema.get_field_index("correct")
+        table = self._table.set_column(at, self._table.schema.field(at), pa.array(correct))
+        stream = pa.BufferOutputStream()
+        parquet.write_table(table, stream, compression="zstd", write_statistics=False)
+        return bytes(stream.getvalue())
+
+    def record(self, place: Place, samples: str, rng: np.random.Generator) -> tuple[str, bytes]:
+        """Path and bytes of the record of one night."""
+        of = self._content
+        model = {**of["cell"]["model"], "label": f"nano-{place.section}", "id": f"builtin:nano-{place.section}"}
+        method = of["cell"]["method"]
+        if place.copy:
+            label, params = f"{method['label']}-{place.copy}", {**method["params"], "copy": place.copy}
+            method = {**method, "label": label, "params": params}
+        cell = {**of["cell"], "model": model, "method": method, "seed": place.seed}
+        labels = (model["label"], method["label"], cell["quantization"]["label"], cell["task"]["label"])
+        noise = rng.lognormal(0.0, 0.02, 2)
+        metrics = {
+            name: {**one, "value": one["value"] * noise[0]} if one["unit"] == "ms" and one["value"] else one
+            for name, one in of["metrics"].items()
+        }
+        packages = {**of["environment"]["packages"], **({"torch": "2.99.0"} if place.newer else {})}
+        day = f"2026-{1 + place.night // 28:02d}-{1 + place.night % 28:02d}T03:00:00+00:00"
+        content = {
+            **of,
+            "sweep": SWEEP,
+            "cell": cell,
+            "key": digest_text(canonical_json(cell))[:16],
+            "label": f"{'.'.join(labels)}.s{place.seed}",
+            "metrics": metrics,
+            "spans": [{**span, "seconds": span["seconds"] and span["seconds"] * noise[1]} for span in of["spans"]],
+            "samples": {**of["samples"], "digest": samples},
+            "environment": {**of["environment"], "packages": packages},
+            "fingerprint": digest_text(of["fingerprint"] + str(place.newer)),
+            "started": day,
+            "finished": day,
+        }
+        canonical = canonical_json(content)
+        identity = digest_text(canonical)
+        name = f"{content['key']}.{content['fingerprint'][:8]}.{of['outcome']['status']}.{identity[:12]}.json"
+        return f"records/{content['key'][:2]}/{name}", f'{{"id":"{identity}",{canonical[1:]}\n'.encode()
+
+
+# --- figures ---------------------------------------------------------------------------------------
 def figures() -> Iterator[tuple[str, str, str]]:
     """Name, value, note."""
     with tempfile.TemporaryDirectory() as folder:
         yield from writing(Path(folder) / "written")
-        yield from loading(Path(folder) / "many")
+        yield from reading(Path(folder) / "nights")
+        yield from drawing(Path(folder) / "rows")
 
 
-def loading(root: Path) -> Iterator[tuple[str, str, str]]:
-    """The first load builds the index; the later ones use it."""
-    size = fill(root, RECORDS)
-    runs = [_loaded(root) for _ in range(4)]
-    first, later = runs[0], runs[1:]
-    what = f"{RECORDS:,} records of {size / 1024:.0f} KiB"
-    yield f"{what}, index built", f"{first[3]:.3g} s (n=1)", "every file read and checked once"
-    assert [run[2] for run in later] == [0, 0, 0]
-    wall, cpu = sorted(run[3] for run in later), sorted(run[4] for run in later)
-    note = f"aim ≤ 5 s; {cpu[1]:.3g} s of processor time with imports, peak {later[0][5]:.0f} MiB"
-    yield "  loaded and framed", f"{wall[1]:.3g} s (n=3, {wall[0]:.3g}–{wall[2]:.3g})", note
-    yield "  the frame", f"{first[0]:,.0f} × {first[1]:.0f}", "rows × columns"
+class Timed(NamedTuple):
+    """What a process counted, its seconds, its processor time with imports, and its peak memory in MiB."""
+
+    count: float
+    seconds: float
+    processor_s: float
+    peak_mib: float
 
 
-def _loaded(root: Path) -> list[float]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, str(root)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return [float(word) for word in done.stdout.split()]
+def timed(work: str, *arguments: Path) -> Timed:
+    """Run ``work`` in a process of its own."""
+    command = [sys.executable, "-c", TIMED.format(work=work), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return Timed(*map(float, done.stdout.split()))
+
+
+def shown(what: str, size: int, one: Timed, note: str, smaller: Timed | None) -> tuple[str, str, str]:
+    """A line, with the growth over a store of a tenth."""
+    grown = f"; {one.seconds / smaller.seconds:.1f} × that of a tenth" if smaller is not None else ""
+    about = f"{note}{grown}; {one.processor_s:.3g} s of processor time, peak {one.peak_mib:.0f} MiB"
+    return f"{what}: {size:,}", f"{one.seconds:.3g} s (n=1)", about
+
+
+def reading(root: Path) -> Iterator[tuple[str, str, str]]:
+    """Stores of 20 nights, packed: the index built, then a cold process that loads and frames, then regressions."""
+    earlier: dict[str, Timed] = {}
+    for size in (LARGEST // 100, LARGEST // 10, LARGEST):
+        here = root / str(size)
+        fill(here, rows=size // SEEDS // NIGHTS, nights=NIGHTS)
+        for what, work, note in (
+            ("records, index built", LOAD, "every record read and checked once"),
+            ("records loaded and framed", LOAD, "aim ≤ 3 s for 100,000"),
+            ("regressions over records", REGRESSIONS, "aim ≤ 20 s for 100,000"),
+        ):
+            one = timed(work, here)
+            yield shown(what, size, one, note, earlier.get(what))
+            earlier[what] = one
+
+
+def drawing(root: Path) -> Iterator[tuple[str, str, str]]:
+    """Boards of rows with two seeds and scored items each; sites of cells, drawn, and drawn again."""
+    earlier: dict[str, Timed] = {}
+    for rows in (LARGEST // 1_000, LARGEST // 100, LARGEST // 10):
+        here = root / str(rows)
+        fill(here, rows=rows)
+        timed(LOAD, here)
+        works = [("board of rows", rows, BOARD, "aim ≤ 5 s and 1 GiB for 10,000")]
+        if rows <= LARGEST // 100:
+            works += [
+                ("site of cells", rows * SEEDS, SITE, "aim ≤ 30 s for 2,000"),
+                ("  drawn again", rows * SEEDS, SITE, "nothing changed"),
+            ]
+        for what, size, work, note in works:
+            one = timed(work, here, here / "site")
+            yield shown(what, size, one, note, earlier.get(what))
+            earlier[what] = one
 
 
 def writing(root: Path) -> Iterator[tuple[str, str, str]]:

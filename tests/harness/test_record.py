@@ -106,6 +106,12 @@ def test_reading_checks_the_text_as_it_is_against_the_id() -> None:
             Record.from_json(rewritten(text, '"cell":{', f'"cell":{{"x":{number},'))
 
 
+def test_a_record_is_not_encoded_again_to_check_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = make_record(1, fingerprint="0e123" * 12).to_json()  # a digest may look like a large number
+    monkeypatch.setattr("harness.record.digest", lambda _: pytest.fail("it was encoded again"))
+    assert Record.from_json(text).fingerprint == "0e123" * 12
+
+
 def test_golden_record_sets_every_field_of_every_part() -> None:
     used = fields_used(Record.from_json((GOLDEN / "record-v1.json").read_text(encoding="utf-8")))
     assert {kind: set(kind.model_fields) for kind in (Record, Outcome, Reading, Span, SamplesRef)} == {

@@ -290,6 +290,25 @@ def test_shared_seeds_cancel_as_far_as_rows_move_together() -> None:
     assert (one.effect, one.low, one.high) == pytest.approx((-other.effect, -other.high, -other.low))
 
 
+def test_pairs_share_the_seeds_they_have_in_common_in_any_order() -> None:
+    rng = np.random.default_rng(3)
+    arms = [(rng.random((4, 60)) < 0.5).astype(float) for _ in range(3)]
+    names = [[0, 1, 2, 3], [2, 3, 1, 0], [7, 1, 8, 0]]
+    found = stats.fit_rows([*arms, arms[0][:2]], [*names, [5, 6]])
+    order = [3, 1, 0, 2]
+    again = stats.fit_rows(
+        [arms[0], arms[1][order], arms[2], arms[0][:2]], [names[0], [names[1][k] for k in order], names[2], [5, 6]]
+    )
+    variance = lambda fitted, i, j: fitted.effect(i, j).se  # noqa: E731
+    for i, j in itertools.combinations(range(4), 2):
+        assert variance(found, i, j) == pytest.approx(variance(again, i, j))
+    apart = stats.fit_rows(
+        [*arms, arms[0][:2]], [[(k, seed) for seed in one] for k, one in enumerate([*names, [5, 6]])]
+    )
+    assert variance(found, 0, 1) != pytest.approx(variance(apart, 0, 1))
+    assert variance(found, 0, 3) == pytest.approx(variance(apart, 0, 3)), "no seed in common"
+
+
 def test_a_rate_at_its_edge_is_no_narrower_than_a_perfect_one() -> None:
     perfect = np.ones((2, 200))
     nearly = perfect.copy()

@@ -20,7 +20,7 @@ from reports.board.board import BoardTable, build, load_board
 from reports.data.derived import calibration_error, cut_items, negative_flips
 from reports.data.effects import Evidence
 from reports.data.frame import aggregate, current, frame, marks
-from reports.data.samples import gather
+from reports.data.samples import gather, scored_items
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record, sample_rows
 
 
@@ -228,6 +228,26 @@ def test_calibration_needs_the_probability_of_every_option(tmp_path: Path) -> No
     # log-probabilities of whole options need not sum to one: only their shares count
     scaled = [{**row, "logp_choices": [logp - 7.0 for logp in row["logp_choices"]]} for row in sure]
     assert calibration_error(table_of(scaled, tmp_path / "c")) == pytest.approx(0.4)
+
+
+def test_items_and_answers_are_kept_once_for_all_records(tmp_path: Path) -> None:
+    rows = sample_rows("adapted", [True, False, True])
+    other = [{**row, "correct": not row["correct"], "prediction": "x"} for row in rows]
+    first, second = (scored_items(table_of(r, tmp_path / n)).arms["adapted"] for r, n in ((rows, "a"), (other, "b")))
+    assert first.items is second.items
+    assert first.answers is second.answers
+    assert (first.correct.tolist(), second.correct.tolist()) == ([1, 0, 1], [0, 1, 0])
+    assert (first.one_prediction, second.one_prediction) == (False, True)
+    reversed_rows = scored_items(table_of(rows[::-1], tmp_path / "c")).arms["adapted"]
+    assert (reversed_rows.items, reversed_rows.correct.tolist()) == (first.items, [1, 0, 1])
+
+
+def test_items_that_were_not_judged_are_left_out(tmp_path: Path) -> None:
+    rows = sample_rows("adapted", [True, False, True])
+    rows[0]["correct"] = None
+    arm = scored_items(table_of(rows, tmp_path)).arms["adapted"]
+    assert (len(arm.items), len(arm.judged), arm.correct.tolist()) == (3, 2, [0, 1])
+    assert gather([(0, table_of(rows, tmp_path / "again"))], "adapted").items == arm.items[1:]
 
 
 def test_flips_are_counted_against_the_same_items_of_the_base(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness import stats
@@ -13,6 +12,7 @@ from harness.store.store import Store
 from reports.apps.regressions import decisions as kept
 from reports.apps.regressions.detect import CellFinding, PooledFinding, Report, detect
 from reports.apps.regressions.series import History, Series, SeriesPoint, history
+from reports.data.samples import stored_samples
 
 
 def read(root: str, *, sweep: str | None = None) -> History:
@@ -29,11 +29,7 @@ def read(root: str, *, sweep: str | None = None) -> History:
 def look(root: str, *, sweep: str | None = None) -> Report:
     """Changes in the records and samples of a store, given its baseline decisions."""
     store, found = Store(root), read(root, sweep=sweep)
-
-    def samples(identity: str) -> pa.Table | None:
-        return store.sample_file(found.samples[identity]) if identity in found.samples else None
-
-    return detect(found, samples=samples, decisions=kept.load(store))
+    return detect(found, samples=stored_samples(store, found.samples.get), decisions=kept.load(store))
 
 
 def false_alarms(found: History, *, rounds: int = 200, seed: int = 0) -> stats.Interval | None:

@@ -19,8 +19,9 @@ from scipy import stats as distributions
 from harness import stats
 from harness.metrics import METRICS
 from reports.apps.regressions import decisions as kept
-from reports.apps.regressions.flips import FlipCount, Samples, count_flips, on_items
+from reports.apps.regressions.flips import FlipCount, count_flips, on_items
 from reports.apps.regressions.series import History, Series, SeriesAttempt, SeriesPoint
+from reports.data.samples import SampleSource
 
 ALPHA = 0.01
 """Largest adjusted p value of a confirmed change (protocol 8.4)."""
@@ -150,7 +151,7 @@ def _as_json(finding: CellFinding | PooledFinding) -> dict[str, Any]:
 
 
 def detect(
-    found: History, *, samples: Samples | None = None, decisions: Sequence[kept.Decision] = (), drift: bool = True
+    found: History, *, samples: SampleSource | None = None, decisions: Sequence[kept.Decision] = (), drift: bool = True
 ) -> Report:
     """Look at the newest value of every series.
 
@@ -314,7 +315,7 @@ def _levels(series: Sequence[Series]) -> list[CellFinding]:
     return out
 
 
-def _rates(series: Sequence[Series], samples: Samples | None) -> list[CellFinding]:
+def _rates(series: Sequence[Series], samples: SampleSource | None) -> list[CellFinding]:
     """Rates against the last good record: on the same items where there are any, else as two rates.
 
     p values are adjusted over all cells of this look (Benjamini and Hochberg).

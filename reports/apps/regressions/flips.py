@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from harness import stats
 from reports.apps.regressions.series import Series, SeriesPoint
-from reports.data.samples import ARMS, Scores, gather
-
-Samples = Callable[[str], "pa.Table | None"]
-"""Record id to its scored items."""
+from reports.data.samples import ARMS, Arm, SampleSource, scored_items
 
 
 @dataclass(frozen=True)
@@ -38,62 +33,56 @@ class FlipCount:
     records: tuple[str, str]
 
 
-def count_flips(series: Sequence[Series], samples: Samples | None) -> list[FlipCount]:
+def count_flips(series: Sequence[Series], samples: SampleSource | None) -> list[FlipCount]:
     """Flips of every series that has items in its two newest records."""
     out = []
     for one in series:
         before, after = one.points[-2], one.points[-1]
-        pair = _scores(one, before, after, samples)
+        pair = _arms(one, before, after, samples)
         if pair is not None:
-            a, b, _ = pair
-            found = stats.flips(a.right[0], b.right[0])
+            a, b = pair
+            lost, gained = int((a.correct < b.correct).sum()), int((a.correct > b.correct).sum())
             records = (before.record, after.record)
-            out.append(FlipCount(one.key, one.label, one.metric, found.lost, found.gained, found.n, records))
+            out.append(FlipCount(one.key, one.label, one.metric, lost, gained, len(a.judged), records))
     return out
 
 
-def _scores(
-    one: Series, before: SeriesPoint, after: SeriesPoint, samples: Samples | None
-) -> tuple[Scores, Scores, list[pa.Table | None]] | None:
-    """Scores of the newest record and of the one before on the same items, and their tables; None without them."""
+def _arms(one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None) -> tuple[Arm, Arm] | None:
+    """Scored items of the newest record and of the one before, the same items; None without them."""
     if samples is None or one.metric not in ARMS:
         return None
-    tables = [samples(p.record) for p in (after, before)]
-    a, b = (gather([(0, table)], ARMS[one.metric]) if table is not None else None for table in tables)
-    return None if a is None or b is None or a.items != b.items else (a, b, tables)
+    a, b = (
+        found.arms.get(ARMS[one.metric]) if (found := scored_items(samples(p.record))) is not None else None
+        for p in (after, before)
+    )
+    return None if a is None or b is None or not a.judged or a.judged != b.judged else (a, b)
 
 
 def on_items(
-    one: Series, before: SeriesPoint, after: SeriesPoint, samples: Samples | None
+    one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None
 ) -> tuple[float, float, str] | None:
     """Effect and p on the items both records scored: McNemar, and the log-probability test where it sees more."""
-    pair = _scores(one, before, after, samples)
+    pair = _arms(one, before, after, samples)
     if pair is None:
         return None
-    a, b, tables = pair
-    p = stats.mcnemar(a.right[0], b.right[0]).p
-    logs = [_log_probabilities(table, ARMS[one.metric], a.items) for table in tables]
+    a, b = pair
+    if a is b:
+        return 0.0, 1.0, "items"
+    p = stats.mcnemar(a.correct, b.correct).p
+    logs = [_log_probabilities(arm) for arm in pair]
     if logs[0] is not None and logs[1] is not None and len(logs[0]) > 1:
         # two tests of one change: Bonferroni over the pair
         p = min(1.0, 2 * min(p, stats.paired_t(logs[0], logs[1]).p))
-    effect = float(a.right[0].mean() - b.right[0].mean())
+    effect = float(a.correct.mean() - b.correct.mean())
     if effect == 0 and logs[0] is not None and logs[1] is not None:
         effect = float(np.mean(logs[0]) - np.mean(logs[1]))
     return effect, p, "items"
 
 
-def _log_probabilities(
-    table: pa.Table | None, arm: str, items: Sequence[tuple[str, str]]
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    if table is None or "logp_answer" not in table.column_names:
-        return None
-    columns = table.select(["arm", "task", "item", "logp_answer"]).to_pydict()
-    by_item = {
-        (task, item): value
-        for which, task, item, value in zip(*(columns[c] for c in ("arm", "task", "item", "logp_answer")), strict=True)
-        if which == arm
-    }
-    values = [by_item.get(item) for item in items]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return np.array(values, dtype=np.float64)
+def _log_probabilities(arm: Arm) -> NDArray[np.float64] | None:
+    """Log-probability of the answer of each judged item; None where one has none."""
+    values = arm.logp.astype(np.float64)
+    if arm.judged is not arm.items:
+        places = {item: at for at, item in enumerate(arm.items)}
+        values = values[[places[item] for item in arm.judged]]
+    return values if np.isfinite(values).all() else None
