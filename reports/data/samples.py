@@ -122,7 +122,7 @@ def samples_of_records(store: Store, records: Iterable[Record]) -> SampleSource:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What one arm of a sample file has in common with those of other records.
+    """The part of one arm of a sample file that records share.
 
     Attributes:
         rows: row of each item, in the order of ``items``; an item listed twice counts as its last row says.
