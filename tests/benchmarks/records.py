@@ -1,7 +1,7 @@
 """Figures of large stores: loading, boards, regressions, the site, and what several writers append at once.
 
 The stores are synthetic: records of the demo as committed, with other keys, labels, seeds, times and scored items
-(:func:`fill`). Each figure is of a process of its own and is printed with its growth over ten times as many records.
+(:func:`fill`). Each figure is taken in a separate process and printed with its growth over ten times as many records.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def template() -> tuple[Record, bytes]:
 def fill(root: Path, *, rows: int, seeds: int = SEEDS, nights: int = 1) -> int:
     """Write a packed store of ``rows`` configurations and return the number of its records.
 
-    A section has 200 rows: the demo's configurations and copies of them with another label. Each cell has scored items
-    of its own, the same every night; its seconds differ by 2 % from night to night. The environment changes halfway.
+    A section has 200 rows: the demo's configurations and copies of them with another label. Each cell has its own scored
+    items, the same every night; its seconds differ by 2 % from night to night. The environment changes halfway.
     """
     draft = root / "segments" / "draft"
     draft.parent.mkdir(parents=True)
@@ -200,7 +200,7 @@ def figures() -> Iterator[tuple[str, str, str]]:
 
 
 class Timed(NamedTuple):
-    """What a process counted, its seconds, its processor time with imports, and its peak memory in MiB."""
+    """Count, seconds, processor time with imports, and peak memory in MiB of a process."""
 
     count: float
     seconds: float
@@ -209,7 +209,7 @@ class Timed(NamedTuple):
 
 
 def timed(work: str, *arguments: Path) -> Timed:
-    """Run ``work`` in a process of its own."""
+    """Run ``work`` in a separate process."""
     command = [sys.executable, "-c", TIMED.format(work=work), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return Timed(*map(float, done.stdout.split()))
