@@ -99,8 +99,8 @@ def template() -> tuple[Record, bytes]:
 def fill(root: Path, *, rows: int, seeds: int = SEEDS, nights: int = 1) -> int:
     """Write a packed store of ``rows`` configurations and return the number of its records.
 
-    A section has 200 rows: the demo's configurations and copies of them with another label. Each cell has its own scored
-    items, the same every night; its seconds differ by 2 % from night to night. The environment changes halfway.
+    A section has 200 rows: the demo's configurations and copies of them with another label. Each cell has its own
+    scored items, the same every night; its seconds differ by 2 % from night to night. The environment changes halfway.
     """
     draft = root / "segments" / "draft"
     draft.parent.mkdir(parents=True)
