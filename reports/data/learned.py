@@ -21,7 +21,7 @@ from harness import stats
 from harness.comparability import part
 from harness.record import Record
 from reports.data.effects import Evidence, Family, members_of, weighted
-from reports.data.samples import Arm, Items, SampleSource, ScoredItems, scored_items
+from reports.data.samples import ArmItems, Items, SampleSource, ScoredItems, scored_items
 
 Tested = ScoredItems | None
 """Scored items of one run."""
@@ -213,7 +213,7 @@ def beats_constant(config: str, family: Family, samples: SampleSource) -> bool:
     return _against_constant(config, family, tables)[1] > 0
 
 
-def _adapted(found: Tested) -> Arm | None:
+def _adapted(found: Tested) -> ArmItems | None:
     return found.arms.get("adapted") if found is not None else None
 
 

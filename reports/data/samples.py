@@ -55,7 +55,7 @@ class Items(tuple[tuple[str, str], ...]):
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmItems:
     """The scored items of one arm of one record.
 
     Attributes:
@@ -87,7 +87,7 @@ class ScoredItems:
             of every option.
     """
 
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, ArmItems]
     calibration_error: float | None
 
 
@@ -139,7 +139,7 @@ _layouts: dict[str, Mapping[str, _Layout]] = {}
 
 
 def _layout(table: pa.Table) -> Mapping[str, _Layout]:
-    """Arm to its layout."""
+    """ArmItems to its layout."""
     columns = table.select(["arm", "task", "item", "answer"])
     state = hashlib.sha256()
     for batch in columns.combine_chunks().to_batches():
@@ -178,7 +178,7 @@ def scored_items(found: Samples | None) -> ScoredItems | None:
     arms = {}
     for name, layout in layouts.items():
         rows, judged = layout.rows, known[layout.rows]
-        arms[name] = Arm(
+        arms[name] = ArmItems(
             items=layout.items,
             judged=layout.items if judged.all() else _some(layout.items, tuple(judged.tolist())),
             correct=right[rows[judged]],

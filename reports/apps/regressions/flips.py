@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from reports.apps.regressions.series import Series, SeriesPoint
-from reports.data.samples import ARMS, Arm, SampleSource, scored_items
+from reports.data.samples import ARMS, ArmItems, SampleSource, scored_items
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def count_flips(series: Sequence[Series], samples: SampleSource | None) -> list[
     return out
 
 
-def _arms(one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None) -> tuple[Arm, Arm] | None:
+def _arms(
+    one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None
+) -> tuple[ArmItems, ArmItems] | None:
     """Scored items of the newest record and of the one before, the same items; None without them."""
     if samples is None or one.metric not in ARMS:
         return None
@@ -79,7 +81,7 @@ def on_items(
     return effect, p, "items"
 
 
-def _log_probabilities(arm: Arm) -> NDArray[np.float64] | None:
+def _log_probabilities(arm: ArmItems) -> NDArray[np.float64] | None:
     """Log-probability of the answer of each judged item; None where one has none."""
     values = arm.logp.astype(np.float64)
     if arm.judged is not arm.items:
