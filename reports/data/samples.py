@@ -139,7 +139,7 @@ _layouts: dict[str, Mapping[str, _Layout]] = {}
 
 
 def _layout(table: pa.Table) -> Mapping[str, _Layout]:
-    """ArmItems to its layout."""
+    """Name of an arm to its layout."""
     columns = table.select(["arm", "task", "item", "answer"])
     state = hashlib.sha256()
     for batch in columns.combine_chunks().to_batches():
