@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -172,7 +171,7 @@ def scored_items(found: Samples | None) -> ScoredItems | None:
     correct = found.column("correct").combine_chunks()
     known = correct.is_valid().to_numpy(zero_copy_only=False)
     right = correct.fill_null(False).to_numpy(zero_copy_only=False).astype(np.int8)
-    logp = _narrow(found.column("logp_answer").to_numpy()) if "logp_answer" in found.column_names else None
+    logp = _narrow(found.column("logp_answer").to_numpy())
     cut = found.column("cut").to_numpy()
     layouts = _layout(found)
     arms = {}
@@ -182,7 +181,7 @@ def scored_items(found: Samples | None) -> ScoredItems | None:
             items=layout.items,
             judged=layout.items if judged.all() else _some(layout.items, tuple(judged.tolist())),
             correct=right[rows[judged]],
-            logp=logp[rows] if logp is not None else np.full(len(rows), math.nan, np.float32),
+            logp=logp[rows],
             answers=layout.answers,
             one_prediction=pc.count_distinct(found.column("prediction").take(layout.all_rows)).as_py() == 1,
             cut=int(cut[layout.all_rows].sum()),
@@ -204,8 +203,6 @@ def _some(items: Items, kept: tuple[bool, ...]) -> Items:
 
 def _calibration_error(table: pa.Table, rows: NDArray[np.int64], right: NDArray[np.int8]) -> float | None:
     """Of the rows with two options or more. The confidence is the likeliest option's share of all options."""
-    if "logp_choices" not in table.column_names or not len(rows):
-        return None
     column = table.column("logp_choices").combine_chunks()
     if column.null_count == len(column):
         return None

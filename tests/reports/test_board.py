@@ -11,12 +11,13 @@ import pytest
 from harness import stats
 from harness.errors import UserError
 from harness.metrics import reading
+from harness.store.samples import samples_table, samples_to_parquet
 from harness.store.store import Store
 from reports.board.board import Board, build, find_boards, load_board
 from reports.board.provenance_summary import describe
 from reports.data.effects import Evidence
 from reports.data.ranking import pareto_front, rank_rows
-from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
+from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record, sample_rows
 
 
 def board(**changes):
@@ -166,11 +167,11 @@ def test_rows_scored_on_other_items_are_not_paired():
         }
         for name in ("a", "b", "c")
     ]
-    import pyarrow as pa
 
     def samples(name):
-        items = [str(i + (5 if name[0] == "c" else 0)) for i in range(10)]
-        return pa.table({"arm": ["adapted"] * 10, "task": ["t"] * 10, "item": items, "correct": [True] * 10})
+        rows = sample_rows("adapted", [True] * 10)
+        moved = [{**row, "item": str(int(row["item"]) + (5 if name[0] == "c" else 0))} for row in rows]
+        return samples_table(samples_to_parquet(moved), where="here")
 
     ranking = rank_rows(rows, "accuracy", Evidence(samples))
     assert set(ranking.ranks) == {"a", "b"}
