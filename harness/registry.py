@@ -26,6 +26,9 @@ class Registry(Generic[T]):
     Args:
         kind: singular noun used in messages (``method``, ``quantizer``, ...).
         entries: name to ``"module:attribute"``.
+
+    Attributes:
+        own: names of this project's plug-ins, in the order of registration.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str] | None = None) -> None:
@@ -35,7 +38,7 @@ class Registry(Generic[T]):
         self._scanned = False
         for name, target in (entries or {}).items():
             self.add(name, target)
-        self._own = frozenset(self._targets)
+        self.own = tuple(self._targets)
 
     def add(self, name: str, target: str) -> None:
         """Register ``target`` under ``name``. A name registered twice is an error."""
@@ -97,7 +100,7 @@ class Registry(Generic[T]):
         self._scan_entry_points()
         if name not in self._targets:
             raise UserError(f"unknown {self.kind} {name!r}", where=where, fix=did_you_mean(name, self._targets))
-        if name in self._own:
+        if name in self.own:
             return None
         try:
             return code_digest(self._targets[name].partition(":")[0].partition(".")[0])

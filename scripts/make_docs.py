@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+ALL_METHODS = "runners/sweeps/all-methods.yaml"
 
 
 def _methods() -> str:
@@ -24,6 +25,18 @@ def _compat() -> str:
     from runners.tools import compat
 
     return compat.to_markdown(compat.pairs())
+
+
+def _objectives() -> str:
+    from harness.objectives.catalog import to_markdown
+
+    return to_markdown()
+
+
+def _recipes() -> str:
+    from harness.recipes.catalog import to_markdown
+
+    return to_markdown()
 
 
 def _keys() -> str:
@@ -40,8 +53,28 @@ def _tasks() -> str:
 
 def _metrics() -> str:
     from harness import metrics
+    from harness.meters.catalog import load_metrics
 
+    load_metrics()
     return metrics.to_markdown()
+
+
+def _all_methods() -> str:
+    """The sweep with every method: its file, and each method that it lacks at the end of the method's family."""
+    from harness.methods.catalog import METHODS
+    from harness.spec import load
+
+    path = ROOT / ALL_METHODS
+    sweep = load(path).spec
+    named = {method.name for method in sweep.methods} | {row.method.name for row in sweep.include}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name in METHODS:
+        if name not in named:
+            at = lines.index(f"  # {METHODS.get(name).declaration.family}\n") + 1
+            while lines[at].startswith("  - "):
+                at += 1
+            lines.insert(at, f"  - {name}\n")
+    return "".join(lines)
 
 
 @cache
@@ -71,9 +104,12 @@ def _evidence_table() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/methods.md": _methods,
     "docs/compat.md": _compat,
+    "docs/objectives.md": _objectives,
+    "docs/recipes.md": _recipes,
     "docs/keys.md": _keys,
     "docs/tasks.md": _tasks,
     "docs/metrics.md": _metrics,
+    ALL_METHODS: _all_methods,
     "docs/evidence.md": _evidence,
     "reports/apps/evidence.json": _evidence_table,
 }

@@ -30,6 +30,7 @@ ALLOWED = {
             "store",
             "comparability",
             "stats",
+            "meters.catalog",
             "metrics",
             "errors",
             "digests",

@@ -9,6 +9,7 @@ from typing import Any
 from harness.errors import UserError, did_you_mean
 from harness.meters.base import Meter
 from harness.meters.instrument import MeterSetting
+from harness.metrics import METRICS
 from harness.registry import Registry
 
 METERS: Registry[Callable[..., Meter]] = Registry(
@@ -26,7 +27,26 @@ METERS: Registry[Callable[..., Meter]] = Registry(
 two readings of a clock. Meters of other packages are outermost.
 """
 
-_BUILT_IN = ("host-memory", "torch-memory", "device-state", "rapl", "energy", "time")
+
+def load_metrics() -> None:
+    """Import all meters, which may define further metrics.
+
+    Raises:
+        UserError: the meter of another package cannot be imported.
+    """
+    for name in METERS:
+        METERS.get(name)
+
+
+def is_metric(name: str) -> bool:
+    """True if a metric of that name is defined, here or by a meter.
+
+    Raises:
+        UserError: as :func:`load_metrics`.
+    """
+    if name not in METRICS:
+        load_metrics()
+    return name in METRICS
 
 
 def build(
@@ -53,7 +73,8 @@ def build(
     for name in setting.options:
         METERS.get(name, where="options of meters")
     wanted = METERS.names() if names is None else list(names)
-    outermost_first = sorted(wanted, key=lambda name: _BUILT_IN.index(name) if name in _BUILT_IN else -1)
+    own = METERS.own
+    outermost_first = sorted(wanted, key=lambda name: own.index(name) if name in own else -1)
     return [_build(name, setting) for name in outermost_first]
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
+from harness.meters.catalog import is_metric
 from harness.metrics import METRICS, MetricDef
 from harness.yamlfile import FileModel, by_name, load_model
 from reports.data.learned import VERDICTS
@@ -25,7 +26,7 @@ GroupField = Literal["model", "task", "quantization", "hardware"]
 
 
 def _known_metric(name: str) -> str:
-    if name not in METRICS:
+    if not is_metric(name):
         raise ValueError(f"unknown metric {name!r}. {did_you_mean(name, METRICS)}")
     return name
 

@@ -23,6 +23,7 @@ from harness.meters.timer import Timer
 from harness.metrics import METRICS, missing, reading
 from harness.record import Reading
 from harness.spec import Accounting, Target, Training
+from reports.board.spec import Column
 
 
 class Scripted:
@@ -197,6 +198,22 @@ def test_every_hook_the_panel_asks_for_is_named() -> None:
     asked = set(re.findall(r'getattr\(meter, "(\w+)"', Path(inspect.getfile(Panel)).read_text(encoding="utf-8")))
     named = {name for name in [*vars(MeterHooks), *MeterHooks.__annotations__] if not name.startswith("_")}
     assert asked == named
+
+
+def test_a_meter_defines_its_own_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board may show it although no module of the project names it."""
+    made = 'define(MetricDef("noise_db", "n", "dB", "lower", "d", "check"))'
+    code = f"from harness.metrics import MetricDef, define\n{made}\n"
+    (tmp_path / "noise_meter.py").write_text(f"{code}Noise = object\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="unknown metric 'noise_db'"):
+        Column(metric="noise_db")
+    monkeypatch.setitem(METERS._targets, "noise", "noise_meter:Noise")
+    try:
+        assert Column(metric="noise_db").metric == "noise_db"
+    finally:
+        METRICS.pop("noise_db", None)
+        METERS._loaded.pop("noise", None)
 
 
 TOKENS = 6

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
-from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS, Life, base, live
+from tests.methods.test_declarations import test_a_declaration_is_complete
+from tests.methods.tiny import CAUSAL, CLASSIFIER, PARAMS, Life, live
 
 ALONE = [name for name in METHODS if not METHODS.get(name).declaration.combines]  # the others: test_after.py
 EVERYWHERE = [(name, kind, "none") for kind in (CAUSAL, CLASSIFIER) for name in ALONE]
@@ -105,7 +103,6 @@ def test_merging_keeps_the_function_as_declared(life: Life) -> None:
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "howto" / "method-author.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def block(text: str, title: str) -> str:
@@ -142,18 +139,5 @@ def test_test_of_the_guide_passes(norms: Any) -> None:
     namespace["test_only_norms_train"]()
 
 
-def test_quantizer_and_meter_of_the_contributors_guide() -> None:
-    quantizer, meter = re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.S)
-    names: dict[str, Any] = {"os": os, "reading": lambda *values, **_: SimpleNamespace(value=values[1])}
-    exec(
-        "from harness.quantizers.base import Quantizer, QuantizerDeclaration\n"
-        "from harness.quantizers.layers import plain_linears\n" + quantizer + meter,
-        names,
-    )
-    model = names["FP16Body"]({}, CAUSAL).apply(base(CAUSAL))
-    assert {str(m.weight.dtype) for m in model.modules() if type(m) is torch.nn.Linear} >= {"torch.float16"}
-    load = names["LoadAverage"](None)
-    assert load.available() is None
-    load.begin("train")
-    (seen,) = load.end("train")
-    assert seen.value >= 0
+def test_declaration_of_the_guide_is_complete(norms: Any) -> None:
+    test_a_declaration_is_complete("norms")

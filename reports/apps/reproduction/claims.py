@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
+from harness.meters.catalog import is_metric
 from harness.metrics import METRICS
 from harness.yamlfile import FileModel, load_model
 
@@ -159,7 +160,7 @@ class Criterion(FileModel):
     @field_validator("metric", "baseline_metric")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        if name not in (None, "printed") and name not in METRICS:
+        if name not in (None, "printed") and not is_metric(name):
             raise ValueError(f"unknown metric {name!r}. {did_you_mean(str(name), METRICS)}")
         return name
 
