@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from harness.methods import bases
 from harness.methods.base import Declaration, Method
 from harness.methods.merging.merge_adapters import TABLE as COMBINED
 from harness.methods.peft.table import NOT_OFFERED, table
@@ -94,7 +95,7 @@ def to_markdown() -> str:
     """The page ``docs/methods.md``: every method with what it promises, from the declarations alone."""
     declarations = [METHODS.get(name).declaration for name in METHODS]
     families = list(dict.fromkeys(d.family for d in declarations))
-    lines = [_INTRODUCTION]
+    lines = [_INTRODUCTION.replace("BASES", ", ".join(sorted(_EVERY)))]
     for family in families:
         lines += ["", f"## {family.capitalize()}"]
         for declaration in (d for d in declarations if d.family == family):
@@ -114,10 +115,12 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
   inputs to m outputs; r is the rank; Σ runs over the targets. A sequence classifier's fresh head comes on top.
 - **Learning rate** is the centre of the search, as a multiple of the sweep's `learning_rate`, which is full
   fine-tuning's.
-- **Bases** are what a quantizer leaves (`fp`: floating point). [Compatibility](compat.md) lists the
-  quantizers on which a method does not train or does not merge, with the reasons.
-- **Merges** says whether the adapter folds into a floating-point base without changing the function. A merge into a
-  quantized base rounds again; the harness scores every merged model once more.
+- **Bases** are what a quantizer leaves (`fp`: floating point). All are BASES.
+  [Compatibility](compat.md) lists the quantizers on which a method does not train or does not merge, with the reasons.
+- **Starts as the base**: the attached model computes what the base does, unless a method says no.
+- **Merges** says whether the adapter folds into a floating-point base without changing the function. `in place`: the method
+  trains the base itself, and merging changes nothing. A merge into a quantized base rounds again; the harness scores every
+  merged model once more.
 - A paper without a version is the one that peft's implementation names; the formula, not the paper's text, is tested.
 - Parameters in addition to the defaults: for a method of peft, every field of its configuration class, under peft's own
   name or as `alpha`, `dropout` and `init`."""
@@ -126,8 +129,7 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
 def _section(d: Declaration) -> list[str]:
     paper = f" [arXiv:{d.paper}](https://arxiv.org/abs/{d.paper})" if d.paper else ""
     unverified = " *Unverified: declared from recollection, not from the paper's text.*" if d.unverified else ""
-    in_place = "it trains the base itself; merging changes nothing" if d.trains else "there is nothing to merge"
-    merges = in_place if d.in_place else _MERGES[d.mergeable]
+    merges = _MERGES[d.mergeable] if not d.in_place else "in place" if d.trains else "nothing to merge"
     parameters = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in d.defaults.items())
     lines = [
         f"### {d.name}",
@@ -139,14 +141,24 @@ def _section(d: Declaration) -> list[str]:
         if d.trains
         else "- Learning rate: none, nothing trains",
         f"- Defaults: {parameters or 'no parameters'} ({d.defaults_source})",
-        f"- Starts as the base: {'yes' if d.identity_at_start else 'no'}",
-        f"- Bases: {', '.join(sorted(d.bases))}",
+        *([] if d.identity_at_start else ["- Starts as the base: no"]),
+        f"- Bases: {_bases(d.bases)}",
         f"- Merges: {merges}",
     ]
     if d.devices == {"cuda"}:
         lines.append("- Devices: CUDA only")
     lines += [f"- Not for {kind}: {why}" for kind, why in sorted(d.refuses_kind.items())]
     return lines
+
+
+_EVERY = bases.ALL | bases.DYNAMIC | bases.OTHER
+
+
+def _bases(trains_on: frozenset[str]) -> str:
+    lacks = sorted(_EVERY - trains_on)
+    if len(lacks) >= len(trains_on):
+        return ", ".join(sorted(trains_on))
+    return f"all but {', '.join(lacks)}" if lacks else "all"
 
 
 _MERGES = {"exactly": "exactly", "lossily": "with a loss", "no": "no"}
