@@ -118,9 +118,9 @@ Every fine-tuning method that a sweep can name, as declared in `harness/methods/
 - **Bases** are what a quantizer leaves (`fp`: floating point). All are BASES.
   [Compatibility](compat.md) lists the quantizers on which a method does not train or does not merge, with the reasons.
 - **Starts as the base**: the attached model computes what the base does, unless a method says no.
-- **Merges** says whether the adapter folds into a floating-point base without changing the function. `in place`: the method
-  trains the base itself, and merging changes nothing. A merge into a quantized base rounds again; the harness scores every
-  merged model once more.
+- **Merges** says whether the adapter folds into a floating-point base without changing the function. `in place`: the
+  method trains the base itself, and merging changes nothing. A merge into a quantized base rounds again; the harness
+  scores every merged model once more.
 - A paper without a version is the one that peft's implementation names; the formula, not the paper's text, is tested.
 - Parameters in addition to the defaults: for a method of peft, every field of its configuration class, under peft's own
   name or as `alpha`, `dropout` and `init`."""
