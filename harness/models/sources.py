@@ -359,8 +359,6 @@ def check(model_id: str, kind: str, attention: str = "eager") -> str | None:
     if scheme_of(model_id) == "gguf":
         if (reason := gguf_files.check()) is not None:
             return reason
-        if kind != "causal-lm":
-            return "a GGUF file is read as a causal language model; give a text task, such as sst2-text"
     found, name = config(model_id), short_name(model_id)
     if found is None:
         return None

@@ -372,3 +372,29 @@ def test_a_cell_is_scored_as_its_gguf_file(bench: Bench) -> None:
     assert metrics["base_disk_bytes"]["value"] == file.stat().st_size == facts["file_bytes"]
     assert 0.01 < metrics["layer_error_mean"]["value"] < 0.2
     assert metrics["before_quantization_accuracy"]["n"] == metrics["accuracy"]["n"] == 8
+
+
+def test_a_gguf_file_classifies_with_a_fresh_head(bench: Bench) -> None:
+    write(bench.root / "tiny.gguf", kind="Q8_0")
+    (bench.root / "tasks" / "data").mkdir(parents=True)
+    rows = "".join(f"row {n},{'ab'[n % 2]}\n" for n in range(40))
+    (bench.root / "tasks" / "data" / "rows.csv").write_text(f"text,class\n{rows}", encoding="utf-8")
+    (bench.root / "tasks" / "rows.yaml").write_text(
+        "{name: rows, version: 1, summary: two classes, kind: sequence-classification, licence: own,"
+        " source: {files: {train: data/rows.csv}}, splits: {train: {from: train}, test: {from: train, hold_out: 8}},"
+        " prompt: '{text}', label: class, labels: [a, b]}",
+        encoding="utf-8",
+    )
+    path = bench.write(
+        models=["gguf:tiny.gguf"],
+        methods=["lora", "ls-unllama"],
+        quantization=["none"],
+        tasks=[{"name": "rows"}],
+        probes={"latency_repeats": 0},
+    )
+    done = bench("run", str(path))
+    assert [r["outcome"]["status"] for r in bench.records()] == ["ok", "ok"], done.stdout + done.stderr
+    for record in bench.records():
+        facts = record["environment"]["facts"]
+        assert facts["loading"]["head"] == "drawn from the seed"
+        assert facts["weights_from"]["sha256"] == gguf_files.file_digest(bench.root / "tiny.gguf")
