@@ -356,9 +356,8 @@ def check(model_id: str, kind: str, attention: str = "eager") -> str | None:
     Args:
         attention: what the sweep asks for.
     """
-    if scheme_of(model_id) == "gguf":
-        if (reason := gguf_files.check()) is not None:
-            return reason
+    if scheme_of(model_id) == "gguf" and (reason := gguf_files.check()) is not None:
+        return reason
     found, name = config(model_id), short_name(model_id)
     if found is None:
         return None
