@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from multiprocessing import connection
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
@@ -29,6 +29,21 @@ STARTS = 5
 """Attempts at starting a worker whose template is killed each time."""
 DEFAULTS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """Variables of the workers: a spinning thread pool takes time from its neighbours."""
+
+READ_AT_IMPORT = (
+    "HF_",
+    "HUGGINGFACE_",
+    "TRANSFORMERS_",
+    "TORCH",
+    "PYTORCH_",
+    "CUDA_",
+    "OMP_",
+    "MKL_",
+    "LD_",
+    "PYTHON",
+    "BNB_",
+)
+"""Variables that take effect while libraries are imported or loaded begin so."""
 
 
 def leases(
@@ -53,9 +68,33 @@ def leases(
     return found, min(workers or 1, possible)
 
 
-def _run(job_file: str, channel: connection.Connection, work: str) -> None:
-    """In the forked process; what is imported there is free because the template has it."""
+def _run(job_file: str, channel: connection.Connection, work: str, environ: dict[str, str]) -> None:
+    """In the forked process; what is imported there is free because the template has it.
+
+    Args:
+        environ: variables of the driver now. The template has those of the driver's first run.
+    """
+    os.environ.clear()
+    os.environ.update(environ)
     entry(job_file, channel, work)
+
+
+_template: dict[str, str] = {}
+"""What the template of this process was started with: variables that libraries read at import, and its modules."""
+
+
+def _renew_template(environ: Mapping[str, str], preload: list[str]) -> None:
+    """Keep the template of an earlier run of this process (a notebook has many) if it is what a new one would be.
+
+    Otherwise it ends here, and the next start makes another one.
+    """
+    wanted = {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT)}
+    wanted["preload"] = " ".join(preload)
+    if _template and wanted != _template:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way; does nothing where none runs
+    _template.clear()
+    _template.update(wanted)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
 
 
 @contextlib.contextmanager
@@ -93,7 +132,7 @@ class LocalExecutor:
         self.neighbours = (at_once or len(leases)) - 1
         self._work = work
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(preload))
+        self._preload = list(preload)
         self._running: dict[int, tuple[Job, ForkServerProcess | OutsideProcess, connection.Connection]] = {}
 
     def start(self, job: Job) -> None:
@@ -114,19 +153,23 @@ class LocalExecutor:
         Raises:
             UserError: the templates end again and again.
         """
-        for _ in range(STARTS):
-            process = self._context.Process(
-                target=_run,
-                args=(job_file, channel, self._work),
-                name=f"cell-{job.label}",
-                daemon=job.ranks == 1,  # a daemon may have no processes of its own, and a cell's ranks are such
-            )
-            try:
-                with _without_main(), child_environment(**DEFAULTS):
-                    process.start()
-            except (EOFError, ConnectionError):  # the template was killed; the next start makes another one
-                continue
-            return process
+        with child_environment(**DEFAULTS):
+            environ = dict(os.environ)
+            if not self._running:
+                _renew_template(environ, self._preload)
+            for _ in range(STARTS):
+                process = self._context.Process(
+                    target=_run,
+                    args=(job_file, channel, self._work, environ),
+                    name=f"cell-{job.label}",
+                    daemon=job.ranks == 1,  # a daemon may have no processes of its own, and a cell's ranks are such
+                )
+                try:
+                    with _without_main():
+                        process.start()
+                except (EOFError, ConnectionError):  # the template was killed; the next start makes another one
+                    continue
+                return process
         raise UserError(
             f"the process that starts the workers was ended {STARTS} times",
             where=job.label,

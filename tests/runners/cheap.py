@@ -104,7 +104,11 @@ def work(job: Job, say: Say) -> None:
             "gpus": list(job.gpus),
             "neighbours": job.neighbours,
             "order": job.order,
-            "facts": {"batch": {"used": used, "out_of_memory": list(job.out_of_memory)}},
+            "facts": {
+                "batch": {"used": used, "out_of_memory": list(job.out_of_memory)},
+                "note": os.environ.get("CHEAP_NOTE"),
+                "template": os.getppid(),
+            },
             **more,
         },
         fingerprint=FINGERPRINT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -62,7 +63,12 @@ class Bench:
         )
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end."""
+        """Run the command line to its end: in this process, so that many tests share a template of the workers.
+
+        Where a test sets variables, a process of its own reads them from the start.
+        """
+        if not self.environ:
+            return in_process(self.root, self.environment, *arguments)
         return subprocess.run(
             self.command(*arguments),
             cwd=self.root,
@@ -80,6 +86,33 @@ class Bench:
     def outcomes(self) -> dict[str, str]:
         """Label to status of the stored records."""
         return {r["label"]: r["outcome"]["status"] for r in self.records()}
+
+
+def in_process(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, called as its console script calls it, with these variables in that folder."""
+    from peft_matrix import cli
+
+    place, variables, argv = os.getcwd(), dict(os.environ), sys.argv
+    streams = sys.stdout, sys.stderr
+    written = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in streams]
+    code: object = 0
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environ)
+        sys.argv = ["peft-matrix", *arguments]
+        sys.stdout, sys.stderr = written
+        cli.main()
+    except SystemExit as error:
+        code = error.code
+    finally:
+        sys.stdout, sys.stderr = streams
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(variables)
+        os.chdir(place)
+    out, err = (stream.buffer.getvalue().decode() for stream in written)  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(list(arguments), code if isinstance(code, int) else 0, out, err)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from harness.errors import UserError
@@ -272,9 +274,12 @@ def test_a_judge_that_is_silent_or_away_is_a_failed_metric(server: Any, monkeypa
         judged("http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY")
 
 
-def test_a_local_model_judges_in_a_separate_stage(bench: Bench) -> None:
+def test_a_local_model_judges_in_a_separate_stage(bench: Bench, tiny_model: Path) -> None:
+    judge = shutil.copytree(tiny_model, bench.root / "judge")
+    weights = load_file(judge / "model.safetensors")
+    save_file({name: -w for name, w in weights.items()}, judge / "model.safetensors", metadata={"format": "pt"})
     path = bench.write(
-        methods=["full"], evaluation={"batch_size": 8, "judge": {"model": "builtin:nano", "items": 4}, "merged": False}
+        methods=["full"], evaluation={"batch_size": 8, "judge": {"model": "./judge", "items": 4}, "merged": False}
     )
     done = bench("run", str(path))
     (record,) = bench.records()

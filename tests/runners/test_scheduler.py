@@ -401,3 +401,20 @@ def test_time_to_go_follows_the_pace_of_one_count() -> None:
         cell.hear(content, now)
         assert cell.eta_s(now) == (None if eta is None else pytest.approx(eta)), content
     assert (cell.pid, cell.text) == (7, "evaluate")
+
+
+def test_later_runs_share_a_template_and_see_new_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def facts(name: str) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir()
+        _, records = run(cheap.sweep_of(folder / "sweep.yaml", ["ok"]), folder)
+        return dict(records["ok"][0].environment["facts"])
+
+    monkeypatch.setenv("CHEAP_NOTE", "one")
+    one = facts("one")
+    monkeypatch.setenv("CHEAP_NOTE", "two")
+    two = facts("two")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # libraries of the template have read the old one
+    three = facts("three")
+    assert [f["note"] for f in (one, two, three)] == ["one", "two", "two"]
+    assert one["template"] == two["template"] != three["template"]
