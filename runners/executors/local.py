@@ -80,7 +80,7 @@ def _run(job_file: str, channel: connection.Connection, work: str, environ: dict
 
 
 _template: dict[str, str] = {}
-"""What the template of this process was started with: variables that libraries read at import, and its modules."""
+"""Start values of this process's template: variables that libraries read at import, and its modules."""
 
 
 def _renew_template(environ: Mapping[str, str], preload: list[str]) -> None:

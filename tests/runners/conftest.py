@@ -63,9 +63,9 @@ class Bench:
         )
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end: in this process, so that many tests share a template of the workers.
+        """Run a command to its end, in this process, so that many tests share a template of workers.
 
-        Where a test sets variables, a process of its own reads them from the start.
+        A test that sets variables gets a separate process, because libraries read some of them at import.
         """
         if not self.environ:
             return in_process(self.root, self.environment, *arguments)
