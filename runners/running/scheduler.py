@@ -280,7 +280,11 @@ class Scheduler:
             side_environment={"name": outside, "digest": environments.digest(outside)} if outside else {},
             python=str(python or ""),
             tools=environments.interpreters(self.workspace.cache),
-            others={at: name for point in (cell.common, *cell.further) for at, name in point.others.items()},
+            others={
+                at: sources.absolute(name)
+                for point in (cell.common, *cell.further)
+                for at, name in point.others.items()
+            },
             tuning=self.plan.tuning.get(cell.key, {}),
             keep=str(self._keep_at(cell) or ""),
             ingredients=tuple(self._part(part) for part in self._combined(cell)),

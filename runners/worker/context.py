@@ -109,7 +109,7 @@ class Context:
         panel: the meters around the stages; None where a stage is run without them.
         examples: what the method shows in front of every prompt of the cell's task, None where it shows nothing.
         held_out: language-modelling tasks whose texts are scored before and after adaptation.
-        model_stamps: size, times and inode of the model's files when their bytes were verified.
+        model_stamps: size, times and inode of the model's files when their bytes were verified, and their SHA-256.
         searched: what the method's search took, in time and data.
         train_rows: the training items with their right answers, encoded.
         loop_rows: what the training loop reads: the same, or what objective and recipe make of the items.
@@ -151,7 +151,7 @@ class Context:
     suite: Any = None
     examples: Examples | None = None
     held_out: list[Task] = field(default_factory=list)
-    model_stamps: dict[Path, list[int]] = field(default_factory=dict)
+    model_stamps: dict[Path, tuple[list[int], str]] = field(default_factory=dict)
     searched: Searched = field(default_factory=Searched)
     rank: Rank = field(default_factory=Rank)
 

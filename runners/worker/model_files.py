@@ -39,7 +39,7 @@ def verify(ctx: Context) -> None:
         return
     revision = files.files_digest(found, digests)
     ctx.facts["weights_sha256"] = files.weights_sha256(found, digests)
-    ctx.model_stamps = {path: stamp_of(path) for path in found.values()}
+    ctx.model_stamps = {path: (stamp_of(path), digests.of(path)) for path in found.values()}
     if revision != planned:
         raise CheckFailed(
             CHECK,
@@ -51,11 +51,13 @@ def verify(ctx: Context) -> None:
 def verify_unchanged(ctx: Context) -> None:
     """Later stages read the base again: it must still be the one that was verified.
 
+    A file whose times changed is read again: a hard link to it, which installers make, changes ``ctime`` alone.
+
     Raises:
         CheckFailed: ``model-files``: a file was replaced or removed while the cell ran.
     """
-    for path, stamp in ctx.model_stamps.items():
-        if not path.is_file() or stamp_of(path) != stamp:
+    for path, (stamp, sha256) in ctx.model_stamps.items():
+        if not path.is_file() or (stamp_of(path) != stamp and digest_file(path) != sha256):
             raise CheckFailed(CHECK, f"{path.name} of the model changed while the cell ran; run the sweep again")
 
 

@@ -603,6 +603,8 @@ def test_a_model_replaced_during_the_run_is_refused(tmp_path: Path, tiny_model: 
     ctx: Any = SimpleNamespace(job=job, path=str(folder), facts={}, model_stamps={}, model=None)
     model_files.verify(ctx)
     model_files.verify_unchanged(ctx)
+    os.link(folder / "model.safetensors", tmp_path / "another-name")  # changes the file's ctime, not its bytes
+    model_files.verify_unchanged(ctx)
     noise(folder)
     with pytest.raises(CheckFailed, match="changed while the cell ran"):
         model_files.verify_unchanged(ctx)
