@@ -181,6 +181,11 @@ class Setting:
     tokenizer: Any = None
     device: str = "cpu"
 
+    @property
+    def adamw(self) -> dict[str, Any]:
+        """Rate, betas and decay of the cell, as every AdamW takes them."""
+        return {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+
 
 class Method:
     """A fine-tuning method. Subclasses set ``declaration`` and override the hooks they need.

@@ -148,6 +148,11 @@ def freeze(model: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """Number of distinct parameters' elements (a tied tensor counts once)."""
     return sum(p.numel() for p in {id(p): p for p in parameters}.values())

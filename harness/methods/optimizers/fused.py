@@ -3,52 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from harness.methods.optimizers.base import Group, ParameterOptimizer, State
 
 DECAY = -0.8
 EPS_SQUARE, EPS_RMS = 1e-30, 1e-3
 """Adafactor's constants, which AdaLOMO keeps."""
 
 
-class FusedSGD(torch.optim.Optimizer):
-    """theta <- (1 - lr wd) theta - lr g, applied by a hook as soon as g is there; g is then dropped.
+class FusedSGD(ParameterOptimizer):
+    """theta <- (1 - lr wd) theta - lr g, applied inside the backward pass.
 
-    ``step`` does nothing: it is there for the schedule of the learning rate. To clip by the norm of all gradients a
-    first backward pass has to gather it, parameter by parameter (:meth:`gather`).
+    To clip by the norm of all gradients a first backward pass has to gather it, parameter by parameter.
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float = 0.0, clip: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, fused=True)
         self.clip = clip
         self._squares: torch.Tensor | None = None
         self._factor: torch.Tensor | float = 1.0
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(index))
-            for index, group in enumerate(self.param_groups)
-            for parameter in group["params"]
-        ]
 
-    def release(self) -> None:
-        """Take the hooks off: from now on gradients stay where they are, and nothing moves."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
-        @torch.no_grad()
-        def arrived(parameter: torch.Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            assert gradient is not None  # the hook is called when it was accumulated
-            if self._squares is not None:
-                self._squares += gradient.float().square().sum()
-            else:
-                group = self.param_groups[index]  # looked up now: accelerate replaces the groups once
-                self.update(parameter, gradient.float() * self._factor, group)
-
-        return arrived
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: Group) -> None:
+        if self._squares is not None:
+            self._squares += gradient.float().square().sum()
+        else:
+            self.update(parameter, gradient.float() * self._factor, group)
 
     def backward(self, loss: torch.Tensor) -> None:
         """One backward pass that updates every parameter; two, where gradients are clipped by their common norm."""
@@ -59,13 +42,10 @@ class FusedSGD(torch.optim.Optimizer):
             self._factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+    def update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: Group) -> None:
         """Move one parameter; the sum is made in float32 and rounded once."""
         moved = parameter.float() * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * gradient
         parameter.copy_(moved)
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # as torch's own
-        """Nothing: the backward pass has moved the parameters."""
 
 
 class FusedAdafactor(FusedSGD):
@@ -76,7 +56,7 @@ class FusedAdafactor(FusedSGD):
     Vectors keep an unfactored V.
     """
 
-    def update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+    def update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: Group) -> None:
         """Move one parameter."""
         state = self.state[parameter]
         state["step"] = state.get("step", 0) + 1
@@ -96,7 +76,7 @@ class FusedAdafactor(FusedSGD):
         parameter.copy_(weight * (1 - rate * group["weight_decay"]) - rate * scaled)
 
 
-def _mean(state: dict[str, Any], name: str, new: torch.Tensor, keep: float) -> torch.Tensor:
+def _mean(state: State, name: str, new: torch.Tensor, keep: float) -> torch.Tensor:
     state[name] = new if name not in state else state[name].lerp_(new, 1 - keep)
     mean: torch.Tensor = state[name]
     return mean

@@ -2,61 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.methods.optimizers.base import AdamOptimizer, Group, State
 
-class PrincipalAdamW(torch.optim.Optimizer):
+
+class PrincipalAdamW(AdamOptimizer):
     """AdamW (decoupled decay) whose states, and whose steps, are those of some entries of each matrix.
 
     A group with ``rank`` None has all entries of its parameters chosen.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        picture: int,
-        interval: int,
-    ) -> None:
-        common = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "picture": picture, "interval": interval}
-        super().__init__(params, {"lr": lr, "rank": None, **common})
+    def __init__(self, params: Iterable[Any], *, picture: int, interval: int, **common: Any) -> None:
+        super().__init__(params, picture=picture, interval=interval, **common)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
-        """One step over every parameter with a gradient."""
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
         state = self.state[parameter]
         steps = state.get("step", 0)
         if "index" not in state or (group["rank"] is not None and steps % group["interval"] == 0):
             self._choose(parameter, state, group)
-        state["step"] = steps = steps + 1
-        here = gradient.flatten()[state["index"]]
-        first, second = group["betas"]
-        state["exp_avg"].lerp_(here, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(here, here, value=1 - second)
-        corrected = math.sqrt(1 - second**steps) / (1 - first**steps)
-        step = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"]) * corrected
+        state["step"] = steps + 1
+        step = self._adam(state, gradient.flatten()[state["index"]], group)
         values = parameter.data.view(-1)
         kept = values[state["index"]] * (1 - group["lr"] * group["weight_decay"])
         values[state["index"]] = kept - group["lr"] * step
 
-    def _choose(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _choose(self, parameter: Tensor, state: State, group: Group) -> None:
         """New entries, with the states of those that were chosen before."""
         if group["rank"] is None:
             index = torch.arange(parameter.numel(), device=parameter.device)

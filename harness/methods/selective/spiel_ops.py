@@ -133,7 +133,7 @@ def grow(module: Any, given_up: Tensor, candidates: Tensor, scores: Tensor) -> t
     return candidates[free], free
 
 
-class SparseSM3(torch.optim.Optimizer):
+class SparseSM3(ParameterOptimizer):
     """SM3 (arXiv:1901.11150, algorithm 2) on the entries of layers: state rows + columns instead of an entry each.
 
     ``v_ij = min(row_i, column_j) + g_ij^2``, the step is ``lr g / sqrt(v)``, and row and column become the largest v of
@@ -143,17 +143,10 @@ class SparseSM3(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "layer": None})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
-        """One step over every parameter with a gradient."""
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    mass = self._mass(parameter, parameter.grad, group["layer"])
-                    parameter.sub_(group["lr"] * parameter.grad / mass.sqrt().clamp(min=1e-12))
-        return loss
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        mass = self._mass(parameter, gradient, group["layer"])
+        parameter.sub_(group["lr"] * gradient / mass.sqrt().clamp(min=1e-12))
 
     def _mass(self, parameter: Tensor, gradient: Tensor, layer: Any) -> Tensor:
         state = self.state[parameter]
