@@ -251,7 +251,7 @@ class LayerwiseDecay(Full):
             {"params": group, "lr": s.learning_rate * self.params["decay"] ** depth}
             for depth, group in sorted(self.depths(model).items())
         ]
-        return torch.optim.AdamW(groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        return torch.optim.AdamW(groups, **s.adamw)
 
     def depths(self, model: nn.Module) -> dict[int, list[nn.Parameter]]:
         """Trainable parameters by their distance from the output."""

@@ -148,7 +148,7 @@ def freeze(model: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
+def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that train, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

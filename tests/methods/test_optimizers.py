@@ -16,14 +16,15 @@ from harness.methods.optimizers.fused import FusedAdafactor, FusedSGD
 from harness.methods.optimizers.lora_optimizers import pairs, refactorize
 from harness.methods.optimizers.projected import ProjectedAdamW, back, project, projector
 from harness.methods.optimizers.projected_variants import (
+    ApolloAdamW,
     EightBitProjectedAdamW,
     LazyProjectedAdamW,
     NaturalProjectedAdamW,
     RowNormalisedAdamW,
     TwoSidedAdamW,
     natural,
+    random_projection,
 )
-from harness.methods.optimizers.scaled import ApolloAdamW, random_projection
 from tests.methods.tiny import CAUSAL, CLASSIFIER, attached, base, batch, llama, made, train
 
 SHAPES = [(8, 20), (20, 8)]

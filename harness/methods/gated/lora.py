@@ -11,7 +11,7 @@ from harness.errors import Unsupported
 from harness.methods.base import Batch, Setting
 from harness.methods.budget import search_length
 from harness.methods.delta import WeightDelta, parameter
-from harness.methods.modules import TENSORS_FILE, Linear, classifier, no_module, targeted
+from harness.methods.modules import TENSORS_FILE, Linear, classifier, no_module, targeted, trainable
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -168,12 +168,11 @@ def bilevel(
     head = classifier(model)
     before = copy.deepcopy(head.state_dict()) if head is not None else {}
     method.attach(model)
-    factors = [p for p in model.parameters() if p.requires_grad]
+    factors = trainable(model)
     logits = nn.Parameter(torch.zeros(max(gates.values()) + 1, device=factors[0].device))
     number = {id(model.get_submodule(name)): index for name, index in gates.items()}
     method.gate = lambda module: method.opening(logits)[number[id(module)]]
-    s = method.setting
-    inner = torch.optim.AdamW(factors, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+    inner = torch.optim.AdamW(factors, **method.setting.adamw)
     outer = torch.optim.Adam([logits], lr=float(method.params["gate_rate"]))
     training_mode = model.training
     model.eval()

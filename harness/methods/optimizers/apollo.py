@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods.base import Declaration
 from harness.methods.baselines import Full
-from harness.methods.budget import gap, never_renewed
-from harness.methods.optimizers.galore import PAPER_GAP, block_matrices, low_rank_row
+from harness.methods.budget import never_renewed
+from harness.methods.optimizers.galore import low_rank_row, projected_adamw
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -39,20 +39,8 @@ class Apollo(Full):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Our own: pytorch-optimizer 4.1 scales the projected gradient, so that its step stays in a random subspace."""
-        from harness.methods.optimizers.scaled import ApolloAdamW
-
-        matrices, others = block_matrices(model)
-        s, p = self.setting, self.params
-        return ApolloAdamW(
-            [{"params": matrices, "rank": int(p["rank"])}, {"params": others, "rank": None}],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
-            update_gap=gap(p["update_gap"], PAPER_GAP, s.steps),
-            scale=float(p["scale"]),
-            per_channel=self.per_channel,
-            seed=s.seed,
-        )
+        own = {"per_channel": self.per_channel, "seed": self.setting.seed}
+        return projected_adamw(model, self.params, self.setting, "ApolloAdamW", **own)
 
 
 class ApolloMini(Apollo):

@@ -1,4 +1,4 @@
-"""Base of this project's own optimizers: the loop over parameters, updates inside the backward pass, and Adam's step."""
+"""Base of this project's own optimizers: the loop over parameters, updates in the backward pass, and Adam's step."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class AdamOptimizer(ParameterOptimizer):
     def _adam(self, state: State, gradient: Tensor, group: Group, *, projected: bool = False) -> Tensor:
         """Adam's step at rate 1, its bias corrected, after ``state["step"]`` gradients with this one."""
         exp_avg, exp_avg_sq = self._moments(state, gradient, group["betas"], projected=projected)
-        return exp_avg / (exp_avg_sq.sqrt() + group["eps"]) * correction(state["step"], group["betas"])
+        step: Tensor = exp_avg / (exp_avg_sq.sqrt() + group["eps"])
+        return step * correction(state["step"], group["betas"])
 
     def _moments(
         self, state: State, gradient: Tensor, betas: tuple[float, float], *, projected: bool

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.methods.base import Declaration
 from harness.methods.baselines import Full
+from harness.methods.modules import trainable
 from harness.methods.optimizers.galore import lacks, low_rank_row
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -38,11 +39,7 @@ class AdamW8bit(Full):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """bitsandbytes' AdamW over everything that trains."""
-        s = self.setting
-        trained = [p for p in model.parameters() if p.requires_grad]
-        made: torch.optim.Optimizer = self._class()(
-            trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
-        )
+        made: torch.optim.Optimizer = self._class()(trainable(model), **self.setting.adamw)
         return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,9 +46,9 @@ class LowRankStates(Full):
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW whose states are projected for the matrices of the blocks."""
-        self._optimizer: Any = projected_adamw(model, self.params, self.setting, self.optimizer_class, own=self.own)
-        made: torch.optim.Optimizer = self._optimizer
-        return made
+        own = {name: self.params[name] for name in self.own}
+        layerwise = self.whole_steps
+        return projected_adamw(model, self.params, self.setting, self.optimizer_class, layerwise=layerwise, **own)
 
     @property
     def whole_steps(self) -> bool:
@@ -74,35 +74,27 @@ class LowRankStates(Full):
 
 
 def projected_adamw(
-    model: nn.Module,
-    params: Mapping[str, Any],
-    setting: Setting,
-    optimizer_class: str = "ProjectedAdamW",
-    *,
-    own: Sequence[str] = (),
+    model: nn.Module, params: Mapping[str, Any], setting: Setting, kind: str = "ProjectedAdamW", **own: Any
 ) -> torch.optim.Optimizer:
     """An optimizer over the whole model whose states are projected for the matrices of the blocks.
 
     Args:
         model: the model.
-        params: ``rank``, ``update_gap``, ``scale``, and those in ``own``.
+        params: ``rank``, ``update_gap``, ``scale``; may be more.
         setting: learning rate, betas and weight decay.
-        optimizer_class: of :mod:`harness.methods.optimizers.projected` or ``projected_variants``.
-        own: parameters of this class in addition to GaLore's.
+        kind: class of :mod:`harness.methods.optimizers.projected` or ``projected_variants``.
+        own: arguments of this class in addition to GaLore's.
     """
     from harness.methods.optimizers import projected, projected_variants
 
-    made: Any = getattr(projected_variants, optimizer_class, None) or getattr(projected, optimizer_class)
+    made: Any = getattr(projected_variants, kind, None) or getattr(projected, kind)
     matrices, others = block_matrices(model)
     optimizer: torch.optim.Optimizer = made(
         [{"params": matrices, "rank": int(params["rank"])}, {"params": others, "rank": None}],
-        lr=setting.learning_rate,
-        betas=setting.betas,
-        weight_decay=setting.weight_decay,
+        **setting.adamw,
         update_gap=gap(params["update_gap"], PAPER_GAP, setting.steps),
         scale=float(params["scale"]),
-        layerwise=bool(params.get("layerwise", False)),
-        **{name: params[name] for name in own},
+        **own,
     )
     return optimizer
 
@@ -243,9 +235,7 @@ class Fira(LowRankStates):
         groups: list[dict[str, Any]] = [{"params": low, **projected}, {"params": rest}]
         made: torch.optim.Optimizer = PackageFira(
             [g for g in groups if g["params"]],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
+            **s.adamw,
             eps=1e-8,
         )
         return made

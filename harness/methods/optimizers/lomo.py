@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods.base import Batch, Declaration
 from harness.methods.baselines import Full
+from harness.methods.modules import trainable
 from harness.methods.optimizers.galore import low_rank_row
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -34,7 +35,7 @@ class Lomo(Full):
         s = self.setting
         made: Any = getattr(fused, self.optimizer_class)
         self._optimizer = made(
-            [p for p in model.parameters() if p.requires_grad],
+            trainable(model),
             lr=s.learning_rate,
             weight_decay=s.weight_decay,
             clip=float(self.params["clip"]),

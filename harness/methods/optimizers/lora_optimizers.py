@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.errors import UserError
 from harness.methods.base import Declaration
 from harness.methods.budget import gap, never_renewed
+from harness.methods.modules import trainable
 from harness.methods.optimizers.galore import lacks
 from harness.methods.peft.method import PeftMethod
 from harness.methods.peft.table import derived
@@ -86,9 +87,7 @@ class GradNormLoRP(OwnOptimizer):
             made = variants.EightBitRowNormalisedAdamW if p["bits"] == 8 else variants.RowNormalisedAdamW
         return made(
             [{"params": factors, "rank": int(p["projected_rank"])}, {"params": others, "rank": None}],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
+            **s.adamw,
             update_gap=gap(p["update_gap"], PAPER_GAP, s.steps),
             scale=float(p["scale"]),
         )
@@ -114,11 +113,7 @@ class RefactorizedLora(OwnOptimizer):
         """The protocol's AdamW; kept, because its states are reset."""
         import torch
 
-        s = self.setting
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(trainable(model), **self.setting.adamw, fused=True)
         return self._optimizer
 
     def on_step(self, model: nn.Module, step: int) -> None:

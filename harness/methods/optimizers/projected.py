@@ -16,8 +16,8 @@ class ProjectedAdamW(AdamOptimizer):
 
     P has the first ``rank`` singular vectors of the gradient of the smaller side, recomputed every ``update_gap``
     steps; the states stay. The step is scale * P N (or N P^T), N being Adam's normalised step in the subspace. A
-    parameter whose smaller side does not exceed the rank, or with ``rank`` None, has plain AdamW. With ``layerwise`` the
-    update is made inside the backward pass.
+    parameter whose smaller side does not exceed the rank, or with ``rank`` None, has plain AdamW. With ``layerwise``
+    the update is made inside the backward pass.
     """
 
     def __init__(

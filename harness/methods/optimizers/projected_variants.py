@@ -82,7 +82,7 @@ class LazyProjectedAdamW(EightBitProjectedAdamW):
 
     def _renew(self, state: State, gradient: Tensor, group: Group) -> None:
         new = projector(gradient, group["rank"])
-        gap = state.setdefault("gap", group["update_gap"])
+        gap: Any = state.setdefault("gap", group["update_gap"])
         if "projector" in state:
             state["alike"] = [*state.get("alike", []), self._likeness(state, new)][-self.patience :]
             if len(state["alike"]) == self.patience and sum(state["alike"]) / self.patience >= self.threshold:

@@ -9,7 +9,7 @@ from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP
 from harness.methods.budget import search_length
-from harness.methods.modules import output_head
+from harness.methods.modules import output_head, trainable
 from harness.methods.selective.sparse import SparseInPlace
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -94,8 +94,7 @@ class Grafting(SparseInPlace):
         import torch
 
         s = self.setting
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.SGD(trained, lr=s.learning_rate, weight_decay=s.weight_decay)
+        return torch.optim.SGD(trainable(model), lr=s.learning_rate, weight_decay=s.weight_decay)
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Learn the mask, graft, and see that nothing else differs from the base."""

@@ -13,7 +13,7 @@ import numpy as np
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP, InPlace
-from harness.methods.modules import TENSORS_FILE, classifier, count, freeze, linears
+from harness.methods.modules import TENSORS_FILE, classifier, count, freeze, linears, trainable
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -97,9 +97,8 @@ class GreenTrainer(InPlace):
 
         if int(self.params["selections"]) == 1:
             return None
-        s = self.setting
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        trained = trainable(model)
+        self._optimizer = torch.optim.AdamW(trained, **self.setting.adamw)
         return self._optimizer
 
     def select(self, model: nn.Module, step: int) -> None:
@@ -162,7 +161,7 @@ class GreenTrainer(InPlace):
         import torch
 
         weights = [weight_of(model, name) for name in names]
-        free = [p for p in model.parameters() if p.requires_grad]
+        free = trainable(model)
         freeze(model)
         for weight in weights:
             weight.requires_grad_(True)

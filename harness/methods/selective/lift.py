@@ -60,15 +60,12 @@ class LIFT(InPlace):
 
         head = classifier(model)
         heads: list[Any] = list(head.parameters()) if head is not None else []
-        s = self.setting
         return PrincipalAdamW(
             [
                 {"params": list(self.chosen(model)), "rank": int(self.params["rank"])},
                 *([{"params": heads, "rank": None}] if heads else []),
             ],
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
+            **self.setting.adamw,
             picture=int(self.params["picture"]),
             interval=int(self.params["interval"]),
         )

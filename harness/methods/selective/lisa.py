@@ -46,10 +46,7 @@ class Lisa(Full):
         """AdamW over everything; what is asleep has no gradient, so it is left out of the step."""
         import torch
 
-        s = self.setting
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(model.parameters(), **self.setting.adamw)
         return self._optimizer
 
     def select(self, model: nn.Module, step: int) -> None:

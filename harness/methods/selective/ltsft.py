@@ -59,12 +59,9 @@ class LotteryTicket(SparseInPlace):
         """AdamW, which forgets its states at the turn."""
         import torch
 
-        s = self.setting
         self._masks: dict[str, torch.Tensor] = {}
         self._head = {n: model.get_parameter(n).detach().clone() for n in self.head_names(model)}
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(model.parameters(), **self.setting.adamw)
         return self._optimizer
 
     def select(self, model: nn.Module, step: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.methods import bases
 from harness.methods.base import Declaration
 from harness.methods.delta import ADAPTS, MERGE_REFUSES, REFUSES, WeightDelta, device_of, parameter
-from harness.methods.modules import TENSORS_FILE, Linear, load_tensors, narrow
+from harness.methods.modules import TENSORS_FILE, Linear, load_tensors, narrow, trainable
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -175,9 +175,7 @@ class SpIELAG(_SpIEL):
         """AdamW."""
         import torch
 
-        s = self.setting
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        return torch.optim.AdamW(trainable(model), **self.setting.adamw)
 
     def select(self, model: nn.Module, step: int) -> None:
         """Watch the gradients of the steps just before a choice."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from harness.methods.lowrank.factors import whole
+from harness.methods.optimizers.base import Group, ParameterOptimizer
 
 
 def scattered(module: Any) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration
+from harness.methods.modules import trainable
 from harness.methods.zeroth_order.mezo import Mezo, ZerothOrderStep, by_block, row
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -143,10 +144,8 @@ class ZoAdam(Mezo):
         """AdamW, stepped here; when the loop steps it there are no gradients, and it does nothing."""
         import torch
 
-        s = self.setting
         super().optimizer(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay)
+        self._optimizer = torch.optim.AdamW(trainable(model), **self.setting.adamw)
         return self._optimizer
 
     def update(self, step: ZerothOrderStep, rho: float) -> None:
@@ -295,7 +294,7 @@ class ZoHybrid(Mezo):
         """The upper part's gradient and the lower part's slope at the same point; then the lower part moves."""
         import torch
 
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = trainable(model)
         lower = [p for p in trained if id(p) not in self._upper]
         for parameter in lower:
             parameter.requires_grad_(False)

@@ -17,6 +17,7 @@ from harness.digests import without_later
 from harness.errors import UserError, did_you_mean
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method
+from harness.methods.modules import trainable
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -203,7 +204,7 @@ class Mezo(Method):
         import torch
 
         self._step = 0
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = trainable(model)
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=self.setting.learning_rate)
         return self._optimizer
 
@@ -226,7 +227,7 @@ class Mezo(Method):
         """Estimate and update; returns the mean of the losses."""
         import torch
 
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = trainable(model)
         number = int(self.params.get("directions", 1))
         if number == 1:
             step = ZerothOrderStep(model, batch, trained, seed, rate, self.mask(trained, seed))
