@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -158,7 +158,12 @@ _WEAK = 10.0  # splits this much weaker are kept until their neighbours are know
 
 
 def change_points(
-    series: ArrayLike, *, alpha: float = 0.001, min_segment: int = 3, relative_floor: float = 0.0
+    series: ArrayLike,
+    *,
+    alpha: float = 0.001,
+    min_segment: int = 3,
+    relative_floor: float = 0.0,
+    ratio: bool = False,
 ) -> list[ChangePoint]:
     """Change points of a series, oldest value first: E-divisive with a t test for the permutations.
 
@@ -173,23 +178,33 @@ def change_points(
         alpha: largest p value of a change.
         min_segment: fewest values between two changes, at least 2.
         relative_floor: smallest change worth reporting, as a fraction of the level before.
+        ratio: test logarithms, and give geometric means; for seconds, bytes and joules, whose spread is skewed.
 
     Raises:
-        ValueError: empty, NaN, or a ``min_segment`` below 2.
+        ValueError: empty, NaN, a ``min_segment`` below 2, or, for ratios, a value that is not positive.
     """
     data = vector(series, "series")
+    if ratio:
+        if data.min() <= 0:
+            raise ValueError("change_points: ratios need positive values")
+        data = np.log(data)
     weak = min(0.5, _WEAK * fraction(alpha, "alpha"))
     if min_segment < 2:
         raise ValueError(f"min_segment must be at least 2 for a t test, not {min_segment}")
     splits = sorted(_split(data, _distance_sums(data), 0, len(data), min_segment, weak))
     while True:
         points = _points(data, splits)
-        kept = [point for point in points if point.p <= alpha and _large_enough(point, relative_floor)]
+        kept = [point for point in points if point.p <= alpha and _large_enough(point, relative_floor, ratio)]
         if len(kept) == len(points):
-            return points
+            return [_as_values(point) for point in points] if ratio else points
         # changes too small to matter go first; among equals the least sure
-        dropped = max(points, key=lambda point: (not _large_enough(point, relative_floor), point.p, point.index))
+        dropped = max(points, key=lambda p: (not _large_enough(p, relative_floor, ratio), p.p, p.index))
         splits = [index for index in splits if index != dropped.index]
+
+
+def _as_values(point: ChangePoint) -> ChangePoint:
+    """A point of logarithms in the unit of the series."""
+    return replace(point, before=math.exp(point.before), after=math.exp(point.after))
 
 
 def any_split(series: Sequence[Sequence[float]], *, alpha: float = 0.001, min_segment: int = 3) -> NDArray[np.bool_]:
@@ -220,8 +235,9 @@ def any_split(series: Sequence[Sequence[float]], *, alpha: float = 0.001, min_se
     return out
 
 
-def _large_enough(point: ChangePoint, relative_floor: float) -> bool:
-    return abs(point.after - point.before) >= relative_floor * abs(point.before)
+def _large_enough(point: ChangePoint, relative_floor: float, ratio: bool) -> bool:
+    least = math.log1p(relative_floor) if ratio else relative_floor * abs(point.before)
+    return abs(point.after - point.before) >= least
 
 
 def _points(data: Floats, splits: list[int]) -> list[ChangePoint]:

@@ -52,6 +52,10 @@ def all_cells_a_point_worse(values: Values) -> None:
     lose_items(values["accuracy"], slice(None), slice(-1, None), 1)
 
 
+def all_cells_three_half_points_worse(values: Values) -> None:
+    lose_items(values["accuracy"], slice(None), slice(-1, None), 1.5)
+
+
 def all_cells_three_per_cent_slower(values: Values) -> None:
     values["step_ms"][:, -1] *= 1.03
 
@@ -66,13 +70,20 @@ def past_spike(values: Values) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """The simulated change, whether the newest night runs in a new environment, and the expected finding."""
+    """The simulated change and the expected finding.
+
+    Attributes:
+        new_environment: how many of the newest nights ran in a new environment.
+        night_sd: common effect of a night on times.
+        nights: in the history, the newest ones of those drawn.
+    """
 
     name: str
     plant: Callable[[Values], None] | None
-    new_environment: bool
+    new_environment: int
     found: Callable[[Report], bool] | None
     night_sd: float = 0.004
+    nights: int = NIGHTS
 
 
 def in_cell(metric: str) -> Callable[[Report], bool]:
@@ -84,25 +95,42 @@ def in_matrix(metric: str) -> Callable[[Report], bool]:
 
 
 CASES = (
-    Case("nothing", None, False, None),
-    Case("nothing, new environment", None, True, None),
+    Case("nothing", None, 0, None),
+    Case("nothing, new environment", None, 1, None),
     *(
-        Case(f"nothing, nights differ by {100 * sd:.0f} % in time", None, False, None, sd)
+        Case(f"nothing, nights differ by {100 * sd:.0f} % in time", None, 0, None, sd)
         for sd in (0.01, 0.02, 0.03, 0.05)
     ),
-    Case("spike ten nights ago", past_spike, False, None),
-    Case("one cell 15 % slower", one_cell_slower, False, in_cell("step_ms")),
-    Case("one cell 3 % more memory", one_cell_more_memory, False, in_cell("cuda_allocated_peak_bytes")),
-    Case("one cell 8 points worse", one_cell_worse, False, in_cell("accuracy")),
-    Case("one cell drifts 12 % slower", slow_drift, False, in_cell("step_ms")),
-    Case("all cells 1 point worse", all_cells_a_point_worse, False, in_matrix("accuracy")),
-    Case("all cells 1 point worse, new environment", all_cells_a_point_worse, True, in_matrix("accuracy")),
-    Case("all cells 3 % slower", all_cells_three_per_cent_slower, False, in_matrix("step_ms")),
-    Case("all cells 3 % slower, new environment", all_cells_three_per_cent_slower, True, in_matrix("step_ms")),
+    *(
+        Case(f"nothing, {nights} nights that differ by {100 * sd:.0f} % in time", None, 0, None, sd, nights)
+        for nights in (2, 3)
+        for sd in (0.01, 0.03, 0.05)
+    ),
+    Case("nothing, two nights, the second in a new environment, 5 % in time", None, 1, None, 0.05, 2),
+    Case("spike ten nights ago", past_spike, 0, None),
+    Case("one cell 15 % slower", one_cell_slower, 0, in_cell("step_ms")),
+    Case("one cell 3 % more memory", one_cell_more_memory, 0, in_cell("cuda_allocated_peak_bytes")),
+    Case("one cell 8 points worse", one_cell_worse, 0, in_cell("accuracy")),
+    Case("one cell drifts 12 % slower", slow_drift, 0, in_cell("step_ms")),
+    Case("all cells 1 point worse", all_cells_a_point_worse, 0, in_matrix("accuracy")),
+    Case("all cells 1 point worse, new environment", all_cells_a_point_worse, 1, in_matrix("accuracy")),
+    Case("all cells 1 point worse, two nights", all_cells_a_point_worse, 0, in_matrix("accuracy"), nights=2),
+    Case(
+        "all cells 1.5 points worse, two nights", all_cells_three_half_points_worse, 0, in_matrix("accuracy"), nights=2
+    ),
+    Case(
+        "all cells 1 point worse, five nights after a new environment",
+        all_cells_a_point_worse,
+        6,
+        in_matrix("accuracy"),
+    ),
+    Case("all cells 3 % slower", all_cells_three_per_cent_slower, 0, in_matrix("step_ms")),
+    Case("all cells 3 % slower, new environment", all_cells_three_per_cent_slower, 1, in_matrix("step_ms")),
 )
 
 
-def as_history(values: Values, new_environment: bool) -> History:
+def as_history(values: Values, new_environment: int, nights: int = NIGHTS) -> History:
+    """A history of the newest ``nights``, the last ``new_environment`` of them in a new environment."""
     series = []
     for metric, table in values.items():
         for cell, row in enumerate(table):
@@ -111,10 +139,11 @@ def as_history(values: Values, new_environment: bool) -> History:
                     f"2026-01-{night + 1:02d}T00:00:00+00:00",
                     f"{metric} {cell} {night}",
                     float(value),
-                    "new" if new_environment and night == NIGHTS - 1 else "old",
+                    "new" if night >= NIGHTS - new_environment else "old",
                     ITEMS if metric == "accuracy" else None,
                 )
                 for night, value in enumerate(row)
+                if night >= NIGHTS - nights
             )
             series.append(Series(f"key {cell}", f"cell {cell}", metric, "model", points))
     return History(tuple(series), {}, ENVIRONMENTS, {})
@@ -136,7 +165,7 @@ def measure(case: Case, rounds: int = ROUNDS) -> dict[str, str]:
         values = quiet(np.random.default_rng([number, 17]), case.night_sd)
         if case.plant is not None:
             case.plant(values)
-        report = detect(as_history(values, case.new_environment))
+        report = detect(as_history(values, case.new_environment, case.nights))
         hits += case.found is not None and case.found(report)
         cells, pooled = wrong(case, report)
         per_cell, per_matrix = per_cell + cells, per_matrix + pooled
@@ -150,7 +179,7 @@ def measure(case: Case, rounds: int = ROUNDS) -> dict[str, str]:
     return {
         "planted": case.name,
         "found": rate(hits) if case.found else "–",
-        "with the right suspect": rate(suspected) if case.found and case.new_environment else "–",
+        "with the right suspect": rate(suspected) if case.found and case.new_environment == 1 else "–",
         "nights with a false cell alarm": "–" if whole else rate(per_cell),
         "nights with a false matrix alarm": "–" if whole else rate(per_matrix),
     }

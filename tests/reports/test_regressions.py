@@ -36,7 +36,7 @@ def night(root: Path, number: int, *, cells: int = 12, environment: dict[str, An
         record, data = ok_record(
             cell(f"m{index}"),
             environment=environment,
-            fingerprint=("a" if environment is OLD else "b") * 64,
+            fingerprint=("b" if environment is NEW else "a") * 64,
             finished=f"2026-01-{number:02d}T00:00:00+00:00",
             step_ms=10 + index + fields.get("slower", 0) * (index == 0) + rng.normal(0, 0.05),
             accuracy=0.6 + 0.02 * index - fields.get("worse", 0),
@@ -200,9 +200,60 @@ def test_a_common_night_effect_is_no_shift_of_the_matrix(sd: float) -> None:
     alarms = 0
     for number in range(20):
         values = quiet(np.random.default_rng([number, 5]), sd)
-        report = detect(as_history(values, new_environment=False), drift=False)
+        report = detect(as_history(values, 0), drift=False)
         alarms += any(f.metric == "step_ms" for f in (*report.pooled, *report.improvements) if hasattr(f, "pairs"))
     assert alarms <= 2, "a shift within the spread of the nights before"
+
+
+def test_two_nights_cannot_show_a_shift_of_all_times() -> None:
+    """A night's load slows all cells at once, and with one night before its spread is not known."""
+    undecided = 0
+    for number in range(20):
+        values = quiet(np.random.default_rng([number, 6]), 0.05)
+        report = detect(as_history(values, 0, nights=2))
+        assert not [f for f in (*report.pooled, *report.improvements) if f.metric == "step_ms"]
+        undecided += [f.metric for f in report.undecided] == ["step_ms"]
+    assert undecided > 5, "it is named, without an alarm"
+    assert "Perhaps only the load of one night" in to_markdown(report)
+    assert report.as_json()["undecided"][0]["metric"] == "step_ms"
+
+
+def test_a_drop_long_after_a_change_of_environment_is_found() -> None:
+    values = quiet(np.random.default_rng(11))
+    values["accuracy"][:, -1] -= 0.02
+    (found,) = detect(as_history(values, 6), drift=False).pooled
+    assert (found.metric, found.kind, found.pairs) == ("accuracy", "night", 40)
+    assert found.low < -0.02 < found.high
+
+
+def test_times_with_a_skewed_spread_raise_no_drift() -> None:
+    rng = np.random.default_rng(3)
+    table = 10 * np.exp(rng.normal(0, 1, (60, 40)))
+    series = []
+    for cell_, row in enumerate(table):
+        points = tuple(SeriesPoint(f"2026-01-{i:02d}", f"{cell_} {i}", float(v), "a") for i, v in enumerate(row))
+        series.append(Series(str(cell_), str(cell_), "step_ms", "m", points))
+    report = detect(History(tuple(series), {}, {}, {}))
+    assert [f for f in (*report.cells, *report.improvements) if f.kind == "drift"] == []
+
+
+def test_a_commit_is_a_suspect_without_cutting_the_series(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        night(tmp_path, number)
+    night(tmp_path, 4, environment={**OLD, "harness": {"commit": "f" * 40}}, worse=0.03)
+    report = analyze.look(str(tmp_path))
+    (found,) = [f for f in report.pooled if f.metric == "accuracy"]
+    assert (found.kind, report.environment_changes) == ("night", [])
+    assert f"commit of peft-matrix 0123456789ab → {'f' * 12}" in found.suspects
+
+
+def test_records_without_a_date_have_no_order(tmp_path: Path) -> None:
+    for accuracy in (0.9, 0.3):
+        Store(tmp_path).append(*ok_record(cell("m0"), accuracy=accuracy, finished=""))
+    report = analyze.look(str(tmp_path))
+    assert not report.alarmed
+    assert report.looked_at["records_without_a_date"] == 2
+    assert "2 records do not say when they were made" in to_markdown(report)
 
 
 def test_regressions_json_and_exit_code_on_worse(tmp_path: Path) -> None:
@@ -244,7 +295,7 @@ def test_missing_numbers_alert_until_a_decision(tmp_path: Path) -> None:
     assert after == {"m0", "m2"}
 
 
-pytestmark = pytest.mark.skipif(
+needs_runs = pytest.mark.skipif(
     not RUNS.is_dir(), reason="the published runs are not on this machine (PEFT_MATRIX_DATA)"
 )
 
@@ -272,6 +323,7 @@ def looked_at(store: Path, *sources: Path) -> tuple[int, dict[str, list[dict[str
     return done.exit_code, json.loads(done.stdout)
 
 
+@needs_runs
 def test_drop_over_published_runs_names_the_new_version(tmp_path: Path) -> None:
     later(tmp_path / "worse", lost=15)
     code, report = looked_at(tmp_path / "store", RUNS, tmp_path / "worse")
@@ -289,6 +341,7 @@ def test_drop_over_published_runs_names_the_new_version(tmp_path: Path) -> None:
     assert all("transformers" in " ".join(c["suspects"]) for c in report["environment_changes"])  # type: ignore[arg-type]
 
 
+@needs_runs
 def test_noise_alone_reports_only_the_environment_change(tmp_path: Path) -> None:
     later(tmp_path / "same", lost=0)
     code, report = looked_at(tmp_path / "store", RUNS, tmp_path / "same")
@@ -297,6 +350,7 @@ def test_noise_alone_reports_only_the_environment_change(tmp_path: Path) -> None
     assert 1 <= len(report["environment_changes"]) <= 3  # one for each environment the published runs had
 
 
+@needs_runs
 def test_drawn_nights_around_the_published_accuracies_are_judged() -> None:
     cells = truths()
     assert len(cells) > 55

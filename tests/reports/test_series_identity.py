@@ -129,3 +129,63 @@ def test_two_cells_of_one_label_at_one_time_stay_apart() -> None:
     found, ends = identity.chains(spans, cells.__getitem__)
     assert [chain.keys for chain in found] == [["a"], ["b"]]
     assert ends == []
+
+
+LATER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a field that was null": ({"training": {"amp": None}}, {"training": {"amp": False}}),
+    "a field that is no more stated": ({"evaluation": {"batch_size": 64}}, {"evaluation": {"batch_size": None}}),
+    "more items with a new version": ({"task": {"version": 1}}, {"task": {"version": 2, "test_items": 205}}),
+}
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_what_a_later_file_states_otherwise_cuts_no_series(change: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for when, parts in zip(("2026-01-01", "2026-06-01"), LATER[change], strict=True):
+        store.append(*ok_record(cell("lora", **parts), finished=f"{when}T00:00:00+00:00"))
+    report = analyze.look(str(tmp_path))
+    assert (report.ended, report.began) == ([], [])
+    (found,) = report.environment_changes
+    assert any(suspect.startswith("cell ") for suspect in found.suspects)
+
+
+def test_more_items_without_a_new_version_begin_a_series(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for when, items in (("2026-01-01", 200), ("2026-06-01", 300)):
+        store.append(*ok_record(cell("lora", task={"test_items": items}), finished=f"{when}T00:00:00+00:00"))
+    assert len(analyze.look(str(tmp_path)).ended) == 1
+
+
+def renamed(root: Path, *labels: tuple[str, str]) -> None:
+    """Two dates, half a year apart; a cell has the first label of its pair, then the second, and eight points less."""
+    for number, pair in enumerate(labels):
+        for when, label, points in zip(("2026-01-01", "2026-06-01"), pair, (0.0, 0.08), strict=True):
+            of = cell(label, task={"version": 1 if when < "2026-06" else 2})
+            of["method"] |= {"name": "lora", "params": {"r": number}}
+            accuracy = 0.5 + 0.03 * number - points
+            finished = f"{when}T00:00:00+00:00"
+            Store(root).append(ok_record(of, accuracy=accuracy, with_samples=False, finished=finished)[0])
+
+
+def test_a_renamed_cell_continues_its_series(tmp_path: Path) -> None:
+    renamed(tmp_path, *((f"lora{n}", f"lora-rank{n}") for n in range(10)), ("kept", "kept"))
+    report = analyze.look(str(tmp_path))
+    assert (report.ended, report.began) == ([], [])
+    assert len(report.renamed) == 10
+    assert ("nano.lora0.none.reverse.s0", "nano.lora-rank0.none.reverse.s0") in report.renamed
+    (found,) = [f for f in report.pooled if f.metric == "accuracy"]
+    assert found.pairs == 11
+    assert "cell task.version 1 → 2" in found.suspects
+    assert "10 renamed cells continue" in analyze.to_markdown(report)
+
+
+def test_a_label_that_two_cells_could_have_had_is_not_followed() -> None:
+    at = {"a": {"r": 1}, "b": {"r": 1, "more": 2}, "c": {"r": 1, "more": 2, "further": 3}}
+    spans = [
+        identity.LabelSpan("x", "a", "a", "2026-01-01", "2026-01-01"),
+        identity.LabelSpan("y", "b", "b", "2026-01-01", "2026-01-01"),
+        identity.LabelSpan("z", "c", "c", "2026-06-01", "2026-06-01"),
+    ]
+    assert identity.renames(spans, at.__getitem__) == []
+    assert identity.renames(spans[1:], at.__getitem__) == [(0, 1)]
+    assert identity.renames(spans[::-2], at.__getitem__) == [(1, 0)], "the order of the list means nothing"

@@ -98,6 +98,14 @@ def to_markdown(report: Report) -> str:
         ]
         named = [one for one in report.ended if one.differs][:SHOWN]
         lines += [f"- `{one.label}` ended: another cell of this label has {', '.join(one.differs)}" for one in named]
+    if report.renamed:
+        lines += ["", f"{len(report.renamed)} renamed cells continue the series of their old labels."]
+        lines += [f"- `{old}` → `{new}`" for old, new in report.renamed[:SHOWN]]
+    if report.undecided:
+        lines += ["", "Perhaps only the load of one night, because fewer than three nights came before:", ""]
+        lines += [f"- {sentence(f)}" for f in report.undecided[:SHOWN]]
+    if undated := counted.get("records_without_a_date", 0):
+        lines += ["", f"{undated} records do not say when they were made and were left out."]
     worse: list[CellFinding | PooledFinding] = [*report.pooled, *report.cells]
     for title, findings in (("Worse", worse), ("Better", report.improvements)):
         if findings:
@@ -121,6 +129,8 @@ def sentence(finding: CellFinding | PooledFinding) -> str:
         return f"`{finding.label}` {finding.reason}"
     p = f", p {finding.p:.2g}" if finding.p is not None else ""
     effect = f", effect {finding.effect:+.3g}" if finding.effect is not None else ""
+    if finding.low is not None and finding.high is not None:
+        effect += f" [{finding.low:+.3g}, {finding.high:+.3g}]"
     return (
         f"`{finding.label}` `{finding.metric}`: {_number(finding.before)} → {_number(finding.after)}{effect}{p} "
         f"({finding.kind} since {finding.since}; {finding.reason})"

@@ -6,27 +6,31 @@ skipped looks like speed.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats as distributions
 
 from harness import stats
 from harness.metrics import METRICS
 from reports.apps.regressions import decisions as kept
-from reports.apps.regressions.flips import FlipCount, count_flips, on_items
-from reports.apps.regressions.series import History, Series, SeriesAttempt, SeriesPoint
+from reports.apps.regressions.flips import FlipCount, between, count_flips, on_items
+from reports.apps.regressions.matrix import (
+    ALPHA,
+    EnvironmentChange,
+    PooledFinding,
+    direction,
+    environment_changes,
+    floor_of,
+    pooled,
+    relative,
+)
+from reports.apps.regressions.series import History, Series, SeriesAttempt
 from reports.data.samples import SampleSource
 
-ALPHA = 0.01
-"""Largest adjusted p value of a confirmed change (protocol 8.4)."""
 DRIFT_ALPHA = 0.001
-RATIO_FAMILIES = frozenset({"time", "energy", "memory"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class CellFinding:
             rerun in a new environment) or ``condition`` (throttled or shared).
         effect: difference for rates, relative change for seconds, bytes and joules; None for a status.
         p: adjusted over the cells of this look; None where the test has none.
+        low: lower end of the 95 % interval of ``effect``, not adjusted: the one that boards and ``compare`` print for
+            the two records; None for levels, change points and a status.
+        high: its upper end.
     """
 
     key: str
@@ -53,39 +60,12 @@ class CellFinding:
     since: str
     reason: str
     records: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PooledFinding:
-    """A change common to many cells; ``suspects`` is what changed in the environment between them."""
-
-    metric: str
-    direction: str
-    before: float
-    after: float
-    pairs: int
-    effect: float
-    low: float
-    high: float
-    p: float
-    kind: str
-    suspects: tuple[str, ...]
-    cells: tuple[str, ...]
+    low: float | None = None
+    high: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values; ``interval`` is the 95 % interval of ``effect``."""
-        return {**asdict(self), "interval": [self.low, self.high]}
-
-
-@dataclass(frozen=True)
-class EnvironmentChange:
-    """A new segment: what differs, and on how many cells it was seen. Reported once, not once a cell."""
-
-    before: str
-    after: str
-    since: str
-    cells: int
-    suspects: tuple[str, ...]
+        return {**asdict(self), "interval": None if self.low is None else [self.low, self.high]}
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,9 @@ class Report:
 
     Attributes:
         ended: series without a record on the newest day of their sweep; ``began``: labels that have only records of
-            that day. Neither is an alarm.
+            that day; ``renamed``: labels that were taken for one series, old and new. None is an alarm.
+        undecided: shifts of times or energies of all cells that one night's load could be, as too few nights came
+            before to know. No alarm.
         flips: items that changed since the last good record, of every cell with stored items, with or without an alarm:
             an unchanged accuracy may hide as many lost answers as gained ones.
     """
@@ -122,18 +104,22 @@ class Report:
     flips: list[FlipCount] = field(default_factory=list)
     ended: list[SeriesEnd] = field(default_factory=list)
     began: list[str] = field(default_factory=list)
+    renamed: list[tuple[str, str]] = field(default_factory=list)
+    undecided: list[PooledFinding] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "cells": [asdict(f) for f in self.cells],
+            "cells": [f.as_json() for f in self.cells],
             "pooled": [f.as_json() for f in self.pooled],
             "environment_changes": [asdict(f) for f in self.environment_changes],
-            "improvements": [{"scope": _scope(f), **_as_json(f)} for f in self.improvements],
+            "improvements": [{"scope": _scope(f), **f.as_json()} for f in self.improvements],
             "looked_at": self.looked_at,
             "flips": [asdict(f) for f in self.flips],
             "ended": [asdict(f) for f in self.ended],
             "began": self.began,
+            "renamed": self.renamed,
+            "undecided": [f.as_json() for f in self.undecided],
         }
 
     @property
@@ -144,10 +130,6 @@ class Report:
 
 def _scope(finding: CellFinding | PooledFinding) -> str:
     return "pooled" if isinstance(finding, PooledFinding) else "cell"
-
-
-def _as_json(finding: CellFinding | PooledFinding) -> dict[str, Any]:
-    return finding.as_json() if isinstance(finding, PooledFinding) else asdict(finding)
 
 
 def detect(
@@ -165,20 +147,23 @@ def detect(
     findings = [*_status(found, decisions), *_levels(series), *_rates(series, samples)]
     if drift:
         findings += _drifts(series)
-    pooled = _pooled(series, found)
+    shifts, undecided = pooled(series, found)
     report = Report(
-        environment_changes=_environment_changes(series, found),
+        environment_changes=environment_changes(series, found),
         looked_at={
             "series": len(found.series),
             "with_history": len(series),
-            "too_few_for_a_band": sum(len(s.segment()) <= stats_needed() for s in series if _relative(s)),
+            "too_few_for_a_band": sum(len(s.segment()) <= stats_needed() for s in series if relative(s)),
+            "records_without_a_date": found.undated,
         },
         flips=count_flips(series, samples),
     )
     report.ended, report.began = _ended_and_began(found)
+    report.renamed = list(found.renamed)
     for finding in findings:
         (report.cells if finding.direction == "worse" else report.improvements).append(finding)
-    for one in pooled:
+    report.undecided = undecided
+    for one in shifts:
         (report.pooled if one.direction == "worse" else report.improvements).append(one)
     return report
 
@@ -210,24 +195,6 @@ def stats_needed() -> int:
 
 def _cut(series: Series, decisions: Sequence[kept.Decision]) -> Series:
     return replace(series, points=kept.apply(series, decisions)) if decisions else series
-
-
-def _relative(series: Series) -> bool:
-    return METRICS[series.quantity].family in RATIO_FAMILIES
-
-
-def direction(quantity: str, change: float) -> str:
-    """``worse`` or ``better``; a change of a quantity without a good direction counts as worse, so that a person checks
-    it.
-    """
-    better = METRICS[quantity].better
-    if better == "neither":
-        return "worse"
-    return "better" if (change > 0) == (better == "higher") else "worse"
-
-
-def _floor(quantity: str) -> float:
-    return stats.RELATIVE_FLOORS.get(quantity, stats.RELATIVE_FLOORS.get(METRICS[quantity].family, 0.0))
 
 
 # --- one cell ------------------------------------------------------------------------------------
@@ -290,9 +257,9 @@ def _levels(series: Sequence[Series]) -> list[CellFinding]:
     out = []
     for one in series:
         segment = one.segment()
-        if not _relative(one) or len(segment) < 2:
+        if not relative(one) or len(segment) < 2:
             continue
-        alarm = stats.provisional_alarm([p.value for p in segment[:-1]], segment[-1].value, _floor(one.quantity))
+        alarm = stats.provisional_alarm([p.value for p in segment[:-1]], segment[-1].value, floor_of(one.quantity))
         if isinstance(alarm, str) or not alarm.raised:
             continue
         middle = (alarm.low + alarm.high) / 2
@@ -320,40 +287,50 @@ def _rates(series: Sequence[Series], samples: SampleSource | None) -> list[CellF
 
     p values are adjusted over all cells of this look (Benjamini and Hochberg).
     """
-    tested: list[tuple[Series, SeriesPoint, SeriesPoint, float, float, str]] = []
+    tested: list[tuple[Series, float, float, stats.Comparison | None]] = []
     for one in series:
         if METRICS[one.quantity].unit != "fraction" or METRICS[one.quantity].family not in ("accuracy", "retention"):
             continue
         before, after = one.points[-2], one.points[-1]
         paired = on_items(one, before, after, samples)
         if paired is not None:
-            tested.append((one, before, after, *paired))
+            tested.append((one, *paired, None))
         elif before.n and after.n:
-            unpaired = stats.compare_rates(
-                round(after.value * after.n), after.n, round(before.value * before.n), before.n
-            )
-            tested.append((one, before, after, unpaired.effect, unpaired.p, "rate"))
+            rates = (round(after.value * after.n), after.n, round(before.value * before.n), before.n)
+            unpaired = stats.compare_rates(*rates)
+            tested.append((one, unpaired.effect, unpaired.p, unpaired))
     if not tested:
         return []
-    adjusted = stats.benjamini_hochberg([row[4] for row in tested])
+    adjusted = stats.benjamini_hochberg([row[2] for row in tested])
     return [
-        CellFinding(
-            one.key,
-            one.label,
-            one.metric,
-            kind,
-            direction(one.quantity, effect),
-            before.value,
-            after.value,
-            effect,
-            float(p),
-            after.finished,
-            "exact McNemar or log-probability test on the same items" if kind == "items" else "two rates, no items",
-            (before.record, after.record),
-        )
-        for (one, before, after, effect, _, kind), p in zip(tested, adjusted, strict=True)
+        _of_rate(one, effect, float(p), unpaired, samples)
+        for (one, effect, _, unpaired), p in zip(tested, adjusted, strict=True)
         if p < ALPHA and effect != 0
     ]
+
+
+def _of_rate(
+    one: Series, effect: float, p: float, unpaired: stats.Comparison | None, samples: SampleSource | None
+) -> CellFinding:
+    before, after = one.points[-2], one.points[-1]
+    shown = unpaired if unpaired is not None else between(one, before, after, samples)
+    effect = effect if shown is None else shown.effect
+    return CellFinding(
+        one.key,
+        one.label,
+        one.metric,
+        "items" if unpaired is None else "rate",
+        direction(one.quantity, effect),
+        before.value,
+        after.value,
+        effect,
+        p,
+        after.finished,
+        "exact McNemar or log-probability test on the same items" if unpaired is None else "two rates, no items",
+        (before.record, after.record),
+        None if shown is None else shown.low,
+        None if shown is None else shown.high,
+    )
 
 
 def _drifts(series: Sequence[Series]) -> list[CellFinding]:
@@ -364,11 +341,11 @@ def _drifts(series: Sequence[Series]) -> list[CellFinding]:
     """
     out = []
     looked_at = [one for one in series if len(one.segment()) >= 8 and len({p.value for p in one.segment()}) > 1]
-    splits = stats.any_split([[p.value for p in one.segment()] for one in looked_at], alpha=DRIFT_ALPHA)
+    splits = stats.any_split([_tested(one) for one in looked_at], alpha=DRIFT_ALPHA)
     for one in (looked_at[i] for i in np.flatnonzero(splits)):
         segment = one.segment()
-        values = [p.value for p in segment]
-        for point in stats.change_points(values, alpha=DRIFT_ALPHA, relative_floor=_floor(one.quantity))[-1:]:
+        values, floor, ratio = [p.value for p in segment], floor_of(one.quantity), _in_ratios(one)
+        for point in stats.change_points(values, alpha=DRIFT_ALPHA, relative_floor=floor, ratio=ratio)[-1:]:
             change = point.after - point.before
             p = min(1.0, point.p * len(segment) * len(looked_at))
             if p >= ALPHA:
@@ -382,7 +359,7 @@ def _drifts(series: Sequence[Series]) -> list[CellFinding]:
                     direction(one.quantity, change),
                     point.before,
                     point.after,
-                    point.relative if _relative(one) else change,
+                    point.relative if relative(one) else change,
                     p,
                     segment[point.index].finished,
                     "change point inside one environment",
@@ -392,176 +369,14 @@ def _drifts(series: Sequence[Series]) -> list[CellFinding]:
     return out
 
 
-# --- the whole matrix ----------------------------------------------------------------------------
-def _pooled(series: Sequence[Series], found: History) -> list[PooledFinding]:
-    """The same cells before and after, all together: across the newest environment change, and on the newest night."""
-    by_metric: dict[tuple[str, str, str], list[tuple[Series, float, float]]] = {}
-    for one in series:
-        segment, earlier = one.segment(), one.before_segment()
-        if earlier:
-            names = (one.metric, "environment", one.sweep)
-            by_metric.setdefault(names, []).append((one, _level(earlier), _level(segment)))
-        elif len(segment) > 1:
-            names = (one.metric, "night", one.sweep)
-            by_metric.setdefault(names, []).append((one, _level(segment[:-1]), segment[-1].value))
-    tested: list[tuple[tuple[str, str, str], list[tuple[Series, float, float]], stats.Pooled]] = []
-    for names, rows in sorted(by_metric.items(), key=lambda pair: pair[0]):
-        ratio = METRICS[rows[0][0].quantity].family in RATIO_FAMILIES
-        usable = [row for row in rows if not ratio or min(row[1:]) > 0]
-        if len(usable) < 2 or all(before == after for _, before, after in usable):
-            continue
-        models = [one.model for one, _, _ in usable]
-        tested.append(
-            (
-                names,
-                usable,
-                stats.pooled_paired(
-                    [before for _, before, _ in usable],
-                    [after for _, _, after in usable],
-                    clusters=models if len(set(models)) > 2 else None,
-                    ratio=ratio,
-                ),
-            )
-        )
-    if not tested:
-        return []
-    adjusted = stats.benjamini_hochberg(
-        [max(t.p, _guard(rows, t), _nights(names[1], rows)) for names, rows, t in tested]
-    )
-    out = []
-    for (names, rows, t), p in zip(tested, adjusted, strict=True):
-        metric, kind, _ = names
-        quantity = metric.rpartition(".")[2]
-        floor = _floor(quantity) / 2  # a shift of all cells is believed at half of what one cell may wander
-        if p < ALPHA and (METRICS[quantity].family not in RATIO_FAMILIES or abs(t.effect) >= floor):
-            out.append(_pooled_finding(metric, kind, rows, t, float(p), _common_suspects(found, rows, kind)))
-    return out
+def _in_ratios(one: Series) -> bool:
+    """Whether change points are searched in the logarithm: seconds, bytes and joules have a skewed spread."""
+    return relative(one) and min(p.value for p in one.segment()) > 0
 
 
-def _guard(rows: Sequence[tuple[Series, float, float]], t: stats.Pooled) -> float:
-    """Keeps one wild cell from being called a shift of all: the signed-rank test; below eight cells, one direction."""
-    if t.pairs >= 8:
-        return t.wilcoxon_p
-    signs = {math.copysign(1.0, after - before) for _, before, after in rows if after != before}
-    return 0.0 if len(signs) == 1 else 1.0
+def _tested(one: Series) -> list[float]:
+    values = [p.value for p in one.segment()]
+    return np.log(values).tolist() if _in_ratios(one) else values
 
 
-FEWEST_NIGHTS = 3
-"""Nights before a shift of all cells from which the spread of nights is estimated."""
-
-
-def _nights(kind: str, rows: Sequence[tuple[Series, float, float]]) -> float:
-    """p of a shift of all times, bytes or joules against the spread of the nights before.
-
-    The cells of one night share the machine's load and temperature, so many cells are no evidence against a common
-    night effect. Each night is one value, the mean logarithm over the cells relative to their level; the new nights are
-    compared with the earlier ones by a t test on their spread.
-
-    Returns:
-        0, which leaves the decision to the other tests: for scores, whose items and seeds are the same every night, and
-        below :data:`FEWEST_NIGHTS` earlier nights, whose spread is then not known.
-    """
-    if METRICS[rows[0][0].quantity].family not in RATIO_FAMILIES:
-        return 0.0
-    before, after = [], []
-    for one, _, _ in rows:
-        segment = one.segment()
-        earlier, now = (one.before_segment(), segment) if kind == "environment" else (segment[:-1], segment[-1:])
-        before.append([point.value for point in earlier])
-        after.append([point.value for point in now])
-    n, m = min(map(len, before)), min(map(len, after))
-    if n < FEWEST_NIGHTS or min(map(min, (*before, *after))) <= 0:
-        return 0.0
-    old, new = np.log([values[-n:] for values in before]), np.log([values[-m:] for values in after])
-    level = old.mean(axis=1, keepdims=True)
-    nights, shift = (old - level).mean(axis=0), float((new - level).mean())
-    spread = float(nights.std(ddof=1))
-    if spread == 0:
-        return float(shift == 0)
-    return 2 * float(distributions.t.sf(abs(shift) / (spread * math.sqrt(1 / n + 1 / m)), n - 1))
-
-
-def _level(points: Sequence[SeriesPoint]) -> float:
-    """Median of the last twenty values: one bad night does not move it."""
-    return statistics.median(p.value for p in points[-20:])
-
-
-def _pooled_finding(
-    metric: str,
-    kind: str,
-    rows: Sequence[tuple[Series, float, float]],
-    t: stats.Pooled,
-    p: float,
-    suspects: tuple[str, ...],
-) -> PooledFinding:
-    return PooledFinding(
-        metric,
-        direction(metric.rpartition(".")[2], t.effect),
-        float(np.mean([before for _, before, _ in rows])),
-        float(np.mean([after for _, _, after in rows])),
-        t.pairs,
-        t.effect,
-        t.low,
-        t.high,
-        p,
-        kind,
-        suspects,
-        tuple(sorted({one.label for one, _, _ in rows})),
-    )
-
-
-def _environment_changes(series: Sequence[Series], found: History) -> list[EnvironmentChange]:
-    changes: dict[tuple[str, str], tuple[str, set[str]]] = {}
-    for one in series:
-        segment, earlier = one.segment(), one.before_segment()
-        if not earlier:
-            continue
-        pair = (earlier[-1].fingerprint, segment[-1].fingerprint)
-        since, cells = changes.get(pair, (segment[0].finished, set()))
-        changes[pair] = (min(since, segment[0].finished), cells | {one.key})
-    return [
-        EnvironmentChange(old, new, since, len(cells), _suspects(found, old, new))
-        for (old, new), (since, cells) in sorted(changes.items())
-    ]
-
-
-def _common_suspects(found: History, rows: Sequence[tuple[Series, float, float]], kind: str) -> tuple[str, ...]:
-    """Differences between the two environments of the cells, those shared by most cells first."""
-    if kind != "environment":
-        return ()
-    counts: Counter[str] = Counter()
-    for one, _, _ in rows:
-        counts.update(_suspects(found, one.before_segment()[-1].fingerprint, one.segment()[-1].fingerprint))
-    return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
-
-
-def _suspects(found: History, old: str, new: str) -> tuple[str, ...]:
-    """Differences between two environments, package by package, then machine."""
-    if not old or not new:
-        return ()
-    before, after = _facts(found.environments.get(old, {})), _facts(found.environments.get(new, {}))
-    return tuple(
-        f"{name} {before.get(name, 'absent')} → {after.get(name, 'absent')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    )
-
-
-def _facts(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Parts of a fingerprint, by name."""
-    facts = {name: str(version) for name, version in (environment.get("packages") or {}).items() if version}
-    facts |= {f"cell {path}": str(value) for path, value in (environment.get("cell") or {}).items()}
-    if environment.get("python"):
-        facts["python"] = ".".join(str(environment["python"]).split(".")[:2])
-    cpu = environment.get("cpu")
-    if isinstance(cpu, Mapping) and cpu.get("model"):
-        facts["processor"] = str(cpu["model"])
-    for gpu in environment.get("gpus") or ():
-        if isinstance(gpu, Mapping):
-            facts["gpu"] = str(gpu.get("name"))
-            if gpu.get("driver"):
-                facts["driver"] = str(gpu["driver"])
-    return facts
-
-
-__all__ = ["CellFinding", "EnvironmentChange", "PooledFinding", "Report", "detect", "direction"]
+__all__ = ["ALPHA", "CellFinding", "EnvironmentChange", "PooledFinding", "Report", "detect", "direction"]

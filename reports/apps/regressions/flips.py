@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from reports.apps.regressions.series import Series, SeriesPoint
+from reports.data.effects import Evidence, ScoreEffect
 from reports.data.samples import ARMS, ArmItems, SampleSource, scored_items
 
 
@@ -62,14 +63,14 @@ def _arms(
 
 def on_items(
     one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None
-) -> tuple[float, float, str] | None:
+) -> tuple[float, float] | None:
     """Effect and p on the items both records scored: McNemar, and the log-probability test where it sees more."""
     pair = _arms(one, before, after, samples)
     if pair is None:
         return None
     a, b = pair
     if a is b:
-        return 0.0, 1.0, "items"
+        return 0.0, 1.0
     p = stats.mcnemar(a.correct, b.correct).p
     logs = [_log_probabilities(arm) for arm in pair]
     if logs[0] is not None and logs[1] is not None and len(logs[0]) > 1:
@@ -78,7 +79,23 @@ def on_items(
     effect = float(a.correct.mean() - b.correct.mean())
     if effect == 0 and logs[0] is not None and logs[1] is not None:
         effect = float(np.mean(logs[0]) - np.mean(logs[1]))
-    return effect, p, "items"
+    return effect, p
+
+
+def between(one: Series, before: SeriesPoint, after: SeriesPoint, samples: SampleSource | None) -> ScoreEffect | None:
+    """The effect with its interval as boards, ``compare`` and ``reproduce`` give it for these two records.
+
+    Returns:
+        None without items, and where no answer or as many for the better as for the worse changed.
+    """
+    if one.metric not in ARMS:
+        return None
+    runs = {name: [(None, point.record)] for name, point in (("after", after), ("before", before))}
+    family = Evidence(samples).family_of(runs, one.metric, "after")
+    if family is None or "before" not in family.scores:
+        return None
+    found = family.effect("after", "before")
+    return found if found.effect else None
 
 
 def _log_probabilities(arm: ArmItems) -> NDArray[np.float64] | None:

@@ -3,15 +3,19 @@
 A cell's key changes when a model or data set gets another revision, when a list that is a set is written in another
 order, and when a later version of a tool stores a field at its default. Two keys of one label (and sweep and machine)
 are one series if the later begins when the earlier has ended, and every field that both cells state has the same value:
-lists of plain values count as sets, and fields that only name a version (:data:`VERSIONS`) may differ. What differs is
-a change of environment inside the series. A field that both state with different values begins another series.
+lists of plain values count as sets, ``null`` states nothing, and fields that only name a version (:data:`VERSIONS`) may
+differ; where they differ for the task, its numbers of items may too. What differs is a change of environment inside the
+series. A field that both state with different values begins another series.
+
+Renamed cells: a series that ended and one that began on a later day under another label are one, if they fit by the
+same rule, the later states every field that the earlier does, and neither fits another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.digests import canonical_json
 
@@ -19,12 +23,14 @@ VERSIONS = frozenset({"revision", "digest", "version", "data_revisions", "key_ve
 """Names of fields that say which version of the same thing was used."""
 LABELS = frozenset({"label"})
 ABSENT = "absent"
+ITEM_COUNTS = frozenset({"task.train_items", "task.validation_items", "task.test_items"})
+"""Fields that an edit of a task may change with its version."""
 
 Facts = dict[str, str]
 
 
 def facts(cell: Mapping[str, Any]) -> Facts:
-    """Every field of a cell by its path, lists of plain values sorted; labels left out."""
+    """Every field of a cell by its path, lists of plain values sorted; labels and fields that are ``null`` left out."""
     return dict(_walk("", cell))
 
 
@@ -37,7 +43,7 @@ def _walk(path: str, value: Any) -> Iterator[tuple[str, str]]:
         plain = all(isinstance(item, str | int | float | bool) for item in value)
         texts = [canonical_json(item) for item in value]
         yield path, ", ".join(sorted(texts) if plain else texts)
-    else:
+    elif value is not None:
         yield path, canonical_json(value)
 
 
@@ -48,8 +54,9 @@ def is_version(path: str) -> bool:
 
 def one_series(before: Facts, after: Facts) -> bool:
     """Whether the later cell asks for the same as the earlier one."""
-    shared = before.keys() & after.keys()
-    return all(before[path] == after[path] for path in shared if not is_version(path))
+    differing = {path for path in before.keys() & after.keys() if before[path] != after[path]}
+    edited = any(path.startswith("task.") and is_version(path) for path in differing)
+    return all(is_version(path) or (edited and path in ITEM_COUNTS) for path in differing)
 
 
 def changed(before: Facts, after: Facts) -> Facts:
@@ -118,3 +125,63 @@ def chains(
         chain.all_facts[key] = here
         ends[key] = last
     return found, breaks
+
+
+class LabelSpan(NamedTuple):
+    """One series before renames are looked for.
+
+    Attributes:
+        label: of its cells.
+        oldest: key of its first cell.
+        newest: key of its last cell.
+        first: when its first record was finished.
+        last: when its last was.
+    """
+
+    label: str
+    oldest: str
+    newest: str
+    first: str
+    last: str
+
+
+SAME_PARTS = ("model.id", "method.name", "quantization.name", "task.name", "seed")
+
+
+def renames(spans: Sequence[LabelSpan], cell: Callable[[str], Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Numbers of the series that are one under two labels, (earlier, later); see the rule above.
+
+    Args:
+        spans: the series of one sweep and machine.
+        cell: key to its cell; asked only of series that ended before another began, by days.
+    """
+    ended = [i for i, one in enumerate(spans) if any(_after(other, one) for other in spans)]
+    began = [i for i, one in enumerate(spans) if any(_after(one, other) for other in spans)]
+    old = {i: facts(cell(spans[i].newest)) for i in ended}
+    new: dict[tuple[str, ...], list[tuple[int, Facts]]] = {}
+    for i in began:
+        here = facts(cell(spans[i].oldest))
+        new.setdefault(tuple(here.get(path, "") for path in SAME_PARTS), []).append((i, here))
+    fits = [
+        (i, j)
+        for i, stated in old.items()
+        for j, here in new.get(tuple(stated.get(path, "") for path in SAME_PARTS), ())
+        if _after(spans[j], spans[i]) and spans[i].label != spans[j].label
+        if stated.keys() <= here.keys() and one_series(stated, here)
+    ]
+    later = {i: _only(spans, [j for a, j in fits if a == i], newest=False) for i, _ in fits}
+    earlier = {j: _only(spans, [i for i, b in fits if b == j], newest=True) for _, j in fits}
+    return [(i, j) for i, j in fits if later[i] == j and earlier[j] == i]
+
+
+def _after(one: LabelSpan, other: LabelSpan) -> bool:
+    """Whether a series began on a later day than another ended."""
+    return one.first[:10] > other.last[:10]
+
+
+def _only(spans: Sequence[LabelSpan], found: Sequence[int], *, newest: bool) -> int | None:
+    """The nearest in time of these series; None where another of them ran at the same time."""
+    ordered = sorted(found, key=lambda i: spans[i].first, reverse=newest)
+    near, *others = ordered
+    apart = all(_after(spans[near], spans[i]) if newest else _after(spans[i], spans[near]) for i in others)
+    return near if apart else None

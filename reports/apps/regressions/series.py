@@ -110,6 +110,9 @@ class History:
         environments: fingerprint to the environment of its first record.
         samples: record id to the digest of its samples, for records that have any.
         breaks: (label, fields that differ) where a series ended and another of the same label began.
+        renamed: (old label, new label) of series whose cells were renamed.
+        undated: records left out, because they do not say when they were made and so have no place in an order.
+        environment_of: record id to its whole environment; None: not at hand.
     """
 
     series: tuple[Series, ...]
@@ -117,6 +120,9 @@ class History:
     environments: Mapping[str, Mapping[str, Any]]
     samples: Mapping[str, str]
     breaks: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    undated: int = 0
+    environment_of: Callable[[str], Mapping[str, Any]] | None = None
 
 
 def history(
@@ -136,7 +142,8 @@ def history(
         sweep: only records of this sweep.
     """
     rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
-    wanted = [i for i in range(flat.rows.num_rows) if sweep is None or rows["sweep"][i] == sweep]
+    asked = [i for i in range(flat.rows.num_rows) if sweep is None or rows["sweep"][i] == sweep]
+    wanted = [i for i in asked if rows["finished"][i]]
     wanted.sort(key=lambda i: (rows["finished"][i], rows["id"][i]))
     superseded = {rows["supersedes"][i] for i in wanted if rows["status"][i] in FINAL_STATUSES}
     known: dict[str, set[str]] = {}
@@ -155,12 +162,24 @@ def history(
         if found.fingerprint not in environments:
             environments[found.fingerprint] = environment(i)
     breaks: list[tuple[str, Mapping[str, str]]] = []
+    renamed: list[tuple[str, str]] = []
     if cell is not None:
         attempts, breaks = _joined(attempts, environments, cell)
+        renamed = _follow_renames(attempts, environments, cell)
     watched = _watched(flat)
     series = [one for members in (attempts[place] for place in sorted(attempts)) for one in _series(members, watched)]
     samples = {rows["id"][i]: rows["samples"][i] for i in wanted if rows["samples"][i] is not None}
-    return History(tuple(series), attempts, environments, samples, tuple(breaks))
+    at = {rows["id"][i]: i for i in wanted}
+    return History(
+        tuple(series),
+        attempts,
+        environments,
+        samples,
+        tuple(breaks),
+        tuple(renamed),
+        len(asked) - len(wanted),
+        lambda identity: environment(at[identity]),
+    )
 
 
 def _joined(
@@ -188,6 +207,36 @@ def _joined(
     return out, breaks
 
 
+def _follow_renames(
+    attempts: dict[tuple[str, str], list[SeriesAttempt]],
+    environments: dict[str, Mapping[str, Any]],
+    cell: Callable[[int], Mapping[str, Any]],
+) -> list[tuple[str, str]]:
+    """Join the attempts of renamed cells, in place; the labels, old and new."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for (key, home), members in attempts.items():
+        groups.setdefault((members[-1].sweep, home), []).append((key, home))
+    told = []
+    for _, places in sorted(groups.items()):
+        all_of = [attempts[place] for place in places]
+        spans = [identity.LabelSpan(m[-1].label, m[0].key, m[-1].key, m[0].finished, m[-1].finished) for m in all_of]
+        cells = {one.key: one.at for members in all_of for one in members}
+        # the latest first, so that a cell renamed twice is followed back to its first name
+        pairs = identity.renames(spans, lambda key, at=cells: cell(at[key]))  # type: ignore[misc]
+        for old, new in sorted(pairs, key=lambda pair: spans[pair[1]].first, reverse=True):
+            before, after = attempts.pop(places[old]), attempts[places[new]]
+            ends = (identity.facts(cell(before[-1].at)), identity.facts(cell(after[0].at)))
+            paths = identity.changed(*ends)
+            states = [{path: one.get(path, identity.ABSENT) for path in paths} for one in ends]
+            attempts[places[new]] = [
+                _in_state(one, state, environments)
+                for members, state in zip((before, after), states, strict=True)
+                for one in members
+            ]
+            told.append((before[-1].label, after[-1].label))
+    return sorted(told)
+
+
 def _in_state(
     attempt: SeriesAttempt, state: Mapping[str, str], environments: dict[str, Mapping[str, Any]]
 ) -> SeriesAttempt:
@@ -195,7 +244,8 @@ def _in_state(
     if not state:
         return attempt
     fingerprint = digest([attempt.fingerprint, dict(state)])
-    environments.setdefault(fingerprint, {**environments[attempt.fingerprint], "cell": dict(state)})
+    known = environments[attempt.fingerprint]
+    environments.setdefault(fingerprint, {**known, "cell": {**known.get("cell", {}), **state}})
     return attempt._replace(fingerprint=fingerprint)
 
 
