@@ -151,6 +151,12 @@ def test_a_plan_prints_learning_rates_and_steps() -> None:
     assert "dora: learning rate 0.003, 100 steps, r=8" in " ".join(done.stdout.split())
 
 
+def test_quantizers_refused_for_one_reason_share_it() -> None:
+    done = CliRunner().invoke(app, ["methods", "mezo"])
+    assert done.exit_code == 0
+    assert " ".join(done.stdout.split()).count("its quantized weights are integers") == 1
+
+
 def test_version_and_a_call_without_arguments() -> None:
     program = [sys.executable, "-m", "peft_matrix.cli"]
     version = subprocess.run([*program, "--version"], capture_output=True, text=True, cwd=ROOT, check=True)

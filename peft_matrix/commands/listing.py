@@ -38,9 +38,17 @@ def methods(
 def _value(key: str, value: Any) -> Any:
     if key == "evidence":
         return _in_words(value)
+    if key == "refuses":
+        return _by_reason(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {content}" for name, content in value.items()) or "none"
     return value
+
+
+def _by_reason(refused: Mapping[str, str]) -> str:
+    """Quantizers under the reason they share, which is one for many of them."""
+    reasons = {reason: [name for name, why in refused.items() if why == reason] for reason in refused.values()}
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()) or "none"
 
 
 def _in_words(evidence: Mapping[str, Any]) -> str:
