@@ -7,7 +7,7 @@ override its store and its folder of local data sets. A mistake in the input is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +214,29 @@ def record(cell: str, *, results: Location = None) -> Record:
     from runners.tools.queries import find_record
 
     return find_record(cell, open_workspace(results))
+
+
+def logs(cell: str, *, results: Location = None) -> str:
+    """The log of a cell: as far as it has come if the cell runs on this machine, else of its latest record.
+
+    Secrets and places of this machine are replaced. Of a log of more than 1 MiB the beginning and the end are there.
+
+    Args:
+        cell: a cell's label, key, or the beginning of either.
+
+    Raises:
+        UserError: none, or several cells match, or no log of the cell was kept.
+    """
+    from runners.tools.logs import read
+
+    return read(cell, open_workspace(results))
+
+
+def follow_logs(cell: str, *, results: Location = None) -> Iterator[str]:
+    """The log of a running cell in parts, each as it is written; ends with the cell. Otherwise as :func:`logs`."""
+    from runners.tools.logs import follow
+
+    return follow(cell, open_workspace(results))
 
 
 def fetch(

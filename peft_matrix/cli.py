@@ -17,7 +17,7 @@ from harness.errors import EXIT_BAD_INPUT, UserError
 from peft_matrix.commands import GROUPS, VERBS
 
 PANELS = {
-    "Sweeps": ("init", "plan", "run", "status", "show", "fetch", "export", "push"),
+    "Sweeps": ("init", "plan", "run", "status", "show", "logs", "fetch", "export", "push"),
     "Boards and pages": ("board", "site", "check", "import", "publish"),
     "Comparison": ("compare", "reproduce", "regressions", "nightly", "bisect"),
     "Lists": ("methods", "objectives", "recipes", "quantizers", "tasks", "models", "compat", "schema"),

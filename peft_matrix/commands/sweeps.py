@@ -179,6 +179,18 @@ def show(
         print_record(record, console())
 
 
+def logs(
+    cell: Annotated[str, typer.Argument(help="A cell's label, key, or the beginning of either.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the cell ends.")] = False,
+    results: Results = None,
+) -> None:
+    """Print the whole log of a cell's worker, of a running cell as far as it has come."""
+    from peft_matrix import api
+
+    for part in api.follow_logs(cell, results=results) if follow else [api.logs(cell, results=results)]:
+        typer.echo(part, nl=False)
+
+
 def fetch(
     sweep: Annotated[str, typer.Argument(help="Name of a sweep or path to its YAML.")] = "",
     to: Annotated[Path | None, typer.Option(help="New or empty folder, or the folder of an earlier fetch.")] = None,
@@ -243,4 +255,4 @@ def push(
     )
 
 
-VERBS = (run, plan, status, show, fetch, init, export_, push)
+VERBS = (run, plan, status, show, logs, fetch, init, export_, push)

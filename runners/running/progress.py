@@ -107,6 +107,8 @@ class Progress:
                 why if status != "ok" else "",
             )
         )
+        if counted_as(record) not in EXPECTED and status != "interrupted":
+            self._line(f"  more: peft-matrix logs {record.label}")
         self.tick()
         self._write()
 

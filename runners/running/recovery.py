@@ -16,6 +16,7 @@ from harness.methods.base import Method
 from harness.methods.catalog import METHODS
 from harness.record import FINAL_STATUSES, Outcome, Record
 from harness.store.store import Store
+from runners.running.job_logs import keep_log
 from runners.worker.job import JOB_FILE, QUEUED_FILE, RECORD_FILE, SAMPLES_FILE, Job
 from runners.worker.transient import KINDS
 
@@ -29,13 +30,14 @@ def owner() -> Owner:
     return provenance.host(), process.pid, process.create_time()
 
 
-def collect(jobs: Path, store: Store) -> int:
+def collect(jobs: Path, store: Store, logs: Path | None = None) -> int:
     """Store the finished records of dead runs on this store and remove their scratch folders.
 
     A run is dead only if it ran on this machine and its process is gone. Folders of other stores are left alone.
 
     Args:
         jobs: folder of the job folders.
+        logs: folder for the logs of these cells; None: they are not kept.
 
     Returns:
         How many records were stored.
@@ -54,12 +56,12 @@ def collect(jobs: Path, store: Store) -> int:
         if claim is None:
             continue
         with claim:
-            stored += _store_record(file.parent, job, store)
+            stored += _store_record(file.parent, job, store, logs)
             shutil.rmtree(file.parent, ignore_errors=True)
     return stored
 
 
-def _store_record(folder: Path, job: Job, store: Store) -> int:
+def _store_record(folder: Path, job: Job, store: Store, logs: Path | None) -> int:
     """Append the folder's record, unless it is damaged or the cell was finished meanwhile; 1 if it was stored."""
     written = folder / RECORD_FILE
     if not written.is_file() or any(e.status in FINAL_STATUSES for e in store.entries_of(job.key)):
@@ -69,6 +71,8 @@ def _store_record(folder: Path, job: Job, store: Store) -> int:
         if record.outcome.status == "oom" and job.cell["training"].get("on_oom") == "halve_batch":
             return 0  # this attempt was to be followed by another
         store.append(record, (folder / SAMPLES_FILE).read_bytes() if record.samples is not None else None)
+        if logs is not None:
+            keep_log(folder, logs, record)
     except (UserError, OSError, ValueError):  # cut off with its writer: the cell runs again
         return 0
     return 1

@@ -18,6 +18,7 @@ from runners.planning.cost_model import device_of
 from runners.planning.ordering import Budget
 from runners.planning.plan import NotRun, Plan
 from runners.running import preflight, recovery
+from runners.running.job_logs import LOGS
 from runners.running.job_results import EXPECTED
 from runners.running.live import RunFile
 from runners.running.progress import Progress
@@ -101,7 +102,7 @@ def run_sweep(
     """
     if workspace.fetched is not None:
         go_offline(workspace.fetched)
-    if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store()):
+    if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store(), workspace.local(LOGS)):
         console.print(f"{recovered} finished cells of a killed run were recovered.")
     choice = choice or ExecutorChoice()
     where = place(choice, workspace)

@@ -26,6 +26,7 @@ from runners.planning.cell_dependencies import kept_at
 from runners.planning.ordering import Budget
 from runners.planning.plan import NotRun, Plan
 from runners.running import adapters, recovery
+from runners.running.job_logs import LOGS, keep_log
 from runners.running.job_results import Endings, counted_as, how_it_died, log_tail
 from runners.running.leases import Pool
 from runners.running.preflight import no_room
@@ -394,6 +395,7 @@ class Scheduler:
             if again is None:  # a cell that backs off has one record, which holds what it met before
                 entry = self.store.append(record, samples)
                 self._known[cell.key] = self._known.get(cell.key, frozenset()) | {entry.id}
+                keep_log(Path(running.job.folder), self.workspace.local(LOGS), record)
         finally:
             running.claim.release()
             del self._running[cell.key]

@@ -156,7 +156,7 @@ def job(model: Path, kind: str, method: str, workspace: Path, folder: Path, **ce
             "hardware": {"label": "any"},
             "training": Training(steps=2, batch_size=2, max_length=16).identity(),
             "evaluation": Evaluation(batch_size=4).model_dump(mode="json"),
-            "probes": Probes(latency_repeats=0).identity(),
+            "probes": Probes(latency_repeats=0).model_dump(mode="json"),
             "seed": 0,
             "threads": 1,
             **cell,

@@ -291,8 +291,8 @@ def test_latency_grid_is_complete_and_keeps_old_keys() -> None:
         Probes(output_tokens=(8,))
     with pytest.raises(ValueError, match="greater than 0"):
         Probes(prompt_tokens=(0,))
-    assert set(Probes().identity()) == {"latency_repeats", "latency_batch_sizes", "prompt_tokens", "output_tokens"}
-    assert Probes(energy="grid").identity()["energy"] == "grid"
+    assert set(Probes().model_dump()) == {"latency_repeats", "latency_batch_sizes", "prompt_tokens", "output_tokens"}
+    assert Probes(energy="grid").model_dump()["energy"] == "grid"
 
 
 TARGETS = ["q_proj", "v_proj"]
@@ -366,5 +366,5 @@ def test_unquantized_base_is_not_saved_again(bench: Bench) -> None:
 
 
 def test_looking_closely_is_part_of_a_cell_only_where_asked() -> None:
-    assert "inspect" not in Probes().identity()
-    assert Probes(inspect="full").identity()["inspect"] == "full"
+    assert "inspect" not in Probes().model_dump()
+    assert Probes(inspect="full").model_dump()["inspect"] == "full"

@@ -248,12 +248,22 @@ def test_status_shows_what_runs_and_names_a_dead_driver(bench: Bench) -> None:
         assert f"quick: driver {drivers['quick'].pid}" in words
         assert f"other: driver {drivers['other'].pid}" in words
         assert re.search(r"train: training \d+/1000000, \d+:\d\d, about \d+:\d\d:\d\d to go, worker \d+", words), words
+        key = found["other"]["cells"][0]["key"]
+        so_far = bench("logs", key).stdout
+        follower = bench.start("logs", "-f", key)
         drivers["quick"].kill()
+        assert follower.poll() is None
         os.killpg(drivers["other"].pid, signal.SIGINT)
+        followed, _ = follower.communicate(timeout=120)
+        drivers["other"].wait(timeout=120)
     finally:
         for driver in drivers.values():
             driver.kill()
             driver.communicate()
+    kept = bench("logs", key).stdout
+    assert so_far
+    assert followed.startswith(so_far)
+    assert kept.startswith(followed)
     (dead,) = pm.running(results=results)
     assert (dead["state"], dead["pid"]) == ("dead", drivers["quick"].pid)
     assert f"driver {drivers['quick'].pid} of quick is gone" in bench("status", str(path)).stdout
@@ -508,8 +518,14 @@ def test_nothing_written_holds_a_planted_secret(bench: Bench, tiny_model: Path) 
     )
     bench.environ.update(HF_TOKEN=token, USER=user, LOGNAME=user, HOME=str(home), MY_SECRET_KEY="planted-value-1")
     path = str(bench.write(models=[str(home / "good"), str(home / "bad")], methods=["none"]))
-    assert bench("run", path).returncode == 1, "one model has an unknown activation, which its error names"
+    done = bench("run", path)
+    assert done.returncode == 1, "one model has an unknown activation, which its error names"
+    (failed,) = [label for label, status in bench.outcomes().items() if status == "error"]
     assert sorted(bench.outcomes().values()) == ["error", "ok"]
+    assert f"more: peft-matrix logs {failed}" in done.stderr + done.stdout
+    log = bench("logs", failed).stdout
+    assert "Traceback" in log
+    assert "<secret>" in log
     for command in (["board", path], ["site"], ["publish", "a/b", "--to", "hf-dataset"]):
         done = bench(*command)
         assert done.returncode in (0, 1), done.stderr
