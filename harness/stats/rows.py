@@ -89,21 +89,26 @@ class FittedRows:
         """Rows with two seeds or more, or whose seed changes nothing: those that can be ranked."""
         return (self.counts > 1) | self.fixed
 
-    def _items_part(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
-        """Squared standard error over items of row i less row j, without the noise that belongs to the seeds."""
+    def _items_part(self, i: NDArray[np.int64], j: NDArray[np.int64], u: float = 1.0, v: float = 1.0) -> Floats:
+        """Squared standard error over items of ``u`` times row i less ``v`` times row j, without the noise that belongs
+        to the seeds.
+        """
         c = self._covariance
-        spread = c[i, i] + c[j, j] - 2 * c[i, j]
-        own = self._noise[i] / self.counts[i] + self._noise[j] / self.counts[j]
+        spread = u * u * c[i, i] + v * v * c[j, j] - 2 * u * v * c[i, j]
+        own = u * u * self._noise[i] / self.counts[i] + v * v * self._noise[j] / self.counts[j]
         return np.asarray(np.maximum(spread - own, 0.0) / self.items)
 
-    def _tests(self, i: NDArray[np.int64], j: NDArray[np.int64], *, paired: bool) -> tuple[Floats, Floats]:
-        """Squared standard error and degrees of freedom of row i less row j.
+    def _tests(
+        self, i: NDArray[np.int64], j: NDArray[np.int64], *, paired: bool, u: float = 1.0, v: float = 1.0
+    ) -> tuple[Floats, Floats]:
+        """Squared standard error and degrees of freedom of ``u`` times row i less ``v`` times row j.
 
         Args:
             paired: let seeds that both rows share cancel as far as the rows move together over them.
         """
-        over_items = self._items_part(i, j)
-        a, b = self.seed_variance[i] / self.counts[i], self.seed_variance[j] / self.counts[j]
+        over_items = self._items_part(i, j, u, v)
+        a = u * u * self.seed_variance[i] / self.counts[i]
+        b = v * v * self.seed_variance[j] / self.counts[j]
         together = 2 * self._correlation[i, j] * np.sqrt(a * b) if paired else 0.0
         over_seeds = np.maximum(a + b - together, 0.0)
         # estimates for all rows together err together: their errors add up and do not average out
@@ -124,6 +129,22 @@ class FittedRows:
             low, high = max(low, -1.0), min(high, 1.0)
         p = 2 * float(special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
         return Effect(estimate, low, high, p, se, df, mde_from_error(se, df) if se > 0 else None, self.method)
+
+    def log_ratio(self, i: int, j: int, level: float = 0.95) -> Effect | None:
+        """Logarithm of row ``i`` over row ``j``, with the errors of :meth:`effect` to first order (delta method).
+
+        Returns:
+            None where one of the means is not above zero.
+        """
+        first, second = float(self.means[i]), float(self.means[j])
+        if min(first, second) <= 0:
+            return None
+        variance, df = (float(x) for x in self._tests(np.array(i), np.array(j), paired=True, u=1 / first, v=1 / second))
+        estimate, se = math.log(first / second), math.sqrt(variance)
+        found = t_interval(estimate, se, df, self.items, "", level)
+        p = 2 * float(special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
+        mde = mde_from_error(se, df) if se > 0 else None
+        return Effect(estimate, found.low, found.high, p, se, df, mde, f"{self.method}; ratio")
 
     @property
     def method(self) -> str:

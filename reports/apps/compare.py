@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
-
-from harness import stats
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
 from harness.record import Record
-from reports.data.effects import Evidence, ScoreEffect, peers
+from reports.data.effects import Evidence, ScoreEffect, of_runs, peers
 from reports.data.frame import comparable, configuration, current, is_trial, machine, marks
 from reports.data.samples import ARMS, SampleSource
 from reports.data.timing import RATIO_FAMILIES, TimedRuns, ratio, value_of
@@ -189,69 +185,30 @@ def _first(side: Side) -> Record:
     return next(iter(side.records.values()))[1]
 
 
+def _records(side: Side) -> list[Record]:
+    return [record for _, record in side.records.values()]
+
+
 def _runs(side: Side, timed: TimedRuns) -> list[Record]:
     """The side's records, and the runs that repeat them for their time."""
     found = {record.id: record for _, record in side.records.values()}
     return list((found | {record.id: record for record in timed.of(_first(side))}).values())
 
 
-def _of_comparison(metric: str, a: Side, b: Side, found: stats.Comparison, warnings: list[str]) -> Compared:
-    n = f"{found.n_pairs} shared items" if found.n_pairs else "two rates"
-    return Compared(
-        metric,
-        a.name,
-        b.name,
-        found.effect,
-        found.low,
-        found.high,
-        found.p,
-        found.mde,
-        f"{n}, {found.n_seeds[0]} and {found.n_seeds[1]} seeds",
-        found.method,
-        found.sentence,
-        tuple(warnings),
-    )
-
-
 def _by_seeds(metric: str, a: Side, b: Side, warnings: list[str]) -> Compared:
-    one, two = _values(a, metric), _values(b, metric)
-    rates = [_rate(side, metric) for side in (a, b)]
-    if METRICS[metric.rpartition(".")[2]].unit == "fraction" and rates[0] is not None and rates[1] is not None:
-        found = stats.compare_rates(*rates[0], *rates[1], names=(a.name, b.name))
-        return _of_comparison(metric, a, b, found, warnings)
-    shared = sorted(set(one) & set(two), key=str)
-    if len(shared) < 2:
-        x, y = (math.fsum(v.values()) / len(v) for v in (one, two))
-        effect = x - y
-        sentence = f"{a.name} less {b.name}: {_shown(effect, metric)}; one shared seed, so no interval."
-        return Compared(
-            metric, a.name, b.name, effect, None, None, None, None, "1 seed", "none", sentence, (*warnings,)
-        )
-    pairs = np.array([[one[s], two[s]] for s in shared])
-    differences = pairs[:, 0] - pairs[:, 1]
-    interval = stats.mean_interval(differences)
-    test = stats.paired_t(differences, np.zeros(len(shared)))
-    mde = stats.mde_from_error(stats.standard_error(differences), len(shared) - 1) if np.ptp(differences) else None
-    effect, low, high = interval.estimate, interval.low, interval.high
-    shown = f"{_shown(effect, metric)} [{_shown(low, metric)}, {_shown(high, metric)}]"
-    verdict = "significantly different" if test.p < SIGNIFICANT else "not significantly different"
-    sentence = (
-        f"{a.name} against {b.name} in {metric}: {shown}, p = {test.p:.2g}, {len(shared)} paired seeds: {verdict}."
-    )
-    return Compared(
-        metric,
-        a.name,
-        b.name,
-        effect,
-        low,
-        high,
-        test.p,
-        mde,
-        f"{len(shared)} paired seeds",
-        "paired t",
-        sentence,
-        tuple(warnings),
-    )
+    """Values without items that can be paired, by seed."""
+    _values(a, metric)
+    _values(b, metric)  # both raise where there is no value
+    found = of_runs(_records(a), _records(b), metric)
+    assert found is not None
+    base = (metric, a.name, b.name, found.effect, found.low, found.high, found.p, found.mde, found.n, found.method)
+    if found.low is None or found.high is None or found.p is None:
+        sentence = f"{a.name} less {b.name}: {_shown(found.effect, metric)}; one shared seed, so no interval."
+        return Compared(*base, sentence, tuple(warnings))
+    shown = f"{_shown(found.effect, metric)} [{_shown(found.low, metric)}, {_shown(found.high, metric)}]"
+    verdict = "significantly different" if found.p < SIGNIFICANT else "not significantly different"
+    sentence = f"{a.name} against {b.name} in {metric}: {shown}, p = {found.p:.2g}, {found.n}: {verdict}."
+    return Compared(*base, sentence, tuple(warnings))
 
 
 def _shown(value: float, metric: str) -> str:
@@ -266,15 +223,6 @@ def _values(side: Side, metric: str) -> dict[Any, float]:
         why = ", ".join(sorted(str(w) for w in reasons)) or "not recorded"
         raise UserError(f"{side.name} has no {metric} ({why})", where="--metric")
     return values
-
-
-def _rate(side: Side, metric: str) -> tuple[int, int] | None:
-    """Right answers and items over all seeds, where the records count their items."""
-    readings = [r.metrics[metric] for _, r in side.records.values() if metric in r.metrics]
-    if not readings or any(x.value is None or not x.n for x in readings):
-        return None
-    items = sum(int(x.n or 0) for x in readings)
-    return round(math.fsum(float(x.value or 0) * int(x.n or 0) for x in readings)), items
 
 
 def _warnings(a: Side, b: Side) -> list[str]:

@@ -20,11 +20,11 @@ from harness.store.store import Store
 from reports.board.provenance_summary import About, conditions, describe, tell_apart
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
-from reports.data.effects import Evidence, ScoreEffect
+from reports.data.effects import Evidence, ScoreEffect, ValueEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
-from reports.data.samples import ARMS, SampleSource, samples_of_records
+from reports.data.samples import SampleSource, samples_of_records
 from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
@@ -248,7 +248,7 @@ def _section(
         front = pareto_front(sound, [axis.column for axis in axes], board.rank, ranking, times.clearly_less)
     names = tell_apart([(row["config"], by_id[row["records"][0]].cell) for row in members])
     base = _baseline(board, members)
-    versus = _differences(board, members, base, evidence)
+    versus = _differences(board, members, base, evidence, by_id)
     for config, key, found in _ratios(board, members, by_id, times):
         versus.setdefault(config, {})[key] = found
     rows = [
@@ -359,22 +359,27 @@ def _baseline(board: Board, members: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _differences(
-    board: Board, members: Sequence[dict[str, Any]], base: dict[str, Any] | None, evidence: Evidence
+    board: Board,
+    members: Sequence[dict[str, Any]],
+    base: dict[str, Any] | None,
+    evidence: Evidence,
+    by_id: Mapping[str, Record],
 ) -> dict[str, dict[str, CellContent]]:
     """Config to column key to the difference from the baseline."""
     out: dict[str, dict[str, CellContent]] = {}
+    runs = {row["config"]: [by_id[i] for i in row["ok_records"]] for row in members}
     for column in board.columns:
         if column.difference is None or column.quantity is None:
             continue
         name = column.quantity.column
-        compared = differences(members, name, base["config"], evidence) if base is not None and name in ARMS else {}
+        compared = differences(members, name, base["config"], evidence, runs) if base is not None else {}
         for row in members:
             out.setdefault(row["config"], {})[column.key] = _difference(row, base, name, compared)
     return out
 
 
 def _difference(
-    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, ScoreEffect]
+    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, ScoreEffect | ValueEffect]
 ) -> CellContent:
     if base is None or not has(base, name):
         return CellContent(why="no_baseline")

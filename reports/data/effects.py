@@ -7,6 +7,7 @@ everywhere. Where neither side has a second seed, the effect is that of two chec
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.comparability import comparable, configuration
+from harness.metrics import METRICS
 from harness.record import Record
 from reports.data.samples import ARMS, SampleSource, Scores, gather
+from reports.data.timing import value_of
 
 Kind = Literal["replicated", "checkpoint"]
 Members = Mapping[str, Sequence[tuple[Any, str]]]
@@ -91,6 +94,107 @@ class Family:
             *(one.effect, one.low, one.high, one.p, one.mde, len(first.items), seeds, one.method),
             *("replicated", one.se, one.df),
         )
+
+    def log_ratio(self, a: str, b: str) -> ScoreEffect | None:
+        """Logarithm of configuration ``a`` over ``b``; None where one of them has no right answer."""
+        first, second = self.scores[a], self.scores[b]
+        seeds, items = (len(first.seeds), len(second.seeds)), len(first.items)
+        if max(seeds) == 1:
+            logs = _log_ratios(weighted(first)[0], weighted(second)[0])
+            if logs is None:
+                return None
+            found, se = stats.mean_interval(logs), stats.standard_error(logs)
+            p, mde = stats.paired_t(logs, np.zeros(items)).p, stats.mde_from_error(se, items - 1) if se > 0 else None
+            ends = (found.estimate, found.low, found.high, p, mde, items, seeds)
+            return ScoreEffect(*ends, "ratio; these two checkpoints only", "checkpoint", se, items - 1.0)
+        one = self.rows.log_ratio(self.configs.index(a), self.configs.index(b))
+        if one is None:
+            return None
+        return ScoreEffect(
+            *(one.effect, one.low, one.high, one.p, one.mde, items, seeds, one.method), "replicated", one.se, one.df
+        )
+
+
+def _log_ratios(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Values whose mean is log(mean a / mean b), with its spread over items to first order (delta method)."""
+    if min(a.mean(), b.mean()) <= 0:
+        return None
+    return np.asarray(math.log(a.mean() / b.mean()) + a / a.mean() - b / b.mean())
+
+
+@dataclass(frozen=True)
+class ValueEffect:
+    """A less B where no items can be paired: from one value a run.
+
+    Attributes:
+        effect: difference of the means over the seeds; of the logarithms where it is one of those.
+        low: lower end of its 95 % interval; None where neither seeds nor numbers of items give one.
+        high: upper end.
+        p: two-sided.
+        mde: smallest effect found 8 times in 10.
+        se: standard error, on ``df`` degrees of freedom.
+        n: what is behind it, in words.
+    """
+
+    effect: float
+    low: float | None
+    high: float | None
+    p: float | None
+    mde: float | None
+    se: float
+    df: float
+    n: str
+    method: str
+    items: None = None  # none are paired
+
+
+def of_values(
+    a: Mapping[Any, float], b: Mapping[Any, float], counts: tuple[int | None, int | None] = (None, None), *, log: bool
+) -> ValueEffect:
+    """A less B from one value a seed.
+
+    Two shared seeds or more: paired over them (t). One run each and rates whose numbers of items are known: two rates.
+    Several runs are never put together as if they were items, because their seeds differ by more than their items do.
+
+    Args:
+        a: seed to value; not empty.
+        b: likewise.
+        counts: items behind the value of a side with one run; None where the metric is no rate.
+        log: compare logarithms, for ratios; values must be positive.
+    """
+    first, second = ({s: float(np.log(x)) if log else x for s, x in side.items()} for side in (a, b))
+    shared = sorted(first.keys() & second.keys(), key=str)
+    if len(shared) > 1:
+        differences = np.array([first[seed] - second[seed] for seed in shared])
+        found, test = stats.mean_interval(differences), stats.paired_t(differences, np.zeros(len(shared)))
+        se, df = stats.standard_error(differences), len(shared) - 1.0
+        mde = stats.mde_from_error(se, df) if se > 0 else None
+        told = f"{len(shared)} paired seeds"
+        return ValueEffect(found.estimate, found.low, found.high, test.p, mde, se, df, told, "paired t over seeds")
+    effect = float(np.mean(list(first.values())) - np.mean(list(second.values())))
+    n, m = counts
+    if len(first) == len(second) == 1 and n and m and not log:
+        (one,), (other,) = first.values(), second.values()
+        rates = stats.compare_rates(round(one * n), n, round(other * m), m)
+        told = f"{n:,} and {m:,} items, one run each"
+        ends = (rates.low, rates.high, rates.p, rates.mde)
+        return ValueEffect(rates.effect, *ends, 0.0, math.inf, told, rates.method)
+    return ValueEffect(effect, None, None, None, None, 0.0, math.inf, "one seed", "none")
+
+
+def of_runs(a: Sequence[Record], b: Sequence[Record], metric: str) -> ValueEffect | None:
+    """A less B from the runs of each (:func:`of_values`); None where a side has no value."""
+    sides = [{r.cell.get("seed"): x for r in side if (x := value_of(r, metric)) is not None} for side in (a, b)]
+    counts = (items_behind(a, metric), items_behind(b, metric))
+    return of_values(sides[0], sides[1], counts, log=False) if all(sides) else None
+
+
+def items_behind(records: Sequence[Record], metric: str) -> int | None:
+    """Items behind a rate of a side with one run, where its record counts them; None for everything else."""
+    if len(records) != 1 or METRICS[metric.rpartition(".")[2]].unit != "fraction":
+        return None
+    found = records[0].metrics.get(metric)
+    return found.n if found is not None else None
 
 
 def weighted(scores: Scores) -> NDArray[np.float64]:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.metrics import METRICS
-from reports.data.effects import Evidence, Family, ScoreEffect, members_of
+from harness.record import Record
+from reports.data.effects import Evidence, Family, ScoreEffect, ValueEffect, members_of, of_runs
+from reports.data.samples import ARMS
 from reports.data.timing import RATIO_FAMILIES
 
 NO_SAMPLES = "no stored samples that cover all its seeds"
@@ -112,12 +114,29 @@ def rank_rows(rows: Rows, name: str, evidence: Evidence) -> Ranking:
     return Ranking(ranks, better, frozenset(several), unranked, caption)
 
 
-def differences(rows: Rows, name: str, base: str, evidence: Evidence) -> dict[str, ScoreEffect]:
-    """Every row less the row ``base``, where both can be paired; intervals are not adjusted for other pairs."""
-    family, _ = family_of(rows, name, evidence)
-    if family is None or base not in family.scores:
+def differences(
+    rows: Rows, name: str, base: str, evidence: Evidence, runs: Mapping[str, Sequence[Record]]
+) -> dict[str, ScoreEffect | ValueEffect]:
+    """Every row less the row ``base``, with intervals that are not adjusted for other pairs.
+
+    On the items where there are any (:meth:`reports.data.effects.Family.effect`), else from one value a run. Rows
+    without either are left out, and all rows for seconds, bytes and joules, which a seed does not repeat.
+
+    Args:
+        name: a quantity, or ``stage.quantity``.
+        runs: finished records of each row.
+    """
+    if METRICS[name.rpartition(".")[2]].family in RATIO_FAMILIES:
         return {}
-    return {config: family.effect(config, base) for config in family.configs if config != base}
+    others = [config for config in runs if config != base and runs[config]]
+    of_values = {config: of_runs(runs[config], runs.get(base, ()), name) for config in others}
+    found: dict[str, ScoreEffect | ValueEffect] = {
+        config: effect for config, effect in of_values.items() if effect is not None and effect.low is not None
+    }
+    family = family_of(rows, name, evidence)[0] if name in ARMS else None
+    if family is not None and base in family.scores:
+        found |= {config: family.effect(config, base) for config in family.configs if config != base}
+    return found
 
 
 def front_caption(axes: Sequence[str], metric: str) -> str:

@@ -328,3 +328,16 @@ def test_bad_input_is_refused() -> None:
         stats.fit_rows([[1, 0, 1]], [[0, 1]])
     with pytest.raises(ValueError, match="no pairs"):
         stats.simultaneous_p(1.0, 5.0, 1)
+
+
+def test_a_ratio_of_rows_does_not_depend_on_their_unit() -> None:
+    rng = np.random.default_rng(4)
+    arms = [centre + rng.normal(0, 1, (3, 1)) + rng.normal(0, 2, (3, 50)) for centre in (20.0, 8.0, 9.0)]
+    names = [[0, 1, 2]] * 3
+    found = stats.fit_rows(arms, names).log_ratio(0, 1)
+    scaled = stats.fit_rows([3 * arms[0], *arms[1:]], names).log_ratio(0, 1)
+    assert found is not None
+    assert scaled is not None
+    assert scaled.effect == pytest.approx(found.effect + np.log(3))
+    assert (scaled.se, scaled.df) == pytest.approx((found.se, found.df))
+    assert stats.fit_rows([arms[0] - 100, *arms[1:]], names).log_ratio(0, 1) is None, "a mean below zero has none"

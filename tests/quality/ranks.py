@@ -103,6 +103,7 @@ class Counted(NamedTuple):
     wrong: bool
     rows: float
     pairs: float
+    ratios: float
     found: float
 
 
@@ -116,13 +117,15 @@ def count(rng: np.random.Generator, seeds: int, scenario: Scenario) -> Counted:
     # the worse ones take every other place, so that steady and unsteady methods are among both
     order = [*range(0, METHODS, 2), *range(1, METHODS, 2)]
     truth = [accuracies[order.index(k)] for k in range(METHODS)]
-    unequal = fit_rows(list(board(rng, seeds, scenario, truth)), names).better()
+    unequal = fit_rows(list(board(rng, seeds, scenario, truth)), names)
     differ = np.subtract.outer(truth, truth) > 0
+    of_ratios = [(unequal.log_ratio(i, j), truth[i] / truth[j]) for i in range(METHODS) for j in range(i)]
     return Counted(
         bool(equal.better().any()),
         float(np.mean([found.low <= ACCURACY <= found.high for found in of_rows])),
         float(np.mean([found.low <= 0 <= found.high for found in of_pairs])),
-        float(unequal[differ].mean()),
+        float(np.mean([one is not None and one.low <= np.log(ratio) <= one.high for one, ratio in of_ratios])),
+        float(unequal.better()[differ].mean()),
     )
 
 
@@ -134,7 +137,9 @@ def measure(boards: int, *, stress: bool = False, start: int = 0) -> Iterator[di
             rng = np.random.default_rng([start, seeds, number])
             found = [count(rng, seeds, scenario) for _ in range(boards)]
             wrong = sum(one.wrong for one in found)
-            pairs, rows = (float(np.mean([getattr(one, name) for one in found])) for name in ("pairs", "rows"))
+            pairs, rows, ratios = (
+                float(np.mean([getattr(one, name) for one in found])) for name in ("pairs", "rows", "ratios")
+            )
             shares = METHODS * (METHODS - 1) / 2
             yield {
                 "seeds": seeds,
@@ -146,6 +151,7 @@ def measure(boards: int, *, stress: bool = False, start: int = 0) -> Iterator[di
                 "coverage": (shares * pairs + METHODS * rows) / (shares + METHODS),
                 "coverage_of_differences": pairs,
                 "coverage_of_rows": rows,
+                "coverage_of_ratios": ratios,
                 "power": float(np.mean([one.found for one in found])),
                 "fair_methods": fair,
             }

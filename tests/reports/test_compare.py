@@ -6,14 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import UserError
 from harness.store.store import Store
 from reports.apps.compare import compare, select
+from reports.apps.regressions import analyze
+from reports.apps.reproduction.claims import Criterion
+from reports.apps.reproduction.judging import judge
+from reports.apps.reproduction.run import library
 from reports.board.board import Board, build
-from tests.reports.making import ENVIRONMENT, cell, filled_store, ok_record
+from tests.reports.making import ENVIRONMENT, cell, filled_store, key_of, ok_record
 
 
 def both(store: Store, a: str, b: str, metric: str = "accuracy"):  # type: ignore[no-untyped-def]  # a short alias
@@ -92,22 +97,105 @@ def test_a_difference_within_the_identical_arms_is_none(tmp_path: Path, twin: fl
     assert "Two identical arms differ by up to" in found.sentence
 
 
-def test_a_board_and_compare_print_the_same_interval(tmp_path: Path) -> None:
-    store = filled_store(tmp_path)
+# --- one question, one interval --------------------------------------------------------------------
+def on_a_board(store: Store, a: str, b: str, metric: str) -> Any:
     board = Board.model_validate(
         {
             "name": "b",
             "title": "B",
-            "columns": [{"field": "method"}, {"difference": "accuracy"}],
-            "baseline": {"method": "full"},
+            "columns": [{"field": "method"}, {"difference": metric}],
+            "baseline": {"method": b},
             "sort": "accuracy",
         }
     )
     (section,) = build(board, store.records()[0], store).sections
-    rows = {(r.labels["method"], r.labels["quantization"]): r for r in section.rows}
-    shown = rows["ia3", "none"].cells["accuracy.vs_baseline"]
-    found = both(store, "nano.ia3.none", "nano.full.none")
-    assert (shown.value, shown.low, shown.high) == pytest.approx((found.effect, found.low, found.high), abs=1e-12)
+    (row,) = [r for r in section.rows if (r.labels["method"], r.labels["quantization"]) == (a, "none")]
+    return row.cells[f"{metric}.vs_baseline"]
+
+
+def judged(store: Store, a: str, b: str, metric: str, unit: str = "absolute") -> Any:
+    evidence = {
+        "sweep": "quickstart",
+        "arm": {"method": a, "quantization": "none"},
+        "baseline": {"method": b, "quantization": "none"},
+    }
+    test = Criterion.model_validate({"metric": metric, "form": "order", "unit": unit, "evidence": evidence})
+    return judge(test, library([store.root])).measured
+
+
+def ends(found: Any) -> tuple[float, float, float]:
+    value = next(getattr(found, name) for name in ("effect", "value") if hasattr(found, name))
+    return (value, found.low, found.high)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("items", [True, False], ids=["items", "no items"])
+def test_board_compare_and_reproduce_give_one_interval(seeds: int, items: bool, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed in range(seeds):
+        for method, rate in (("a", 0.8), ("b", 0.6), ("c", 0.7)):
+            record, data = ok_record(cell(method, seed=seed), accuracy=rate + 0.01 * seed, with_samples=items)
+            store.append(record, data)
+    for metric in ("accuracy", "retained_accuracy"):
+        found = both(store, "nano.a.", "nano.b.", metric)
+        assert found.low < found.effect < found.high
+        assert ends(found) == ends(on_a_board(store, "a", "b", metric)) == ends(judged(store, "a", "b", metric))
+    time = both(store, "nano.a.", "nano.b.", "step_ms")
+    assert (time.low, on_a_board(store, "a", "b", "step_ms").low, judged(store, "a", "b", "step_ms").low) == (None,) * 3
+
+
+def moved(store: Store, items: bool) -> None:
+    """A cell whose second night scores as ``after`` does, and its first as ``before``."""
+    for method, rate, finished in (("before", 0.8, "2026-01-01"), ("after", 0.6, "2026-01-02")):
+        record, data = ok_record(cell(method), accuracy=rate, with_samples=items)
+        store.append(record, data)
+        of = cell("m")
+        again = {"key": key_of(of), "label": "nano.m.none.reverse.s0", "cell": of}
+        store.append(record.model_copy(update={**again, "finished": f"{finished}T00:00:00+00:00"}), data)
+
+
+@pytest.mark.parametrize("items", [True, False], ids=["items", "no items"])
+def test_all_four_answer_one_question_with_one_interval(items: bool, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    moved(store, items)
+    found = both(store, "nano.after.", "nano.before.")
+    assert found.high < 0
+    (night,) = [f for f in analyze.look(str(tmp_path)).cells if f.metric == "accuracy"]
+    board, claim = on_a_board(store, "after", "before", "accuracy"), judged(store, "after", "before", "accuracy")
+    assert ends(found) == ends(board) == ends(claim) == ends(night)
+    assert night.as_json()["interval"] == [found.low, found.high]
+
+
+def test_a_ratio_of_accuracies_has_the_errors_of_the_difference(tmp_path: Path) -> None:
+    store = filled_store(tmp_path)
+    ratio, difference = (judged(store, "lora", "full", "accuracy", unit) for unit in ("ratio", "absolute"))
+    assert ratio.n == difference.n == "200 shared items, 2 and 2 seeds"
+    # the two are nearly equal and near one, where log(a / b) is a - b over their size
+    assert ratio.se == pytest.approx(difference.se / 0.96, rel=0.1)
+    assert ratio.low < 1 < ratio.high
+    assert (difference.low < 0 < difference.high) == (ratio.low < 1 < ratio.high)
+
+
+def test_seeds_without_items_are_not_added_up_as_items(tmp_path: Path) -> None:
+    """Three seeds that differ by thirty points: 600 items are no 600 independent answers."""
+    store = Store(tmp_path)
+    for seed, rates in enumerate(((0.9, 0.6), (0.6, 0.7), (0.75, 0.4))):
+        for method, rate in zip("ab", rates, strict=True):
+            store.append(ok_record(cell(method, seed=seed), accuracy=rate, with_samples=False)[0])
+    found = both(store, "nano.a.", "nano.b.")
+    assert (found.n, found.method) == ("3 paired seeds", "paired t over seeds")
+    assert found.low < 0 < found.high
+
+
+def test_one_arm_has_the_interval_of_its_row(tmp_path: Path) -> None:
+    store = filled_store(tmp_path)
+    value = {"form": "absolute", "value": 0.9, "tolerance": {"value": 0.1, "why": "why"}, "unit": "absolute"}
+    arm = {"sweep": "quickstart", "arm": {"method": "lora", "quantization": "none"}}
+    test = Criterion.model_validate({"metric": "accuracy", "evidence": arm, **value})
+    board = Board.model_validate({"name": "b", "title": "B", "columns": [{"metric": "accuracy"}], "sort": "accuracy"})
+    (section,) = build(board, store.records()[0], store).sections
+    (row,) = [r for r in section.rows if (r.labels["method"], r.labels["quantization"]) == ("lora", "none")]
+    assert ends(judge(test, library([store.root])).measured) == ends(row.cells["accuracy"])
 
 
 def test_names_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:

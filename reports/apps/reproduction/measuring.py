@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from scipy import stats as distributions
 
 from harness import stats
@@ -16,9 +16,10 @@ from harness.metrics import METRICS
 from harness.record import Record
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
 from reports.apps.reproduction.record_lookup import ArmRecords, Library
+from reports.data.effects import items_behind, of_values
 from reports.data.learned import beats_constant, trains
 from reports.data.samples import ARMS
-from reports.data.timing import ratio
+from reports.data.timing import NO_BLOCKS, ratio
 
 EXACT_FAMILIES = frozenset({"size"})
 """Families of quantities that follow from shapes: two runs cannot differ, so one record is enough."""
@@ -194,13 +195,26 @@ def _single(test: Criterion, library: Library, sweep: str, arm: Arm) -> Measured
     common: dict[str, Any] = {"records": found.ids, "flags": frozenset(found.flags), "n": f"{len(values)} seeds"}
     if _exact(test, values):
         return Measured(values[0] * scale, exact=True, **common)
-    if (items := _untrained_items(found, test)) is not None:
-        one = stats.wilson(round(values[0] * items), items)  # nothing varies over seeds: the items are all the chance
-        return Measured(one.estimate * scale, one.low * scale, one.high * scale, **{**common, "n": f"{items} items"})
+    of_items = _untrained_items(found, test)
+    shown = _row_interval(test, library, found) if of_items or len(values) > 1 else None
+    if shown is None and of_items is not None:
+        shown = stats.wilson(round(values[0] * of_items), of_items)  # nothing varies over seeds
+    if shown is not None:
+        n = f"{shown.n} items, {len(values)} seeds" if len(values) > 1 else f"{shown.n} items"
+        return Measured(shown.estimate * scale, shown.low * scale, shown.high * scale, **{**common, "n": n})
     if len(values) < 2:
         return Measured(values[0] * scale, **{**common, "flags": common["flags"] | {"one-seed"}})
     interval = stats.mean_interval(values)
     return Measured(interval.estimate * scale, interval.low * scale, interval.high * scale, **common)
+
+
+def _row_interval(test: Criterion, library: Library, found: ArmRecords) -> stats.Interval | None:
+    """The interval that a board prints for the row; None where it has no items."""
+    if test.metric not in ARMS or test.stage is not None:
+        return None
+    (name,), members = library.members(found)
+    family = library.evidence.family_of(members, test.metric, name)
+    return None if family is None else family.interval(name)
 
 
 def _untrained_items(found: ArmRecords, test: Criterion) -> int | None:
@@ -235,28 +249,26 @@ def _paired(test: Criterion, library: Library, sweep: str, pair: Pair) -> Measur
 def _by_samples(
     test: Criterion, library: Library, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
 ) -> Measured | None:
-    """Differences of accuracies on the same items (:mod:`reports.data.effects`); None where that cannot be."""
-    if test.unit in RELATIVE_UNITS or test.metric not in ARMS or test.baseline_metric not in (None, test.metric):
+    """Differences and ratios of accuracies on the same items (:mod:`reports.data.effects`); None without them."""
+    if test.metric not in ARMS or test.baseline_metric not in (None, test.metric):
         return None
+    relative = test.unit in RELATIVE_UNITS
     names, members = library.members(first, second)
     family = library.evidence.family_of(members, test.metric, names[0])
     if family is None or names[1] not in family.scores:
         return None
-    found = family.effect(*names)
+    found = family.log_ratio(*names) if relative else family.effect(*names)
+    if found is None:
+        return None
     flags = common["flags"] | ({"one-seed"} if min(found.seeds) < 2 else set())
     if test.metric == "accuracy" and not beats_constant(names[0], family, library.samples):
         flags |= {NOTHING_LEARNED}
-    unit = 100.0 if test.unit == "points" else 1.0
-    return Measured(
-        found.effect * unit,
-        found.low * unit,
-        found.high * unit,
-        se=found.se * unit,
-        df=found.df,
-        mde=None if found.mde is None else found.mde * unit,
+    shown = Measured(
+        *(found.effect, found.low, found.high, found.se, found.df, found.mde),
         n=f"{found.items} shared items, {found.seeds[0]} and {found.seeds[1]} seeds",
         **{**common, "flags": flags},
     )
+    return _from_logs(shown, test.unit) if relative else _scaled(shown, 100.0 if test.unit == "points" else 1.0)
 
 
 def _by_values(
@@ -276,7 +288,12 @@ def _by_values(
         )
     if relative and is_timed(test):
         return _within_blocks(test, of_baseline, library, first, second, common)
-    return _by_seeds(test, a, b, common)
+    if is_timed(test):  # a seed repeats no time, and blocks give ratios
+        value = _effect(statistics.fmean(a.values()), statistics.fmean(b.values()), test.unit)
+        if len(set(a.values())) == len(set(b.values())) == 1:
+            return Measured(value, exact=True, n="equal in all runs", **common)
+        return Measured(value, n=NO_BLOCKS, **{**common, "flags": common["flags"] | {"no-blocks"}})
+    return _by_seeds(test, (first, a), (second, b), common)
 
 
 def _within_blocks(
@@ -312,25 +329,31 @@ def _within_blocks(
     )
 
 
-def _by_seeds(test: Criterion, a: dict[Any, float], b: dict[Any, float], common: dict[str, Any]) -> Measured:
-    """Effects on one value a seed, paired on shared seeds, on the logarithm where the claim is a ratio."""
+def _by_seeds(
+    test: Criterion,
+    a: tuple[ArmRecords, dict[Any, float]],
+    b: tuple[ArmRecords, dict[Any, float]],
+    common: dict[str, Any],
+) -> Measured:
+    """Effects on one value a run (:func:`reports.data.effects.of_values`), on the logarithm for ratios."""
     relative = test.unit in RELATIVE_UNITS
-    shared = sorted(set(a) & set(b), key=str)
-    if len(shared) < 2:
-        value = _effect(math.fsum(a.values()) / len(a), math.fsum(b.values()) / len(b), test.unit)
-        return Measured(value, n="one seed", **{**common, "flags": common["flags"] | {"one-seed"}})
-    pairs = np.array([[a[s], b[s]] for s in shared])
-    scale = 100.0 if test.unit == "points" else 1.0
-    differences = np.log(pairs[:, 0] / pairs[:, 1]) if relative else (pairs[:, 0] - pairs[:, 1]) * scale
-    df = len(shared) - 1
-    se = float(differences.std(ddof=1)) / math.sqrt(len(shared))
-    centre = float(differences.mean())
-    half = float(distributions.t.isf(0.025, df)) * se
-    mde = stats.mde_from_error(se, df) if se > 0 else 0.0
-    found = Measured(
-        centre, centre - half, centre + half, se=se, df=df, mde=mde, n=f"{len(shared)} paired seeds", **common
-    )
-    return _from_logs(found, test.unit) if relative else found
+    sides = [[record for _, record in one.records.values()] for one, _ in (a, b)]
+    counts = (items_behind(sides[0], test.metric), items_behind(sides[1], test.baseline_metric or test.metric))
+    found = of_values(a[1], b[1], counts, log=relative)
+    flags = common["flags"] | (set() if "paired" in found.n else {"one-seed"})
+    common = {**common, "flags": flags, "n": found.n}
+    if found.low is None or found.high is None:
+        value = _effect(statistics.fmean(a[1].values()), statistics.fmean(b[1].values()), test.unit)
+        return Measured(value, **common)
+    mde = 0.0 if found.mde is None else found.mde
+    shown = Measured(found.effect, found.low, found.high, se=found.se, df=found.df, mde=mde, **common)
+    return _from_logs(shown, test.unit) if relative else _scaled(shown, 100.0 if test.unit == "points" else 1.0)
+
+
+def _scaled(found: Measured, by: float) -> Measured:
+    """The same in another unit."""
+    low, high, mde = (None if x is None else by * x for x in (found.low, found.high, found.mde))
+    return replace(found, value=by * found.value, low=low, high=high, se=by * found.se, mde=mde)
 
 
 def _from_logs(found: Measured, unit: str) -> Measured:
