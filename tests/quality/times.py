@@ -1,9 +1,11 @@
-"""Errors of comparisons of time and memory, on real runs: ``python -m tests.quality.times FOLDER [--run] [--json]``.
+"""Errors of comparisons of time and memory, on real runs: ``python -m tests.quality.times [FOLDER [--run]] [--json]``.
 
+Without a folder the runs of ``tests/golden/null_times.csv`` are judged; docs/findings/statistics.md shows that table.
 ``--run`` trains one LoRA under eight labels (only its scale differs, a number that costs no time), one of them with an
-identical second arm (A/A), and one method that costs more (DoRA), in 24 randomised blocks: 240 real cells of the nano
-model, about 15 minutes on one core. Every pair of the eight is a *null pair*: any difference found is an error. The
-blocks are cut into groups of 3, 4 and 6, as sweeps of that size would have had, and each group is judged by itself:
+identical second arm (A/A), and one method that costs more (DoRA), in 12 randomised blocks: 120 real cells of the nano
+model, 8 minutes on a quiet core. ``--csv`` prints the runs of a folder as that file holds them. Every pair of the eight
+is a *null pair*: any difference found is an error. The blocks are cut into groups of 3, 4 and 6, as sweeps of that size
+would have had, and each group is judged by itself:
 
 * ``blocks, A/A``: what boards, ``compare`` and ``reproduce`` use (:func:`reports.data.timing.ratio`);
 * ``blocks``: the same without the floor of the A/A arm;
@@ -16,10 +18,12 @@ Power is the share of comparisons of DoRA with one of the eight that are found.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +31,13 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.record import Record
+from harness.metrics import reading
+from harness.record import Outcome, Record, Span
 from reports.data.timing import block_of, ratio
 
 LABELS = tuple(f"lora-{letter}" for letter in "abcdefgh")
 OTHER = "dora"
-REPLICATES, STEPS = 23, 40
+REPLICATES, STEPS = 11, 40
 SIZES = (3, 4, 6)
 METRICS = {
     "step_ms": lambda r: r.metrics["step_ms"].value,
@@ -42,6 +47,14 @@ METRICS = {
 }
 Value = Callable[[Record], "float | None"]
 Runs = dict[str, dict[int, Record]]
+KEPT = Path(__file__).parents[1] / "golden" / "null_times.csv"
+COLUMNS = ("label", "block", "position", *METRICS)
+WORDS = {
+    "step_ms": "step",
+    "latency_ms": "latency of a forward pass",
+    "train: seconds": "seconds of `train`",
+    "train: rss_growth_bytes": "RSS growth in `train`",
+}
 
 
 def run(folder: Path) -> None:
@@ -75,6 +88,41 @@ def read(folder: Path) -> tuple[Runs, str]:
         runs.setdefault(label, {})[block[1]] = record
     machine = f"{records[0].environment['cpu']['model']}, {records[0].environment['cpu']['cores']} cores"
     return runs, machine
+
+
+def kept() -> Runs:
+    """The committed runs, as records that hold what is compared and nothing else."""
+    runs: Runs = {}
+    with KEPT.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            block, position, step, latency, seconds, growth = (float(row[name]) for name in COLUMNS[1:])
+            growth_reading = reading("rss_growth_bytes", growth, source="csv")
+            record = Record(
+                key=f"{row['label']}.{row['block']}",
+                label=row["label"],
+                sweep="null-times",
+                cell={"method": {"label": row["label"]}},
+                outcome=Outcome(status="ok"),
+                metrics={
+                    "step_ms": reading("step_ms", step, source="csv"),
+                    "latency_ms": reading("latency_ms", latency, source="csv"),
+                },
+                spans=(Span(stage="train", seconds=seconds, readings=(growth_reading,)),),
+                environment={"order": {"run": "r", "block": int(block), "position": int(position)}},
+                started=f"{int(block):03d}.{int(position):03d}",
+            )
+            runs.setdefault(row["label"], {})[int(block)] = record
+    return runs
+
+
+def as_csv(runs: Runs) -> None:
+    """Print runs as :data:`KEPT` holds them."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    rows = [(r.environment["order"], label, r) for label, found in runs.items() for r in found.values()]
+    for order, label, record in sorted(rows, key=lambda row: (row[0]["block"], row[0]["position"])):
+        values = [f"{float(value(record) or math.nan):.6g}" for value in METRICS.values()]
+        writer.writerow([label, order["block"], order["position"], *values])
 
 
 def in_blocks(runs: Runs, blocks: Sequence[int], value: Value, *, floor: bool) -> Callable[[str, str], bool]:
@@ -149,29 +197,47 @@ def spread(runs: Runs, value: Value) -> tuple[float, float]:
     return float(np.mean(alone)), float(np.mean(ratios))
 
 
+HEADER = (
+    "| quantity | blocks | null comparisons | errors: runs in a row | errors: blocks | errors: blocks, A/A "
+    "| DoRA found: blocks | DoRA found: blocks, A/A |",
+    "|---|--:|--:|--:|--:|--:|--:|--:|",
+)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The table of docs/findings/statistics.md, line by line, from :func:`measure`."""
+    found = {(row["metric"], row["blocks"], row["way"]): row for row in rows}
+    lines = list(HEADER)
+    for metric, size in itertools.product(METRICS, SIZES):
+        row, blocks, floored = (found[metric, size, way] for way in ("runs in a row", "blocks", "blocks, A/A"))
+        errors = [f"{one['errors']} ({100 * one['error']:.1f} %)" for one in (row, blocks, floored)]
+        power = [f"{100 * one['power']:.0f} %" for one in (blocks, floored)]
+        lines.append(f"| {WORDS[metric]} | {size} | {row['comparisons']} | {' | '.join((*errors, *power))} |")
+    return lines
+
+
 def main() -> None:
     """Print the table in Markdown, or its rows as JSON."""
     parser = argparse.ArgumentParser(description="Errors of comparisons of time and memory, on real runs.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="records; without it the committed runs")
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--csv", action="store_true")
     chosen = parser.parse_args()
     if chosen.run:
         run(chosen.folder)
-    runs, machine = read(chosen.folder)
-    rows = list(measure(runs))
+    runs, machine = read(chosen.folder) if chosen.folder is not None else (kept(), "the committed runs")
+    if chosen.csv:
+        as_csv(runs)
+        return
     if chosen.json:
-        print(json.dumps(rows))
+        print(json.dumps(list(measure(runs))))
         return
     print(f"{machine}; {sum(map(len, runs.values()))} runs\n")
     for name, value in METRICS.items():
         alone, within = spread(runs, value)
         print(f"{name}: runs of one label differ by {100 * alone:.1f} % (sd), two in a block by {100 * within:.1f} %")
-    print("\n| metric | blocks | way | null comparisons | found to differ | DoRA found |\n|---|--:|---|--:|--:|--:|")
-    for row in rows:
-        power = "–" if row["power"] is None else f"{row['power']:.0%}"
-        error = f"{row['errors']} ({100 * row['error']:.1f} %)"
-        print(f"| {row['metric']} | {row['blocks']} | {row['way']} | {row['comparisons']} | {error} | {power} |")
+    print("\n" + "\n".join(table(measure(runs))))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from reports.apps.regressions.analyze import to_markdown
 from reports.apps.regressions.confirm_reruns import confirm, provisional
 from reports.apps.regressions.detect import detect
 from reports.apps.regressions.series import History, Series, SeriesPoint
-from tests.quality.imported import ITEMS, RUNS, nights, truths
-from tests.quality.regressions import CASES, as_history, quiet
+from tests.quality.regressions import CASES, RUNS, SUITE_ITEMS, as_history, drawn_nights, quiet, truths
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 OLD = {**ENVIRONMENT, "packages": {"torch": "2.13.0", "peft": "0.21.2"}}
@@ -310,8 +309,8 @@ def later(folder: Path, lost: int) -> None:
         content["meta_info"]["package_info"]["transformers-version"] = "5.99.0"
         for row in content["train_info"]["metrics"]:
             if "test accuracy" in row:
-                right = round(row["test accuracy"] * ITEMS) - lost + int(rng.integers(-3, 4))
-                row["test accuracy"] = max(0, right) / ITEMS
+                right = round(row["test accuracy"] * SUITE_ITEMS) - lost + int(rng.integers(-3, 4))
+                row["test accuracy"] = max(0, right) / SUITE_ITEMS
         (folder / path.name).write_text(json.dumps(content))
 
 
@@ -335,7 +334,7 @@ def test_drop_over_published_runs_names_the_new_version(tmp_path: Path) -> None:
     low, high = found[0]["interval"]  # type: ignore[misc]
     assert low < found[0]["effect"] < high  # type: ignore[operator]
     assert found[0]["pairs"] > 55
-    assert found[0]["effect"] == pytest.approx(-15 / ITEMS, abs=0.002)
+    assert found[0]["effect"] == pytest.approx(-15 / SUITE_ITEMS, abs=0.002)
     assert any(str(s) == "transformers 5.13.1 → 5.99.0" for s in found[0]["suspects"])  # type: ignore[attr-defined]
     assert [f for f in report["cells"] if f["metric"] == "accuracy"] == []  # no cell alone can show it
     assert all("transformers" in " ".join(c["suspects"]) for c in report["environment_changes"])  # type: ignore[arg-type]
@@ -354,7 +353,7 @@ def test_noise_alone_reports_only_the_environment_change(tmp_path: Path) -> None
 def test_drawn_nights_around_the_published_accuracies_are_judged() -> None:
     cells = truths()
     assert len(cells) > 55
-    found = sum(bool(detect(nights(cells, 0.01, True, seed), drift=False).pooled) for seed in range(10))
-    quiet = sum(bool(detect(nights(cells, 0.0, True, seed), drift=False).pooled) for seed in range(10))
+    found = sum(bool(detect(drawn_nights(cells, 0.01, True, seed), drift=False).pooled) for seed in range(10))
+    quiet = sum(bool(detect(drawn_nights(cells, 0.0, True, seed), drift=False).pooled) for seed in range(10))
     assert found >= 8
     assert quiet <= 1

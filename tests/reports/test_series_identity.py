@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.regressions import analyze, identity
-from tests.quality.imported import ITEMS, RUNS
+from tests.quality.regressions import RUNS, SUITE_ITEMS
 from tests.reports.making import ENVIRONMENT, cell, ok_record
 
 needs_runs = pytest.mark.skipif(
@@ -39,8 +39,8 @@ def half_a_year_later(folder: Path, lost: float) -> int:
             peft["a_later_field"] = 1
         for row in content["train_info"]["metrics"]:
             if "test accuracy" in row:
-                right = round((row["test accuracy"] - lost) * ITEMS) + int(rng.integers(-4, 5))
-                row["test accuracy"] = max(0, right) / ITEMS
+                right = round((row["test accuracy"] - lost) * SUITE_ITEMS) + int(rng.integers(-4, 5))
+                row["test accuracy"] = max(0, right) / SUITE_ITEMS
         (folder / path.name).write_text(json.dumps(content))
     return len(paths)
 
