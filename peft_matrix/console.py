@@ -233,12 +233,12 @@ def _cell_text(value: Any) -> str:
 
 
 def print_verdicts(rows: Rows, console: Console) -> None:
-    """Claims with what was printed, what was measured, and the verdict."""
-    from reports.apps.reproduction.report import number
+    """Claims with what was printed, what was measured, and the verdict; below, the verdicts by kind, never added up."""
+    from reports.apps.reproduction.report import count_kinds, number
 
     table = Table(box=None, header_style="bold")
     table.add_column("claim", no_wrap=True)
-    for title in ("printed", "measured", "verdict", "flags", "proxies"):
+    for title in ("kind", "printed", "measured", "verdict", "flags", "proxies"):
         table.add_column(title, overflow="fold")
     for row in rows:
         printed = " / ".join(number(p["value"]) for p in row["printed"] if p["value"] is not None) or row["form"]
@@ -246,8 +246,11 @@ def print_verdicts(rows: Rows, console: Console) -> None:
         if row["interval"]:
             measured += f" [{number(row['interval'][0])}, {number(row['interval'][1])}]"
         proxies = ", ".join(f"{p['setup']} {p['verdict'].removeprefix('proxy_')}" for p in row["proxies"])
-        table.add_row(row["claim"], printed, measured, row["verdict"], ", ".join(row["flags"]), proxies)
+        kind = row["kind"] if row["verdict"] != "not_run" else ""
+        table.add_row(row["claim"], kind, printed, measured, row["verdict"], ", ".join(row["flags"]), proxies)
     console.print(table)
+    for kind, counts in count_kinds(list(rows)).items():
+        console.print(f"{kind}: " + ", ".join(f"{n} {verdict}" for verdict, n in counts))
 
 
 def print_smells(smells: Sequence[Smell]) -> None:

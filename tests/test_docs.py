@@ -147,3 +147,7 @@ def test_the_readme_counts_claims_by_kind() -> None:
     }
     counts = ", ".join(f"{own[kind]} {words}" for kind, words in told.items())
     assert f"{found[1]} claims of papers: {counts}" in readme
+    held = re.search(r"(\d+) agrees by construction", text)
+    assert held is not None
+    proxies = f"{kinds['measured (proxy)']} smaller experiments of them (measured proxies)"
+    assert f"{proxies}, {held[1]} of which hold by construction" in readme

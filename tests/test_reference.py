@@ -360,7 +360,7 @@ def drawn_boards(shown: dict[str, list[str]]) -> f.Statements:
 
 
 def worst_of(shown: dict[str, list[str]]) -> f.Statements:
-    """What the text says of the tables of ranks."""
+    """Statements of the text about the tables of ranks."""
     former = {key: float(row[3].removesuffix(" %")) for key, row in shown.items() if row[3].endswith("%")}
     yield "The former ranks placed rows on {:.0f} and {:.0f} % of boards with two and three seeds at 4.8 points".format(
         former["2 | 4.8"], former["3 | 4.8"]

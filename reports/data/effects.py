@@ -253,6 +253,19 @@ class Evidence:
         self._latest = members, metric, self._families[ids, metric]
         return self._latest[2]
 
+    def across(self, members: Members, metric: str, other: str, config: str) -> Family | None:
+        """The family of two arms of every configuration, such as its scores before and after merging.
+
+        Its configurations are called ``CONFIG METRIC``; those scored on the items of ``config`` in ``metric`` are in.
+        """
+        arms = {f"{c} {m}": (c, m) for c in sorted(members) for m in (metric, other)}
+        found = {name: s for name, (c, m) in arms.items() if (s := self.scores(members[c], ARMS[m])) is not None}
+        first = found.get(f"{config} {metric}")
+        if first is None or len(first.items) < 2:
+            return None
+        alike = {name: scores for name, scores in found.items() if scores.items == first.items}
+        return _fit(alike, {name: members[c] for name, (c, _) in arms.items()})
+
     def family_of(self, members: Members, metric: str, config: str) -> Family | None:
         """The family that holds a configuration, or None."""
         return next((f for f in self.families(members, metric) if config in f.scores), None)

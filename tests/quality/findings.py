@@ -211,7 +211,7 @@ def fair_taus(records: Iterable[Record]) -> Statements:
 
 
 def fair_budget(records: Iterable[Record]) -> Statements:
-    """What ran, for how long, at which rates."""
+    """The numbers of cells, their minutes, and the rates chosen."""
     kinds = {kind: [r for r in records if role(r) == kind] for kind in ROLES}
     stopped = sum(r.outcome.status == "diverged" for r in kinds["trial"])
     tuned, shared = len(kinds["result"]), len(kinds["shared-lr"])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness import stats
 from harness.errors import UserError
 from harness.record import Record
 from harness.store.store import Store
+from peft_matrix.console import print_verdicts
 from reports.apps.reproduction import run
 from reports.apps.reproduction.claims import BUILT_IN, Claim, Criterion, Paper, load_claims
-from reports.apps.reproduction.judging import decide
+from reports.apps.reproduction.judging import JudgedClaim, Judgement, decide
 from reports.apps.reproduction.measuring import Measured, compute
 from reports.apps.reproduction.record_lookup import count_key
-from reports.apps.reproduction.report import as_rows, to_markdown
+from reports.apps.reproduction.report import as_rows, by_kind, to_markdown
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
 SWEEP = "proxies"
@@ -159,6 +163,79 @@ def test_scope_tuning_seeds_and_contradicting_texts_are_flagged(tmp_path: Path) 
     assert (row["verdict"], row["flags"]) == ("inconclusive", ["no-blocks"])
 
 
+def put_tuned(root: Path, method: str, *, edge: bool = False, **fields: Any) -> None:
+    put(root, method, environment_extra={"facts": {"tuning": {"lr_at_edge": edge}}}, **fields)
+
+
+@pytest.mark.parametrize(("edge", "verdict"), [("b", "inconclusive"), ("a", "reproduced"), ("", "reproduced")])
+def test_a_rate_at_the_edge_of_the_lower_side_decides_nothing(edge: str, verdict: str, tmp_path: Path) -> None:
+    for method, accuracy in (("a", 0.9), ("b", 0.5)):
+        put_tuned(tmp_path, method, edge=method == edge, accuracy=accuracy)
+    row = row_of(claim(), tmp_path)
+    assert row["verdict"] == verdict
+    assert ("lr-at-edge" in row["flags"]) == bool(edge)
+    other = row_of(claim(expect="less"), tmp_path)
+    assert other["verdict"] == ("inconclusive" if edge == "b" else "not_reproduced")
+
+
+def test_an_arm_that_learned_nothing_decides_nothing(tmp_path: Path) -> None:
+    """Both arms at the share of the most frequent of seven answers: equal, and that says nothing of either method."""
+    put(tmp_path, "a", accuracy=0.14, items=400), put(tmp_path, "b", accuracy=0.14, items=400)
+    row = row_of(claim(form="equivalence", margin=20.0), tmp_path)
+    assert (row["verdict"], row["flags"]) == ("inconclusive", ["nothing-learned"])
+    put(tmp_path, "c", accuracy=0.9, items=400), put(tmp_path, "d", accuracy=0.9, items=400)
+    evidence = {"sweep": SWEEP, "arm": {"method": "c"}, "baseline": {"method": "d"}}
+    assert row_of(claim(form="equivalence", margin=20.0, evidence=evidence), tmp_path)["verdict"] == "reproduced"
+
+
+def test_scores_of_one_seed_decide_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "a", seeds=1, accuracy=0.9), put(tmp_path, "b", seeds=1, accuracy=0.5)
+    row = row_of(claim(), tmp_path)
+    assert (row["verdict"], row["flags"]) == ("inconclusive", ["one-seed"])
+    assert row["interval"][0] > 0
+
+
+def test_no_headline_adds_kinds_up() -> None:
+    """Arithmetic, counts, proxies and measurements: apart in the report, on a terminal, and on the site."""
+    own = judged_claim("arithmetic"), judged_claim("counted"), judged_claim("measured")
+    shown = {kind: dict(counts) for kind, counts in by_kind(own).items()}
+    assert shown == {
+        "arithmetic on printed numbers": {"reproduced": 1},
+        "counted from shapes": {"reproduced": 1},
+        "measured": {"reproduced": 1},
+        "measured (proxy)": {"agrees": 1, "agrees by construction": 1},
+    }
+    rows = json.loads(json.dumps(as_rows(own)))
+    assert [row["kind"] for row in rows] == ["arithmetic", "counted", "measured"]
+    console = Console(record=True, width=200, file=StringIO())
+    print_verdicts(rows, console)
+    text = console.export_text()
+    assert "measured: 1 reproduced" in text
+    assert "measured (proxy): 1 agrees, 1 agrees by construction" in text
+    assert "arithmetic: 1 reproduced" in text
+    assert not re.search(r"(?<!\d)3 reproduced", text)
+
+
+def judged_claim(kind: str) -> JudgedClaim:
+    evidence: dict[str, dict[str, Any]] = {
+        "arithmetic": {"compute": {"sum": [1, 2]}},
+        "counted": {"count": {"architecture": "llama-3.2-3b", "method": "lora"}},
+        "measured": {"sweep": SWEEP, "arm": {"method": "a"}, "baseline": {"method": "b"}},
+    }
+    of = claim(id=kind, evidence=evidence[kind])
+    proxy = {
+        **of.model_dump(include={"metric", "form", "unit", "expect"}),
+        "setup": "nano",
+        "differs": "a far smaller one",
+    }
+    proxies = [proxy, {**proxy, "by_construction": "it is so"}] if kind == "measured" else []
+    of = claim(id=kind, evidence=evidence[kind], proxies=proxies)
+    agrees = tuple(
+        Judgement("proxy_agrees", "", None, ("by-construction",) if one.by_construction else ()) for one in of.proxies
+    )
+    return JudgedClaim(Paper(paper="P", version="v1", claims=(of,)), of, Judgement("reproduced", "", None, ()), agrees)
+
+
 def test_a_trial_of_tuning_is_no_evidence(tmp_path: Path) -> None:
     put(tmp_path, "a", cell={"role": "trial"}), put(tmp_path, "b")
     assert row_of(claim(), tmp_path)["verdict"] == "not_run"
@@ -194,17 +271,15 @@ def test_a_choice_left_open_by_the_source_decides_nothing(tmp_path: Path) -> Non
     assert "0.4 with one reading" in row["reason"]
 
 
-def test_an_arm_is_compared_with_another_score_of_itself(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    for record in put(tmp_path, "a", accuracy=0.8):
-        worse = record.metrics["merged_accuracy"].model_copy(update={"value": 0.6 + record.cell["seed"] / 100})
-        changed = {"metrics": {**record.metrics, "merged_accuracy": worse}, "supersedes": record.id}
-        store.append(record.model_copy(update=changed))
+@pytest.mark.parametrize("items", [True, False], ids=["items", "no items"])
+def test_an_arm_is_compared_with_another_score_of_itself(items: bool, tmp_path: Path) -> None:
+    put(tmp_path, "a", accuracy=0.8, retained=0.4, with_samples=items)
     evidence = {"sweep": SWEEP, "arm": {"method": "a"}, "baseline": {"method": "a"}}
-    same = {"metric": "merged_accuracy", "baseline_metric": "accuracy", "expect": "less", "evidence": evidence}
-    row = row_of(claim(**same), tmp_path)
-    assert row["measured"] == pytest.approx(-20, abs=8), "not the metric less itself"
-    assert row["n"] == "3 paired seeds"
+    same = {"metric": "retained_accuracy", "baseline_metric": "base_retained_accuracy", "expect": "less"}
+    row = row_of(claim(**same, evidence=evidence), tmp_path)
+    assert row["measured"] == pytest.approx(-52, abs=8), "not the metric less itself"
+    assert row["n"] == ("200 shared items, 3 and 3 seeds" if items else "3 paired seeds")
+    assert row["interval"][0] < row["measured"] < row["interval"][1] < 0
 
 
 def test_an_untrained_model_has_the_interval_of_its_items(tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_claims_are_shown_as_reported_wrong_file_is_refused(site_store: Store, t
     text = (tmp_path / "site" / "claims.html").read_text()
     assert "&lt;b&gt;P&lt;/b&gt;" in text
     assert "1 not run" in text
+    proxy = {"setup": "nano", "verdict": "proxy_agrees", "flags": ["by-construction"]}
+    kinds = [{"claim": kind, "paper": "P", "verdict": "reproduced", "kind": kind, "proxies": [proxy, "no mapping"]}
+             for kind in ("arithmetic", "counted", "measured")]  # fmt: skip
+    report.write_text(json.dumps(kinds))
+    build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)
+    text = re.sub(r"<[^>]+>", " ", (tmp_path / "site" / "claims.html").read_text())
+    for kind in ("arithmetic", "counted", "measured"):
+        assert f"1 reproduced ({kind})" in text
+    assert "3 agrees by construction (measured (proxy))" in text
+    assert "3 reproduced" not in text
+    assert "reproduced 3" not in text
     report.write_text("{}")
     with pytest.raises(UserError, match="not a report of claims"):
         build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)

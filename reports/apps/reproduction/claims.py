@@ -218,7 +218,9 @@ class Claim(Criterion):
     scope: Scope = Scope()
     needs: Needs = Needs()
     unstated: str = ""
-    doubts: tuple[Literal["reference-inconsistent", "leak", "estimated-memory", "one-seed-reference"], ...] = ()
+    doubts: tuple[
+        Literal["reference-inconsistent", "leak", "estimated-memory", "one-seed-reference", "source-unread"], ...
+    ] = ()
     proxies: tuple[Proxy, ...] = ()
 
     @model_validator(mode="before")

@@ -18,6 +18,7 @@ from harness.record import Record
 from reports.apps.reproduction.claims import Claim, Criterion, Paper
 from reports.apps.reproduction.measuring import (
     NOTHING_LEARNED,
+    ONE_SEED,
     RELATIVE_UNITS,
     SAMPLED_FAMILIES,
     Absent,
@@ -30,6 +31,7 @@ Verdict = Literal["reproduced", "partially", "not_reproduced", "inconclusive", "
 Kind = Literal["arithmetic", "counted", "measured"]
 ProxyVerdict = Literal["proxy_agrees", "proxy_partially", "proxy_disagrees", "proxy_inconclusive", "proxy_not_run"]
 
+DEFINITE = ("reproduced", "partially", "not_reproduced")
 AS_PROXY: dict[str, ProxyVerdict] = {
     "reproduced": "proxy_agrees",
     "partially": "proxy_partially",
@@ -118,16 +120,34 @@ def judge(test: Criterion, library: Library, *, scope_of: Claim | None = None) -
     verdict, reason = decide(test, measured)
     if sampled and any(map(at_edge, records)):
         flags.add("lr-at-edge")
-        if verdict == "not_reproduced":
-            verdict, reason = "inconclusive", f"the best learning rate lies at the edge of the rates tried ({reason})"
-    if NOTHING_LEARNED in flags and verdict == "not_reproduced":
-        verdict, reason = (
-            "inconclusive",
-            f"the arm learned nothing within its budget, which contradicts nothing ({reason})",
-        )
+    doubt = _doubt(test, library, measured) if sampled else ""
+    if doubt and verdict in DEFINITE:
+        verdict, reason = "inconclusive", f"{doubt} ({reason})"
     if verdict == "reproduced" and exceeds(test, measured):
         flags.add("exceeds")
     return Judgement(verdict, reason, measured, tuple(sorted(flags)))
+
+
+def _doubt(test: Criterion, library: Library, measured: Measured) -> str:
+    """Why scores decide nothing, whichever side they are on; empty where they may."""
+    if ONE_SEED in measured.flags:
+        return "one seed shows trained models, not their methods"
+    if NOTHING_LEARNED in measured.flags:
+        return "the arm learned nothing within its budget, which contradicts nothing and confirms nothing"
+    if any(map(at_edge, _worse_side(test, library, measured))):
+        return "the best learning rate of the lower side lies at the edge of the rates tried"
+    return ""
+
+
+def _worse_side(test: Criterion, library: Library, measured: Measured) -> list[Record]:
+    """Records of the side that scored lower; of both where the claim is that they are equal, or has several pairs."""
+    evidence, both = test.evidence, _records(library, test, measured)
+    if evidence is None or evidence.arm is None or evidence.baseline is None or test.form == "equivalence":
+        return both
+    neutral = 1.0 if test.unit == "ratio" else 0.0
+    lower = evidence.arm if measured.value < neutral else evidence.baseline
+    found = library.arm(evidence.sweep or "", lower, timed=False)
+    return [record for _, record in found.records.values()]
 
 
 def _records(library: Library, test: Criterion, measured: Measured) -> list[Record]:

@@ -25,6 +25,7 @@ EXACT_FAMILIES = frozenset({"size"})
 """Families of quantities that follow from shapes: two runs cannot differ, so one record is enough."""
 SAMPLED_FAMILIES = frozenset({"accuracy", "retention"})
 NOTHING_LEARNED = "nothing-learned"
+ONE_SEED = "one-seed"
 RELATIVE_UNITS = frozenset({"ratio", "relative"})
 
 
@@ -203,7 +204,7 @@ def _single(test: Criterion, library: Library, sweep: str, arm: Arm) -> Measured
         n = f"{shown.n} items, {len(values)} seeds" if len(values) > 1 else f"{shown.n} items"
         return Measured(shown.estimate * scale, shown.low * scale, shown.high * scale, **{**common, "n": n})
     if len(values) < 2:
-        return Measured(values[0] * scale, **{**common, "flags": common["flags"] | {"one-seed"}})
+        return Measured(values[0] * scale, **{**common, "flags": common["flags"] | {ONE_SEED}})
     interval = stats.mean_interval(values)
     return Measured(interval.estimate * scale, interval.low * scale, interval.high * scale, **common)
 
@@ -250,17 +251,23 @@ def _by_samples(
     test: Criterion, library: Library, first: ArmRecords, second: ArmRecords, common: dict[str, Any]
 ) -> Measured | None:
     """Differences and ratios of accuracies on the same items (:mod:`reports.data.effects`); None without them."""
-    if test.metric not in ARMS or test.baseline_metric not in (None, test.metric):
+    other = test.baseline_metric or test.metric
+    if test.metric not in ARMS or other not in ARMS:
         return None
     relative = test.unit in RELATIVE_UNITS
     names, members = library.members(first, second)
-    family = library.evidence.family_of(members, test.metric, names[0])
+    if other == test.metric:
+        family = library.evidence.family_of(members, test.metric, names[0])
+    else:
+        family = library.evidence.across(members, test.metric, other, names[0])
+        names = [f"{names[0]} {test.metric}", f"{names[1]} {other}"]
     if family is None or names[1] not in family.scores:
         return None
     found = family.log_ratio(*names) if relative else family.effect(*names)
     if found is None:
         return None
-    flags = common["flags"] | ({"one-seed"} if min(found.seeds) < 2 else set())
+    trained = any(trains(record) for side in (first, second) for _, record in side.records.values())
+    flags = common["flags"] | ({ONE_SEED} if min(found.seeds) < 2 and trained else set())
     if test.metric == "accuracy" and not beats_constant(names[0], family, library.samples):
         flags |= {NOTHING_LEARNED}
     shown = Measured(
@@ -340,7 +347,7 @@ def _by_seeds(
     sides = [[record for _, record in one.records.values()] for one, _ in (a, b)]
     counts = (items_behind(sides[0], test.metric), items_behind(sides[1], test.baseline_metric or test.metric))
     found = of_values(a[1], b[1], counts, log=relative)
-    flags = common["flags"] | (set() if "paired" in found.n else {"one-seed"})
+    flags = common["flags"] | (set() if "paired" in found.n else {ONE_SEED})
     common = {**common, "flags": flags, "n": found.n}
     if found.low is None or found.high is None:
         value = _effect(statistics.fmean(a[1].values()), statistics.fmean(b[1].values()), test.unit)

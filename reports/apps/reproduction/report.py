@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.metrics import METRICS
@@ -18,6 +18,7 @@ KIND_WORDS = {
     "measured": "measured",
 }
 PROXY_KIND = "measured (proxy)"
+BY_CONSTRUCTION = "by-construction"
 UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "absolute": "", "count": "", "bytes": " B"}
 
 
@@ -53,16 +54,32 @@ def _row(result: JudgedClaim) -> dict[str, Any]:
     return row
 
 
-def by_kind(results: Sequence[JudgedClaim]) -> dict[str, Counter[str]]:
-    """Kind of evidence to its verdicts; they are never added up over kinds. Claims without a run are their own kind."""
+NO_EVIDENCE = "no evidence yet"
+
+
+def count_kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, int]]]:
+    """Kind of evidence to its verdicts and how many there are of each; they are never added up over kinds.
+
+    Claims without a run are their own kind; proxies that hold by construction have their own verdict.
+
+    Args:
+        rows: of ``reproduce --json``.
+    """
     found: dict[str, Counter[str]] = {}
-    for result in results:
-        kind = "no evidence yet" if result.own.verdict == "not_run" else KIND_WORDS[kind_of(result.claim)]
-        found.setdefault(kind, Counter())[result.own.verdict] += 1
-        for proxy, judged in _proxies(result):
-            held = " by construction" if proxy.by_construction and judged.verdict == "proxy_agrees" else ""
-            found.setdefault(PROXY_KIND, Counter())[judged.verdict.removeprefix("proxy_") + held] += 1
-    return {kind: found[kind] for kind in (*KIND_WORDS.values(), PROXY_KIND, "no evidence yet") if kind in found}
+    for row in rows:
+        kind = NO_EVIDENCE if row["verdict"] == "not_run" else str(row.get("kind", "kind not stated"))
+        found.setdefault(kind, Counter())[str(row["verdict"]).replace("_", " ")] += 1
+        for proxy in (one for one in row.get("proxies") or () if isinstance(one, Mapping)):
+            verdict = str(proxy.get("verdict", "")).removeprefix("proxy_").replace("_", " ")
+            held = " by construction" if verdict == "agrees" and BY_CONSTRUCTION in (proxy.get("flags") or ()) else ""
+            found.setdefault(PROXY_KIND, Counter())[verdict + held] += 1
+    order = dict.fromkeys((*KIND_WORDS, PROXY_KIND, NO_EVIDENCE, *sorted(found)))
+    return {kind: sorted(found[kind].items()) for kind in order if kind in found}
+
+
+def by_kind(results: Sequence[JudgedClaim]) -> dict[str, list[tuple[str, int]]]:
+    """The same of judged claims, with the kinds in words."""
+    return {KIND_WORDS.get(kind, kind): counts for kind, counts in count_kinds(as_rows(results)).items()}
 
 
 def _proxies(result: JudgedClaim) -> list[tuple[Proxy, Judgement]]:
@@ -154,7 +171,7 @@ def to_markdown(results: Sequence[JudgedClaim]) -> str:
         f"{len(results)} claims and {sum(len(r.proxies) for r in results)} proxies. What a verdict rests on:",
         "",
         *(
-            f"- **{kind}**: " + ", ".join(f"{n} {v.replace('_', ' ')}" for v, n in sorted(counts.items())) + "."
+            f"- **{kind}**: " + ", ".join(f"{n} {verdict}" for verdict, n in counts) + "."
             for kind, counts in by_kind(results).items()
         ),
         "",
@@ -211,7 +228,8 @@ LEGEND = [
     "- An *up to* claim is judged by the largest effect over its stated set, never by a mean.",
     "- `untuned-baseline`: the learning rates were not chosen by one tuning budget for both arms. "
     "`reference-inconsistent`: the texts print values that disagree. `one-seed`: no spread can be given. "
-    "`leak`, `estimated-memory`, `one-seed-reference`: known doubts about the printed number. "
+    "`leak`, `estimated-memory`, `one-seed-reference`: known doubts about the printed number. `source-unread`: the "
+    "text that prints it could not be read here; number and place are from a digest. "
     "`…-refused`: records that were offered and left out. `by-construction`: the verdict cannot be another one. "
     "`lr-at-edge`: the best learning rate lies at the edge of those tried. `nothing-learned`: the arm does not beat "
     "the most frequent answer. `no-blocks`: times that were not measured in randomised blocks have no interval. "

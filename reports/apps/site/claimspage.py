@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from reports.apps.reproduction.report import count_kinds
 from reports.apps.site.text import line
 
 
@@ -35,8 +35,12 @@ def read_claims(path: Path | None) -> dict[str, Any] | None:
     papers: dict[str, list[dict[str, Any]]] = {}
     for row in shown:
         papers.setdefault(row["paper"], []).append(row)
-    counts = sorted(Counter((row["kind"], row["verdict"]) for row in shown).items())
-    verdicts = sorted(Counter(row["verdict"] for row in shown).items())
+    counts = [
+        (line(kind, 40), line(verdict, 60), number)
+        for kind, found in count_kinds(rows).items()
+        for verdict, number in found
+    ]
+    verdicts = sorted({row["verdict"] for row in shown})
     return {"total": len(shown), "verdicts": verdicts, "counts": counts, "papers": sorted(papers.items())}
 
 
