@@ -354,6 +354,11 @@ REASONS: dict[str, Reason] = {
         "its search keeps one of three blocks of nano, with queries and values alone: the format is "
         "learned (14.0 nats), no more; on TREC 0.46, as the best head alone",
     ),
+    "loldu": Reason(
+        "2026-11-27",
+        "on SmolLM2 0.44 on TREC after 60 steps at its centre, as that model untrained in its best format "
+        "(0.43); on an encoder one answer at two rates",
+    ),
     "mezo": Reason("2026-11-26", ZEROTH_ORDER.format(41.5)),
     "sparse-mezo": Reason("2026-11-26", ZEROTH_ORDER.format(51.2)),
     "zo-sparse": Reason("2026-11-26", ZEROTH_ORDER.format(52.5)),

@@ -9,9 +9,11 @@ frequent one. A language model whose untrained row was not scored gets no verdic
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -142,7 +144,7 @@ def _judge(
         if better is not None and better > float(base[METRIC]):
             shift = better - float(base[METRIC])  # other prompts, so the items cannot be paired: the mean is moved
             effect, low, high = effect - shift, low - shift, high - shift
-            p = p if low > 0 or high < 0 else 1.0
+            p = _p_of_interval(effect, low, high)
             name += " in its best format"
     else:
         name = CONSTANT
@@ -166,6 +168,14 @@ def _judge(
     if max(seeds, len(base["ok_records"]) if base is not None else 1) == 1:
         why += "; one seed, so it holds for this checkpoint"
     return Learned(verdict, effect, low, high, p, measure, name, seeds, why)
+
+
+def _p_of_interval(effect: float, low: float, high: float) -> float:
+    """Two-sided p value of no effect, from a 95 % interval whose width is that of a normal estimate."""
+    half = (high - low) / 2
+    if half <= 0:
+        return float(effect == 0)
+    return math.erfc(abs(effect) / half * NormalDist().inv_cdf(0.975) / math.sqrt(2))
 
 
 def _shown(effect: float, low: float, high: float, measure: str) -> str:

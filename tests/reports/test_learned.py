@@ -58,6 +58,19 @@ def verdicts(table: BoardTable) -> dict[str, str]:
     return {row.labels["method"]: row.learned.verdict if row.learned else "" for row in rows}
 
 
+def test_a_base_in_its_best_format_weakens_the_evidence(tmp_path: Path) -> None:
+    record, data = untrained()
+    readings = {"best_format_accuracy": record.metrics["accuracy"].model_copy(update={"value": 0.6})}
+    base = (record.model_copy(update={"metrics": {**record.metrics, **readings}}), data)
+    table = built(tmp_path, base, ok_record(cell("good"), accuracy=0.7))
+    (good,) = [row.learned for row in table.sections[0].rows if row.labels["method"] == "good"]
+    assert good is not None
+    assert good.base == "none / none in its best format"
+    assert good.effect == pytest.approx(0.1, abs=0.02)
+    assert (good.p < 0.05) == (good.low > 0)  # p of the gain that is printed, not of 0.7 against 0.3
+    assert good.p > 1e-3
+
+
 def test_a_row_is_judged_against_its_own_base(tmp_path: Path) -> None:
     seeds = range(2)
     trained = [
