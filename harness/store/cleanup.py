@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness.errors import UserError
 from harness.record import FINAL_STATUSES
 from harness.store import index, packing
-from harness.store.store import LEFTOVER_AFTER_S, Store
+from harness.store.store import LEFTOVER_AFTER_S, Store, log_path
 
 _TEMPORARY = re.compile(r"^\.(?:\d+\.)?[0-9a-f]+\.tmp$")
 
@@ -40,7 +40,7 @@ def waste(store: Store) -> WasteReport:
       cell that has a final record since. Other repeats stay: they are the cell's history,
     - samples that no remaining record refers to and that were written more than an hour ago, since a writer puts
       samples before the record that refers to them. They stay as long as any record cannot be read, also one in
-      ``quarantine/``.
+      ``quarantine/``. The same holds for logs.
 
     Raises:
         UserError: a folder may not be listed.
@@ -56,6 +56,7 @@ def waste(store: Store) -> WasteReport:
     finished = {k for k, status in zip(rows["key"], rows["status"], strict=True) if status in FINAL_STATUSES}
     found = [Waste(path, store.files.size(path) or 0, "left by a writer that died") for path in _leftovers(store)]
     needed: set[str] = set()
+    logs: set[str] = set()
     for path, identity, key, status, samples in zip(
         loaded.paths, rows["id"], rows["key"], rows["status"], rows["samples"], strict=True
     ):
@@ -63,8 +64,9 @@ def waste(store: Store) -> WasteReport:
             found.append(Waste(path, store.files.size(path) or 0, "corrected by a later record"))
         elif status not in FINAL_STATUSES and key in finished:
             found.append(Waste(path, store.files.size(path) or 0, f"{status}; the cell has ended since"))
-        elif samples is not None:
-            needed.add(samples)
+        else:
+            needed.add(f"samples/{samples}.parquet")
+            logs.add(log_path(key, identity))
     if loaded.damaged:
         first = loaded.damaged[0]
         why = f"samples: {len(loaded.damaged)} records cannot be read and may need them ({first.path}: {first.reason})"
@@ -73,7 +75,7 @@ def waste(store: Store) -> WasteReport:
     if quarantined:
         why = f"samples: {len(quarantined)} records in quarantine may need them ({quarantined[0]})"
         return WasteReport(tuple(found), (why,))
-    return WasteReport((*found, *_orphans(store, needed)))
+    return WasteReport((*found, *_orphans(store, "samples", needed), *_orphans(store, "logs", logs)))
 
 
 def _leftovers(store: Store) -> Iterator[str]:
@@ -83,10 +85,10 @@ def _leftovers(store: Store) -> Iterator[str]:
                 yield f"{folder}/{name}"
 
 
-def _orphans(store: Store, needed: set[str]) -> Iterator[Waste]:
-    for folder, name in store.files.listing("samples"):
-        path, digest = f"{folder}/{name}", name.removesuffix(".parquet")
-        if not name.startswith(".") and digest not in needed and _age_s(store, path) > LEFTOVER_AFTER_S:
+def _orphans(store: Store, top: str, needed: set[str]) -> Iterator[Waste]:
+    for folder, name in store.files.listing(top):
+        path = f"{folder}/{name}"
+        if not name.startswith(".") and path not in needed and _age_s(store, path) > LEFTOVER_AFTER_S:
             yield Waste(path, store.files.size(path) or 0, "no record refers to them")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.comparability import place
 from harness.errors import UserError
 from harness.record import Record
-from harness.store.store import SHORT_ID, Damage, Entry, Store
+from harness.store.store import SHORT_ID, Damage, Entry, Store, log_path
 
 
 class ConflictingRecord(NamedTuple):
@@ -58,7 +58,7 @@ class MergeResult:
 
 
 def merge(sources: Sequence[Store], into: Store) -> MergeResult:
-    """Copy the records of several stores, byte for byte, and the samples they refer to, into one.
+    """Copy the records of several stores, byte for byte, with their logs and the samples they refer to, into one.
 
     Every file is checked before it is copied. A record's name holds the digest of its content, so none can take
     another one's place; where stores disagree on an attempt, both stay and the conflict is named.
@@ -79,7 +79,7 @@ def merge(sources: Sequence[Store], into: Store) -> MergeResult:
                     continue
                 told.setdefault((record.key, record.attempt), []).append((record, store.root))
                 if store is not into:
-                    _copy(store, into, entry, record, present, done)
+                    copy_record(store, into, entry, record, present, done)
     for (key, attempt), members in sorted(told.items()):
         found = _conflict(key, attempt, members)
         if found is not None:
@@ -98,7 +98,8 @@ def _checked(store: Store, entry: Entry, done: MergeResult) -> Record | None:
         return None
 
 
-def _copy(store: Store, into: Store, entry: Entry, record: Record, present: set[str], done: MergeResult) -> None:
+def copy_record(store: Store, into: Store, entry: Entry, record: Record, present: set[str], done: MergeResult) -> None:
+    """Copy one record with its samples and its log, unless ``present``, the records of the target, has it."""
     if entry.path in present:
         done.known += 1
         return
@@ -112,6 +113,9 @@ def _copy(store: Store, into: Store, entry: Entry, record: Record, present: set[
                 return
             into.put(path, data)
             done.samples += 1
+    log = log_path(record.key, record.id)
+    if (text := store.files.read(log)) is not None:
+        into.put(log, text)
     into.put(entry.path, store.files.read(entry.path) or b"")
     present.add(entry.path)
     done.records += 1

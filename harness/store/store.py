@@ -6,6 +6,7 @@ Layout under the root::
     samples/<digest>.parquet                                     its scored items
     segments/<digest>.parquet                                    many of both, packed (:mod:`harness.store.segments`)
     index/records.parquet                                        a copy for fast loading (:mod:`harness.store.index`)
+    logs/<key>.<id12>.log                                        what the worker printed; no record depends on it
     quarantine/                                                  damaged files, each with a <name>.why.txt
     claims/<key>.lock                                            who runs which cell now
 
@@ -441,6 +442,11 @@ def _parse(folder: str, name: str) -> Entry | None:
 def _name(record: Record, short_id: str) -> str:
     fingerprint = short_fingerprint(record.fingerprint) or _NO_FINGERPRINT
     return f"{record.key}.{fingerprint}.{record.outcome.status}.{short_id}.json"
+
+
+def log_path(key: str, identity: str) -> str:
+    """Path of the log of a record in a store, from the record's id or its first digits."""
+    return f"logs/{key}.{identity[:SHORT_ID]}.log"
 
 
 def entry_of(record: Record) -> Entry:

@@ -125,12 +125,14 @@ SITE_MANIFEST = "site.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
 _RECORD = re.compile(r"records/[\w-]{2}/[\w-]+\.[\w-]+\.[a-z]+\.[0-9a-f]{12}\.json", re.ASCII)
 _SAMPLES = re.compile(r"samples/[0-9a-f]{64}\.parquet")
+_KEPT_HERE = re.compile(r"(?:logs|claims|running)/[^/]+")
+"""What a store keeps for the machine that ran it: logs, locks, the files of drivers."""
 
 
 def publishable(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Path in the repository to file, and the names of the files that are left out."""
+    """Path in the repository to file, and the names of files that are left out because others wrote them."""
     allowed: set[str] = set()
-    everything = sorted(_regular(folder, folder))
+    everything = sorted(name for name in _regular(folder, folder) if not _KEPT_HERE.fullmatch(name))
     for name in everything:
         if _RECORD.fullmatch(name) or _SAMPLES.fullmatch(name):
             allowed.add(name)

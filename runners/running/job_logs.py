@@ -1,16 +1,18 @@
 """Keep the logs of jobs that are over: without secrets and places of this machine, and at most 1 MiB of each.
 
 One file per record, in the folder ``logs`` beside the records: ``<key>.<first 12 digits of the record's id>.log``.
-Packing, merging and publishing leave these files alone.
+Merging copies these files; packing and publishing leave them alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from harness import provenance
 from harness.record import Record
+from harness.store.store import log_path
 from runners.worker.job import LOG_FILE, write_atomically
 
 LOGS = "logs"
@@ -36,11 +38,14 @@ def keep_log(job: Path, folder: Path, record: Record) -> None:
 
 def log_name(record: Record) -> str:
     """File name of the record's log."""
-    return f"{record.key}.{record.id[:12]}.log"
+    return log_path(record.key, record.id).rpartition("/")[2]
 
 
 def text_of(path: Path) -> str:
-    """A log, or its beginning and end with a line between them that says how much is left out; "" without one."""
+    """A log, or its beginning and end with a line between them that says how much is left out; "" without one.
+
+    It is cut between two lines, so that no secret is cut in two, which nothing would then recognise.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -48,9 +53,10 @@ def text_of(path: Path) -> str:
             if size <= HEAD_BYTES + TAIL_BYTES:
                 return stream.read().decode(errors="replace")
             head = stream.read(HEAD_BYTES)
+            head = head[: max(head.rfind(b"\n"), head.rfind(b"\r")) + 1]  # progress bars end their lines with \r
             stream.seek(size - TAIL_BYTES)
-            tail = stream.read()
+            tail = re.sub(rb"\A[^\r\n]*[\r\n]?", b"", stream.read())
     except OSError:
         return ""
-    left_out = f"\n... {size - HEAD_BYTES - TAIL_BYTES:,} bytes are left out here ...\n"
+    left_out = f"\n... {size - len(head) - len(tail):,} bytes are left out here ...\n"
     return head.decode(errors="replace") + left_out + tail.decode(errors="replace")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import provenance
 from harness.errors import UserError
-from runners.running import live
+from runners.running import live, recovery
 from runners.running.job_logs import LOGS, log_name, text_of
 from runners.tools.queries import find_record
 from runners.worker.job import JOB_FILE, LOG_FILE, Job
@@ -44,7 +44,7 @@ def read(cell: str, workspace: Workspace) -> str:
 
 
 def follow(cell: str, workspace: Workspace) -> Iterator[str]:
-    """The log of a cell in parts, each as it is written; ends with the cell.
+    """The log of a cell in parts, each as it is written; ends with the cell, or with the process that runs it.
 
     Raises:
         UserError: as for :func:`read`.
@@ -53,20 +53,30 @@ def follow(cell: str, workspace: Workspace) -> Iterator[str]:
     if job is None:
         yield read(cell, workspace)
         return
-    shown = 0
-    while True:
-        over = not (job / JOB_FILE).is_file()
-        data = b""
-        with contextlib.suppress(OSError), (job / LOG_FILE).open("rb") as stream:
-            stream.seek(shown)
-            data = stream.read()
-        end = data.rfind(b"\n") + 1  # whole lines: a secret cut in two would not be found
-        if end:
-            shown += end
-            yield provenance.redacted(data[:end].decode(errors="replace"), job=job)
-        if over:
-            return
-        time.sleep(FOLLOW_S)
+    with contextlib.ExitStack() as opened:
+        stream, rest = None, b""
+        while True:
+            over = _over(job)
+            if stream is None:
+                with contextlib.suppress(OSError):  # nothing is written yet; once open, it is read to its end
+                    stream = opened.enter_context((job / LOG_FILE).open("rb"))
+            rest += stream.read() if stream is not None else b""
+            end = len(rest) if over else max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
+            if end:  # whole lines: a secret cut in two would not be found
+                yield provenance.redacted(rest[:end].decode(errors="replace"), job=job)
+                rest = rest[end:]
+            if over:
+                return
+            time.sleep(FOLLOW_S)
+
+
+def _over(job: Path) -> bool:
+    """Whether a job has ended: its folder is removed, or the process that started it is gone."""
+    try:
+        owner = Job.read(job / JOB_FILE).owner
+    except (OSError, ValueError, TypeError, KeyError):
+        return True
+    return owner is not None and recovery.dead(owner)
 
 
 def _running(cell: str, workspace: Workspace) -> Path | None:

@@ -14,7 +14,7 @@ from harness.record import Outcome, Record
 from harness.store.cleanup import remove, waste
 from harness.store.merge import merge
 from harness.store.samples import samples_ref
-from harness.store.store import Store
+from harness.store.store import Store, log_path
 from tests.harness.examples import make_record, make_samples
 from tests.harness.test_store import CLAIMER, python
 
@@ -26,7 +26,7 @@ def with_samples(number: int, rows: int, **changes: object) -> tuple[Record, byt
 
 def age(root: Path) -> None:
     """Make every sample and temporary file two hours old."""
-    for path in [*(root / "samples").glob("*"), *root.rglob("*.tmp")]:
+    for path in [*(root / "samples").glob("*"), *(root / "logs").glob("*"), *root.rglob("*.tmp")]:
         os.utime(path, (time.time() - 7200,) * 2)
 
 
@@ -70,6 +70,20 @@ def test_only_what_nothing_needs_goes(tmp_path: Path) -> None:
     }
     assert len(store.records()[0]) == 4
     assert waste(store).waste == ()
+
+
+def test_a_log_goes_with_its_record_and_moves_with_it(tmp_path: Path) -> None:
+    store, into = Store(tmp_path / "from"), Store(tmp_path / "into")
+    kept = make_record(1)
+    store.append(kept)
+    for identity in (kept.id, "0" * 64):
+        store.put(log_path(kept.key, identity), b"loss 0.5\n")
+    assert waste(store).waste == (), "a log may be written before its record"
+    age(tmp_path / "from")
+    (gone,) = waste(store).waste
+    assert (gone.path, gone.size) == (log_path(kept.key, "0" * 64), 9)
+    merge([store], into)
+    assert [path.name for path in (tmp_path / "into" / "logs").iterdir()] == [f"{kept.key}.{kept.id[:12]}.log"]
 
 
 def test_samples_stay_while_a_record_cannot_be_read(tmp_path: Path) -> None:

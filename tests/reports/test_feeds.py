@@ -86,7 +86,7 @@ class FakeHub:
 def folder(tmp_path):
     digest = "0" * 64
     written = ("board.html", f"samples/{digest}.parquet", "records/aa/aabb.ccdd.ok.0123456789ab.json")
-    theirs = ("sub/a.json", "samples/notes.txt", "id_rsa", ".hidden", "claims/x.lock", "quarantine/y.json")
+    theirs = ("sub/a.json", "samples/notes.txt", "id_rsa", ".hidden", "claims/x.lock", "quarantine/y.json", "logs/a.log")
     for name in (*written, *theirs):
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(target, folder, monkeypatch)
     assert (done.sent, hub.asked) == (False, [])
     assert sorted(done.files) == SENT
     assert {"id_rsa", "sub/a.json", "samples/notes.txt"} <= set(done.left_out)
+    assert not any(name.startswith(("logs/", "claims/")) for name in done.left_out), "a store's own, not published"
 
 
 def test_a_push_makes_the_space_and_sends_one_commit(folder, monkeypatch):

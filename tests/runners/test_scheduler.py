@@ -17,7 +17,7 @@ from rich.console import Console
 from harness import hardware
 from harness.errors import UserError
 from harness.matrix import Cell
-from harness.record import Record
+from harness.record import Outcome, Record
 from harness.registry import Registry
 from harness.spec import LoadedSweep, Priority
 from runners.executors.backends import EXECUTORS, ExecutorChoice, Local, place
@@ -25,12 +25,13 @@ from runners.executors.base import Lease
 from runners.planning.blocks import Slot, in_blocks
 from runners.planning.cost_model import Prediction, Predictor
 from runners.planning.ordering import Budget, fitting, in_order
-from runners.running import progress
+from runners.running import job_logs, live, progress
 from runners.running.leases import Pool
 from runners.running.live import RunningCell
 from runners.running.preflight import kept, no_room
 from runners.running.recovery import CellAttempt
 from runners.running.scheduler import Scheduler
+from runners.tools import logs
 from runners.workspace import Workspace
 from tests.chaos import HAZARDS, chaos
 from tests.runners import cheap
@@ -370,6 +371,38 @@ def test_a_finished_record_of_a_dead_driver_is_kept(tmp_path: Path) -> None:
     assert recovery.collect(jobs, store) == 1
     assert [r.outcome.status for r in store.records()[0]] == ["ok"]
     assert list(jobs.iterdir()) == []
+
+
+def test_a_log_is_cut_between_lines_and_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "one-secret-of-26-characters")
+    monkeypatch.setattr(job_logs, "HEAD_BYTES", 40)
+    monkeypatch.setattr(job_logs, "TAIL_BYTES", 40)
+    said = "step 1\nlogin with one-secret-of-26-characters\n"
+    (tmp_path / "worker.log").write_text(said + "x\n" * 50 + said)
+    record = Record(key="a" * 16, label="a", sweep="s", cell={}, outcome=Outcome(status="ok"))
+    job_logs.keep_log(tmp_path, tmp_path / "logs", record)
+    (kept,) = (tmp_path / "logs").iterdir()
+    text = kept.read_text()
+    assert text.startswith("step 1\n\n... 1")
+    assert not [part for part in ("one-", "-characters") if part in text]
+    (tmp_path / "worker.log").write_text(said)
+    job_logs.keep_log(tmp_path, tmp_path / "logs", record)
+    assert kept.read_text() == "step 1\nlogin with <secret>\n"
+
+
+def test_following_ends_with_the_process_that_runs_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = cheap.scheduler(cheap.sweep_of(tmp_path / "sweep.yaml", ["ok"]), tmp_path)
+    ((cell, attempt),) = scheduler._queue
+    job = scheduler._job(cell, scheduler.executor.leases[0], attempt)
+    file = job.write()
+    (file.parent / "worker.log").write_text("one line\nhalf a li")
+    monkeypatch.setattr(logs, "FOLLOW_S", 0.01)
+    with live.RunFile(scheduler.workspace, "cheap") as told:
+        told.write([RunningCell(cell.label, cell.key, 1, 0.0)], done=0, failed=0, total=1)
+        parts = logs.follow(cell.key, scheduler.workspace)
+        assert next(parts) == "one line\n"
+        file.write_text(file.read_text().replace(f" {scheduler._owner[1]},", " 999999999,"))
+        assert list(parts) == ["half a li"]
 
 
 # --- what a run prints without a terminal ----------------------------------------------------------
