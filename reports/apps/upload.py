@@ -126,7 +126,7 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 _RECORD = re.compile(r"records/[\w-]{2}/[\w-]+\.[\w-]+\.[a-z]+\.[0-9a-f]{12}\.json", re.ASCII)
 _SAMPLES = re.compile(r"samples/[0-9a-f]{64}\.parquet")
 _KEPT_HERE = re.compile(r"(?:logs|claims|running)/[^/]+")
-"""What a store keeps for the machine that ran it: logs, locks, the files of drivers."""
+"""Files that a store keeps for the machine that ran it: logs, locks, the files of drivers."""
 
 
 def publishable(folder: Path) -> tuple[dict[str, Path], list[str]]:

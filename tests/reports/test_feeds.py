@@ -86,7 +86,7 @@ class FakeHub:
 def folder(tmp_path):
     digest = "0" * 64
     written = ("board.html", f"samples/{digest}.parquet", "records/aa/aabb.ccdd.ok.0123456789ab.json")
-    theirs = ("sub/a.json", "samples/notes.txt", "id_rsa", ".hidden", "claims/x.lock", "quarantine/y.json", "logs/a.log")
+    theirs = ("sub/a.json", "samples/notes.txt", "id_rsa", ".hidden", "quarantine/y.json", "claims/x.lock", "logs/a")
     for name in (*written, *theirs):
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True, exist_ok=True)
