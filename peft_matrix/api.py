@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from peft_matrix.results import Per, Planned, Results, Rows, Run
+from peft_matrix.results import Which as Which
 from peft_matrix.targets import Location, make_console, open_workspace
 from peft_matrix.targets import load as load_sweep_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.store.index import Index
     from harness.store.merge import MergeResult
     from harness.store.packing import Packed as Packed
+    from harness.store.removal import Removal as Removal
     from reports.apps.importers import Import
     from reports.apps.site import Site
     from reports.apps.upload import Upload

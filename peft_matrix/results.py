@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from peft_matrix.targets import target
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from harness.record import Record
     from harness.spec import LoadedSweep
+    from harness.store.removal import Removal
     from harness.store.store import Store
     from reports.board.publish import BuiltBoard
     from runners.planning.plan import Plan
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
     from runners.workspace import Workspace
 
 Per = Literal["cell", "configuration"]
+
+
+class Which(TypedDict, total=False):
+    """Conditions on records.
+
+    Attributes:
+        sweep: name of the sweep that ran them.
+        method: pattern over the method's label, as is ``model``.
+        status: how they ended.
+        older_than_days: they finished longer ago than this.
+        earlier_settings: ``sweep``, as its file is now, does not plan their cells.
+    """
+
+    sweep: str
+    method: str
+    model: str
+    status: str
+    older_than_days: float
+    earlier_settings: bool
 
 
 class Rows(list[dict[str, Any]]):
@@ -166,6 +186,86 @@ class Results:
             learned=[learned] if isinstance(learned, str) else learned,
         )
         return replace(built, sweep=found.name)
+
+    def remove(self, pattern: str = "", *, delete: bool = False, **which: Unpack[Which]) -> Removal:
+        """Records that may go, with their logs, their kept weights and the samples that no other record needs.
+
+        Records of a sweep that runs now, and of cells that run now, stay.
+
+        Args:
+            pattern: shell-style pattern over labels, or the beginning of a key.
+            delete: remove the files; without it nothing is changed.
+            which: further conditions; all of them must hold.
+
+        Raises:
+            UserError: no condition is set, or no record meets them.
+        """
+        from harness.store import removal
+
+        found = self._removal(pattern, which)
+        if delete:
+            found = removal.remove(self.store, found)
+            self._move_weights(found, None)
+        return found
+
+    def archive(self, pattern: str = "", *, to: str | Path, move: bool = False, **which: Unpack[Which]) -> Removal:
+        """Records to move into another store, which every command reads: ``--results DIR``.
+
+        Args:
+            pattern: as for :meth:`remove`, as is ``which``.
+            to: folder or URL of the other store; it may hold records already.
+            move: copy the files, then remove them here; without it nothing is changed.
+
+        Raises:
+            UserError: as for :meth:`remove`, or the other store cannot be written.
+        """
+        from harness.store import removal
+        from harness.store.store import Store
+
+        found = self._removal(pattern, which)
+        if move:
+            into = Store(str(to))
+            found = removal.archive(self.store, into, found)
+            self._move_weights(found, into)
+        return found
+
+    def _removal(self, pattern: str, which: Which) -> Removal:
+        from typing import get_args
+
+        from harness.errors import UserError, did_you_mean
+        from harness.record import Status
+        from harness.store import removal
+        from runners.running.live import drivers
+
+        conditions: dict[str, Any] = {name: value for name, value in which.items() if value not in (None, "")}
+        if (status := which.get("status", "")) and status not in get_args(Status):
+            raise UserError(f"unknown status {status!r}", fix=did_you_mean(status, get_args(Status)))
+        earlier = conditions.pop("earlier_settings", False)
+        if sweep := which.get("sweep", ""):
+            found = target(sweep, self.workspace, "planned" if earlier else "all")
+            conditions["sweep"] = found.name
+            conditions["planned"] = frozenset(found.keys or ()) if earlier else None
+        elif earlier:
+            raise UserError("earlier settings of no sweep", fix="Name the sweep: --sweep NAME --earlier-settings")
+        chosen = removal.Chosen(pattern, **conditions)
+        if not chosen.conditions():
+            raise UserError("every record would be chosen", fix="Name a pattern ('*lora*') or another condition.")
+        busy = {one["sweep"] for one in drivers(self.workspace) if one["state"] != "dead"}
+        return removal.choose(self.store, chosen, busy=busy)
+
+    def _move_weights(self, found: Removal, into: Store | None) -> None:
+        """Weights that a sweep kept go with the last record of their cell."""
+        import shutil
+
+        from runners.running.adapters import place
+
+        left = self.store.entries()
+        for key in {one.key for one in found.records} - set(left):
+            folder = place(self.workspace, key)
+            if folder.is_dir():
+                if into is not None and into.folder is not None:
+                    shutil.copytree(folder, into.folder / "adapters" / key, dirs_exist_ok=True)
+                shutil.rmtree(folder)
 
     def __repr__(self) -> str:
         return f"Results({self.location!r})"

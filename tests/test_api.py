@@ -258,6 +258,8 @@ API_OF = {
     "env": "environments",
     "index_": "update_index",
     "gc": "garbage",
+    "rm": "load",
+    "archive": "load",
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands for a whole store: query, index, gc, export, merge."""
+"""Commands for a whole store: query, index, gc, rm, archive, export, merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="results",
-    help="Query and maintain the record store: query, index, gc, pack, unpack, export, merge.",
+    help="Query and maintain the record store: query, index, gc, rm, archive, pack, unpack, export, merge.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -97,6 +97,93 @@ def gc(
     typer.echo(
         f"Removed {what}." if delete else f"{what} could go. Dry run: nothing was removed; --delete removes them."
     )
+
+
+Pattern = Annotated[str, typer.Argument(help="Pattern over the cells' labels ('*lora*'), or beginning of a key.")]
+OfSweep = Annotated[str, typer.Option("--sweep", help="Only records of this sweep (name or YAML).")]
+OfMethod = Annotated[str, typer.Option("--method", help="Pattern over the method's label.")]
+OfModel = Annotated[str, typer.Option("--model", help="Pattern over the model's label.")]
+OfStatus = Annotated[str, typer.Option("--status", help="Only records that ended so: error, lost, ...")]
+OlderThan = Annotated[float | None, typer.Option("--older-than", min=0, help="Only records older than so many days.")]
+Earlier = Annotated[
+    bool, typer.Option("--earlier-settings", help="Only cells that --sweep, as its file is now, does not plan.")
+]
+
+
+@app.command()
+def rm(
+    pattern: Pattern = "",
+    sweep: OfSweep = "",
+    method: OfMethod = "",
+    model: OfModel = "",
+    status: OfStatus = "",
+    older_than: OlderThan = None,
+    earlier_settings: Earlier = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove. Without it, only list.")] = False,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove records, with their logs, kept weights, and samples that nothing else needs. A dry run unless --yes."""
+    from peft_matrix import api
+
+    which = _which(sweep, method, model, status, older_than, earlier_settings)
+    found = api.load(results, sweep=sweep or None).remove(pattern, delete=yes, **which)
+    _print_removal(found, "removed", "--yes removes them", as_json)
+
+
+@app.command()
+def archive(
+    to: Annotated[str, typer.Option(help="Store to move them into: a folder or URL. '--results DIR' reads it.")],
+    pattern: Pattern = "",
+    sweep: OfSweep = "",
+    method: OfMethod = "",
+    model: OfModel = "",
+    status: OfStatus = "",
+    older_than: OlderThan = None,
+    earlier_settings: Earlier = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Move. Without it, only list.")] = False,
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move records into another store, with everything that belongs to them. A dry run unless --yes."""
+    from peft_matrix import api
+
+    which = _which(sweep, method, model, status, older_than, earlier_settings)
+    found = api.load(results, sweep=sweep or None).archive(pattern, to=to, move=yes, **which)
+    _print_removal(found, f"moved to {to}", f"--yes moves them to {to}", as_json)
+
+
+def _which(
+    sweep: str, method: str, model: str, status: str, older_than: float | None, earlier_settings: bool
+) -> api.Which:
+    which: api.Which = {"sweep": sweep, "method": method, "model": model, "status": status}
+    if older_than is not None:
+        which["older_than_days"] = older_than
+    return {**which, "earlier_settings": earlier_settings}
+
+
+def _print_removal(found: api.Removal, done: str, how: str, as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        print_json({**asdict(found), "records": [one._asdict() for one in found.records], "kept": _kept(found)})
+    else:
+        for one in found.records:
+            why = f": {one.why}" if one.why else ""
+            typer.echo(f"  {one.label}  {one.key}  {one.sweep}  {one.status}  {one.finished}{why}")
+        for kept in _kept(found):
+            typer.echo(f"Stays: {kept['label']} {kept['key']}: {kept['why']}", err=True)
+        for text in (*found.notes, *(f"Left out: {damage.path}: {damage.reason}" for damage in found.left_out)):
+            typer.echo(text, err=True)
+        parts = (("records", found.records), ("sample files", found.samples), ("logs", found.logs))
+        what = ", ".join(f"{len(files):,} {name}" for name, files in parts) + f": {found.size:,} bytes"
+        typer.echo(f"{what} {done}." if found.done else f"{what}. Dry run: nothing was changed; {how}.")
+    if found.left_out:
+        raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _kept(found: api.Removal) -> list[dict[str, str]]:
+    return [{"label": one.label, "key": one.key, "why": why} for one, why in found.kept]
 
 
 @app.command()

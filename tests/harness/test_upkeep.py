@@ -6,13 +6,17 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import UserError
 from harness.record import Outcome, Record
+from harness.store import removal
 from harness.store.cleanup import remove, waste
 from harness.store.merge import merge
+from harness.store.packing import pack
+from harness.store.removal import Chosen, archive, choose
 from harness.store.samples import samples_ref
 from harness.store.store import Store, log_path
 from tests.harness.examples import make_record, make_samples
@@ -107,6 +111,89 @@ def test_nothing_goes_while_a_run_uses_the_store(tmp_path: Path) -> None:
         remove(store, waste(store))
     holder.communicate()
     assert remove(store, waste(store)) == 0
+
+
+# --- rm and archive ------------------------------------------------------------------------------
+def several(root: Path, packed: bool = False) -> tuple[Store, dict[str, Record]]:
+    """Two sweeps; two records share a file of samples, one has been corrected."""
+    store = Store(root)
+    data, other = make_samples(3), make_samples(4)
+    made = {
+        "lora": make_record(1, samples=samples_ref(data)),
+        "full": make_record(2, label="nano.full.none.copy.s2", samples=samples_ref(data)),
+        "old": make_record(3, sweep="other", finished="2020-01-01T00:00:00", samples=samples_ref(other)),
+        "lost": make_record(4, outcome=Outcome(status="lost")),
+    }
+    for record in made.values():
+        store.append(record, {None: None, 3: data, 4: other}[record.samples.rows if record.samples else None])
+        store.put(log_path(record.key, record.id), b"said")
+    made["right"] = make_record(1, label="nano.lora.none.copy.again", supersedes=made["lora"].id, attempt=2)
+    store.append(made["right"])
+    if packed:
+        pack(store)
+    return store, made
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("which", "goes", "samples"),
+    [
+        ({"sweep": "other"}, ["old"], 1),
+        ({"pattern": "*.full.*"}, ["full"], 0),  # another record needs its samples
+        ({"pattern": f"{3:016x}"[:16]}, ["old"], 1),
+        ({"older_than_days": 1000.0}, ["old"], 1),
+        ({"status": "lost"}, ["lost"], 0),
+        ({"pattern": "*again"}, ["lora", "right"], 0),  # what it corrected would count again
+        ({"planned": [f"{1:016x}"], "sweep": "quickstart"}, ["full", "lost"], 0),
+        ({"pattern": "nano*", "sweep": "quickstart"}, ["full", "lora", "lost", "right"], 1),
+    ],
+)
+def test_chosen_records_go_with_what_nothing_else_needs(
+    packed: bool, which: dict[str, Any], goes: list[str], samples: int, tmp_path: Path
+) -> None:
+    store, made = several(tmp_path / "store", packed)
+    found = choose(store, Chosen(**which))
+    assert sorted(one.id for one in found.records) == sorted(made[name].id for name in goes)
+    assert len(found.samples) == samples
+    assert len(store.records()[0]) == 5, "choosing changes nothing"
+    into = Store(tmp_path / "into")
+    done = archive(store, into, found) if len(goes) > 1 else removal.remove(store, found)
+    assert done.done
+    left = {record.id for record in store.records()[0]}
+    assert left == {record.id for name, record in made.items() if name not in goes}
+    stays = [record for name, record in made.items() if name not in goes]
+    needed = {f"samples/{record.samples.digest}.parquet" for record in stays if record.samples is not None}
+    assert {f"{folder}/{name}" for folder, name in store.files.listing("samples")} == needed
+    logs = {log_path(record.key, record.id) for record in stays if record is not made["right"]}
+    assert {f"{folder}/{name}" for folder, name in store.files.listing("logs")} == logs
+    if len(goes) > 1:
+        assert {record.id for record in into.records()[0]} == {made[name].id for name in goes}
+        assert len(list((tmp_path / "into" / "logs").iterdir())) == len([name for name in goes if name != "right"])
+
+
+def test_what_runs_now_stays(tmp_path: Path) -> None:
+    store, made = several(tmp_path)
+    found = choose(store, Chosen(pattern="nano*"), busy=["other"])
+    assert [(one.id, why) for one, why in found.kept] == [(made["old"].id, "its sweep runs now")]
+    assert found.samples == ()
+    assert "stay while a run uses the store" in found.notes[0]
+    with store.claim(made["full"].key) or pytest.fail("it is free"):
+        kept = choose(Store(tmp_path), Chosen(pattern="*.full.*")).kept
+    assert [why for _, why in kept] == ["its cell runs now"]
+    with pytest.raises(UserError, match="no record is chosen"):
+        choose(store, Chosen(sweep="unknown"))
+    with pytest.raises(UserError, match="cannot lie in the store"):
+        archive(store, Store(tmp_path / "records" / "old"), found)
+
+
+def test_what_cannot_be_archived_stays(tmp_path: Path) -> None:
+    store, made = several(tmp_path / "store")
+    assert made["old"].samples is not None
+    (tmp_path / "store" / "samples" / f"{made['old'].samples.digest}.parquet").unlink()
+    done = archive(store, Store(tmp_path / "into"), choose(store, Chosen(pattern="nano*")))
+    assert "its samples are missing" in done.left_out[0].reason
+    assert [record.id for record in store.records()[0]] == [made["old"].id]
+    assert store.files.exists(log_path(made["old"].key, made["old"].id))
 
 
 # --- merge ---------------------------------------------------------------------------------------

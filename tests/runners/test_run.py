@@ -487,6 +487,22 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_kept(bench: Bench) -> None:
     failed = Record.from_json(json.dumps(record)).model_copy(update={"outcome": Outcome(status="error", reason="why")})
     adapters.settle(workspace, job, failed, best=False)
     assert {p.name: p.read_bytes() for p in kept.rglob("*") if p.is_file()} == before
+    edited = str(bench.write(methods=["bitfit"]))
+    assert bench("results", "rm").returncode == 2, "every record is no choice"
+    earlier = ("--sweep", edited, "--earlier-settings", "--to", "old")
+    dry = bench("results", "archive", *earlier)
+    assert f"{record['label']}  {record['key']}" in dry.stdout
+    assert "Dry run: nothing was changed; --yes moves them to old." in dry.stdout
+    assert len(bench.records()) == 1
+    done = bench("results", "archive", *earlier, "--yes")
+    assert re.search(r"1 records, 1 sample files, \d logs: [\d,]+ bytes moved to old", done.stdout), done.stderr
+    assert bench.records() == []
+    assert not kept.exists()
+    assert record["label"] in bench("show", record["key"], "--results", "old").stdout
+    assert (bench.root / "old" / "adapters" / kept.name / "kept.json").is_file()
+    gone = bench("results", "rm", record["key"], "--results", "old", "--yes", "--json")
+    assert json.loads(gone.stdout)["done"], gone.stderr
+    assert not (bench.root / "old" / "adapters" / kept.name).exists()
 
 
 def test_a_trained_cache_is_refused_under_checkpointing(bench: Bench) -> None:
