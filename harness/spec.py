@@ -474,6 +474,9 @@ class SweepSpec(FileModel):
                 raise ValueError(
                     f"{axis}: {', '.join(map(repr, double))} is listed twice; give each use its own 'label'"
                 )
+        given = [model.label for model in self.models if model.label is not None]
+        if double := sorted({label for label in given if given.count(label) > 1}):
+            raise ValueError(f"models: the label {double[0]!r} is given twice")
         return self
 
 

@@ -39,12 +39,14 @@ class ModelSpec(FileModel):
     ``{id: "skeleton:NAME?num_hidden_layers=2"}``.
 
     Attributes:
+        label: shown instead of the last part of ``id``; no part of a cell's identity.
         prompt_format: ``chat`` asks in the form of the model's chat template: loss on the answers of the assistant
             alone, and generation ends at the template's end token. ``plain`` is the task's text as it is.
         system_prompt: of every conversation that has none (``chat``); None: what the template does without one.
     """
 
     id: str
+    label: str | None = Field(default=None, min_length=1)
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

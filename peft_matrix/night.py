@@ -84,7 +84,13 @@ def run_night(
     (folder / "regressions.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
     shown = target(loaded, workspace, "recorded")
     publish_board(
-        shown.board, workspace.roots, results=workspace.results, keys=shown.keys, out=folder / "board", title=name
+        shown.board,
+        workspace.roots,
+        results=workspace.results,
+        keys=shown.keys,
+        out=folder / "board",
+        title=name,
+        summary=shown.summary,
     )
     build_site_of(workspace, folder / "site")
     return Night(summary, report, text, folder)

@@ -44,7 +44,8 @@ def build_site_of(
     for name in names:
         known = name in workspace.sweeps() or Path(name).is_file()
         shown = target(name, workspace, "planned" if planned and known else "all")
-        parts.append(Part(shown.name, load_board(shown.board, list(workspace.roots)), shown.keys))
+        board = load_board(shown.board, list(workspace.roots)).titled("", shown.summary)
+        parts.append(Part(shown.name, board, shown.keys))
     methods = {
         name: {"summary": told.summary, "paper": told.paper, "family": told.family}
         for name in METHODS

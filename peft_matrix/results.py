@@ -183,6 +183,7 @@ class Results:
             results=self.location,
             keys=found.keys,
             title=found.title,
+            summary=found.summary,
             learned=[learned] if isinstance(learned, str) else learned,
         )
         return replace(built, sweep=found.name)

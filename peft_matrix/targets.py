@@ -27,11 +27,13 @@ class BoardTarget:
         name: of the sweep, or ``imported:KIND``.
         board: name of the board.
         keys: keys of its cells; None: whatever the store holds under the name.
+        summary: the sweep's own; "" where it has none or there is no file.
     """
 
     name: str
     board: str
     keys: tuple[str, ...] | None
+    summary: str = ""
 
     @property
     def title(self) -> str:
@@ -63,9 +65,9 @@ def target(sweep: str | Path | LoadedSweep, workspace: Workspace, cells: Cells) 
         return BoardTarget(name, "default", None if cells == "all" else keys)
     loaded = load(sweep, workspace)
     if cells == "all":
-        return BoardTarget(loaded.spec.name, loaded.spec.board, None)
+        return BoardTarget(loaded.spec.name, loaded.spec.board, None, loaded.spec.summary)
     found = sweep_keys(loaded, workspace) if cells == "planned" else recorded_keys(loaded.spec.name, workspace.results)
-    return BoardTarget(loaded.spec.name, loaded.spec.board, tuple(found))
+    return BoardTarget(loaded.spec.name, loaded.spec.board, tuple(found), loaded.spec.summary)
 
 
 def load(sweep: str | Path | LoadedSweep, workspace: Workspace, changes: Sequence[str] = ()) -> LoadedSweep:

@@ -93,6 +93,19 @@ def test_an_unknown_method_is_named_with_its_place() -> None:
         pm.plan(made)
 
 
+def test_a_label_of_a_model_is_no_part_of_its_key(sweep: pm.LoadedSweep, tiny_model: Path) -> None:
+    model = sweep.spec.models[0]
+    named = sweep.spec.model_copy(update={"models": (model.model_copy(update={"label": "mine"}),)})
+    plain, labelled = (pm.plan(one).plan for one in (sweep, pm.LoadedSweep(named)))
+    assert [cell.key for cell in plain.cells] == [cell.key for cell in labelled.cells]
+    assert {cell.label.split(".")[0] for cell in labelled.cells} == {"mine"}
+    assert {cell.as_dict()["model"]["label"] for cell in labelled.cells} == {"mine"}
+    assert "label" not in labelled.cells[0].model.identity
+    twice = [{"id": "a/b", "label": "x"}, {"id": "c/b", "label": "x"}]
+    with pytest.raises(pm.UserError, match="models: the label 'x' is given twice"):
+        pm.sweep(models=twice, methods=["lora"], tasks=["strings-copy"])
+
+
 # --- plan, run, frame, board -----------------------------------------------------------------------
 def test_a_plan_has_a_row_per_cell(sweep: pm.LoadedSweep, ran: pm.Run) -> None:
     planned = pm.plan(sweep)
@@ -134,6 +147,8 @@ def test_a_board_is_shown_and_saved(ran: pm.Run, tmp_path: Path) -> None:
     assert html.count("<tr>") == 3
     assert "<script" not in html
     assert "lora" in str(board)
+    told = pm.LoadedSweep(ran.sweep.spec.model_copy(update={"summary": "Two rows."}))
+    assert ran.results.board(told, planned=True).table.board.title == "notebook: Two rows"
     board.save(tmp_path / "out")
     assert {"board.md", "board.csv", "board.json", "board.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
 

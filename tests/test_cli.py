@@ -47,7 +47,7 @@ def test_doctor_says_what_to_install(bench: Bench) -> None:  # noqa: F811
 
 
 def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
-    path = str(bench.write(methods=["none", "full"], quantization=["none", "bnb-nf4"]))
+    path = str(bench.write(methods=["none", "full"], quantization=["none", "bnb-nf4"], summary="What four bits cost."))
     assert bench("run", path).returncode == 0
     stands = json.loads(bench("status", path, "--json").stdout)
     assert stands["counts"] == {"ok": 3, "unsupported": 1}
@@ -66,6 +66,10 @@ def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
     for name in ("board.md", "board.csv", "board.json", "board.html"):
         assert (folder / name).stat().st_size > 0
     assert list(folder.glob("*.svg"))
+    assert printed.stdout.startswith("quick: What four bits cost\n")
+    assert bench("site", path, "--out", "pages").returncode == 0
+    page = (bench.root / "pages" / "quick" / "index.html").read_text(encoding="utf-8")
+    assert "<title>What four bits cost · quick · peft-matrix</title>" in page
     assert str(folder / "board.html") in printed.stdout
     assert "unsupported" in printed.stdout
     board = json.loads(bench("board", path, "--json").stdout)

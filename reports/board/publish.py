@@ -95,6 +95,7 @@ def build_board(
     results: str | Path,
     keys: Sequence[str] | None = None,
     title: str = "",
+    summary: str = "",
     learned: Sequence[str] = (),
 ) -> BuiltBoard:
     """Build the board ``name`` from a store.
@@ -105,14 +106,15 @@ def build_board(
         results: root of the store.
         keys: the planned cells; those without a record are counted on the board. None: all records.
         title: put before the board's own title.
+        summary: in the place of the board's own title.
         learned: verdicts of the rows to keep, as shell-style patterns; none: what the board's file says.
 
     Raises:
         UserError: no such board, a mistake in its file, damaged samples, or a pattern that no verdict matches.
     """
     board = load_board(name, list(workspaces))
-    if title:
-        board = board.model_copy(update={"title": f"{title}: {board.title}"})
+    if title or summary:
+        board = board.titled(title, summary)
     if learned:
         board = board.model_copy(update={"rows": board.rows.of_verdicts(learned)})
     store = Store(results)
@@ -129,6 +131,7 @@ def publish_board(
     out: Path,
     keys: Sequence[str] | None = None,
     title: str = "",
+    summary: str = "",
 ) -> Published:
     """Build the board ``name`` from a store, write it in every format, and check what was written.
 
@@ -139,8 +142,9 @@ def publish_board(
         out: folder for the files.
         keys: the planned cells; those without a record are counted on the board. None: all records.
         title: put before the board's own title.
+        summary: in the place of the board's own title.
 
     Raises:
         UserError: no such board, a mistake in its file, damaged samples, or a folder that cannot be written.
     """
-    return build_board(name, workspaces, results=results, keys=keys, title=title).save(out)
+    return build_board(name, workspaces, results=results, keys=keys, title=title, summary=summary).save(out)

@@ -209,6 +209,11 @@ class Board(FileModel):
             raise ValueError("a 'difference' column needs a 'baseline'")
         return self
 
+    def titled(self, sweep: str, summary: str = "") -> Board:
+        """The board with the sweep's name and its summary, or else the board's own title, as title."""
+        words = summary.strip().rstrip(".") or self.title
+        return self.model_copy(update={"title": ": ".join(filter(None, (sweep, words)))})
+
 
 def find_boards(workspaces: list[Path]) -> dict[str, Path]:
     """Board name to file; a workspace's ``reports/boards/`` comes before the built-in folder."""

@@ -85,9 +85,9 @@ class Resolver:
         origin = sources.identity(
             spec.id, revision=spec.revision, task_digest=self.task_digest, where=where, digests=self._files
         )
-        settings = spec.model_dump(mode="json", exclude={"id", "revision"})
-        label = sources.short_name(spec.id) + (" (chat)" if spec.prompt_format == "chat" else "")
-        return Point("model", spec.id, label, {**origin, **settings})
+        settings = spec.model_dump(mode="json", exclude={"id", "revision", "label"})
+        short = sources.short_name(spec.id) + (" (chat)" if spec.prompt_format == "chat" else "")
+        return Point("model", spec.id, spec.label or short, {**origin, **settings})
 
     def method_point(self, spec: MethodSpec, where: str, *, task: TaskUse | None = None) -> Point:
         """Identity of a method: resolved parameters, learning rate and steps (its own, else the task's or sweep's)."""

@@ -117,6 +117,7 @@ NOT_IN_THE_KEY = {
     "exclude": "which cells run",
     "include": "further cells, each with all of these fields",
     "models.revision": "of a Hub model; test_a_hub_id_is_a_commit",
+    "models.label": "words for people",
     "methods.label": "words for people",
     "quantization.label": "words for people",
     "tasks.label": "words for people",
@@ -326,7 +327,9 @@ def test_a_later_field_is_written_where_it_is_set() -> None:
     assert changed.model_dump() == {**at_default.model_dump(), "on_oom": "halve_batch"}
 
 
-@pytest.mark.parametrize("field", ["name", "summary", "methods.label", "tasks.label", "limits.timeout_s", "accounting"])
+@pytest.mark.parametrize(
+    "field", ["name", "summary", "models.label", "methods.label", "tasks.label", "limits.timeout_s", "accounting"]
+)
 def test_what_changes_no_number_keeps_the_key(field: str, place: Path) -> None:
     values = {"timeout_s": 5.0, "accounting": {"grid_gco2_per_kwh": 400.0}}
     outer, _, inner = field.rpartition(".")

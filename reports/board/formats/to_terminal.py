@@ -19,7 +19,7 @@ def print_board(table: BoardTable, console: Console) -> None:
     Where the terminal is too narrow, columns are left out from the right and named below the table.
     """
     shown = [column for column in columns(table) if column.key != "status"]
-    console.print(Text(plain(table.board.title, 120), style="bold"))
+    console.print(Text(plain(table.board.title, 200), style="bold"))
     if not table.sections:
         console.print("No records yet.", style="dim")
     for section in table.sections:
