@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.digests import digest
-from harness.matrix import TIMING_ROLE
+from harness.matrix import TIMING_ROLE, in_effect
 from harness.record import Record
 
 TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
@@ -26,8 +26,23 @@ __all__ = [
     "place",
     "remarks",
     "role",
+    "settings_of",
 ]
 AXES = ("model", "method", "quantization", "task", "hardware")
+SETTINGS = {
+    "learning_rate": "of the method; empty where it does not train",
+    "steps": "training steps",
+    "batch_size": "rows of a micro-batch",
+    "gradient_accumulation": "micro-batches of a step",
+    "max_length": "tokens; longer rows are cut",
+    "schedule": "of the learning rate",
+    "train_items": "rows trained on, at most",
+    "validation_items": "rows of the validation split, at most; empty: all",
+    "test_items": "rows of the test split, at most; empty: all",
+    "dtype": "in which the model is loaded",
+    "version": "of peft-matrix; else its commit",
+}
+"""Settings of a cell that every table of records has as columns, with their meanings; see :func:`settings_of`."""
 
 
 def part(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -96,6 +111,39 @@ def remarks(record: Record) -> tuple[str, ...]:
 def role(record: Record) -> str:
     """``result``, or what the record is instead: part of tuning (a trial, or a run at the shared rate)."""
     return str(record.cell.get("role", "result"))
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """The :data:`SETTINGS` of a record, in effect: a variant's in the place of the sweep's. None: not stated."""
+    cell = record.cell
+    if isinstance(cell.get("variant"), Mapping):
+        cell = in_effect({**cell, **{name: part(cell, name) for name in ("training", "model")}})
+    method, training, task = part(cell, "method"), part(cell, "training"), part(cell, "task")
+    commit = part(record.environment, "harness").get("commit")
+    rate, read = method.get("learning_rate", training.get("learning_rate")), part(record.environment, "facts")
+    steps = method.get("steps") or (training.get("steps") if rate is not None else None)  # what does not train has none
+    return {
+        "learning_rate": _rate(rate),
+        "steps": _count(steps),
+        **{name: _count(training.get(name)) for name in ("batch_size", "gradient_accumulation", "max_length")},
+        "schedule": _text(training.get("schedule")),
+        "train_items": _count(task.get("train_items") or read.get("train_items")),
+        **{name: _count(task.get(name)) for name in ("validation_items", "test_items")},
+        "dtype": _text(part(cell, "model").get("dtype")),
+        "version": _text(part(record.environment, "packages").get("peft-matrix")) or (_text(commit) or "")[:12] or None,
+    }
+
+
+def _rate(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and abs(value) < 2**63 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def comparable(record: Record) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def draw(sweep: Sweep, out: Path) -> list[str]:
     from runners.tools.queries import recorded_keys
 
     keys = recorded_keys(sweep.name, str(sweep.store))
-    done = publish_board(sweep.board, [], results=sweep.store, keys=keys, out=out, title=sweep.name)
+    done = publish_board(
+        sweep.board, [], results=sweep.store, keys=keys, out=out, title=sweep.name, summary=sweep.about
+    )
     return [f"{one.smell}, {one.where}: {one.what}" for one in done.smells] + [d.reason for d in done.damaged]
 
 

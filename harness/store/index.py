@@ -23,7 +23,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from harness.comparability import AXES, comparable, configuration, marks, part, place, remarks, role
+from harness.comparability import (
+    AXES,
+    SETTINGS,
+    comparable,
+    configuration,
+    marks,
+    part,
+    place,
+    remarks,
+    role,
+    settings_of,
+)
 from harness.digests import digest
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Record
@@ -31,10 +42,11 @@ from harness.store.store import Damage, Entry, Store
 
 FEWEST = 1_000
 FILE = "index/records.parquet"
-VERSION = f"1, records of layout {SCHEMA_VERSION}"
+VERSION = f"2, records of layout {SCHEMA_VERSION}"
 _CHUNK = 2_000  # records turned into arrays at once: bounds the memory of a first build
 
 _TEXT = ("id", "key", "label", "sweep", "role", "status", "stage", "reason", "check", "started", "finished")
+_WORDS = ("schedule", "dtype", "version")
 ROWS = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in _TEXT),
@@ -53,6 +65,10 @@ ROWS = pa.schema(
         pa.field("remarks", pa.list_(pa.string())),
         pa.field("samples", pa.string()),  # digest of the sample file
         pa.field("packages", pa.string()),  # JSON: name to version
+        *(
+            pa.field(name, {"learning_rate": pa.float64()}.get(name, pa.string() if name in _WORDS else pa.int64()))
+            for name in SETTINGS
+        ),
     ]
 )
 """Columns of the flat rows; one row a record."""
@@ -154,6 +170,7 @@ def _row(record: Record) -> dict[str, Any]:
         "remarks": list(remarks(record)),
         "samples": record.samples.digest if record.samples is not None else None,
         "packages": json.dumps(record.environment.get("packages") or {}, sort_keys=True),
+        **settings_of(record),
     }
 
 

@@ -23,7 +23,9 @@ app = typer.Typer(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT over the tables records, readings, settings and samples.")],
+    sql: Annotated[
+        str, typer.Argument(help="One SELECT over the tables records, readings, results, settings, samples.")
+    ],
     results: Results = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: AsJson = False,

@@ -72,7 +72,8 @@ def _archive(store: Store, flat: index.Flat, paths: list[str], to: Path) -> None
 
 
 def _tables(store: Store, flat: index.Flat, to: Path) -> list[Path]:
-    rows = flat.rows.select([*PLAIN, "attempt", "started", "finished", "supersedes", "samples"]).to_pandas()
+    plain = flat.rows.select([*PLAIN, "attempt", "started", "supersedes", "samples"])
+    rows = plain.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)  # a whole number that is missing stays whole
     rows["current"] = np.isin(np.arange(len(rows)), speaking(flat))
     rows["marks"] = [" ".join(marks) for marks in flat.rows.column("marks").to_pylist()]
     table = pd.concat([rows, wide(flat)], axis=1)

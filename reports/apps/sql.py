@@ -4,6 +4,8 @@
 digests, and whether it is the ``current`` record of its cell on its machine.
 ``readings``  one row per reading of a record: ``id``, ``stage`` ("" for the whole cell), ``quantity``, ``value``,
               ``unit``, ``n``, ``spread``, ``source``, ``why_missing``.
+``results``   one row per cell and machine with its settings and main numbers as columns, the frame of the Python API:
+              ``SELECT method, learning_rate, steps, accuracy FROM results``. Made only if asked for.
 ``settings``  one row per record: ``id``, ``learning_rate``, ``steps`` and others, and the whole ``cell`` as JSON, for
               ``cell->>'$.method.params.r'``. Read only if asked for.
 ``samples``   one row per scored item: ``id`` of the record and the columns of a sample file. Read only if asked for.
@@ -21,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from harness.comparability import SETTINGS
 from harness.errors import UserError
 from harness.store import index
 from harness.store.samples import samples_schema
 from harness.store.store import Store
-from reports.data.frame import speaking
+from reports.data.frame import framed, speaking
+from reports.data.tidy import tidy
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,7 +69,9 @@ def query(
         if re.search(r"\bsamples\b", sql, re.IGNORECASE):
             tables["samples"] = _samples(store, flat)
         if re.search(r"\bsettings\b", sql, re.IGNORECASE):
-            tables["settings"] = _settings(store)
+            tables["settings"] = _settings(store, flat)
+        if re.search(r"\bresults\b", sql, re.IGNORECASE):
+            tables["results"] = pa.Table.from_pandas(tidy(framed(flat)), preserve_index=False)
         for name, table in tables.items():
             connection.register(name, table)
         # from here on no file, no network, no extension, no Python variable, and none of this can be switched back
@@ -83,7 +89,7 @@ def query(
     except duckdb.OutOfMemoryException as error:
         raise _too_much(f"it needs more than {memory} of memory") from error
     except duckdb.Error as error:
-        tables_there = "There are the tables records, readings, settings and samples."
+        tables_there = "There are the tables records, readings, results, settings and samples."
         raise UserError(str(error).replace("\n", " "), where="the query", fix=tables_there) from error
     finally:
         connection.close()
@@ -133,8 +139,9 @@ def _records(flat: index.Flat) -> pa.Table:
     current = np.zeros(flat.rows.num_rows, bool)
     current[speaking(flat)] = True
     # the stage a record ended in must not be mistaken for the stage of a reading where the two are joined
-    names = ["stage_reached" if name == "stage" else name for name in flat.rows.column_names]
-    return flat.rows.rename_columns(names).append_column("current", pa.array(current))
+    rows = flat.rows.drop_columns([*SETTINGS])
+    names = ["stage_reached" if name == "stage" else name for name in rows.column_names]
+    return rows.rename_columns(names).append_column("current", pa.array(current))
 
 
 def _readings(flat: index.Flat) -> pa.Table:
@@ -160,29 +167,11 @@ def _readings(flat: index.Flat) -> pa.Table:
     )
 
 
-SETTINGS: dict[str, tuple[str, pa.DataType]] = {
-    "learning_rate": ("method", pa.float64()),
-    "steps": ("method", pa.int64()),
-    "batch_size": ("training", pa.int64()),
-    "gradient_accumulation": ("training", pa.int64()),
-    "max_length": ("training", pa.int64()),
-    "schedule": ("training", pa.string()),
-    "train_items": ("task", pa.int64()),
-    "validation_items": ("task", pa.int64()),
-    "test_items": ("task", pa.int64()),
-    "dtype": ("model", pa.string()),
-}
-"""Column of ``settings`` to its part of the cell and its type."""
-
-
-def _settings(store: Store) -> pa.Table:
-    records = store.records()[0]
-    columns = {
-        name: pa.array([record.cell.get(part, {}).get(name) for record in records], kind)
-        for name, (part, kind) in SETTINGS.items()
-    }
-    cells = pa.array([json.dumps(record.cell, sort_keys=True) for record in records], pa.string())
-    return pa.table({"id": pa.array([record.id for record in records], pa.string()), **columns, "cell": cells})
+def _settings(store: Store, flat: index.Flat) -> pa.Table:
+    cells = {record.id: json.dumps(record.cell, sort_keys=True) for record in store.records()[0]}
+    columns = flat.rows.select(["id", *SETTINGS])
+    ids = columns.column("id").to_pylist()
+    return columns.append_column("cell", pa.array([cells.get(identity) for identity in ids], pa.string()))
 
 
 def _samples(store: Store, flat: index.Flat) -> pa.Table:

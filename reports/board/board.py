@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from harness.store.store import Store
-from reports.board.provenance_summary import About, conditions, describe, tell_apart
+from reports.board.provenance_summary import About, conditions, describe, row_settings, tell_apart
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
 from reports.data.effects import Evidence, ScoreEffect, ValueEffect
@@ -89,6 +89,7 @@ class BoardRow:
         front: on the Pareto front.
         failed: seeds that did not end ``ok``: (seed, status, stage, reason).
         records: ids of the records behind the row.
+        settings: learning rate, steps and others (:func:`reports.board.provenance_summary.row_settings`).
     """
 
     config: str
@@ -107,6 +108,7 @@ class BoardRow:
     marks: tuple[str, ...]
     notes: tuple[str, ...]
     records: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def _section(
             marks=row["marks"],
             notes=_notes(row, ranking, len(members)),
             records=row["records"],
+            settings=row_settings([by_id[i] for i in row["ok_records"] or row["records"]]),
         )
         for row in members
     ]

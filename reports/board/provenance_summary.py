@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.comparability import settings_of
 from harness.digests import canonical_json, digest
 from harness.record import Record
 from reports.data.frame import machine
@@ -64,21 +65,53 @@ def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tu
     training = _mapping(shared.get("training"))
     task = _mapping(shared.get("task"))
     where = [_machine_words(record) for record in records if machine(record)]
+    settings = [settings_of(record) for record in records]
     budget = [
-        f"{training[name]:,} {words}" if isinstance(training[name], int) else f"{words} {training[name]}"
-        for name, words in (("steps", "steps"), ("batch_size", "examples a batch"), ("schedule", "schedule"))
-        if name in training
+        _range(settings, "steps", "{} steps"),
+        f"{training['batch_size']:,} examples a batch" if isinstance(training.get("batch_size"), int) else "",
+        _range(settings, "learning_rate", "learning rate {}"),
+        f"schedule {training['schedule']}" if "schedule" in training else "",
     ]
+    days = sorted({record.finished[:10] for record in records} - {""})
+    sizes = [{"parameters": _value(record, "total_parameters")} for record in records]
     facts = [
         ("protocol", str(shared.get("protocol") or "")),
         ("machine", "; ".join(min(where)) if where else "not recorded"),
         ("threads", str(shared.get("threads") or "")),
-        ("budget", ", ".join(budget)),
+        ("budget", ", ".join(filter(None, budget))),
+        ("model parameters", _range(sizes, "parameters", "{}")),
+        ("train items", _range(settings, "train_items", "{}")),
         ("test items also in train", _contamination(records)),
         ("test items", f"{task['test_items']:,}" if isinstance(task.get("test_items"), int) else ""),
         ("task version", f"{task.get('version', '')} ({str(task.get('digest', ''))[:8]})" if task else ""),
+        ("measured", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
+        ("peft-matrix", ", ".join(sorted({s["version"] for s in settings if s["version"]}))),
     ]
     return tuple((name, text) for name, text in facts if text)
+
+
+def row_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """Settings of a configuration, parameters of its model with what the method added, and when its last seed ended.
+
+    None: not stated.
+    """
+    sizes = [value for record in records if (value := _value(record, "total_parameters")) is not None]
+    date = max(record.finished for record in records) or None
+    return {**settings_of(records[0]), "model_parameters": max(sizes, default=None), "date": date}
+
+
+def _value(record: Record, metric: str) -> int | None:
+    value = record.metrics[metric].value if metric in record.metrics else None
+    return None if value is None else round(value)
+
+
+def _range(settings: Sequence[Mapping[str, Any]], name: str, text: str) -> str:
+    """``text`` with the least and the greatest value of a setting; "" where no record states it."""
+    values = sorted({found[name] for found in settings if found[name] is not None})
+    shown = [
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" for value in dict.fromkeys(values[:1] + values[-1:])
+    ]
+    return text.format(" to ".join(shown)) if shown else ""
 
 
 def _contamination(records: Sequence[Record]) -> str:

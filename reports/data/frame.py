@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparability import AXES, comparable, configuration, machine, marks, part, place, role
+from harness.comparability import AXES, SETTINGS, comparable, configuration, machine, marks, part, place, role
 from harness.digests import digest
 from harness.record import Record
 from harness.store import index, store
@@ -61,8 +61,12 @@ PLAIN = (
     "reason",
     "check",
     "fingerprint",
+    "finished",
+    *SETTINGS,
 )
 """Columns of a frame that the index holds as they are."""
+COUNTS = tuple(name for name in SETTINGS if index.ROWS.field(name).type == "int64")
+"""Settings that are whole numbers, or missing."""
 
 
 def current(records: Iterable[Record]) -> list[tuple[str, Record]]:
@@ -181,6 +185,7 @@ def framed(flat: index.Flat) -> pd.DataFrame:
     group_of = _groups(zip(rows["id"], rows["condition"], rows["machine"], strict=True))
     old = _outdated(zip(rows["id"], rows["task_name"], rows["task_version"], rows["protocol"], strict=True))
     out: dict[str, Any] = {name: rows[name] for name in PLAIN}
+    out |= {name: pd.array(rows[name], dtype="Int64") for name in COUNTS}
     out["group"] = [group_of[identity] for identity in rows["id"]]
     out["marks"] = [
         (*found, *(("outdated",) if identity in old else ()))
@@ -315,7 +320,8 @@ def _configuration_row(
     failed = [row for row in members if row["status"] != "ok"]
     first = (ok or failed)[0]
     out: dict[str, Any] = {
-        **{name: first[name] for name in ("config", "group", *AXES, "sweep")},
+        **{name: first[name] for name in ("config", "group", *AXES, "sweep", *SETTINGS)},
+        "finished": max(row["finished"] for row in members),
         "status": first["status"],
         "stage": first["stage"],
         "reason": first["reason"],

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pandas as pd
 
-from reports.data.frame import aggregate
+from harness.comparability import SETTINGS
+from reports.data.frame import COUNTS, aggregate
 from reports.data.samples import SampleSource
 
 Per = Literal["cell", "configuration"]
@@ -19,7 +20,10 @@ LABELS = {
     "task": "task that is learned and scored",
     "hardware": "hardware profile",
 }
+SET = {**SETTINGS, "date": "when the cell ended, of several the last"}
+"""Settings of the cell, and when and with what it ran."""
 MEASURED = {
+    "model_parameters": ("total_parameters", "count; of the model, with what the method added"),
     "accuracy": ("accuracy", "fraction of the test items answered correctly"),
     "retained_accuracy": ("retained_accuracy", "fraction; skills of the base model after adaptation"),
     "base_retained_accuracy": ("base_retained_accuracy", "fraction; the same skills before adaptation"),
@@ -46,6 +50,7 @@ PER_CELL = {
     "seed": "seed of the cell",
     "status": "ok, or how the cell ended",
     "reason": "why it did not end ok",
+    **SET,
     **{name: text for name, (_, text) in MEASURED.items()},
     "label": "name of the cell",
     "key": "digest of everything that defines the cell",
@@ -58,6 +63,7 @@ PER_CONFIGURATION = {
     "seeds": "number of seeds that ended ok",
     "status": "ok, or how the cells ended",
     "reason": "why they did not end ok",
+    **SET,
     "accuracy_low": "fraction; lower end of the 95 % interval of accuracy",
     "accuracy_high": "fraction; upper end of it",
     **{name: f"mean over seeds: {text}" for name, (_, text) in MEASURED.items()},
@@ -83,8 +89,9 @@ def tidy(wide: pd.DataFrame, *, per: Per = "cell", samples: SampleSource | None 
         return pd.DataFrame(columns=names)
     rows = wide if per == "cell" else aggregate(wide, samples)
     source = {name: at for name, (at, _) in MEASURED.items()}
-    source |= {"record": "id", "accuracy_low": "accuracy:low", "accuracy_high": "accuracy:high"}
+    source |= {"record": "id", "date": "finished", "accuracy_low": "accuracy:low", "accuracy_high": "accuracy:high"}
     out = {name: rows[at] if (at := source.get(name, name)) in rows else float("nan") for name in names}
     if per == "configuration":
         out["seeds"] = rows["seeds"].map(len)
-    return pd.DataFrame(out, index=rows.index).reset_index(drop=True)[names]
+    made = pd.DataFrame(out, index=rows.index).reset_index(drop=True)[names]
+    return made.astype(dict.fromkeys(COUNTS, "Int64"))

@@ -15,14 +15,20 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import peft_matrix as pm
 from harness.errors import UserError
+from harness.metrics import reading
 from harness.store import index
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.apps.export import export
 from reports.apps.regressions import decisions
 from reports.apps.sql import query
+from reports.board.board import build, load_board
+from reports.board.formats import to_csv, to_json
 from reports.data.frame import aggregate, frame, framed
+from tests.harness.examples import make_record
+from tests.reports.making import cell, ok_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +49,56 @@ def test_a_frame_through_the_index_is_the_frame_of_the_records(store: Store, tmp
     pd.testing.assert_frame_equal(aggregate(framed(loaded.flat)), aggregate(frame(records)))
 
 
+# --- settings as columns -------------------------------------------------------------------------
+TOLD = {"learning_rate": 1e-3, "steps": 300, "batch_size": 16, "train_items": 2000, "version": "0.1.0"}
+
+
+def test_settings_are_columns_of_frame_sql_and_board(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    size = {"total_parameters": reading("total_parameters", 500, source="test")}
+    for seed in (0, 1):
+        made, data = ok_record(cell("lora", seed=seed), finished=f"2026-02-0{seed + 1}T00:00:00+00:00")
+        packages = {"packages": {"peft-matrix": "0.1.0"}}
+        store.append(made.model_copy(update={"metrics": made.metrics | size, "environment": packages}), data)
+    store.append(*ok_record(cell("none"), finished="2026-02-03T00:00:00+00:00"))
+    names = [*TOLD, "model_parameters", "date"]
+    last = [*TOLD.values(), 500, "2026-02-02T00:00:00+00:00"]
+    frame = pm.load(tmp_path).frame()
+    assert frame[frame.method == "lora"][names].iloc[1].tolist() == last
+    assert frame[frame.method == "none"][["learning_rate", "steps"]].isna().all(axis=None)
+    per = pm.load(tmp_path).frame(per="configuration")
+    assert per[per.method == "lora"][names].iloc[0].tolist() == last
+    asked = f"SELECT {', '.join(names)}, accuracy FROM results WHERE method = 'lora' AND seed = 1"
+    assert query(store, asked)[1] == [(*last, 0.595)]
+    table = build(load_board("default", []), store.records()[0], store)
+    row = next(row for row in csv.DictReader(to_csv.render(table).splitlines()) if row["method"] == "lora")
+    assert [row[name] for name in names] == [str(value) for value in last]
+    told = next(
+        row for row in json.loads(to_json.render(table))["sections"][0]["rows"] if row["labels"]["method"] == "lora"
+    )
+    assert [told["settings"][name] for name in names] == last
+    shared = dict(table.sections[0].conditions)
+    assert shared["budget"] == "300 steps, 16 examples a batch, learning rate 0.001, schedule cosine"
+    assert (shared["train items"], shared["model parameters"]) == ("2,000", "500")
+    assert shared["measured"] == "2026-02-01 to 2026-02-03"
+    assert shared["peft-matrix"].startswith("0.1.0, "), "the row without a version has a commit"
+    export(store, tmp_path / "all.csv")
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert {(row["method"], row["steps"], row["learning_rate"]) for row in rows} == {
+        ("lora", "300", "0.001"),
+        ("none", "", ""),
+    }
+
+
+@pytest.mark.parametrize("value", ["8", [8], True, 2**70, {"a": 1}, None])
+def test_a_setting_that_is_no_number_is_missing(value: object) -> None:
+    training = {"batch_size": value, "learning_rate": value, "schedule": value, "max_length": 9}
+    made = make_record(cell={"method": {"name": "x"}, "training": training, "variant": {"batch_size": value}})
+    told = index.flatten([made]).rows.to_pylist()[0]
+    assert (told["batch_size"], told["learning_rate"], told["steps"], told["max_length"]) == (None, None, None, 9)
+    assert told["schedule"] == (value if isinstance(value, str) else None)
+
+
 # --- SQL -----------------------------------------------------------------------------------------
 
 
@@ -58,7 +114,7 @@ def test_questions_in_sql_are_answered_as_the_frame_would(store: Store) -> None:
     asked = """SELECT id, steps, batch_size, cell->>'$.method.name' FROM settings JOIN records USING (id)
                WHERE method = 'lora'"""
     assert sorted(query(store, asked)[1]) == sorted(
-        (r.id, r.cell["method"].get("steps"), r.cell.get("training", {}).get("batch_size"), "lora") for r in lora
+        (r.id, r.cell["training"]["steps"], r.cell["training"]["batch_size"], "lora") for r in lora
     )
     missing = "SELECT DISTINCT why_missing FROM readings WHERE quantity = 'energy_gross_j' AND value IS NULL"
     assert query(store, missing)[1] == [("no_device",)]

@@ -10,6 +10,8 @@ from reports.board.board import BoardRow, BoardTable, CellContent, ColumnHeader,
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 MOST_CHARACTERS = 32_000  # a cell of a spreadsheet holds 32,767
 LABELS = ("model", "method", "quantization", "task", "hardware")
+SETTINGS = ("learning_rate", "steps", "batch_size", "train_items", "model_parameters", "date", "version")
+"""Of the settings of a row, those that have a column; ``board.json`` has all of them."""
 
 
 def neutral(text: str) -> str:
@@ -28,6 +30,7 @@ def render(table: BoardTable) -> str:
     for head in heads:
         names += _header(head)
     names += ["learned", "learned effect", "learned low95", "learned high95", "learned measure", "learned above"]
+    names += SETTINGS
     names += ["seeds ok", "seeds failed", "status", "stage", "reason", "notes", "records"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -85,5 +88,6 @@ def _row(section: Section, row: BoardRow, heads: list[ColumnHeader]) -> list[str
     failed = "; ".join(f"{seed}: {status}" for seed, status, _, _ in row.failed)
     reason = row.reason if row.status != "ok" else ""
     seeds = " ".join(str(seed) for seed in row.seeds)
-    tail = [seeds, failed, row.status, row.stage, reason, "; ".join(row.notes), " ".join(row.records)]
+    settings = ["" if (value := row.settings.get(name)) is None else str(value) for name in SETTINGS]
+    tail = [*settings, seeds, failed, row.status, row.stage, reason, "; ".join(row.notes), " ".join(row.records)]
     return [*cells, *(neutral(text) for text in tail)]

@@ -7,7 +7,7 @@
   const MOST_POINTS = 1500;
   const MOST_NAMES = 14;
   const DEFAULT = 8;
-  const HIDDEN_CONDITIONS = ["protocol", "task version"]; // on the page About
+  const HIDDEN_CONDITIONS = ["protocol", "task version", "measured", "peft-matrix"]; // on the page About
   PM.picked = new Set();
   const search = document.getElementById("search");
   const frontOnly = document.getElementById("front-only");
