@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from harness.spec import LoadedSweep
     from reports.apps.regressions.detect import Report
+    from reports.board.checks import Smell
     from runners.running.run import RunSummary
     from runners.workspace import Workspace
+
+
+SMELLS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,19 @@ class Night:
         report: what moved; suspected cells were run again and judged.
         text: the summary as Markdown.
         folder: where ``summary.md``, ``regressions.json``, ``board/`` and ``site/`` were written.
+        smells: findings of the checks on the board that was written.
     """
 
     summary: RunSummary
     report: Report
     text: str
     folder: Path
+    smells: tuple[Smell, ...] = ()
 
     @property
     def quiet(self) -> bool:
-        """No cell failed and none regressed."""
-        return not (self.summary.failed or self.report.alarmed)
+        """No cell failed, none regressed, and the board passes its checks."""
+        return not (self.summary.failed or self.report.alarmed or self.smells)
 
 
 def run_night(
@@ -78,12 +84,8 @@ def run_night(
         _confirm(report, loaded, workspace, console)
     folder = out or workspace.beside("nightly")
     folder.mkdir(parents=True, exist_ok=True)
-    ran = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items())) or "nothing was stale"
-    text = to_markdown(report).replace("# Regressions\n", f"# Night of {name}\n\nRan: {ran}.\n", 1)
-    (folder / "summary.md").write_text(text, encoding="utf-8")
-    (folder / "regressions.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
     shown = target(loaded, workspace, "recorded")
-    publish_board(
+    smells = publish_board(
         shown.board,
         workspace.roots,
         results=workspace.results,
@@ -91,9 +93,16 @@ def run_night(
         out=folder / "board",
         title=name,
         summary=shown.summary,
-    )
+    ).smells
+    ran = ", ".join(f"{n} {status}" for status, n in sorted(summary.outcomes.items())) or "nothing was stale"
+    text = to_markdown(report).replace("# Regressions\n", f"# Night of {name}\n\nRan: {ran}.\n", 1)
+    if smells:
+        listed = "\n".join(f"- {one.smell}: {one.where}: {one.what}" for one in smells[:SMELLS_SHOWN])
+        text += f"\n## Checks of the board\n\n{len(smells)} found (`peft-matrix check`):\n\n{listed}\n"
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    (folder / "regressions.json").write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
     build_site_of(workspace, folder / "site")
-    return Night(summary, report, text, folder)
+    return Night(summary, report, text, folder, smells)
 
 
 def _final(workspace: Workspace) -> dict[str, set[str]]:

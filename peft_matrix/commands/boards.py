@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -158,17 +159,25 @@ def site(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build static pages of the boards: no server, no network, open index.html."""
+    """Build static pages of the boards: no server, no network, open index.html. Exit code 1 if a referee objects."""
     from peft_matrix import api
+    from peft_matrix.console import print_smells
 
     built = api.site(out, *(sweeps or ()), results=results, data_root=data_root, claims=claims, planned=planned)
     if as_json:
-        print_json({"out": str(built.out), "files": list(built.files), "rows": built.rows, "cells": built.cells})
+        told = [{"sweep": name, "where": one.where, "what": one.what} for name, one in built.objections]
+        sizes = {"out": str(built.out), "files": list(built.files), "rows": built.rows, "cells": built.cells}
+        print_json({**sizes, "objections": told})
+        if built.objections:
+            raise typer.Exit(EXIT_FAILED_CELLS)
         return
     for damage in built.damaged:
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
     typer.echo(f"{built.boards} boards, {built.rows} rows, {built.cells} cells, {len(built.files)} files.")
     typer.echo(f"Site: {built.out / 'index.html'}")
+    if built.objections:
+        print_smells([replace(one, where=f"{name}: {one.where}") for name, one in built.objections])
+        raise typer.Exit(EXIT_FAILED_CELLS)
 
 
 VERBS = (board, site, check, import_, publish)

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.metrics import METRICS
 from harness.store.store import Store
 from peft_matrix.cli import app
-from reports.board.board import Board, build
-from reports.board.checks import CHECKS, check_folder
+from reports.board.board import Board, build, load_board
+from reports.board.checks import CHECKS, check_folder, referee
 from reports.board.checks.reading import Built
 from reports.board.figures import draw_all
 from reports.board.publish import publish_board
-from tests.reports.making import cell, filled_store, ok_record
+from tests.reports.making import ENVIRONMENT, cell, filled_store, ok_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,11 +156,35 @@ def untrained_reference(content: dict) -> None:
     next(row for row in rows if row["labels"]["method"] == "full" and row["learned"])["learned"]["verdict"] = "worse"
 
 
+def one_seed_ranked(content: dict) -> None:
+    row = next(row for row in content["sections"][0]["rows"] if row["rank"])
+    row["seeds"] = row["seeds"][:1]
+
+
+def ranked(content: dict) -> dict:
+    return next(row for row in content["sections"][0]["rows"] if row["rank"])
+
+
+def beaten_on_the_front(content: dict) -> None:
+    part = content["sections"][0]
+    best, worst = part["rows"][0], next(row for row in part["rows"] if row["labels"]["method"] == "prompt")
+    axis = next(axis for axis in part["axes"] if axis != "accuracy")
+    best["cells"][axis].update(value=1e6, sd=1e4)
+    worst["cells"][axis].update(value=9e8, sd=1e4)
+    worst["front"] = True
+
+
 @pytest.mark.parametrize(
     ("words", "change"),
     [
         ("is degenerate and on the Pareto front", degenerate_in_front),
-        ("full fine-tuning did not learn (worse)", untrained_reference),
+        ("did not learn (worse) and the caption does not say so", untrained_reference),
+        ("ranked although full fine-tuning did not learn", untrained_reference),
+        ("has one seed and is ranked", one_seed_ranked),
+        ("is marked throttled and ranked", lambda content: ranked(content)["marks"].append("throttled")),
+        ("different numbers of items", lambda content: ranked(content)["cells"]["accuracy"].update(items=7)),
+        ("is clearly better on every axis", beaten_on_the_front),
+        ("other processes share it", lambda content: content["sections"][0]["axes"].append("train.cgroup_peak_bytes")),
         ("counts a seed more than once", lambda content: first_row(content)["seeds"].append(0)),
         ("peak RSS is a Pareto axis", lambda content: content["sections"][0]["axes"].append("train.peak_rss_bytes")),
         ("how large a difference must be", lambda content: content["sections"][0].update(caption="Ranks.")),
@@ -173,14 +198,45 @@ def test_what_a_referee_would_object_to_is_unsound(words, change, copy, built):
     assert any(words in what for what in found), found
 
 
-def test_a_repeated_run_among_the_seeds_is_unsound(copy, built):
+def facts(**of: object) -> dict:
+    return {"environment": {**ENVIRONMENT, "facts": of}}
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("1 of its records are repeated runs", lambda r: {"cell": {**r.cell, "role": "timing", "replicate": 1}}),
+        ("the edge of those tried", lambda _: facts(tuning={"lr_at_edge": True})),
+        ("5 test items are also in the training data", lambda _: facts(contamination={"test_items_in_train": 5})),
+        ("was not run here and is ranked", lambda _: {"environment": {**ENVIRONMENT, "imported": {"from": "x"}}}),
+        ("measured under different conditions", lambda r: {"cell": {**r.cell, "protocol": 99}}),
+    ],
+)
+def test_what_a_record_says_and_its_board_does_not_is_unsound(words, change, copy, built):
     table, *drawn = built
-    row = next(row for row in table.sections[0].rows if len(row.records) == 2)
+    row = next(row for row in table.sections[0].rows if len(row.records) == 2 and row.rank is not None)
     record = table.records[row.records[0]]
-    again = record.model_copy(update={"cell": {**record.cell, "role": "timing", "replicate": 1}})
-    changed = replace(table, records={**table.records, row.records[0]: again})
+    changed = replace(table, records={**table.records, row.records[0]: record.model_copy(update=change(record))})
     found = check_folder(copy / "board", Store(copy / "store"), built=(changed, *drawn))
-    assert any("1 of its records are repeated runs" in one.what for one in found if one.smell == "unsound")
+    assert any(words in one.what for one in found if one.smell == "unsound"), found
+
+
+def test_times_of_several_runs_without_their_spread_are_unsound(built, clean):
+    table = built[0]
+    store = Store(clean / "store")
+    assert referee(table, store) == []
+    bare = [c.model_copy(update={"show": "mean"}) if c.key == "step_ms" else c for c in table.board.columns]
+    changed = replace(table, board=table.board.model_copy(update={"columns": tuple(bare)}))
+    assert [one.where for one in referee(changed, store)] == ["column step_ms"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "reports" / "boards").glob("*.yaml"))])
+def test_built_in_boards_show_no_time_without_its_spread(name):
+    for column in load_board(name, []).columns:
+        quantity = column.quantity
+        if quantity is not None and not column.difference and name != "peft-method-comparison":  # one run a row
+            timed = METRICS[quantity.column.rpartition(".")[2]].family in ("time", "energy")
+            assert not timed or column.show in ("mean_sd", "ratio_to_plain"), column.key
 
 
 def test_a_report_of_claims_that_is_out_of_date_is_named(tmp_path):

@@ -19,6 +19,7 @@ from peft_matrix.cli import app
 from tests.runners.conftest import Bench
 
 DOCS = Path(__file__).parents[2] / "docs" / "nightly"
+BOARDS = Path(__file__).parents[2] / "reports" / "boards"
 
 
 def edited(record: Record, **changes: object) -> Record:
@@ -39,9 +40,17 @@ def test_three_nights(bench: Bench) -> None:
     assert (bench.root / "results" / "nightly" / "board" / "board.md").exists()
 
     site.unlink()
-    second = bench("nightly", path)
-    assert second.returncode == 0, second.stdout + second.stderr
+    boards = bench.root / "reports" / "boards"
+    boards.mkdir(parents=True)
+    board = (
+        (BOARDS / "default.yaml").read_text().replace("[cuda_allocated_peak_bytes, rss_growth_bytes]", "peak_rss_bytes")
+    )
+    (boards / "rss.yaml").write_text(board.replace("name: default", "name: rss"))
+    second = bench("nightly", str(bench.write(board="rss")))
+    assert second.returncode == 1, "the board does not pass its checks"
     assert "Ran: nothing was stale." in summary.read_text()
+    assert "- unsound: section 1: peak RSS is a Pareto axis" in summary.read_text()
+    bench.write()
     assert len(bench.records()) == 2
     assert site.exists()
 

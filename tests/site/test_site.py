@@ -168,6 +168,18 @@ def test_claims_are_shown_as_reported_wrong_file_is_refused(site_store: Store, t
         build_site(parts()[1:2], site_store, tmp_path / "site", claims=report)
 
 
+def test_a_board_of_the_site_is_asked_a_referees_questions(site_store: Store, tmp_path: Path) -> None:
+    sound = build_site(parts()[:1], site_store, tmp_path / "site")
+    assert sound.objections == ()
+    assert "Objections" not in (tmp_path / "site" / "quickstart" / "index.html").read_text()
+    board = load_board("default", [])
+    axes = (board.pareto[0], board.pareto[1].model_copy(update={"metric": ("peak_rss_bytes",)}))
+    part = Part("quickstart", board.model_copy(update={"pareto": axes}))
+    ((name, found),) = build_site([part], site_store, tmp_path / "site").objections
+    assert (name, found.smell) == ("quickstart", "unsound")
+    assert "peak RSS is a Pareto axis" in (tmp_path / "site" / "quickstart" / "index.html").read_text()
+
+
 def test_a_folder_with_other_files_is_left_alone(site_store: Store, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="no site of ours"):

@@ -28,6 +28,7 @@ from reports.apps.site.claimspage import read_claims
 from reports.apps.site.history import trends_data, tuning_data
 from reports.apps.site.text import line, page_name, script
 from reports.board.board import Board, BoardTable, build
+from reports.board.checks import Smell, referee
 from reports.board.formats.files import texts
 from reports.board.formats.text import columns, failure_line, not_run_line
 from reports.data.frame import AXES
@@ -67,6 +68,7 @@ class Site:
         rows: rows over all of them.
         cells: cell pages.
         damaged: records that could not be read and are on no page.
+        objections: name of a sweep and what a referee objects to on its board; the board's page lists them.
     """
 
     out: Path
@@ -75,6 +77,7 @@ class Site:
     rows: int
     cells: int
     damaged: tuple[Damage, ...] = field(default=())
+    objections: tuple[tuple[str, Smell], ...] = field(default=())
 
 
 Write = Callable[[str, str | bytes], None]
@@ -121,7 +124,7 @@ def build_site(
     pages.top([(part, table) for part, table, _ in built])
     _replace(out, files, pages.inputs)
     rows = sum(len(section.rows) for _, table, _ in built for section in table.sections)
-    return Site(out, tuple(sorted(files)), len(built), rows, cells, tuple(damaged))
+    return Site(out, tuple(sorted(files)), len(built), rows, cells, tuple(damaged), tuple(pages.objections))
 
 
 def write_assets(write: Write) -> None:
@@ -215,6 +218,7 @@ class _Pages:
         self._entries: list[dict[str, Any]] = []
         self._earlier = earlier
         self.inputs: dict[str, str] = {}
+        self.objections: list[tuple[str, Smell]] = []
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -233,6 +237,8 @@ class _Pages:
         names = cell_pages(table)
         tuned, trends = tuning_data(table), trends_data(own)
         grouped = failures(table, names)
+        objections = referee(table, store)
+        self.objections += [(part.name, one) for one in objections]
         shared = {
             "sweep": line(part.name, 120),
             "title": line(table.board.title, 200),
@@ -258,6 +264,7 @@ class _Pages:
             ],
             "failures": grouped,
             "downloads": DOWNLOADS,
+            "objections": [line(f"{one.where}: {one.what}", 300) for one in objections],
             "regressions": rowpage.regressions(store, part.name) if trends["cells"] else None,
             "not_run": not_run_line(table),
             "trials": len(table.trials),

@@ -7,15 +7,18 @@ asks what a referee asks of the numbers.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.store.store import Store
+from reports.board.board import BoardTable
 from reports.board.checks import rules
-from reports.board.checks.reading import Built, Smell, read_folder
+from reports.board.checks.reading import Built, Files, Smell, read_folder
+from reports.board.formats.files import texts
 
-__all__ = ["CHECKS", "Smell", "check_folder", "print_found"]
+__all__ = ["CHECKS", "Smell", "check_folder", "print_found", "referee"]
 
 CHECKS = {
     "missing": rules.missing,
@@ -51,6 +54,13 @@ def check_folder(
     """
     files = read_folder(folder, store, built)
     return [Smell(name, where, what) for name, check in CHECKS.items() for where, what in check(files)]
+
+
+def referee(table: BoardTable, store: Store) -> list[Smell]:
+    """The questions of ``unsound`` to a board in memory, of which no files are written (pages of a site)."""
+    content = json.loads(texts(table, (), ())["board.json"])
+    files = Files(Path(), store, content, {}, dict(table.records), (), table, (), ())
+    return [Smell("unsound", where, what) for where, what in CHECKS["unsound"](files)]
 
 
 def print_found(found: Sequence[Smell]) -> None:

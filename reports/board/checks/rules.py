@@ -7,9 +7,10 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from harness.comparability import remarks
 from harness.digests import digest
 from harness.errors import UserError
 from harness.metrics import METRICS
@@ -149,7 +150,7 @@ def inaccessible(files: Files) -> Found:
 
 # --- mismatched ----------------------------------------------------------------------------------
 def mismatched(files: Files) -> Found:
-    """The files are what the records give, agree with the bill, and rows ranked together were measured alike."""
+    """The files are what the records give, and agree with the bill."""
     again = texts(files.table, files.drawn, files.left_out)
     for name, data in again.items():
         path = files.folder / name
@@ -168,42 +169,12 @@ def mismatched(files: Files) -> Found:
         known = METRICS.get(definition["name"]) if definition else None
         if definition and (known is None or known.version != definition["version"]):
             yield f"column {column['key']}", "its definition is not the one in use now"
-    for number, part in enumerate(files.content["sections"]):
-        yield from _unlike(files, number, part)
 
 
 def _first_difference(there: bytes, wanted: bytes) -> str:
     pairs = zip(there.splitlines(), wanted.splitlines(), strict=False)
     line = next((n for n, (a, b) in enumerate(pairs, start=1) if a != b), None)
     return f" (first in line {line})" if line else " (in length)"
-
-
-def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
-    """Rows ranked together that were not measured under the same conditions."""
-    metric = files.content["board"]["rank"]
-    conditions: set[str] = set()
-    items: set[Any] = set()
-    for row in part["rows"]:
-        records = [files.records[i] for i in row["records"] if i in files.records]
-        if row["rank"] is not None:
-            conditions |= {digest(comparable(record)) for record in records}
-            items |= {row["cells"][metric]["items"]} if metric in row["cells"] else set()
-            if any(record.environment.get("imported") for record in records):
-                yield _name(row), "was not run here and is ranked"
-            if len(row["seeds"]) < 2 and len(part["rows"]) > 1:
-                yield _name(row), "has one seed and is ranked: that ranks a checkpoint, not a method"
-            if row["marks"]:
-                yield _name(row), f"is marked {', '.join(row['marks'])} and ranked"
-    reference = [row for row in part["rows"] if (row["labels"]["method"], row["labels"]["quantization"]) == FULL]
-    ranked = any(row["rank"] is not None for row in part["rows"])
-    for row in reference:
-        verdict = (row.get("learned") or {}).get("verdict", "learned")
-        if ranked and verdict != "learned":
-            yield f"section {number + 1}", f"rows are ranked although full fine-tuning did not learn ({verdict})"
-    if len(conditions) > 1:
-        yield f"section {number + 1}", "rows measured under different conditions are ranked together"
-    if len(items) > 1:
-        yield f"section {number + 1}", "rows scored on different numbers of items are ranked together"
 
 
 # --- misdisplayed --------------------------------------------------------------------------------
@@ -322,25 +293,125 @@ def deprecated(files: Files) -> Found:
 
 
 # --- unsound -------------------------------------------------------------------------------------
+TIMES = frozenset({"time", "energy"})
+WITH_SPREAD = frozenset({"mean_sd", "ratio_to_plain"})
+WHOLE_MACHINE = {
+    "peak_rss_bytes": "peak RSS is a Pareto axis; most of it is the process that workers are forked from",
+    "cgroup_peak_bytes": "the peak of the control group is a Pareto axis; other processes share it",
+}
+AT_EDGE = "edge of the rates"
+
+
 def unsound(files: Files) -> Found:
-    """Questions of a referee: replication, references that learned, no degenerate row in front, floors."""
+    """Questions of a referee: replication, ranks, references that learned, fronts, spreads, and what is left unsaid."""
     for number, part in enumerate(files.content["sections"]):
         where, caption = f"section {number + 1}", part["caption"].lower()
         yield from _pseudo_replicated(files, part)
-        for row in part["rows"]:
-            verdict = (row.get("learned") or {}).get("verdict", "")
-            first = row["rank"] is not None and row["rank"][0] == 1
-            if verdict == DEGENERATE and (row["front"] or first):
-                yield _name(row), f"is degenerate and {'on the Pareto front' if row['front'] else 'ranked first'}"
-            reference = (row["labels"]["method"], row["labels"]["quantization"]) == FULL
-            if reference and verdict not in ("", "learned") and NOT_LEARNED not in caption:
-                yield where, f"full fine-tuning did not learn ({verdict}) and the caption does not say so"
+        yield from _unlike(files, number, part)
+        yield from _fronts(where, part)
+        yield from _unsaid(files, where, part)
         for axis in part["axes"]:
-            if axis.endswith("peak_rss_bytes"):
-                yield where, "peak RSS is a Pareto axis; most of it is the process that workers are forked from"
+            if (name := axis.rpartition(".")[2]) in WHOLE_MACHINE:
+                yield where, WHOLE_MACHINE[name]
         timed = any((row["cells"].get("step_ms") or {}).get("value") is not None for row in part["rows"])
         if timed and "times: " not in caption:
             yield where, "step times are shown, and the caption does not say how large a difference must be"
+    yield from _without_spread(files)
+
+
+def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
+    """Rows ranked together that were not measured under the same conditions."""
+    metric = files.content["board"]["rank"]
+    conditions: set[str] = set()
+    items: set[Any] = set()
+    for row in part["rows"]:
+        records = [files.records[i] for i in row["records"] if i in files.records]
+        if row["rank"] is not None:
+            conditions |= {digest(comparable(record)) for record in records}
+            items |= {row["cells"][metric]["items"]} if metric in row["cells"] else set()
+            if any(record.environment.get("imported") for record in records):
+                yield _name(row), "was not run here and is ranked"
+            if len(row["seeds"]) < 2 and len(part["rows"]) > 1:
+                yield _name(row), "has one seed and is ranked: that ranks a checkpoint, not a method"
+            if row["marks"]:
+                yield _name(row), f"is marked {', '.join(row['marks'])} and ranked"
+    reference = [row for row in part["rows"] if (row["labels"]["method"], row["labels"]["quantization"]) == FULL]
+    ranked = any(row["rank"] is not None for row in part["rows"])
+    for row in reference:
+        verdict = (row.get("learned") or {}).get("verdict", "learned")
+        if ranked and verdict != "learned":
+            yield f"section {number + 1}", f"rows are ranked although full fine-tuning did not learn ({verdict})"
+    if len(conditions) > 1:
+        yield f"section {number + 1}", "rows measured under different conditions are ranked together"
+    if len(items) > 1:
+        yield f"section {number + 1}", "rows scored on different numbers of items are ranked together"
+
+
+def _fronts(where: str, part: Mapping[str, Any]) -> Found:
+    """Degenerate rows in front, references that did not learn, and front rows that another beats on every axis."""
+    caption = part["caption"].lower()
+    for row in part["rows"]:
+        verdict = (row.get("learned") or {}).get("verdict", "")
+        first = row["rank"] is not None and row["rank"][0] == 1
+        if verdict == DEGENERATE and (row["front"] or first):
+            yield _name(row), f"is degenerate and {'on the Pareto front' if row['front'] else 'ranked first'}"
+        reference = (row["labels"]["method"], row["labels"]["quantization"]) == FULL
+        if reference and verdict not in ("", "learned") and NOT_LEARNED not in caption:
+            yield where, f"full fine-tuning did not learn ({verdict}) and the caption does not say so"
+        better = next((o for o in part["rows"] if row["front"] and _beats(o, row, part["axes"])), None)
+        if better is not None:
+            yield _name(row), f"is on the Pareto front, and {_name(better)} is clearly better on every axis"
+
+
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any], axes: Sequence[str]) -> bool:
+    """Whether the first row is better on every axis, with uncertainties that do not touch."""
+    if one["marks"] or (one.get("learned") or {}).get("verdict") == DEGENERATE:
+        return False
+    pairs = [(_ends(one, axis), _ends(other, axis), METRICS[axis.rpartition(".")[2]].better) for axis in axes]
+    return bool(pairs) and all(
+        a is not None and b is not None and (a[0] > b[1] if better == "higher" else a[1] < b[0])
+        for a, b, better in pairs
+    )
+
+
+def _ends(row: Mapping[str, Any], axis: str) -> tuple[float, float] | None:
+    """Interval of a row on an axis; two standard deviations over seeds to each side; None where neither is known."""
+    cell = row["cells"].get(axis) or {}
+    if cell.get("value") is None:
+        return None
+    if cell.get("low") is not None:
+        return cell["low"], cell["high"]
+    if cell.get("sd") is None:
+        return None
+    return cell["value"] - 2 * cell["sd"], cell["value"] + 2 * cell["sd"]
+
+
+def _without_spread(files: Files) -> Found:
+    """Times and energies of several runs in a column that shows their mean alone."""
+    shown = {column["key"] for column in files.content["columns"]}
+    for column in files.table.board.columns:
+        quantity = column.quantity
+        if quantity is None or column.difference or column.show in WITH_SPREAD or column.key not in shown:
+            continue
+        several = any(row["cells"].get(column.key, {}).get("seeds", 0) > 1 for _, row in files.rows)
+        if several and METRICS[quantity.column.rpartition(".")[2]].family in TIMES:
+            yield f"column {column.key}", "shows times of several runs without their spread"
+
+
+def _unsaid(files: Files, where: str, part: Mapping[str, Any]) -> Found:
+    """Rates at the edge of those tried, and test items in the training data, that the board does not mention."""
+    conditions = set(part["conditions"])
+    seen = 0
+    for row in part["rows"]:
+        records = [files.records[i] for i in row["records"] if i in files.records]
+        if any(map(remarks, records)) and not any(AT_EDGE in note for note in row["notes"]):
+            yield _name(row), "its best learning rate lies at the edge of those tried, and the row does not say so"
+        for record in records:
+            facts = record.environment.get("facts") or {}
+            found = (facts.get("contamination") or {}).get("test_items_in_train") or 0
+            seen = max(seen, found)
+    if seen and "test items also in train" not in conditions:
+        yield where, f"{seen} test items are also in the training data, and the board does not say so"
 
 
 def _pseudo_replicated(files: Files, part: Mapping[str, Any]) -> Found:
