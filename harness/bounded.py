@@ -158,7 +158,7 @@ def _bound(value: Any, *, nan: bool) -> None:
             raise ValueError("a number is too large")
 
 
-def check_shape(value: Any, model: type[M], *, where: str) -> M:
+def check_shape(value: object, model: type[M], *, where: str) -> M:
     """``value`` as an instance of ``model``: the types that the code behind the border relies on.
 
     Raises:
@@ -173,6 +173,6 @@ def check_shape(value: Any, model: type[M], *, where: str) -> M:
         raise UserError(f"{what}. Found: {_shown(first['input'])}", where=where) from None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

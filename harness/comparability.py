@@ -6,8 +6,8 @@ rows may be ranked against each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from harness.digests import digest
 from harness.matrix import TIMING_ROLE, in_effect
@@ -17,10 +17,8 @@ TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
 __all__ = [
     "AXES",
     "TIMING_ROLE",
-    "Difference",
     "comparable",
     "configuration",
-    "differences",
     "gpus_of",
     "machine",
     "marks",
@@ -46,21 +44,8 @@ SETTINGS = {
 }
 """Settings of a cell that every table of records has as columns, with their meanings; see :func:`settings_of`."""
 
-BUDGET = (
-    "steps",
-    "batch_size",
-    "gradient_accumulation",
-    "max_length",
-    "train_items",
-    "validation_items",
-    "test_items",
-)
-"""Settings that say how much a cell trained on and was scored on."""
-_COVERED = frozenset({"label", *SETTINGS})
-_NOT_SETTINGS = frozenset({"seed", "key_version", *TIMING_FIELDS})
 
-
-def part(cell: Mapping[str, Any], name: str) -> dict[str, Any]:
+def part(cell: Mapping[str, object], name: str) -> dict[str, Any]:
     """One axis of a cell, or one part of an environment; ``{}`` where it has none."""
     found = cell.get(name)
     return found if isinstance(found, dict) else {}
@@ -80,13 +65,13 @@ def machine(record: Record) -> dict[str, Any]:
     return out
 
 
-def gpus_of(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def gpus_of(environment: Mapping[str, Any]) -> list[Mapping[str, object]]:
     """The GPUs of a record's environment: name, driver, power limit. The first records of GPU runs hold UUIDs alone."""
     found = environment.get("gpus") or ()
     return [gpu if isinstance(gpu, Mapping) else {"name": "GPU not described", "uuid": str(gpu)} for gpu in found]
 
 
-def _gpu_words(gpu: Mapping[str, Any]) -> str:
+def _gpu_words(gpu: Mapping[str, object]) -> str:
     if gpu.get("power_limit_w") is None:
         return f"{gpu.get('name')}, power limit not stated"
     return f"{gpu.get('name')}, {gpu['power_limit_w']} W"
@@ -130,30 +115,22 @@ def role(record: Record) -> str:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The :data:`SETTINGS` of a record, in effect: a variant's in the place of the sweep's. None: not stated."""
-    found = _settings(record.cell)
-    commit = _text(part(record.environment, "harness").get("commit"))
-    version = _text(part(record.environment, "packages").get("peft-matrix"))
-    read = part(record.environment, "facts").get("train_items")
-    return {
-        **found,
-        "train_items": found["train_items"] or _count(read),
-        "version": version or (commit or "")[:12] or None,
-    }
-
-
-def _settings(cell: Mapping[str, Any]) -> dict[str, Any]:
+    cell = record.cell
     if isinstance(cell.get("variant"), Mapping):
         cell = in_effect({**cell, **{name: part(cell, name) for name in ("training", "model")}})
     method, training, task = part(cell, "method"), part(cell, "training"), part(cell, "task")
-    rate = method.get("learning_rate", training.get("learning_rate"))
+    commit = part(record.environment, "harness").get("commit")
+    rate, read = method.get("learning_rate", training.get("learning_rate")), part(record.environment, "facts")
     steps = method.get("steps") or (training.get("steps") if rate is not None else None)  # what does not train has none
     return {
         "learning_rate": _rate(rate),
         "steps": _count(steps),
         **{name: _count(training.get(name)) for name in ("batch_size", "gradient_accumulation", "max_length")},
         "schedule": _text(training.get("schedule")),
-        **{name: _count(task.get(name)) for name in ("train_items", "validation_items", "test_items")},
+        "train_items": _count(task.get("train_items") or read.get("train_items")),
+        **{name: _count(task.get(name)) for name in ("validation_items", "test_items")},
         "dtype": _text(part(cell, "model").get("dtype")),
+        "version": _text(part(record.environment, "packages").get("peft-matrix")) or (_text(commit) or "")[:12] or None,
     }
 
 
@@ -161,15 +138,15 @@ def _rate(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     return value if type(value) is int and abs(value) < 2**63 else None
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def comparable(record: Record) -> dict[str, Any]:
+def comparable(record: Record) -> dict[str, object]:
     """Everything but the machine that must be equal before two rows may be ranked against each other."""
     cell = record.cell
     task = {k: v for k, v in part(cell, "task").items() if k != "label"}
@@ -189,70 +166,3 @@ def configuration(record: Record) -> str:
         if name not in left_out
     }
     return digest(cell)[:16]
-
-
-class Difference(NamedTuple):
-    """A setting that two cells do not share."""
-
-    name: str
-    a: Any
-    b: Any
-
-    @property
-    def of_budget(self) -> bool:
-        """True if one of the two trained on more, or was scored on more."""
-        return self.name in BUDGET
-
-    def words(self, between: str = " against ") -> str:
-        """``steps 12 against 13``."""
-        return f"{self.name} {_shown(self.a)}{between}{_shown(self.b)}"
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    """Settings in which two cells differ, the budget first.
-
-    Seeds and labels are no settings. Of an axis on which the two have different names (two methods, say) only the
-    budget and the learning rate are told; rate and steps only where both train.
-    """
-    known, other = _settings(a), _settings(b)
-    found = [Difference(name, known[name], other[name]) for name in (*BUDGET, "learning_rate", "schedule", "dtype")]
-    trains = known["learning_rate"] is not None and other["learning_rate"] is not None
-    told = [d for d in found if d.a != d.b and (trains or d.name not in ("learning_rate", "steps"))]
-    sides = [dict(_flat(cell)) for cell in (a, b)]
-    renamed = {axis for axis in a if _named(a, axis) != _named(b, axis)}
-    for path in dict.fromkeys((*sides[0], *sides[1])):
-        axis, _, inner = path.partition(".")
-        if inner in _COVERED or (axis in renamed and part(a, axis).get("label") != part(b, axis).get("label")):
-            continue
-        if sides[0].get(path) != sides[1].get(path):
-            told.append(Difference(path, sides[0].get(path), sides[1].get(path)))
-    return told
-
-
-def _named(cell: Mapping[str, Any], axis: str) -> Any:
-    """Name of a cell's point on an axis: the id of a model."""
-    point = part(cell, axis)
-    return point.get("name", point.get("id"))
-
-
-def _flat(cell: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a cell by its path, ``method.params.r``."""
-    for name, value in cell.items():
-        if above or name not in _NOT_SETTINGS:
-            if isinstance(value, dict) and value:
-                yield from _flat(value, f"{above}{name}.")
-            else:
-                yield f"{above}{name}", value
-
-
-def _shown(value: Any) -> str:
-    if value is None or value in ([], {}):
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value))
-    text = str(value)
-    return f"{text[:12]}..." if len(text) > 40 else text

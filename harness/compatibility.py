@@ -7,14 +7,19 @@ Nothing heavy is imported, and no answer depends on the packages of this machine
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from harness.methods.base import Method
 from harness.quantizers.base import Quantizer
 
 
 def refusal(
-    method: type[Method], quantizer: type[Quantizer], *, kind: str, device: str, moment: str, params: Mapping[str, Any]
+    method: type[Method],
+    quantizer: type[Quantizer],
+    *,
+    kind: str,
+    device: str,
+    moment: str,
+    params: Mapping[str, object],
 ) -> str | None:
     """Reason why a model is not adapted by this method with this quantizer, or None.
 
@@ -38,14 +43,14 @@ def refusal(
     return None
 
 
-def merge_refusal(method: type[Method], quantizer: type[Quantizer], params: Mapping[str, Any]) -> str | None:
+def merge_refusal(method: type[Method], quantizer: type[Quantizer], params: Mapping[str, object]) -> str | None:
     """Reason why what the method trained on a base quantized before is not merged into that base, or None."""
     d = quantizer.declaration
     return d.refuses_merge or method.check_merge(d.base, params)
 
 
 def parallel_refusal(
-    method: type[Method], quantizer: type[Quantizer], *, strategy: str, moment: str, params: Mapping[str, Any]
+    method: type[Method], quantizer: type[Quantizer], *, strategy: str, moment: str, params: Mapping[str, object]
 ) -> str | None:
     """Reason why they are not trained under such a strategy on several devices, or None."""
     declared = method.declared(params)

@@ -7,10 +7,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """JSON with sorted keys, no spaces and no NaN: equal values give equal text on every machine.
 
     Raises:
@@ -20,7 +19,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 (hex) of the canonical JSON of ``value``."""
     return digest_text(canonical_json(value))
 
@@ -36,7 +35,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def without_later(content: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+def without_later(content: Mapping[str, object], later: Mapping[str, object]) -> dict[str, object]:
     """``content`` without later fields at the value that means what was before them, so that old keys stay valid.
 
     Args:

@@ -142,7 +142,7 @@ class Machine:
         """Device types a cell can run on here."""
         return ("cpu", "cuda") if self.gpus else ("cpu",)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain JSON."""
         return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus], "device_types": list(self.device_types)}
 
@@ -234,7 +234,7 @@ def _devices(nvml: Any, handle: Any) -> list[Gpu]:
     ]
 
 
-def _instances(nvml: Any, handle: Any) -> list[Any]:
+def _instances(nvml: Any, handle: object) -> list[object]:
     try:
         mode, _pending = nvml.nvmlDeviceGetMigMode(handle)
     except nvml.NVMLError:  # a GPU that cannot be partitioned
@@ -250,7 +250,7 @@ def _instances(nvml: Any, handle: Any) -> list[Any]:
     return found
 
 
-def _power_limit_w(nvml: Any, handle: Any) -> float | None:
+def _power_limit_w(nvml: Any, handle: object) -> float | None:
     try:
         return float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000
     except nvml.NVMLError:
@@ -415,7 +415,7 @@ def device_for(profile: HardwareProfile, machine: Machine) -> str:
     return "cuda" if gpus_for(profile, machine) else "cpu"
 
 
-def identity(profile: HardwareProfile, machine: Machine) -> dict[str, Any]:
+def identity(profile: HardwareProfile, machine: Machine) -> dict[str, object]:
     """The parts of a profile that can change a number, as plain JSON for the cell; ``any`` is resolved to a device."""
     return {
         **profile.model_dump(mode="json", exclude={"name", "summary", "peak_tflops"}, exclude_none=True),

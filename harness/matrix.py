@@ -124,7 +124,7 @@ class Cell:
         return next((p for p in self.further if p.axis == axis), None)
 
     @property
-    def switches(self) -> Mapping[str, Any]:
+    def switches(self) -> Mapping[str, object]:
         """Switches of the cell's variant; ``{}`` for the plain one."""
         point = self.on("variant")
         return point.identity if point is not None else {}
@@ -166,7 +166,7 @@ class Cell:
             tail += f".{role}-lr{self.method.identity.get('learning_rate'):.3g}"
         return ".".join(slug(p) for p in parts) + f"{tail}.s{self.seed}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The whole identity as plain JSON, plus the labels: what is stored in a record."""
         out: dict[str, Any] = {p.axis: {"label": p.label, **p.identity} for p in self.points if p is not self.common}
         out["method"]["label"] = self.trained_as

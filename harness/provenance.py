@@ -185,7 +185,7 @@ def redacted(text: str, *, job: Path | None = None) -> str:
     return text
 
 
-def checkout(root: Path) -> dict[str, Any]:
+def checkout(root: Path) -> dict[str, object]:
     """Commit of the checkout at ``root`` and whether tracked files differ from it.
 
     Returns:

@@ -186,7 +186,7 @@ class Record(Frozen):
         """The cell's outcome."""
         return self.outcome.status
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+    def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy with other values is another record: its id is its own."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("id", None)
@@ -258,7 +258,7 @@ class Record(Frozen):
         return record
 
 
-def _written_id(text: str, stored_id: Any) -> str:
+def _written_id(text: str, stored_id: object) -> str:
     """The id of a text that :meth:`Record.to_json` wrote, without encoding the content again; "" for any other text."""
     head = f'{{"id":"{stored_id}",'
     if not text.startswith(head) or not text.endswith("}\n"):

@@ -157,8 +157,8 @@ def code_digest(package: str) -> str:
 
 
 def overlaid(
-    kind: str, name: str, defaults: Mapping[str, Any], params: Mapping[str, Any], *, where: str = ""
-) -> dict[str, Any]:
+    kind: str, name: str, defaults: Mapping[str, object], params: Mapping[str, object], *, where: str = ""
+) -> dict[str, object]:
     """Defaults overlaid with a sweep's parameters: plain JSON, part of a cell's identity.
 
     Args:

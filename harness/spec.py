@@ -165,7 +165,7 @@ class Evaluation(FileModel):
 
     @field_validator("lm_eval", mode="before")
     @classmethod
-    def _lm_eval_by_name(cls, value: Any) -> Any:
+    def _lm_eval_by_name(cls, value: object) -> object:
         return [{"task": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -360,12 +360,12 @@ class Inclusion(FileModel):
 
     @field_validator("model", mode="before")
     @classmethod
-    def _model_by_id(cls, value: Any) -> Any:
+    def _model_by_id(cls, value: object) -> object:
         return {"id": value} if isinstance(value, str) else value
 
     @field_validator("method", "quantization", "task", "objective", "recipe", "stages", "variant", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: object) -> object:
         return named(value)
 
 
@@ -409,22 +409,22 @@ class SweepSpec(FileModel):
 
     @field_validator("models", mode="before")
     @classmethod
-    def _models(cls, value: Any) -> Any:
+    def _models(cls, value: object) -> object:
         return [{"id": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
     @field_validator("methods", "quantization", "tasks", "objectives", "recipes", "stages", "variants", mode="before")
     @classmethod
-    def _names(cls, value: Any) -> Any:
+    def _names(cls, value: object) -> object:
         return [named(v) for v in value] if isinstance(value, list | tuple) else value
 
     @field_validator("parallel", mode="before")
     @classmethod
-    def _one_strategy(cls, value: Any) -> Any:
+    def _one_strategy(cls, value: object) -> object:
         return [value] if isinstance(value, dict | str) else value
 
     @field_validator("seeds", "hardware")
     @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _distinct(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(value)) != len(value):
             raise ValueError("the same value is listed twice in this axis")
         return value

@@ -11,12 +11,12 @@ from harness.digests import canonical_json
 from harness.yamlfile import FileModel, Later
 
 
-def named(value: Any) -> Any:
+def named(value: object) -> Any:
     """Accept ``- lora`` as short for ``- {name: lora}``."""
     return {"name": value} if isinstance(value, str) else value
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: dict[str, object]) -> dict[str, object]:
     """Parameters become part of a cell's identity, so they must be plain JSON."""
     try:
         canonical_json(value)
@@ -62,7 +62,7 @@ class ModelSpec(FileModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _architecture(cls, value: Any) -> Any:
+    def _architecture(cls, value: object) -> object:
         if not isinstance(value, dict) or not {"architecture", "weights", "overrides"} & value.keys():
             return value
         rest = {k: v for k, v in value.items() if k not in ("architecture", "weights", "overrides")}
@@ -110,7 +110,7 @@ class SecondModel(FileModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_id(cls, value: Any) -> Any:
+    def _by_id(cls, value: object) -> object:
         if isinstance(value, str):
             return {"model": {"id": value}}
         if not isinstance(value, dict):
@@ -255,7 +255,7 @@ class ParallelSpec(FileModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: object) -> object:
         return {"strategy": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -273,7 +273,7 @@ class ParallelSpec(FileModel):
             return "none"
         return f"{self.strategy}-{self.world_size}" + ("-offload" if self.offload else "")
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Plain JSON of what can change a number."""
         return self.model_dump(mode="json", exclude={"label"})
 
@@ -343,7 +343,7 @@ class EarlierStage(FileModel):
 
     @field_validator("method", "objective", "recipe", "task", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: object) -> object:
         return named(value)
 
 

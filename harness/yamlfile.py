@@ -50,7 +50,7 @@ class Later:
 
 
 @cache
-def later_fields(model: type[BaseModel]) -> dict[str, Any]:
+def later_fields(model: type[BaseModel]) -> dict[str, object]:
     """Fields of ``model`` that are marked :class:`Later`, with their defaults."""
     marked = {name: f for name, f in model.model_fields.items() if any(isinstance(m, Later) for m in f.metadata)}
     return {name: field.get_default(call_default_factory=True) for name, field in marked.items()}
@@ -63,7 +63,7 @@ class FileModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any) -> Any:
+    def _true_is_no_number(cls, value: object) -> object:
         """``steps: true`` is a slip of the pen, although Python counts ``True`` as 1."""
         if isinstance(value, dict):
             for name, field in cls.model_fields.items():
@@ -72,7 +72,7 @@ class FileModel(BaseModel):
         return value
 
     @model_serializer(mode="wrap")
-    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         content: dict[str, Any] = write(self)
         kept = without_later(dict(self), later_fields(type(self)))
         return {name: value for name, value in content.items() if name in kept}
@@ -204,7 +204,7 @@ def load_model(path: Path, model: type[M], changes: Iterable[str] = ()) -> tuple
     return validate(data, model, path=path, lines=lines), lines
 
 
-def override(data: Any, changes: Iterable[str]) -> None:
+def override(data: object, changes: Iterable[str]) -> None:
     """Set values of a file's plain data, in place: ``training.steps=10``, ``methods.0.params.r=16``.
 
     The value is YAML. Mappings that the file lacks are made; a list is not made longer.
@@ -231,7 +231,7 @@ def override(data: Any, changes: Iterable[str]) -> None:
             raise UserError(f"there is nothing to set at {last!r}", where=f"-o {key}", fix="Name a key of the file.")
 
 
-def _step_into(at: Any, part: str, key: str) -> Any:
+def _step_into(at: object, part: str, key: str) -> object:
     if isinstance(at, dict):
         return at.setdefault(part, {})
     if isinstance(at, list) and part.isdigit() and int(part) < len(at):
@@ -243,7 +243,7 @@ def _step_into(at: Any, part: str, key: str) -> Any:
     raise UserError(f"there is no {part!r} here", where=f"-o {key}", fix="Name a key of the file.")
 
 
-def validate(data: Any, model: type[M], *, path: Path | None = None, lines: dict[Loc, int] | None = None) -> M:
+def validate(data: object, model: type[M], *, path: Path | None = None, lines: dict[Loc, int] | None = None) -> M:
     """``data`` as an instance of ``model``.
 
     Args:
@@ -315,19 +315,19 @@ def _in_file(raw: Loc, lines: dict[Loc, int]) -> Loc:
 
 def allowed_keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """Keys that are allowed at ``loc`` inside a document of type ``model``."""
-    current: Any = model
+    current: object = model
     for part in loc:
         current = _inside(current, part)
     found = _model_in(current)
     return sorted(_fields(found)) if found is not None else []
 
 
-def _fields(model: type[BaseModel]) -> dict[str, Any]:
+def _fields(model: type[BaseModel]) -> dict[str, object]:
     """Annotations by the key in the file (the alias, where a field has one)."""
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
-def _inside(annotation: Any, part: int | str) -> Any:
+def _inside(annotation: Any, part: int | str) -> object:
     """The annotation of what ``part`` (a key or an index) leads to, None if it leads nowhere."""
     arguments = typing.get_args(annotation)
     if not arguments:
@@ -347,5 +347,5 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for found in map(_model_in, typing.get_args(annotation)) if found is not None), None)
 
 
-def _is_model(annotation: Any) -> bool:
+def _is_model(annotation: object) -> bool:
     return inspect.isclass(annotation) and issubclass(annotation, BaseModel)

@@ -16,7 +16,7 @@ change. Nothing heavy is imported before it is used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peft_matrix.own_packages import load_own_packages
 
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
         load_sweep,
         logs,
         merge,
-        other_settings,
         pack,
         plan,
         publish,
@@ -111,7 +110,6 @@ _MODULES = {
         "load_sweep",
         "logs",
         "merge",
-        "other_settings",
         "pack",
         "plan",
         "publish",
@@ -182,7 +180,6 @@ __all__ = [
     "models",
     "nightly",
     "objectives",
-    "other_settings",
     "pack",
     "plan",
     "publish",
@@ -210,7 +207,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 

@@ -37,13 +37,13 @@ DEFAULT_STEPS = 100
 # --- sweeps ----------------------------------------------------------------------------------------
 def sweep(
     *,
-    models: Sequence[Any],
-    methods: Sequence[Any],
-    tasks: Sequence[Any],
-    quantization: Sequence[Any] = ("none",),
+    models: Sequence[object],
+    methods: Sequence[object],
+    tasks: Sequence[object],
+    quantization: Sequence[object] = ("none",),
     name: str = "notebook",
-    training: Mapping[str, Any] | None = None,
-    **settings: Any,
+    training: Mapping[str, object] | None = None,
+    **settings: object,
 ) -> LoadedSweep:
     """A sweep from Python values: every model with every method, quantization and task.
 
@@ -193,7 +193,7 @@ def status(
     return of(load_sweep_of(sweep, workspace), workspace)
 
 
-def running(*, results: Location = None) -> list[dict[str, Any]]:
+def running(*, results: Location = None) -> list[dict[str, object]]:
     """The drivers that run on a store now: one row each, with its cells.
 
     Returns:
@@ -216,17 +216,6 @@ def record(cell: str, *, results: Location = None) -> Record:
     from runners.tools.queries import find_record
 
     return find_record(cell, open_workspace(results))
-
-
-def other_settings(record: Record, *, results: Location = None) -> Rows:
-    """Cells with the label of this record and other settings, as an edited sweep leaves them.
-
-    Returns:
-        ``key``, ``finished`` and ``differ`` (``steps 12, here 13``) of each, the newest first.
-    """
-    from runners.tools.queries import same_label
-
-    return Rows(same_label(record, open_workspace(results)))
 
 
 def logs(cell: str, *, results: Location = None) -> str:

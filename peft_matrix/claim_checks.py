@@ -157,7 +157,7 @@ def _needs(needs: Needs) -> str:
     return ", ".join(text for text in (hours, memory, needs.why) if text)
 
 
-def count_missing(wanted: Mapping[str, Mapping[str, Any]], store: Store, *, sweep: str) -> int:
+def count_missing(wanted: Mapping[str, Mapping[str, object]], store: Store, *, sweep: str) -> int:
     """Count what the store does not hold yet.
 
     Args:

@@ -228,7 +228,7 @@ def _reading_text(reading: Reading) -> str:
     return f"{value:.6g} {unit}".rstrip() + f"{count}{spread}  [{reading.source}]"
 
 
-def _cell_text(value: Any) -> str:
+def _cell_text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -305,6 +305,6 @@ def _params(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={_value(value)}" for name, value in params.items() if value not in (None, False, 0.0))
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -206,7 +206,7 @@ def _plain(text: str) -> str:
     return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
-def _other_forms(part: Any) -> Any:
+def _other_forms(part: object) -> Any:
     """Allow the forms of :data:`FORMS` wherever one of these definitions is asked for."""
     if isinstance(part, list):
         return [_other_forms(one) for one in part]
@@ -222,7 +222,7 @@ def _other_forms(part: Any) -> Any:
 def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[type[BaseModel]]:
     from pydantic import BaseModel
 
-    def inside(annotation: Any) -> list[type[BaseModel]]:
+    def inside(annotation: object) -> list[type[BaseModel]]:
         own = [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
         return own + [one for argument in getattr(annotation, "__args__", ()) for one in inside(argument)]
 
@@ -280,7 +280,7 @@ def _table(part: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     import json
 
     text = json.dumps(value)

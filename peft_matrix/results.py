@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from peft_matrix.targets import load, target
+from peft_matrix.targets import target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class Rows(list[dict[str, Any]]):
         columns: names of the columns; None: those of the rows.
     """
 
-    def __init__(self, rows: Iterable[dict[str, Any]] = (), columns: Sequence[str] | None = None) -> None:
+    def __init__(self, rows: Iterable[dict[str, object]] = (), columns: Sequence[str] | None = None) -> None:
         super().__init__(rows)
         self.columns = list(columns if columns is not None else dict.fromkeys(name for row in self for name in row))
 
@@ -79,7 +79,7 @@ class Rows(list[dict[str, Any]]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -187,19 +187,6 @@ class Results:
             learned=[learned] if isinstance(learned, str) else learned,
         )
         return replace(built, sweep=found.name)
-
-    def other_settings(self, sweep: str | LoadedSweep, planned: Collection[str]) -> Rows:
-        """Records under the sweep's name whose cells are not ``planned``: of earlier settings, or of removed cells.
-
-        Args:
-            planned: keys of the cells that the sweep plans now, as ``board(sweep, planned=True).table.planned``.
-
-        Returns:
-            ``label``, ``key``, ``finished`` and ``differ`` of each: what the planned cell of that label has otherwise.
-        """
-        from runners.tools.queries import other_settings
-
-        return Rows(other_settings(load(sweep, self.workspace), self.workspace, planned))
 
     def remove(self, pattern: str = "", *, delete: bool = False, **which: Unpack[Which]) -> Removal:
         """Records that may go, with their logs, their kept weights and the samples that no other record needs.
@@ -384,5 +371,5 @@ class Run:
 
     def save_board(self, folder: str | Path) -> Path:
         """Write the board into ``folder``; returns its page."""
-        self.board().save(folder, keep=True)
+        self.board().save(folder)
         return Path(folder) / "board.html"

@@ -53,7 +53,7 @@ def interpreter(name: str, cache: Path) -> Path | None:
     return built / "bin" / "python" if (built / READY).is_file() else None
 
 
-def fingerprints(environment: Mapping[str, Any], cache: Path) -> dict[str, str]:
+def fingerprints(environment: Mapping[str, object], cache: Path) -> dict[str, str]:
     """Fingerprint of a record made in each existing environment, on the machine that ``environment`` describes.
 
     Args:

@@ -112,7 +112,7 @@ def task_digest(task: Task, *, data_root: Path | None) -> str:
     return digest({"definition": said, "splits": rules, "rows": rows, **_code(definition)})
 
 
-def _code(definition: TaskDefinition) -> dict[str, Any]:
+def _code(definition: TaskDefinition) -> dict[str, object]:
     """Digests of the code of a parser or generator from outside this project, and the version of a parser that changed
     since records were made; nothing for the others of this project."""
     used = {"parser": PARSERS.code(definition.parser) if definition.judges_completions else None}
@@ -201,7 +201,7 @@ def _locate(task: Task, source: Source, rule: SplitRule, data_root: Path | None)
     )
 
 
-def _identity(task: Task, rule: SplitRule, data_root: Path | None) -> dict[str, Any]:
+def _identity(task: Task, rule: SplitRule, data_root: Path | None) -> dict[str, object]:
     source = rule.source or task.definition.source
     if source.generator:
         return {"items": _digest_generated(source.generator, canonical_json(source.params), rule.from_, rule.max_rows)}
@@ -254,7 +254,7 @@ def _sample(indices: list[int], n: int | None, salt: str) -> list[int]:
 
 
 def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Item:
-    def field(key: str, read: Callable[[], Any]) -> Any:
+    def field(key: str, read: Callable[[], object]) -> Any:
         try:
             return _writable(read())
         except FieldError as error:
@@ -292,7 +292,7 @@ def _item(definition: TaskDefinition, item_id: str, row: Row, where: str) -> Ite
     return Item(item_id, prompt, definition.delimiter + answer)
 
 
-def _writable(value: Any) -> Any:
+def _writable(value: object) -> Any:
     """``value``, if all text in it can be encoded.
 
     Raises:
@@ -372,7 +372,7 @@ def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[
     return tuple(option.strip() for option in after.split(choices.separator))
 
 
-def _index(value: Any, names: Sequence[str], key: str, where: str) -> int:
+def _index(value: object, names: Sequence[str], key: str, where: str) -> int:
     """Position that ``value``, a name or a position, has among ``names``.
 
     A JSON boolean is never a position: its text is looked up. A number that is the name of another position is refused.

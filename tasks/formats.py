@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from harness.errors import UserError
 from tasks.task import FORMATS, Format, Item, RawQuestion, Task
@@ -41,7 +40,7 @@ def in_format(task: Task, name: Format, *, where: str = "") -> Task:
     return replace(task, format=name)
 
 
-def asked(task: Task, item: Item, row: Mapping[str, Any], where: str) -> Item:
+def asked(task: Task, item: Item, row: Mapping[str, object], where: str) -> Item:
     """The item in the task's format.
 
     Cloze and letter prompts are those of lm-evaluation-harness: ``cloze`` scores the text of every option after the
@@ -85,7 +84,7 @@ def _filled(item: Item, blank: str, question: str, options: tuple[str, ...], whe
     return replace(item, prompt=contexts[item.label], answer=rest, choices=(rest,) * len(options), contexts=contexts)
 
 
-def _read(raw: RawQuestion, row: Mapping[str, Any], n: int) -> tuple[str, tuple[str, ...]]:
+def _read(raw: RawQuestion, row: Mapping[str, object], n: int) -> tuple[str, tuple[str, ...]]:
     """Question and the texts of its ``n`` options.
 
     Raises:

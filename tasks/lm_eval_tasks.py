@@ -99,7 +99,7 @@ def _shown(file: Path, task: Path) -> str:
     return Path(os.path.relpath(file, task.parent)).as_posix()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -76,7 +76,7 @@ def as_prompt(turns: Sequence[Turn]) -> Conversation:
     return Conversation(text, chat)
 
 
-def read_conversation(value: Any) -> tuple[Conversation, str]:
+def read_conversation(value: object) -> tuple[Conversation, str]:
     """A list of turns that ends with an answer: the turns before it, and the answer.
 
     Args:
@@ -97,7 +97,7 @@ def read_conversation(value: Any) -> tuple[Conversation, str]:
     return as_prompt(turns[:-1]), turns[-1].text.strip()
 
 
-def read_answered(layout: str, row: Mapping[str, Any]) -> tuple[Conversation, str]:
+def read_answered(layout: str, row: Mapping[str, object]) -> tuple[Conversation, str]:
     """The prompt and the answer of a row in one of the layouts :data:`ANSWERED`.
 
     Raises:
@@ -126,7 +126,7 @@ def _instruction(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     return (*turns, Turn("Human", asked))
 
 
-def read(layout: Layout, row: Mapping[str, Any]) -> Preference:
+def read(layout: Layout, row: Mapping[str, object]) -> Preference:
     """The preference that a row states.
 
     Raises:
@@ -160,7 +160,7 @@ def wrong_option(options: Sequence[str], right: int, item_id: str) -> str:
     return ranked[0]
 
 
-def _sharegpt(row: Mapping[str, Any]) -> Preference:
+def _sharegpt(row: Mapping[str, object]) -> Preference:
     if "conversations" in row:
         turns = _turns(_field(row, "conversations"), "from", "value")
         chosen, rejected = (_turns([_field(row, n)], "from", "value")[0].text for n in ("chosen", "rejected"))
@@ -170,11 +170,11 @@ def _sharegpt(row: Mapping[str, Any]) -> Preference:
     return _last_is_answer(turns, mark)
 
 
-def _alpaca(row: Mapping[str, Any]) -> Preference:
+def _alpaca(row: Mapping[str, object]) -> Preference:
     return Preference(_instruction(row), _text(row, "chosen"), _text(row, "rejected"))
 
 
-def _trl(row: Mapping[str, Any]) -> Preference:
+def _trl(row: Mapping[str, object]) -> Preference:
     if "completion" in row:
         turns = _prompt(_field(row, "prompt"))
         return Preference(turns, _answer(_field(row, "completion")), good=_mark(_field(row, "label")))
@@ -189,7 +189,7 @@ def _trl(row: Mapping[str, Any]) -> Preference:
     return Preference(better[:-1], better[-1].text, worse[-1].text)
 
 
-def _hh(row: Mapping[str, Any]) -> Preference:
+def _hh(row: Mapping[str, object]) -> Preference:
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     mark = f"\n\n{ANSWERING}:"
     heads, answers = [], []
@@ -215,7 +215,7 @@ def _dialogue(text: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], Preference]] = {
+_READERS: dict[str, Callable[[Mapping[str, object]], Preference]] = {
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "trl": _trl,
@@ -223,20 +223,20 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Preference]] = {
 }
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
+def _field(row: Mapping[str, object], name: str) -> object:
     if row.get(name) is None:
         raise FieldError(f"there is no column {name!r}; columns found: {', '.join(row) or 'none'}")
     return row[name]
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
+def _text(row: Mapping[str, object], name: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str):
         raise FieldError(f"column {name!r} holds {type(value).__name__} and no text")
     return value
 
 
-def _turns(value: Any, role: str, content: str) -> tuple[Turn, ...]:
+def _turns(value: object, role: str, content: str) -> tuple[Turn, ...]:
     """A list of turns; the keys are ``role``/``content`` or ``from``/``value``."""
     if not isinstance(value, list | tuple):
         raise FieldError(f"a conversation is a list of turns, not {type(value).__name__}")
@@ -250,11 +250,11 @@ def _turns(value: Any, role: str, content: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _prompt(value: Any) -> tuple[Turn, ...]:
+def _prompt(value: object) -> tuple[Turn, ...]:
     return (Turn("Human", value),) if isinstance(value, str) else _turns(value, "role", "content")
 
 
-def _answer(value: Any) -> str:
+def _answer(value: object) -> str:
     if isinstance(value, str):
         return value
     turns = _turns(value, "role", "content")
@@ -263,13 +263,13 @@ def _answer(value: Any) -> str:
     return turns[0].text
 
 
-def _last_is_answer(turns: tuple[Turn, ...], mark: Any) -> Preference:
+def _last_is_answer(turns: tuple[Turn, ...], mark: object) -> Preference:
     if not turns or turns[-1].role != ANSWERING:
         raise FieldError("the last turn must be the assistant's answer")
     return Preference(turns[:-1], turns[-1].text, good=_mark(mark))
 
 
-def _mark(value: Any) -> bool:
+def _mark(value: object) -> bool:
     if not isinstance(value, bool):
         raise FieldError(f"a label is true (good) or false (bad), not {value!r}")
     return value

@@ -187,7 +187,7 @@ class ParquetRows:
         return [_present(value) for value in self.table[column].to_pylist()]
 
 
-def _present(value: Any) -> Any:
+def _present(value: object) -> object:
     return None if isinstance(value, float) and value != value else value
 
 
@@ -215,7 +215,7 @@ class JsonlRows:
         """File and line."""
         return f"{self.path}, line {self.lines[index][0]}"
 
-    def values(self, column: str) -> list[Any]:
+    def values(self, column: str) -> list[object]:
         """One column of all rows."""
         return [self[i].get(column) for i in range(len(self))]
 
@@ -237,7 +237,7 @@ class HubOrigin:
     split: str
     instead: str
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Properties that pin the rows: id, configuration, revision, split and the columns made from them."""
         return {"hub": self.hub.model_dump(mode="json", exclude={"splits", "unpinned"}), "split": self.split}
 
@@ -281,7 +281,7 @@ class HubRows:
         """Data set, split and row."""
         return f"{self.name}, row {index}"
 
-    def values(self, column: str) -> list[Any]:
+    def values(self, column: str) -> list[object]:
         """One column of all rows, read at once."""
         return list(self.data[column]) if column in self.data.column_names else [None] * len(self)
 
@@ -309,7 +309,7 @@ class MappedRows:
         """Position of the row in its source."""
         return self.rows.where(index)
 
-    def values(self, column: str) -> list[Any]:
+    def values(self, column: str) -> list[object]:
         """One column of all rows, read at once unless the task makes it."""
         if column not in self.columns:
             return self.rows.values(column)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Scored:
     lengths: tuple[int, int] | None = None
     reference: tuple[float, ...] | None = None
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The columns kept in a record's samples."""
         return {name: getattr(self, name) for name in SAMPLE_COLUMNS}
 

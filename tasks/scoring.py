@@ -301,7 +301,7 @@ def matthews(table: np.ndarray[Any, Any]) -> float | None:
     return above / math.sqrt(below) if below else None
 
 
-def _same_length(items: Sequence[Item], **lists: Sequence[Any] | None) -> None:
+def _same_length(items: Sequence[Item], **lists: Sequence[object] | None) -> None:
     for name, values in lists.items():
         if values is not None and len(values) != len(items):
             raise ValueError(f"{len(items)} items and {len(values)} {name}")

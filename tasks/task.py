@@ -288,7 +288,7 @@ class TaskDefinition(FileModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _text_is_judged_by_bytes(cls, value: Any) -> Any:
+    def _text_is_judged_by_bytes(cls, value: object) -> object:
         if isinstance(value, dict) and value.get("kind") == "language-modelling":
             return {"metrics": ("bits_per_byte", "perplexity"), **value}
         return value

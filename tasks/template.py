@@ -24,7 +24,7 @@ def check(template: str) -> None:
     _parse(template)
 
 
-def render(template: str, row: Mapping[str, Any]) -> str:
+def render(template: str, row: Mapping[str, object]) -> str:
     """``template`` filled from ``row``.
 
     Text goes in as it is, a list of texts one a line, everything else as JSON (``true``, ``12``).
@@ -35,7 +35,7 @@ def render(template: str, row: Mapping[str, Any]) -> str:
     return "".join(piece if path is None else _text(path, lookup(path, row)) for piece, path in _parse(template))
 
 
-def lookup(path: str, row: Mapping[str, Any]) -> Any:
+def lookup(path: str, row: Mapping[str, object]) -> Any:
     """The value at ``path`` (``field``, ``field[key]``, ``field[0]``) of ``row``.
 
     Raises:
@@ -53,7 +53,7 @@ def lookup(path: str, row: Mapping[str, Any]) -> Any:
     return value
 
 
-def _text(path: str, value: Any) -> str:
+def _text(path: str, value: object) -> str:
     if value is None:
         raise FieldError(f"{path!r} is null")
     if isinstance(value, str):

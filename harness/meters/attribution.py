@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.metrics import missing, reading
 from harness.record import Reading
@@ -103,7 +103,7 @@ class Attribution:
         return [*readings, reading("activation_peak_bytes", rest, source=source)]
 
 
-def _model_parts(model: nn.Module) -> Iterator[Any]:
+def _model_parts(model: nn.Module) -> Iterator[object]:
     for module in model.modules():
         registered = {"_parameters", "_buffers", "_modules"}
         yield module._parameters
@@ -112,7 +112,7 @@ def _model_parts(model: nn.Module) -> Iterator[Any]:
         yield from (value for name, value in vars(module).items() if name not in registered)
 
 
-def _storage_bytes(parts: Iterable[Any]) -> int:
+def _storage_bytes(parts: Iterable[object]) -> int:
     """Sum of the distinct storages reachable from ``parts``."""
     sizes: dict[tuple[str, int], int] = {}
     seen: set[int] = set()
@@ -124,7 +124,7 @@ def _storage_bytes(parts: Iterable[Any]) -> int:
     return sum(sizes.values())
 
 
-def _plain_tensors(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+def _plain_tensors(part: object, seen: set[int]) -> Iterator[torch.Tensor]:
     """Plain tensors reachable from a value: through containers, tensor subclasses and library state objects.
 
     Modules are not entered: :func:`_model_parts` lists each of them. ``seen`` ends cycles. What torch.distributed

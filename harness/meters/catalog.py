@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from harness.errors import UserError, did_you_mean
 from harness.meters.base import Meter
@@ -54,7 +53,7 @@ def build(
     *,
     uuids: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[Meter]:
     """Meters for a cell, ready for a :class:`~harness.meters.panel.Panel`.
 

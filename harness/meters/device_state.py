@@ -66,7 +66,7 @@ class DeviceState:
         self.setting = setting
         self.why_unavailable: WhyMissing = "no_device"
         self._boards: list[GpuBoard] = []
-        self._facts: list[dict[str, Any]] = []
+        self._facts: list[dict[str, object]] = []
         self._state = Sampler(self._look, period_s, name="device-state")
         self._memory = Sampler(self._used_bytes, memory_period_s, name="device-memory")
         self._begun_s = 0.0
@@ -198,7 +198,7 @@ def _known(values: Any) -> list[Any]:
     return [value for value in values if value is not None]
 
 
-def _reading(name: str, value: float | None, *, n: int, details: dict[str, Any] | None = None) -> Reading:
+def _reading(name: str, value: float | None, *, n: int, details: dict[str, object] | None = None) -> Reading:
     if value is None:
         return missing(name, "not_supported", source=SOURCE, details={"why": "the GPU does not report it"})
     return reading(name, value, source=SOURCE, n=n, details=details)

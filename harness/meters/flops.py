@@ -17,7 +17,7 @@ LEAST_SHARE = 0.9
 """Counted operations below this share of the linear layers' analytic ones: some operators were not seen."""
 
 
-def count_flops(step: Callable[[], Any]) -> int:
+def count_flops(step: Callable[[], object]) -> int:
     """Operations of one call of ``step``, forward and backward, recomputation included; a multiply-add counts as 2.
 
     Attention is counted by our own formulas: torch's table has none on CPUs, and before torch 2.13 none for queries
@@ -45,20 +45,20 @@ def attention_products(query: Sequence[int], key: Sequence[int], value: Sequence
     return 2 * scores * width, 2 * scores * value[3]
 
 
-def _attention_formulas() -> dict[Any, Callable[..., int]]:
+def _attention_formulas() -> dict[object, Callable[..., int]]:
     """Torch's attention operators and what counts them, from the shapes of their arguments."""
     import torch
 
-    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    def forward(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
         return sum(attention_products(query, key, value))
 
-    def backward(_gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    def backward(_gradient: object, query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
         scores, mixed = attention_products(query, key, value)
         # the scores are computed again; two products give the gradients of query and key, two of value and scores
         return 3 * scores + 2 * mixed
 
     names = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
-    formulas: dict[Any, Callable[..., int]] = {}
+    formulas: dict[object, Callable[..., int]] = {}
     for name in names:
         for suffix, formula in (("", forward), ("_backward", backward)):
             operator = getattr(torch.ops.aten, f"_scaled_dot_product_{name}{suffix}", None)
@@ -92,7 +92,7 @@ class LinearLayers:
         for hook in self._hooks:
             hook.remove()
 
-    def _count(self, shape: tuple[int, int], module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+    def _count(self, shape: tuple[int, int], module: nn.Module, args: tuple[Any, ...], _output: object) -> None:
         import torch
 
         if not args:  # called by keyword: its tokens are not known
@@ -108,7 +108,7 @@ class LinearLayers:
             self.step += forward
 
 
-def step_flops(step: Callable[[], Any], model: nn.Module, tokens: int, *, micro_batches: int = 1) -> Reading:
+def step_flops(step: Callable[[], object], model: nn.Module, tokens: int, *, micro_batches: int = 1) -> Reading:
     """``step_flops`` of one training or inference step.
 
     The counter sees only operators it has a formula for; kernels of quantized layers are often none of them.
@@ -122,7 +122,7 @@ def step_flops(step: Callable[[], Any], model: nn.Module, tokens: int, *, micro_
     """
     with LinearLayers(model) as linear:
         counted = count_flops(step)
-    details: dict[str, Any] = {
+    details: dict[str, object] = {
         "micro_batch_flops": counted,
         "linear_forward_flops": linear.forward,
         "linear_step_flops": linear.step,

@@ -140,7 +140,7 @@ class CounterGauge(Gauge):
         joules = edge.counter_j - self._begun.counter_j
         if joules < 0:
             raise BoardError("failed", "the energy counter went back: the driver was reset")
-        details: dict[str, Any] = {"update_s": self.update_s}
+        details: dict[str, object] = {"update_s": self.update_s}
         if self.check is not None:
             comparison = self._compare(self.check, edge, joules)
             details["cross_check"] = comparison
@@ -157,7 +157,7 @@ class CounterGauge(Gauge):
         """With the comparison of the counter and sampled power, once there is one."""
         return {**super().facts(), "cross_check": self.checked or None}
 
-    def _compare(self, check: InstantGauge, edge: Edge, joules: float) -> dict[str, Any]:
+    def _compare(self, check: InstantGauge, edge: Edge, joules: float) -> dict[str, object]:
         """Counter over sampled energy. They share a gain error if the same sensor feeds both (unknown)."""
         try:
             sampled = check.finish(edge)

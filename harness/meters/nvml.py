@@ -88,11 +88,11 @@ class GpuBoard:
         self.capability: tuple[int, int] = (major, minor)
         self.timing = _TIMINGS.get(self.capability, _UNKNOWN_TIMING)
 
-    def query(self, function: str, *arguments: Any) -> Any:
+    def query(self, function: str, *arguments: object) -> Any:
         """Call a ``nvmlDevice...`` function of pynvml on this board."""
         return self._call(function, self._handle, *arguments)
 
-    def optional(self, function: str, *arguments: Any) -> Any:
+    def optional(self, function: str, *arguments: object) -> Any:
         """Like :meth:`query`, but None where the board or the system does not give this value."""
         try:
             return self.query(function, *arguments)
@@ -196,7 +196,7 @@ class GpuBoard:
             raise self._error(f"field {field}", pynvml.NVMLError(value.nvmlReturn))
         return float(value.value.uiVal) / 1e3
 
-    def _call(self, function: str, *arguments: Any) -> Any:
+    def _call(self, function: str, *arguments: object) -> object:
         import pynvml
 
         try:

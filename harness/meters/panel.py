@@ -146,7 +146,7 @@ class Panel:
         return facts
 
 
-def _missing(meter: Meter, why: WhyMissing, details: dict[str, Any]) -> list[Reading]:
+def _missing(meter: Meter, why: WhyMissing, details: dict[str, object]) -> list[Reading]:
     names = [name for name in getattr(meter, "quantities", ()) if name in METRICS]
     return [missing(name, why, source=meter.name, details=details) for name in names]
 

@@ -18,10 +18,12 @@ from harness.errors import Unsupported, UserError, did_you_mean
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
 ModelKind = Literal["causal-lm", "sequence-classification"]
 Mergeable = Literal["exactly", "lossily", "no"]
-Batch = Mapping[str, Any]
+Batch = Mapping[str, "torch.Tensor"]
 
 
 Family = Literal[
@@ -86,7 +88,7 @@ class Declaration:
     refuses: Mapping[str, str] = field(default_factory=dict)
     merge_refuses: Mapping[str, str] = field(default_factory=dict)
     mergeable: Mergeable = "no"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     defaults_source: str = ""
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     parallel: frozenset[str] = frozenset()
@@ -101,7 +103,7 @@ class Declaration:
     trains_cache: bool = False
     demonstrates: bool = False
     unverified: bool = False
-    later: Mapping[str, Any] = field(default_factory=dict)
+    later: Mapping[str, object] = field(default_factory=dict)
     revision: int = 1
 
 
@@ -178,7 +180,7 @@ class Setting:
     learning_rate: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase = None
     device: str = "cpu"
 
     @property
@@ -197,13 +199,13 @@ class Method:
 
     declaration: ClassVar[Declaration]
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
-        self.params = {**self.declaration.later, **params}
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
+        self.params: dict[str, Any] = {**self.declaration.later, **params}
         self.setting = setting
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
-    def declared(cls, params: Mapping[str, Any]) -> Declaration:
+    def declared(cls, params: Mapping[str, object]) -> Declaration:
         """Declared properties with these resolved parameters; ``declaration`` has them for the defaults."""
         return cls.declaration
 
@@ -213,7 +215,7 @@ class Method:
         return self.declared(self.params)
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters: plain JSON, part of the cell's identity.
 
         Raises:
@@ -230,7 +232,7 @@ class Method:
         return without_later({**known, **params}, cls.declaration.later)
 
     @classmethod
-    def check(cls, kind: str, base: str, params: Mapping[str, Any]) -> str | None:
+    def check(cls, kind: str, base: str, params: Mapping[str, object]) -> str | None:
         """Reason why this method does not run on such a model and base, or None: by the declaration alone."""
         d = cls.declared(params)
         if kind not in d.kinds:
@@ -242,12 +244,12 @@ class Method:
         return None
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """Package or tool that this machine lacks for the method, with the command that installs it, or None."""
         return None
 
     @classmethod
-    def check_merge(cls, base: str, params: Mapping[str, Any] | None = None) -> str | None:
+    def check_merge(cls, base: str, params: Mapping[str, object] | None = None) -> str | None:
         """Reason why merging is not possible on such a base, or None; without ``params``, with the defaults."""
         d = cls.declared(params or {})
         if d.mergeable == "no":
@@ -255,7 +257,7 @@ class Method:
         return d.merge_refuses.get(base)
 
     @classmethod
-    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+    def remark(cls, params: Mapping[str, object], steps: int) -> str | None:
         """Note for the plan about a run of so many steps, such as a part of the method that never acts in it."""
         return None
 
@@ -368,11 +370,11 @@ class Method:
         """
         return None
 
-    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The loss to minimise, given the model's outputs and the task's own loss ``reference`` (scalar)."""
         return reference
 
-    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+    def task_loss(self, outputs: ModelOutput, batch: Batch) -> torch.Tensor:
         """The task's own loss, without what the method adds to it: what ``train_loss`` is the mean of."""
         loss: torch.Tensor = outputs.loss
         return loss

@@ -27,6 +27,7 @@ from harness.models import conv1d
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 CAUSAL_LM = frozenset({"causal-lm"})
 CLASSIFICATION = frozenset({"sequence-classification"})
@@ -139,7 +140,7 @@ class FewShot(NoTraining):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -213,12 +214,12 @@ class Full(InPlace):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a whole checkpoint that ``from_pretrained`` reads."""
-        saver: Any = model
+        saver: PreTrainedModel = model
         saver.save_pretrained(folder, **conv1d.for_saving(model))
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """Read the checkpoint through the model class's own loader and copy it into the base."""
-        like: Any = base
+        like: PreTrainedModel = base
         saved = type(like).from_pretrained(folder, config=like.config, dtype=like.dtype)
         conv1d.to_linear(saved)
         base.load_state_dict(saved.state_dict())
@@ -315,7 +316,7 @@ class ReinitTop(Full):
         """Draw the last blocks again, with the architecture's own initialisation; free every parameter."""
         import torch
 
-        like: Any = model
+        like: PreTrainedModel = model
         _, layers = blocks(model)
         tops = [*list(layers)[len(layers) - int(self.params["k"]) :]]
         pooler = getattr(getattr(like, like.base_model_prefix, None), "pooler", None)
@@ -331,7 +332,7 @@ class ReinitTop(Full):
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
         """Load the saved weights; nothing is drawn."""
         model = Full.attach(self, base)
-        like: Any = model
+        like: PreTrainedModel = model
         saved = type(like).from_pretrained(folder, config=like.config, dtype=like.dtype)
         model.load_state_dict(saved.state_dict())
         return model
@@ -381,7 +382,7 @@ class EmbeddingsAndHead(InPlace):
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
         """Parameters of the word embeddings and of the head."""
-        like: Any = model
+        like: PreTrainedModel = model
         yield from like.get_input_embeddings().parameters()
         head = output_head(model)
         if head is not None:
@@ -418,7 +419,7 @@ class BitFit(InPlace):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Add the missing biases, then free all of them."""
-        like: Any = model
+        like: PreTrainedModel = model
         for layer in linears(model):
             if not layer.bias:
                 add_bias(model.get_submodule(layer.name), like.dtype)

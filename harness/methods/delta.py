@@ -44,7 +44,7 @@ class WeightDelta(Method):
     tensors: ClassVar[tuple[str, ...]]
     """Attributes that :meth:`place` adds to a layer and :meth:`take_off` removes."""
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self._hooks: dict[str, Any] = {}
 
@@ -61,11 +61,11 @@ class WeightDelta(Method):
         """Hang parameters and buffers on a layer; ``generator`` (CPU) draws them."""
         raise NotImplementedError
 
-    def added(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+    def added(self, module: object, x: torch.Tensor) -> torch.Tensor:
         """The term added to the layer's output for the input ``x``, in any dtype."""
         raise NotImplementedError
 
-    def delta(self, module: Any) -> torch.Tensor:
+    def delta(self, module: object) -> torch.Tensor:
         """dW, [outputs, inputs]."""
         raise NotImplementedError
 

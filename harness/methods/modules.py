@@ -17,6 +17,7 @@ from harness.errors import Unsupported
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedConfig
 
 TENSORS_FILE = "tensors.safetensors"
 CLASSIFIER_NAMES = ("score", "classifier")
@@ -97,7 +98,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     from torch.nn import ModuleList
 
-    config: Any = model.config
+    config: PreTrainedConfig = model.config
     depth = config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, ModuleList) and len(module) == depth:

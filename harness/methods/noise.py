@@ -13,6 +13,7 @@ from harness.methods.peft.table import derived
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 PAPER = "2310.05914"
 ALPHA = 5.0
@@ -27,13 +28,13 @@ def add_noise(model: nn.Module, alpha: float) -> Any:
     """
     import torch
 
-    def hook(module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    def hook(module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output
         bound = alpha / (output.shape[-2] * output.shape[-1]) ** 0.5
         return output + torch.empty_like(output).uniform_(-bound, bound)
 
-    like: Any = model
+    like: PreTrainedModel = model
     return like.get_input_embeddings().register_forward_hook(hook)
 
 

@@ -7,7 +7,6 @@ There is no number without a :class:`MetricDef`. Readings are made by :func:`rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from harness.errors import did_you_mean
 from harness.metrics import cost, memory, scores
@@ -48,7 +47,7 @@ def reading(
     resolution: float | None = None,
     n: int | None = None,
     spread: float | None = None,
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> Reading:
     """A reading of a defined quantity; the unit comes from the definition.
 
@@ -73,7 +72,7 @@ def reading(
     )
 
 
-def missing(name: str, why: WhyMissing, *, source: str, details: Mapping[str, Any] | None = None) -> Reading:
+def missing(name: str, why: WhyMissing, *, source: str, details: Mapping[str, object] | None = None) -> Reading:
     """A reading without a value, with its typed reason."""
     return reading(name, None, source=source, why_missing=why, details=details)
 

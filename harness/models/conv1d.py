@@ -33,7 +33,7 @@ def to_linear(model: nn.Module) -> int:
     return len(found)
 
 
-def for_saving(model: nn.Module) -> dict[str, Any]:
+def for_saving(model: nn.Module) -> dict[str, object]:
     """Further arguments of ``model.save_pretrained``, so that the files are a checkpoint of the architecture."""
     names = {f"{name}.weight" for name, module in model.named_modules() if getattr(module, _MARK, False)}
     if not names:

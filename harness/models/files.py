@@ -109,7 +109,7 @@ def _shards(folder: Path, index: Path, where: str) -> dict[str, Path]:
     return paths
 
 
-def files_digest(files: Mapping[str, Path], digests: FileDigests, *, more: Mapping[str, Any] | None = None) -> str:
+def files_digest(files: Mapping[str, Path], digests: FileDigests, *, more: Mapping[str, object] | None = None) -> str:
     """The revision of a model source: ``sha256:`` and 32 hexadecimal digits over the names and bytes of its files.
 
     Args:

@@ -267,7 +267,7 @@ class _Reader:
             raise _Damaged(f"its header holds a text of {n:,} bytes")
         return self.take(n).decode("utf-8", errors="replace")
 
-    def pair(self) -> tuple[str, Any]:
+    def pair(self) -> tuple[str, object]:
         name = self.text()
         return name, self.value(self.number("<I"))
 
@@ -318,7 +318,7 @@ def ensure(path: Path, cache: Path, *, dtype: str) -> Path:
     return made_once(folder, lambda scratch: _convert(path, found, scratch, dtype=dtype))
 
 
-def facts_of(folder: Path) -> dict[str, Any] | None:
+def facts_of(folder: Path) -> dict[str, object] | None:
     """Origin of the weights of a folder made by :func:`ensure`, for the record; None for any other folder."""
     path = folder / FACTS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

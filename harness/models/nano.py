@@ -10,10 +10,13 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.models.build_once import made_once
 from harness.models.sources import Examples, ModelRecipe, TaskDigest
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 Progress = Callable[[int, int], None]
@@ -104,7 +107,7 @@ def build(
     torch.set_num_threads(threads_before)
 
 
-def _fresh(recipe: ModelRecipe, tokenizer: Any) -> Any:
+def _fresh(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -119,7 +122,7 @@ def _fresh(recipe: ModelRecipe, tokenizer: Any) -> Any:
     )
 
 
-def _encode(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """Token ids of prompt + answer + EOS, and the prompt's length in tokens."""
     encoded = []
     for prompt, answer in pairs:
@@ -130,7 +133,11 @@ def _encode(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[list
 
 
 def _pretrain(
-    model: Any, encoded: list[tuple[list[int], int]], plan: dict[str, Any], pad: int, progress: Progress | None
+    model: PreTrainedModel,
+    encoded: list[tuple[list[int], int]],
+    plan: dict[str, Any],
+    pad: int,
+    progress: Progress | None,
 ) -> None:
     """AdamW with warm-up and cosine decay; the loss is on answers only."""
     import torch

@@ -69,7 +69,7 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
     return Shape(layers * (attention + experts * feed_forward) + embeddings, layers, hidden, vocabulary)
 
 
-def _config(model_id: str, revision: str | None) -> Mapping[str, Any] | None:
+def _config(model_id: str, revision: str | None) -> Mapping[str, object] | None:
     scheme = scheme_of(model_id)
     if scheme == "builtin":
         data = recipe(model_id.partition(":")[2]).data

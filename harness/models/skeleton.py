@@ -15,13 +15,16 @@ import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl
 
 from harness.digests import digest
 from harness.errors import Unsupported, UserError, did_you_mean
 from harness.models.build_once import made_once
 from harness.yamlfile import load_yaml
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedConfig
 
 PRESETS = Path(__file__).with_name("skeletons.yaml")
 SEED = 0
@@ -155,7 +158,9 @@ def is_bare(path: str) -> bool:
     return (folder / MARK).is_file() and not any(folder.glob("*.safetensors"))
 
 
-def build(folder: str | Path, head: Head, *, dtype: Any, device: Any, attention: str = "sdpa", **settings: Any) -> Any:
+def build(
+    folder: str | Path, head: Head, *, dtype: object, device: object, attention: str = "sdpa", **settings: object
+) -> Any:
     """The skeleton's model with seeded random weights, made directly on ``device`` in ``dtype``.
 
     The same seed gives the same weights on the same kind of device; CPU and CUDA draw different ones.
@@ -194,7 +199,7 @@ def configuration(wanted: Skeleton) -> Any:
     return AutoConfig.for_model(wanted.model_type, **wanted.config, **tokens)
 
 
-def _draw(config: Any, head: Head, *, dtype: Any, device: Any, attention: str) -> Any:
+def _draw(config: PreTrainedConfig, head: Head, *, dtype: object, device: Any, attention: str) -> object:
     import torch
     import transformers as tf
 

@@ -225,7 +225,7 @@ def config(model_id: str) -> dict[str, Any] | None:
     return None if folder is None else read_config(folder / "config.json")
 
 
-def read_config(path: Path, *, where: str = "") -> dict[str, Any]:
+def read_config(path: Path, *, where: str = "") -> dict[str, object]:
     """A ``config.json``, checked for size, form and ``model_type``.
 
     Raises:

@@ -17,6 +17,7 @@ from harness.registry import overlaid
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
+    from transformers.utils import ModelOutput
 
 DEFAULT = "sft"
 """The objective of a sweep that names none. It is no part of a cell's key, so that older records stay current."""
@@ -55,7 +56,7 @@ class ObjectiveDeclaration:
     reads: Reads = "answers"
     needs: frozenset[Role] = frozenset()
     kinds: frozenset[ModelKind] = frozenset({"causal-lm"})
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     defaults_source: str = ""
     lr_factor: float = 1.0
     parity: str = ""
@@ -100,7 +101,7 @@ class OtherModels(Protocol):
         """
         ...
 
-    def answers(self, items: Sequence[Any]) -> list[str]:
+    def answers(self, items: Sequence[object]) -> list[str]:
         """The teacher's answer to each prompt, decoded greedily."""
         ...
 
@@ -114,12 +115,12 @@ class Objective:
 
     declaration: ClassVar[ObjectiveDeclaration]
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = dict(params)
+    def __init__(self, params: Mapping[str, object]) -> None:
+        self.params: dict[str, Any] = dict(params)
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -128,7 +129,7 @@ class Objective:
         return overlaid("objective", cls.declaration.name, cls.declaration.defaults, params, where=where)
 
     @classmethod
-    def check(cls, kind: str, task_kind: str, method: type[Method], other: Mapping[str, Any]) -> str | None:
+    def check(cls, kind: str, task_kind: str, method: type[Method], other: Mapping[str, object]) -> str | None:
         """Why this objective cannot train such a cell, or None. Imports nothing heavy.
 
         Args:
@@ -160,7 +161,7 @@ class Objective:
         """The items (:class:`tasks.task.Item`) as sequences to be: prompt and right answer, unless overridden."""
         return [Example(((item.prompt, item.answer),)) for item in items]
 
-    def rewrite(self, items: Sequence[Any], models: OtherModels) -> Sequence[Any]:
+    def rewrite(self, items: Sequence[object], models: OtherModels) -> Sequence[Any]:
         """The items to train on in the place of the task's, before they are encoded. Billed in ``targets``."""
         return items
 
@@ -169,7 +170,11 @@ class Objective:
 
     # --- training ------------------------------------------------------------------------------
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, object],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The scalar to minimise, before the method's own ``loss`` hook.
 
@@ -200,7 +205,7 @@ class SupervisedFineTuning(Objective):
     )
 
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
     ) -> torch.Tensor:
         """The model's own loss; weighted token by token where a recipe gives weights."""
         if "weights" not in extra:

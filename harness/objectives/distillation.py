@@ -11,6 +11,7 @@ from harness.objectives.base import Objective, ObjectiveDeclaration, OtherModels
 
 if TYPE_CHECKING:
     import torch
+    from transformers.utils import ModelOutput
 
 
 class DistillLogits(Objective):
@@ -52,7 +53,7 @@ class DistillLogits(Objective):
             row["extra"] |= {"teacher_indices": indices, "teacher_log_probs": log_probs}
 
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import divergence, labelled_logits
@@ -85,11 +86,11 @@ class DistillSequence(Objective):
         trap="Empty answers carry no loss; they are left out and counted.",
     )
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
+    def __init__(self, params: Mapping[str, object]) -> None:
         super().__init__(params)
         self._empty = 0
 
-    def rewrite(self, items: Sequence[Any], models: OtherModels) -> Sequence[Any]:
+    def rewrite(self, items: Sequence[Any], models: OtherModels) -> Sequence[object]:
         """The items with the teacher's answers.
 
         Raises:
@@ -105,7 +106,11 @@ class DistillSequence(Objective):
         return kept
 
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, object],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The loss of a batch."""
         return task_loss

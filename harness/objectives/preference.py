@@ -10,6 +10,7 @@ from harness.objectives.base import Example, Objective, ObjectiveDeclaration, Ot
 
 if TYPE_CHECKING:
     import torch
+    from transformers.utils import ModelOutput
 
 
 class _Pairs(Objective):
@@ -29,7 +30,7 @@ class _Pairs(Objective):
         raise NotImplementedError
 
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import sequence_log_probs
@@ -204,7 +205,7 @@ class KTO(Objective):
             row["extra"] |= {"reference": own, "reference_mismatched": mismatched}
 
     def loss(
-        self, outputs: Any, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import kto, sequence_log_probs

@@ -12,6 +12,7 @@ from harness.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from harness.methods.base import Declaration
 
@@ -53,7 +54,7 @@ class QuantizerDeclaration:
     moments: frozenset[str] = frozenset({"before_training"})
     package: str = ""
     pip: str = ""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     source: str = ""
     no_gradient: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -82,17 +83,17 @@ class Quantizer:
 
     declaration: ClassVar[QuantizerDeclaration]
     cache: Path | None = None
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase = None
     tools: Mapping[str, str] = {}
     file: Path | None = None
 
-    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
-        self.params = dict(params)
+    def __init__(self, params: Mapping[str, object], kind: str, device: str = "cpu") -> None:
+        self.params: dict[str, Any] = dict(params)
         self.kind = kind
         self.device = device
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -135,7 +136,7 @@ class Quantizer:
         return None
 
     @classmethod
-    def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
+    def check_model(cls, kind: str, config: Mapping[str, object] | None, params: Mapping[str, object]) -> str | None:
         """Reason why it cannot quantize such a model at these resolved parameters, or None; checked before any cell
         starts.
 
@@ -156,7 +157,7 @@ class Quantizer:
         blocked = d.no_gradient if d.base not in method.bases else ""
         return blocked or d.refuses.get(method.name, d.refuses.get("in-place") if method.in_place else None) or None
 
-    def load_kwargs(self) -> dict[str, Any]:
+    def load_kwargs(self) -> dict[str, object]:
         """Keyword arguments for ``from_pretrained`` (``{}`` if the quantizer works on a loaded model)."""
         return {}
 
@@ -164,7 +165,7 @@ class Quantizer:
         """Quantize a loaded model in place (the identity if :meth:`load_kwargs` did it)."""
         return model
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, object]]]) -> None:
         """Before :meth:`apply`, on the same unquantized model: collect activations.
 
         Args:

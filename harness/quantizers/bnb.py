@@ -39,7 +39,7 @@ class BnbInt8(Quantizer):
         rounds_activations=True,
     )
 
-    def load_kwargs(self) -> dict[str, Any]:
+    def load_kwargs(self) -> dict[str, object]:
         """Let ``from_pretrained`` quantize while it loads."""
         from transformers import BitsAndBytesConfig
 
@@ -86,12 +86,12 @@ class _FourBit(Quantizer):
 
     quant_type: ClassVar[str]
 
-    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
+    def __init__(self, params: Mapping[str, object], kind: str, device: str = "cpu") -> None:
         super().__init__(params, kind, device)
         self.block_sizes: Counter[int] = Counter()
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("compute_dtype", resolved["compute_dtype"], _COMPUTE_DTYPES, where)
@@ -99,7 +99,7 @@ class _FourBit(Quantizer):
         one_of("double_quant", resolved["double_quant"], (True, False), where)
         return resolved
 
-    def load_kwargs(self) -> dict[str, Any]:
+    def load_kwargs(self) -> dict[str, object]:
         """Let ``from_pretrained`` quantize while it loads, where it knows the block size."""
         if self.params["block_size"] != _TRANSFORMERS_BLOCK_SIZE or self.device == "cpu":
             return {}  # apply() does it, and sees the rows

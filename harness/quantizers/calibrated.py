@@ -23,7 +23,7 @@ class _Calibrated(PackedQuantizer):
 
     calibration: ModelStatistics
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, object]]]) -> None:
         """Collect the layers' input statistics."""
         from harness.quantizers.calibration import ModelStatistics
 

@@ -33,15 +33,15 @@ CAUSAL_ONLY = "it quantizes causal language models only"
 class CheckpointQuantizer(Quantizer):
     """Subclasses say how a checkpoint is quantized (:meth:`write`) and read (:meth:`reading`)."""
 
-    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
+    def __init__(self, params: Mapping[str, object], kind: str, device: str = "cpu") -> None:
         super().__init__(params, kind, device)
         self.rows: list[dict[str, Tensor]] = []
         self._digest = hashlib.sha256()
         self._from_cache = True
-        self._made: dict[str, Any] = {}
+        self._made: dict[str, object] = {}
 
     @classmethod
-    def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
+    def check_model(cls, kind: str, config: Mapping[str, object] | None, params: Mapping[str, object]) -> str | None:
         """Also: requirements on the layers' shapes, as far as the configuration states them."""
         if kind != "causal-lm":
             return f"{cls.declaration.name}: {CAUSAL_ONLY}"

@@ -26,6 +26,7 @@ from harness.quantizers.layers import one_of
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TYPES = {"f16": 16, "bf16": 16, "q8_0": 8, "q5_1": 5, "q5_0": 5, "q4_1": 4, "q4_0": 4}
 """Types that the package ``gguf`` can code, and the bits of a code."""
@@ -84,12 +85,12 @@ class GGUF(Quantizer):
         source="the package gguf, gguf.quants; blocks of 32 with a float16 scale (_1: and a minimum)",
     )
 
-    def __init__(self, params: Mapping[str, Any], kind: str, device: str = "cpu") -> None:
+    def __init__(self, params: Mapping[str, object], kind: str, device: str = "cpu") -> None:
         super().__init__(params, kind, device)
-        self._facts: dict[str, Any] = {}
+        self._facts: dict[str, object] = {}
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -112,7 +113,7 @@ class GGUF(Quantizer):
         return float(cls.types[params["type"]])
 
     @classmethod
-    def check_model(cls, kind: str, config: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str | None:
+    def check_model(cls, kind: str, config: Mapping[str, object] | None, params: Mapping[str, object]) -> str | None:
         """Reason why no GGUF file of such a model can be written, or None."""
         if kind != "causal-lm":
             return f"{cls.declaration.name} writes language models, and the task needs a classifier"
@@ -213,7 +214,7 @@ class LlamaCppGGUF(GGUF):
 
 
 # --- writing ---------------------------------------------------------------------------------------
-def write(model: Any, tokenizer: Any, path: Path, kind: str) -> str:
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, kind: str) -> str:
     """Write the model as a GGUF file; what was written of the tokenizer, in words.
 
     Matrices whose rows a block does not divide are stored in float16, as llama.cpp's own converter does.
@@ -256,7 +257,7 @@ def write(model: Any, tokenizer: Any, path: Path, kind: str) -> str:
     return said
 
 
-def stored_type(shape: tuple[int, ...], kind: str, *, embedding: bool) -> Any:
+def stored_type(shape: tuple[int, ...], kind: str, *, embedding: bool) -> object:
     """The type that a tensor is stored in."""
     import gguf
 
@@ -268,7 +269,7 @@ def stored_type(shape: tuple[int, ...], kind: str, *, embedding: bool) -> Any:
     return found if shape[-1] % gguf.GGML_QUANT_SIZES[found][0] == 0 else types.F16
 
 
-def names(model: Any) -> Iterator[tuple[str, str, int]]:
+def names(model: PreTrainedModel) -> Iterator[tuple[str, str, int]]:
     """Every parameter: its name, its name in GGUF, and the heads whose rows are permuted (0: none).
 
     Raises:
@@ -305,13 +306,13 @@ def restored(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
 
 
-def rope_base(config: Any) -> float:
+def rope_base(config: PreTrainedConfig) -> float:
     """Base of the rotary positions, wherever this version of transformers keeps it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10_000.0)
 
 
-def write_tokenizer(writer: Any, tokenizer: Any, rows: int) -> str:
+def write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     """Write a byte-level BPE tokenizer; of any other kind the file gets none. What was written, in words.
 
     Args:
@@ -345,7 +346,7 @@ def write_tokenizer(writer: Any, tokenizer: Any, rows: int) -> str:
     return f"gpt2/{split}" + (f", without {', '.join(beyond)}, which the model does not embed" if beyond else "")
 
 
-def _byte_level(tokenizer: Any) -> tuple[dict[str, Any] | None, str]:
+def _byte_level(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any] | None, str]:
     """The content of a byte-level BPE tokenizer and llama.cpp's name of how it splits texts; None and why not."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else {}
@@ -369,7 +370,7 @@ def _byte_level(tokenizer: Any) -> tuple[dict[str, Any] | None, str]:
 
 
 # --- reading back ----------------------------------------------------------------------------------
-def read_into(path: Path, model: Any) -> dict[str, Any]:
+def read_into(path: Path, model: PreTrainedModel) -> dict[str, object]:
     """Put the weights of a file into the model it was written from; elements by type and bits per weight.
 
     Raises:

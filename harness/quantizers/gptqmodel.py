@@ -26,7 +26,7 @@ class _GPTQModel(CheckpointQuantizer):
     kernels: ClassVar[tuple[str, ...]]
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("bits", resolved["bits"], (4, 8), where)
@@ -68,7 +68,7 @@ class _GPTQModel(CheckpointQuantizer):
         raise NotImplementedError
 
 
-def _declare(name: str, summary: str, base: str, source: str, **defaults: Any) -> QuantizerDeclaration:
+def _declare(name: str, summary: str, base: str, source: str, **defaults: object) -> QuantizerDeclaration:
     return QuantizerDeclaration(
         name=name,
         summary=summary,
@@ -104,7 +104,7 @@ class LibraryGPTQ(_GPTQModel):
         p = self.params
         return QuantizeConfig(bits=p["bits"], group_size=p["group_size"], offload_to_disk=False)
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         """The kernel; the library's own choice on a CPU compiles one for minutes that cannot train."""
         from transformers import GPTQConfig
 
@@ -124,14 +124,14 @@ class LibraryAWQ(_GPTQModel):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Four bits is what the library's AWQ format holds."""
         resolved = super().resolve(params, where=where)
         one_of("bits", resolved["bits"], (4,), where)
         return resolved
 
     @classmethod
-    def unfit(cls, rows: int, columns: int, params: Mapping[str, Any]) -> str | None:
+    def unfit(cls, rows: int, columns: int, params: Mapping[str, object]) -> str | None:
         """Also: the search for the clipping threshold takes 64 output rows at a time and asserts that none is left."""
         if rows % _AWQ_ROWS:
             return f"{cls.declaration.name}: it takes weights of a multiple of {_AWQ_ROWS} rows, not {rows}"
@@ -147,7 +147,7 @@ class LibraryAWQ(_GPTQModel):
             bits=p["bits"], group_size=p["group_size"], method=METHOD.AWQ, format=FORMAT.GEMM, offload_to_disk=False
         )
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         """The kernel."""
         from transformers import AwqConfig
 

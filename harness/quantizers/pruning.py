@@ -29,7 +29,7 @@ class _Pruner(Quantizer):
     weights: int = 0
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters; a pattern N:M and another sparsity contradict each other."""
         resolved = super().resolve(params, where=where)
         one_of("pattern", resolved["pattern"], PATTERNS, where)
@@ -40,7 +40,7 @@ class _Pruner(Quantizer):
             raise UserError(f"pattern {resolved['pattern']} is a sparsity of 0.5, not {sparsity}", where=where)
         return resolved
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Mapping[str, object]]]) -> None:
         """Collect the layers' input statistics, where the criterion reads them."""
         from harness.quantizers.calibration import ModelStatistics
 
@@ -133,7 +133,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
     return remaining.to(weight.dtype)
 
 
-def _declare(name: str, summary: str, source: str, batches: int = 0, **defaults: Any) -> QuantizerDeclaration:
+def _declare(name: str, summary: str, source: str, batches: int = 0, **defaults: object) -> QuantizerDeclaration:
     return QuantizerDeclaration(
         name=name,
         summary=summary,

@@ -21,7 +21,7 @@ class PackedQuantizer(Quantizer):
     """Base of the quantizers that keep their weights in :class:`~harness.quantizers.packing.PackedLinear`."""
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("bits", resolved["bits"], BITS, where)

@@ -104,7 +104,7 @@ class IntX(_TorchAo):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("bits", resolved["bits"], tuple(range(1, 9)), where)
@@ -138,7 +138,7 @@ class TorchaoInt4(_TorchAo):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("group_size", resolved["group_size"], (32, 64, 128, 256), where)
@@ -165,7 +165,7 @@ class TorchaoFloat8(_TorchAo):
         source="torchao Float8WeightOnlyConfig",
     )
 
-    def config(self) -> Any:
+    def config(self) -> object:
         """See the declaration's source."""
         from torchao.quantization import Float8WeightOnlyConfig
 

@@ -58,7 +58,7 @@ class RecipeDeclaration:
     objectives: frozenset[str] = frozenset()
     ordered: bool = False
     makes_pairs: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     defaults_source: str = ""
     trap: str = ""
     differs: str = ""
@@ -92,11 +92,11 @@ class Desk(Protocol):
         """Id of a token that means nothing: the mask token, else the unknown one, else padding."""
         ...
 
-    def lengths(self, items: Sequence[Any]) -> list[int]:
+    def lengths(self, items: Sequence[object]) -> list[int]:
         """Tokens of prompt and answer of each item."""
         ...
 
-    def log_probs_of(self, items: Sequence[Any], by: By = "base") -> list[tuple[float, int]]:
+    def log_probs_of(self, items: Sequence[object], by: By = "base") -> list[tuple[float, int]]:
         """Log-probability of each right answer (nat, summed) and its tokens."""
         ...
 
@@ -104,19 +104,19 @@ class Desk(Protocol):
         """Log-probability of every labelled token of each row's first sequence under the base, [n] each."""
         ...
 
-    def answers_of(self, items: Sequence[Any], *, by: By = "base", temperature: float = 0.0) -> list[str]:
+    def answers_of(self, items: Sequence[object], *, by: By = "base", temperature: float = 0.0) -> list[str]:
         """One completion for each prompt, the delimiter included."""
         ...
 
-    def judged_right(self, items: Sequence[Any], answers: Sequence[str]) -> list[bool]:
+    def judged_right(self, items: Sequence[object], answers: Sequence[str]) -> list[bool]:
         """Whether each completion is right by the task's parser."""
         ...
 
-    def items_of(self, task: str) -> list[Any]:
+    def items_of(self, task: str) -> list[object]:
         """The training items of another task."""
         ...
 
-    def gradients(self, items: Sequence[Any], *, warm_up: Sequence[Any], dimensions: int, steps: int) -> Any:
+    def gradients(self, items: Sequence[object], *, warm_up: Sequence[object], dimensions: int, steps: int) -> Any:
         """Projected LoRA gradients of each item, a NumPy array [items, dimensions] with rows of length 1.
 
         Args:
@@ -135,12 +135,12 @@ class Recipe:
 
     declaration: ClassVar[RecipeDeclaration]
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = dict(params)
+    def __init__(self, params: Mapping[str, object]) -> None:
+        self.params: dict[str, Any] = dict(params)
 
     # --- before any model is there -------------------------------------------------------------
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -166,12 +166,12 @@ class Recipe:
         return None
 
     @classmethod
-    def tasks(cls, params: Mapping[str, Any]) -> tuple[str, ...]:
+    def tasks(cls, params: Mapping[str, object]) -> tuple[str, ...]:
         """Other tasks whose training items it reads; their digests become part of the cell."""
         return ()
 
     # --- rows ----------------------------------------------------------------------------------
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
         """The training items to use, in the order to use them.
 
         Raises:
@@ -179,12 +179,12 @@ class Recipe:
         """
         return items
 
-    def rows(self, rows: list[Row], items: Sequence[Any], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
         """The encoded rows, one per item, to train on; ``extra["weights"]`` holds one number per labelled token."""
         return rows
 
     # --- training ------------------------------------------------------------------------------
-    def batch(self, batch: dict[str, Any], step: int, steps: int) -> dict[str, Any]:
+    def batch(self, batch: dict[str, object], step: int, steps: int) -> dict[str, Any]:
         """Before each forward pass: the batch with its inputs changed; labels stay. ``step`` counts from 0."""
         return batch
 

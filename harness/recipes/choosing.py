@@ -22,7 +22,7 @@ def fraction_of(params: Mapping[str, Any], recipe: str, where: str) -> None:
         raise UserError(f"{recipe}: fraction lies above 0 and at 1 at most", where=where)
 
 
-def best(items: Sequence[Any], scores: Sequence[float], fraction: float) -> list[Any]:
+def best(items: Sequence[object], scores: Sequence[float], fraction: float) -> list[Any]:
     """The share of the items with the highest scores, in their order; one at least."""
     n = max(1, round(fraction * len(items)))
     chosen = sorted(range(len(items)), key=lambda i: (-scores[i], i))[:n]
@@ -36,7 +36,7 @@ class _Fraction(Recipe):
     of = 0
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -46,11 +46,11 @@ class _Fraction(Recipe):
         fraction_of(found, cls.declaration.name, where)
         return found
 
-    def scores(self, items: Sequence[Any], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         raise NotImplementedError
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
         """The items to train on."""
         chosen = best(items, self.scores(items, desk), self.params["fraction"])
         self.kept, self.of = len(chosen), len(items)
@@ -75,7 +75,7 @@ class Subset(_Fraction):
         trap="Compare a selection with this at the same fraction, not with all rows.",
     )
 
-    def scores(self, items: Sequence[Any], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         draw = random.Random(desk.seed)
         return [draw.random() for _ in items]
@@ -99,7 +99,7 @@ class LossBand(_Fraction):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -112,7 +112,7 @@ class LossBand(_Fraction):
             raise UserError("loss-band: by is 'base' or 'teacher'", where=where)
         return found
 
-    def scores(self, items: Sequence[Any], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         means = [logp / max(1, n) for logp, n in desk.log_probs_of(items, self.params["by"])]
         if self.params["band"] == "middle":
@@ -138,7 +138,7 @@ class DifferenceSampling(_Fraction):
         differs="The paper selects pre-training text; the small model there is a reference of the same size.",
     )
 
-    def scores(self, items: Sequence[Any], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         teacher, base = desk.log_probs_of(items, "teacher"), desk.log_probs_of(items, "base")
         return [a - b for (a, _), (b, _) in zip(teacher, base, strict=True)]
@@ -159,7 +159,7 @@ class GRAPE(Recipe):
     prompts = 0
     of = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[object]:
         """The items to train on."""
         by_prompt: dict[str, list[int]] = {}
         for i, item in enumerate(items):
@@ -173,7 +173,7 @@ class GRAPE(Recipe):
         self.prompts, self.of = len(by_prompt), len(items)
         return [items[max(rows, key=lambda i: means[i])] for rows in by_prompt.values()]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The choices, for the record."""
         return {"kept": self.prompts, "of": self.of}
 
@@ -194,7 +194,7 @@ class LESS(_Fraction):
         differs="Plain gradients of one checkpoint; the paper sums Adam's updates over four.",
     )
 
-    def scores(self, items: Sequence[Any], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         if not desk.validation:
             raise UserError("less chooses by the validation split, and the task has none")
@@ -224,7 +224,7 @@ class Mixture(Recipe):
         defaults_source="nothing is mixed in unless it is named",
         trap="A task with fewer rows than its share is repeated, which the record says.",
     )
-    shares: dict[str, Any]
+    shares: dict[str, object]
 
     @classmethod
     def tasks(cls, params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ class Mixture(Recipe):
         return tuple(sorted(params["tasks"]))
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -244,12 +244,12 @@ class Mixture(Recipe):
             raise UserError("mixture: 'tasks' maps task names to weights, 0 or more, one above 0", where=where)
         return found
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[object], desk: Desk) -> Sequence[object]:
         """The items to train on."""
         sources = {"own": list(items), **{name: desk.items_of(name) for name in self.tasks(self.params)}}
         weights = {"own": self.params["own"], **self.params["tasks"]}
         draw = random.Random(desk.seed)
-        mixed: list[Any] = []
+        mixed: list[object] = []
         self.shares = {}
         for name, rows in sources.items():
             n = round(desk.budget * weights[name] / sum(weights.values()))
@@ -259,7 +259,7 @@ class Mixture(Recipe):
         draw.shuffle(mixed)
         return mixed
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The choices, for the record."""
         return {"shares": self.shares}
 
@@ -282,7 +282,7 @@ class Curriculum(Recipe):
     drawn = 0
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -297,7 +297,7 @@ class Curriculum(Recipe):
             raise UserError("curriculum: groups is 2 or more", where=where)
         return found
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[object], desk: Desk) -> Sequence[object]:
         """The items to train on."""
         drawn = list(items)
         if len(drawn) > desk.budget:
@@ -312,12 +312,12 @@ class Curriculum(Recipe):
             return ranked[::-1]
         return interleaved(ranked, self.params["groups"]) if self.params["order"] == "interleaved" else ranked
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The choices, for the record."""
         return {"rows_in_order": self.drawn}
 
 
-def interleaved(ranked: Sequence[Any], groups: int) -> list[Any]:
+def interleaved(ranked: Sequence[object], groups: int) -> list[object]:
     """Ranked rows in ``groups`` of like rank, which take turns; within a group the order stays."""
     size = -(-len(ranked) // groups)
     parts = [ranked[start : start + size] for start in range(0, len(ranked), size)]

@@ -101,9 +101,9 @@ class StepByStep(Recipe):
     )
     without = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[object]:
         """The items to train on."""
-        found: list[Any] = []
+        found: list[object] = []
         for item in items:
             rationale, mark, answer = item.answer.rpartition(self.params["marker"])
             if not mark or not rationale.strip():
@@ -131,7 +131,7 @@ class StepByStep(Recipe):
             row["extra"]["weights"] = torch.full((labelled,), float(weight))
         return rows
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The choices, for the record."""
         return {"items_without_rationale": self.without}
 
@@ -154,7 +154,7 @@ class ManyShot(Recipe):
     joined = 0
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -165,7 +165,7 @@ class ManyShot(Recipe):
             raise UserError("many-shot: shots is 2 or more", where=where)
         return found
 
-    def rows(self, rows: list[Row], items: Sequence[Any], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         n = self.params["shots"]
         found: list[Row] = []
@@ -178,6 +178,6 @@ class ManyShot(Recipe):
         self.joined = len(found)
         return found
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The choices, for the record."""
         return {"rows": self.joined}

@@ -32,7 +32,7 @@ class MaskedThought(Recipe):
         differs="The mask is the tokenizer's mask, unknown or padding token; the paper adds a new token.",
     )
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
+    def __init__(self, params: Mapping[str, object]) -> None:
         super().__init__(params)
         self._draw: torch.Generator | None = None
         self._mask = 0
@@ -40,7 +40,7 @@ class MaskedThought(Recipe):
         self._seen = 0
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -51,7 +51,7 @@ class MaskedThought(Recipe):
             raise UserError("masked-thought: ratio lies between 0 and 1, warm_up in 0 to 1", where=where)
         return found
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
         """The items to train on."""
         import torch
 
@@ -146,7 +146,7 @@ class PoFT(Recipe):
     )
     teacher_mean = 0.0
 
-    def rows(self, rows: list[Row], items: Sequence[Any], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         means = [logp / max(1, n) for logp, n in desk.log_probs_of(items, "teacher")]
         for row, mean in zip(rows, means, strict=True):
@@ -192,7 +192,7 @@ class TokenWeights(Recipe):
         "the base's probability says which tokens matter, for any task.",
     )
 
-    def rows(self, rows: list[Row], items: Sequence[Any], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         import torch
 

@@ -149,7 +149,7 @@ def flatten(records: Iterable[Record]) -> Flat:
     )
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record) -> dict[str, object]:
     cell, outcome = record.cell, record.outcome
     task = part(cell, "task")
     return {
@@ -174,7 +174,7 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: object) -> int | None:
     return value if type(value) is int and value.bit_length() < 64 else None
 
 

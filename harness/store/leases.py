@@ -16,7 +16,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 from harness.digests import digest_text
 from harness.store.blob_storage import RemoteFiles
@@ -124,7 +123,7 @@ def _path(key: str) -> str:
     return f"claims/{key}.lease"
 
 
-def _field(content: bytes | None, name: str) -> Any:
+def _field(content: bytes | None, name: str) -> object:
     """A field of a lease; None if it is missing or the file is not one."""
     try:
         found = json.loads(content or b"null")

@@ -191,7 +191,7 @@ def _record(path: str, row: dict[str, Any], why: str) -> ChosenRecord:
     return ChosenRecord(path=path, why=why, **{name: row[name] for name in ChosenRecord._fields if name in row})
 
 
-def _corrected(rows: list[dict[str, Any]], meant: set[int]) -> Iterator[tuple[int, str]]:
+def _corrected(rows: list[dict[str, object]], meant: set[int]) -> Iterator[tuple[int, str]]:
     """Records that a chosen one corrects, and those that these correct in turn."""
     at = {row["id"]: i for i, row in enumerate(rows)}
     for i in meant:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.record import SamplesRef
@@ -17,7 +17,7 @@ def samples_schema() -> pyarrow.Schema:
     """Columns of a sample file. Log-probabilities are in nats; ``length`` is in tokens."""
     import pyarrow as pa
 
-    def required(name: str, kind: Any) -> Any:
+    def required(name: str, kind: object) -> object:
         return pa.field(name, kind, nullable=False)
 
     return pa.schema(
@@ -37,7 +37,7 @@ def samples_schema() -> pyarrow.Schema:
     )
 
 
-def samples_to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def samples_to_parquet(rows: Sequence[Mapping[str, object]]) -> bytes:
     """Parquet bytes of scored items; equal rows give equal bytes under one version of pyarrow.
 
     Args:

@@ -143,7 +143,7 @@ class Segment:
         FileNotFoundError: it is no longer there.
     """
 
-    def __init__(self, path: str, show: str, open_file: Callable[[], Any]) -> None:
+    def __init__(self, path: str, show: str, open_file: Callable[[], object]) -> None:
         self.path, self._show, self._open = path, show, open_file
         self.rows: list[SegmentEntry] = []
         self._at: dict[str, tuple[int, int]] = {}  # path to row group and row in it

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import typer
 
 from peft_matrix.commands import boards, compare, listing, nightly, quantization, results, sweeps
 
-VERBS: tuple[Callable[..., Any], ...] = (
+VERBS: tuple[Callable[..., object], ...] = (
     *sweeps.VERBS,
     *boards.VERBS,
     *compare.VERBS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -45,12 +45,12 @@ def console() -> Console:
     return Console()
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print JSON to standard output."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+def print_table(rows: list[dict[str, object]], as_json: bool) -> None:
     """Print rows as a table or as JSON."""
     if as_json:
         print_json(rows)

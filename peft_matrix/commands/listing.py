@@ -51,7 +51,7 @@ def _by_reason(refused: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()) or "none"
 
 
-def _in_words(evidence: Mapping[str, Any]) -> str:
+def _in_words(evidence: Mapping[str, object]) -> str:
     return f"{evidence['task']}, {evidence['model']}" if evidence["learned"] else f"none: {evidence['why']}"
 
 

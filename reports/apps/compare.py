@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from harness.comparability import differences
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
 from harness.record import Record
@@ -34,8 +33,6 @@ class Compared:
     Attributes:
         effect: A less B; for seconds, bytes and joules A over B less 1.
         warnings: what weakens the comparison: one seed, unpaired, disturbed, imported, another machine.
-        differ: settings in which the two differ, as ``steps 8 against 16``; of two methods budget and rate
-            alone. The sentence names a different budget.
     """
 
     metric: str
@@ -50,55 +47,35 @@ class Compared:
     method: str
     sentence: str
     warnings: tuple[str, ...]
-    differ: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)
 
 
 def select(records: Iterable[Record], text: str) -> Side:
-    """The configuration, with all its seeds, that ``text`` names: the beginning of a label or key, or a pattern.
+    """The configuration whose cells' labels match ``text``: the beginning of a label or key, or a pattern.
 
     Raises:
         UserError: nothing matches, or several configurations do.
     """
-    by_config: dict[str, dict[Any, tuple[str, Record]]] = {}
-    named = set[str]()
+    by_config: dict[str, dict[object, tuple[str, Record]]] = {}
     for identity, record in current(records):
-        if record.outcome.status != "ok" or is_trial(record):
-            continue
-        config = configuration(record)
-        by_config.setdefault(config, {})[record.cell.get("seed")] = (identity, record)
-        if record.label.startswith(text) or record.key.startswith(text) or fnmatchcase(record.label, text):
-            named.add(config)
-    if not named:
+        named = record.label.startswith(text) or record.key.startswith(text) or fnmatchcase(record.label, text)
+        if named and record.outcome.status == "ok" and not is_trial(record):
+            by_config.setdefault(configuration(record), {})[record.cell.get("seed")] = (identity, record)
+    if not by_config:
         raise UserError(f"no finished cell matches {text!r}", fix="See: peft-matrix status SWEEP.")
-    names = {config: _name(by_config[config]) for config in sorted(named)}
+    names = {config: _name(found) for config, found in by_config.items()}
     exact = [config for config, name in names.items() if name == text]
-    if len(exact) > 1 or (len(set(names.values())) == 1 < len(names)):
-        raise _same_name([by_config[config] for config in exact or names], text)
-    if len(names) > 1 and not exact:
-        some = ", ".join(sorted(set(names.values()))[:6])
-        raise UserError(f"{len(names)} configurations match {text!r}: {some}", fix="Give more of the name.")
-    config = exact[0] if exact else next(iter(names))
+    if len(by_config) > 1 and len(exact) != 1:
+        some = ", ".join(sorted(names.values())[:6])
+        raise UserError(f"{len(by_config)} configurations match {text!r}: {some}", fix="Give more of the name.")
+    config = exact[0] if exact else next(iter(by_config))
     return Side(names[config], by_config[config])
 
 
-def _same_name(found: Sequence[Mapping[Any, tuple[str, Record]]], text: str) -> UserError:
-    """Several configurations of one name, as an edited sweep leaves them: their keys, and the settings that differ."""
-    firsts = sorted((next(iter(side.values()))[1] for side in found), key=lambda r: r.finished, reverse=True)
-    told = [f"{firsts[0].key} (the newest, {firsts[0].finished[:10]})"]
-    for record in firsts[1:]:
-        differ = ", ".join(d.words(" instead of ") for d in differences(record.cell, firsts[0].cell))
-        told.append(f"{record.key} ({differ})")
-    return UserError(
-        f"{len(firsts)} configurations of different settings are called {text!r}: {'; '.join(told)}",
-        fix="Name one by its key; 'peft-matrix show KEY' prints its settings.",
-    )
-
-
-def _name(found: Mapping[Any, tuple[str, Record]]) -> str:
+def _name(found: Mapping[object, tuple[str, Record]]) -> str:
     """The label without its seed."""
     label = next(iter(found.values()))[1].label
     return label.rpartition(".s")[0] or label
@@ -119,24 +96,13 @@ def compare(a: Side, b: Side, metric: str, samples: SampleSource, *, records: It
     name = metric.rpartition(".")[2]
     if name not in METRICS:
         raise UserError(f"unknown metric {name!r}", where="--metric", fix=did_you_mean(name, METRICS))
-    if a.name == b.name:
-        a, b = (Side(f"{side.name} ({_first(side).key})", side.records) for side in (a, b))
-    differ = differences(_first(a).cell, _first(b).cell)
-    budget = "; ".join(d.words() for d in differ if d.of_budget)
-    found = _compared(a, b, metric, samples, records, _warnings(a, b))
-    more = f" Different budgets: {budget}." if budget else ""
-    return replace(found, sentence=found.sentence + more, differ=tuple(d.words() for d in differ))
-
-
-def _compared(
-    a: Side, b: Side, metric: str, samples: SampleSource, records: Iterable[Record], warnings: list[str]
-) -> Compared:
+    warnings = _warnings(a, b)
     if metric in ARMS:
         found = _on_items(a, b, metric, samples, records)
         if found is not None:
             return _of_effect(metric, a, b, found, warnings)
         warnings.append("unpaired: not the same items")
-    if METRICS[metric.rpartition(".")[2]].family in RATIO_FAMILIES:
+    if METRICS[name].family in RATIO_FAMILIES:
         return _of_ratio(metric, a, b, warnings, TimedRuns(record for _, record in current(records)))
     return _by_seeds(metric, a, b, warnings)
 
@@ -249,7 +215,7 @@ def _shown(value: float, metric: str) -> str:
     return f"{value:+.4g} {METRICS[metric.rpartition('.')[2]].unit}".rstrip(" 1")
 
 
-def _values(side: Side, metric: str) -> dict[Any, float]:
+def _values(side: Side, metric: str) -> dict[object, float]:
     found = {s: value_of(r, metric) for s, (_, r) in side.records.items()}
     values = {seed: value for seed, value in found.items() if value is not None}
     if not values:
@@ -271,6 +237,5 @@ def _warnings(a: Side, b: Side) -> list[str]:
     if machine(first) != machine(second):
         out.append("other machines: times and energies are not comparable")
     if comparable(first) != comparable(second):
-        names = sorted(name for name, value in comparable(first).items() if value != comparable(second)[name])
-        out.append(f"other conditions: {', '.join(names)} differ")
+        out.append("other conditions: budget, task or protocol differ")
     return out

@@ -160,7 +160,7 @@ def _judged(row: Mapping[str, Any], record: Record, found: Learned, generated: C
 
 
 # --- from rows to one entry per method -----------------------------------------------------------
-def table(rows: Sequence[Judged], methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+def table(rows: Sequence[Judged], methods: Iterable[str]) -> dict[str, dict[str, object]]:
     """Method to its entry: its best evidence on a real task, else on a built-in model, else why there is none.
 
     With hundreds of rows some pass a 5 % test by chance, so p values are multiplied by the number of rows (Bonferroni).
@@ -169,7 +169,7 @@ def table(rows: Sequence[Judged], methods: Iterable[str]) -> dict[str, dict[str,
     return {name: _entry(name, [row for row in sure if row.method == name]) for name in methods}
 
 
-def _entry(name: str, sure: Sequence[Judged]) -> dict[str, Any]:
+def _entry(name: str, sure: Sequence[Judged]) -> dict[str, object]:
     nano = [row.low for row in sure if not row.real and row.measure == METRIC]
     if not sure:
         empty = dict.fromkeys(("model", "task", "gain", "interval", "record"))
@@ -195,7 +195,7 @@ def _entry(name: str, sure: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _strength(row: Judged) -> tuple[Any, ...]:
+def _strength(row: Judged) -> tuple[object, ...]:
     """Sort key by the strength of the evidence, most important first."""
     return (row.real, row.measure == METRIC, row.quantization == "none", row.seeds > 1, row.tuned, row.low)
 
@@ -206,7 +206,7 @@ def stores() -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir())
 
 
-def to_json(entries: Mapping[str, Mapping[str, Any]]) -> str:
+def to_json(entries: Mapping[str, Mapping[str, object]]) -> str:
     """The text of ``evidence.json``: one line per method."""
     lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -237,7 +237,7 @@ For every method: a committed record in which it learns, or the reason that was 
 """
 
 
-def to_markdown(entries: Mapping[str, Mapping[str, Any]], rows: int) -> str:
+def to_markdown(entries: Mapping[str, Mapping[str, object]], rows: int) -> str:
     """The text of ``docs/evidence.md``."""
     real = {name: e for name, e in entries.items() if e["learned"] and e["real"]}
     nano = {name: e for name, e in entries.items() if e["learned"] and not e["real"]}

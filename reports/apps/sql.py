@@ -95,7 +95,9 @@ def query(
         connection.close()
 
 
-def _answer(connection: duckdb.DuckDBPyConnection, sql: str, seconds: float) -> tuple[list[str], list[tuple[Any, ...]]]:
+def _answer(
+    connection: duckdb.DuckDBPyConnection, sql: str, seconds: float
+) -> tuple[list[str], list[tuple[object, ...]]]:
     """The answer, interrupted when its time is over or its rows are too many."""
     end = time.monotonic() + seconds
     clock = threading.Timer(seconds, connection.interrupt)

@@ -58,7 +58,7 @@ class Upload:
     left_out: tuple[str, ...] = ()
 
 
-def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: Any = None) -> Upload:
+def upload(target: str, repo: str, folder: Path, *, push: bool = False, api: object = None) -> Upload:
     """Send a folder's files to the Hub, or say what would be sent.
 
     Args:

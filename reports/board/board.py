@@ -116,7 +116,7 @@ class Failure:
     """Seeds of one configuration that ended alike, and not ``ok``."""
 
     row: BoardRow
-    seeds: tuple[Any, ...]
+    seeds: tuple[object, ...]
     status: str
     stage: str
     reason: str
@@ -335,7 +335,7 @@ def _words(axis: Quantity) -> str:
     return axis.definition.label + (f" of {axis.stage}" if axis.stage else "")
 
 
-def _order(board: Board, row: BoardRow) -> tuple[Any, ...]:
+def _order(board: Board, row: BoardRow) -> tuple[object, ...]:
     """Ranked rows first, best first; then unranked ones with a value; then those without."""
     sort_by = row.cells.get(board.sort) or CellContent()
     sign = -1.0 if METRICS[board.sort].better == "higher" else 1.0
@@ -344,7 +344,7 @@ def _order(board: Board, row: BoardRow) -> tuple[Any, ...]:
     return (place, value, row.status, row.labels["method"], row.labels["quantization"], row.config)
 
 
-def _axes(board: Board, members: Sequence[Mapping[str, Any]]) -> tuple[Quantity, ...]:
+def _axes(board: Board, members: Sequence[Mapping[str, object]]) -> tuple[Quantity, ...]:
     """Of every Pareto axis the first kind that any row of the section has."""
     chosen = []
     for axis in board.pareto:
@@ -353,7 +353,7 @@ def _axes(board: Board, members: Sequence[Mapping[str, Any]]) -> tuple[Quantity,
     return tuple(chosen) if len(chosen) == len(board.pareto) else ()
 
 
-def _baseline(board: Board, members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _baseline(board: Board, members: Sequence[dict[str, object]]) -> dict[str, object] | None:
     if board.baseline is None:
         return None
     wanted = (board.baseline.method, board.baseline.quantization)
@@ -382,7 +382,10 @@ def _differences(
 
 
 def _difference(
-    row: Mapping[str, Any], base: Mapping[str, Any] | None, name: str, compared: Mapping[str, ScoreEffect | ValueEffect]
+    row: Mapping[str, Any],
+    base: Mapping[str, object] | None,
+    name: str,
+    compared: Mapping[str, ScoreEffect | ValueEffect],
 ) -> CellContent:
     if base is None or not has(base, name):
         return CellContent(why="no_baseline")
@@ -415,7 +418,7 @@ def _ratios(
             yield row["config"], column.key, _ratio(column, row, base, times)
 
 
-def _ratio(column: Column, row: Mapping[str, Any], base: Mapping[str, Any] | None, times: _Times) -> CellContent:
+def _ratio(column: Column, row: Mapping[str, Any], base: Mapping[str, object] | None, times: _Times) -> CellContent:
     assert column.quantity is not None
     if base is None or base is row:
         return CellContent(text="plain") if base is row else CellContent(why="no_baseline")

@@ -59,18 +59,18 @@ def _records(table: BoardTable) -> list[Record]:
     return [record for _, record in sorted(table.records.items())]
 
 
-def _distinct(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _distinct(values: Iterable[dict[str, object]]) -> list[dict[str, object]]:
     """Each distinct value once, in the order of their canonical text."""
     found = {canonical_json(value): value for value in values}
     return [found[text] for text in sorted(found)]
 
 
-def _part(record: Record, name: str) -> Mapping[str, Any]:
+def _part(record: Record, name: str) -> Mapping[str, object]:
     part = record.cell.get(name)
     return part if isinstance(part, Mapping) else {}
 
 
-def _board(table: BoardTable) -> dict[str, Any]:
+def _board(table: BoardTable) -> dict[str, object]:
     spec = table.board.model_dump(mode="json")
     return {"name": table.board.name, "version": digest(spec)[:16], "specification": spec, "digest": table.about.digest}
 
@@ -82,7 +82,7 @@ def _metrics(table: BoardTable) -> list[dict[str, Any]]:
     return [asdict(METRICS[name]) for name in sorted(names)]
 
 
-def _protocol(table: BoardTable) -> list[dict[str, Any]]:
+def _protocol(table: BoardTable) -> list[dict[str, object]]:
     """Measuring conditions of each section: protocol version, budget, decoding, split and number of items."""
     found = []
     for section in table.sections:
@@ -110,7 +110,7 @@ def _task(record: Record) -> dict[str, Any]:
     return {**kept, "licence": task.get("licence", NOT_RECORDED)}
 
 
-def _model(record: Record) -> dict[str, Any]:
+def _model(record: Record) -> dict[str, object]:
     model = _part(record, "model")
     weights = (record.environment.get("facts") or {}).get("weights_sha256")
     return {
@@ -120,7 +120,7 @@ def _model(record: Record) -> dict[str, Any]:
     }
 
 
-def _method(record: Record) -> dict[str, Any]:
+def _method(record: Record) -> dict[str, object]:
     method, quantization = _part(record, "method"), _part(record, "quantization")
     return {
         "method": {name: method.get(name) for name in ("name", "params", "learning_rate", "steps")},
@@ -128,7 +128,7 @@ def _method(record: Record) -> dict[str, Any]:
     }
 
 
-def _harness(record: Record) -> dict[str, Any]:
+def _harness(record: Record) -> dict[str, object]:
     """Commit and lock: the versions of every package that ran."""
     environment = record.environment
     return {
@@ -140,7 +140,7 @@ def _harness(record: Record) -> dict[str, Any]:
     }
 
 
-def _hardware(record: Record) -> dict[str, Any]:
+def _hardware(record: Record) -> dict[str, object]:
     gpus = gpus_of(record.environment)
     return {
         "machine": machine(record),
@@ -163,7 +163,7 @@ def _record(record: Record) -> dict[str, Any]:
     }
 
 
-def _submission(table: BoardTable) -> dict[str, Any]:
+def _submission(table: BoardTable) -> dict[str, object]:
     """By which way the numbers came, and who ran them as far as it is known."""
     tools = {(record.environment.get("imported") or {}).get("from") for record in _records(table)}
     channels = sorted("run here" if tool is None else f"imported from {tool}" for tool in tools)
@@ -193,6 +193,6 @@ def _known_smells(table: BoardTable) -> list[str]:
     return [f"{count} {words}" for words, count in counts.items() if count]
 
 
-def _file(name: str, data: bytes) -> dict[str, Any]:
+def _file(name: str, data: bytes) -> dict[str, object]:
     text = name.startswith("board.")
     return {"sha256": hashlib.sha256(data).hexdigest()} if text else {"sha256": None, "why": "depends on the renderer"}

@@ -55,7 +55,7 @@ def describe(kept: Sequence[tuple[str, Record]]) -> About:
     return About(tuple((name, text) for name, text in facts if text), ids, digest(list(ids)))
 
 
-def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+def conditions(shared: Mapping[str, object], records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     """Conditions that the rows of a section share, as readable text.
 
     Args:
@@ -90,7 +90,7 @@ def conditions(shared: Mapping[str, Any], records: Sequence[Record]) -> tuple[tu
     return tuple((name, text) for name, text in facts if text)
 
 
-def row_settings(records: Sequence[Record]) -> dict[str, Any]:
+def row_settings(records: Sequence[Record]) -> dict[str, object]:
     """Settings of a configuration, parameters of its model with what the method added, and when its last seed ended.
 
     None: not stated.
@@ -124,7 +124,7 @@ def _contamination(records: Sequence[Record]) -> str:
     return " or ".join(f"{count:,}" for count in sorted(counts)) if any(counts) else ""
 
 
-def tell_apart(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
+def tell_apart(rows: Sequence[tuple[str, Mapping[str, object]]]) -> dict[str, dict[str, str]]:
     """For rows that carry the same labels: the labels extended by what differs.
 
     Args:
@@ -150,7 +150,7 @@ def tell_apart(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[
     return out
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     out = []
     for name, item in value.items():
         if name in ("label", "seed"):
@@ -159,7 +159,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return out
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
@@ -167,7 +167,7 @@ def _distinct(values: Any) -> str:
     return "; ".join(sorted({value for value in values if value}))
 
 
-def _unpinned(environment: Mapping[str, Any]) -> list[str]:
+def _unpinned(environment: Mapping[str, object]) -> list[str]:
     loose = _mapping(_mapping(environment.get("facts")).get("unpinned"))
     return [f"{hub}: its rows may change under this name ({why})" for hub, why in loose.items()]
 
@@ -177,7 +177,7 @@ def _machine_words(record: Record) -> list[str]:
     return [found["cpu"] or "unknown processor", *found.get("gpus", [])]
 
 
-def _commit(environment: Mapping[str, Any]) -> str:
+def _commit(environment: Mapping[str, object]) -> str:
     harness = _mapping(environment.get("harness"))
     commit = str(harness.get("commit") or "")[:12]
     return f"{commit} with local changes" if commit and harness.get("dirty") else commit

@@ -149,7 +149,11 @@ class ValueEffect:
 
 
 def of_values(
-    a: Mapping[Any, float], b: Mapping[Any, float], counts: tuple[int | None, int | None] = (None, None), *, log: bool
+    a: Mapping[object, float],
+    b: Mapping[object, float],
+    counts: tuple[int | None, int | None] = (None, None),
+    *,
+    log: bool,
 ) -> ValueEffect:
     """A less B from one value a seed.
 
@@ -222,7 +226,7 @@ class Evidence:
         self._families: dict[tuple[tuple[tuple[str, ...], ...], str], tuple[Family, ...]] = {}
         self._latest: tuple[Members, str, tuple[Family, ...]] | None = None
 
-    def scores(self, runs: Sequence[tuple[Any, str]], arm: str) -> Scores | None:
+    def scores(self, runs: Sequence[tuple[object, str]], arm: str) -> Scores | None:
         """Scores of one arm over the runs (seed, record id) of a configuration; None where they cannot be lined up."""
         if self._samples is None or not runs:
             return None
@@ -284,12 +288,12 @@ def _unmoved(scores: Scores) -> bool:
     return same and 0 < scores.correct.mean() < 1
 
 
-def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[Any, str]]]:
+def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[object, str]]]:
     """Members from aggregated rows of one section (:func:`reports.data.frame.aggregate`)."""
     return {row["config"]: list(zip(row["seeds"], row["ok_records"], strict=True)) for row in rows if row["ok_records"]}
 
 
-def peers(records: Iterable[tuple[str, Record]], like: Sequence[Record]) -> dict[str, list[tuple[Any, str]]]:
+def peers(records: Iterable[tuple[str, Record]], like: Sequence[Record]) -> dict[str, list[tuple[object, str]]]:
     """Finished results that may be compared with the records ``like``: of their sweeps, model, task and conditions.
 
     Args:

@@ -118,7 +118,7 @@ def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
     return _outdated(versions)
 
 
-def _outdated(versions: Iterable[tuple[str, str, Any, Any]]) -> set[str]:
+def _outdated(versions: Iterable[tuple[str, str, object, object]]) -> set[str]:
     """Of (id, task, its version, protocol): the ids whose task or protocol has a newer whole number."""
     newest: dict[tuple[str, str], int] = {}
     told = []
@@ -257,7 +257,7 @@ def with_growth(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rest, pd.DataFrame(columns, index=table.index)], axis=1)
 
 
-def has(row: Mapping[str, Any], name: str) -> bool:
+def has(row: Mapping[str, object], name: str) -> bool:
     """True if an aggregated row has a value of this quantity."""
     value = row.get(name)
     return isinstance(value, float) and not math.isnan(value)
@@ -314,7 +314,7 @@ def _set_intervals(made: Sequence[dict[str, Any]], names: Sequence[str], evidenc
 
 def _configuration_row(
     members: Sequence[Mapping[str, Any]], names: Sequence[str], samples: SampleSource | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     members = sorted(members, key=lambda row: (str(row["seed"]), row["id"]))
     ok = [row for row in members if row["status"] == "ok"]
     failed = [row for row in members if row["status"] != "ok"]
@@ -347,7 +347,7 @@ def _configuration_row(
     return out
 
 
-def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     values = [row[name] for row in ok if not math.isnan(row[name])]
     if values:
         return summary(name, values)
@@ -356,14 +356,14 @@ def _mean(name: str, ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: math.nan, f"{name}:n": 0, f"{name}:sd": math.nan, f"{name}:why": why}
 
 
-def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+def summary(name: str, values: Sequence[float]) -> dict[str, object]:
     """The columns of a quantity with one value or more: mean, how many, standard deviation (n - 1; NaN below two)."""
     mean = math.fsum(values) / len(values)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
     return {name: mean, f"{name}:n": len(values), f"{name}:sd": sd, f"{name}:why": ""}
 
 
-def _without_samples(name: str, out: Mapping[str, Any], ok: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _without_samples(name: str, out: Mapping[str, Any], ok: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Wilson's interval from the counted items alone; an item is not counted once a seed."""
     counts = [row[f"{name}:n"] for row in ok if not math.isnan(row[name])]
     items = 0 if any(count is None or math.isnan(count) for count in counts) else int(min(counts))
@@ -372,7 +372,7 @@ def _without_samples(name: str, out: Mapping[str, Any], ok: Sequence[Mapping[str
     return _columns(name, stats.wilson(round(out[name] * items), items), ", no samples available")
 
 
-def _columns(name: str, found: stats.Interval, more: str = "") -> dict[str, Any]:
+def _columns(name: str, found: stats.Interval, more: str = "") -> dict[str, object]:
     return {
         f"{name}:low": found.low,
         f"{name}:high": found.high,

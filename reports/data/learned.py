@@ -65,7 +65,7 @@ class Learned:
     seeds: int
     why: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)
 
@@ -116,8 +116,8 @@ def _is_base(record: Record) -> bool:
 
 
 def _base_of(
-    row: Mapping[str, Any], untrained: Sequence[Mapping[str, Any]], family: Family
-) -> Mapping[str, Any] | None:
+    row: Mapping[str, object], untrained: Sequence[Mapping[str, object]], family: Family
+) -> Mapping[str, object] | None:
     """The untrained row of the same quantization, else of none, on the same items."""
     found = [one for one in untrained if one["config"] in family.scores]
     for quantization in (row["quantization"], "none"):

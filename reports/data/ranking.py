@@ -212,6 +212,6 @@ def _sign(axis: str) -> float:
     return 1.0 if METRICS[axis.rpartition(".")[2]].better == "higher" else -1.0
 
 
-def _missing(row: Mapping[str, Any], name: str) -> bool:
+def _missing(row: Mapping[str, object], name: str) -> bool:
     value = row.get(name)
     return not isinstance(value, float) or math.isnan(value)

@@ -244,7 +244,7 @@ class Scores:
         return self.correct.astype(np.float64)
 
 
-def gather(tables: Sequence[tuple[Any, Samples | None]], arm: str) -> Scores | None:
+def gather(tables: Sequence[tuple[object, Samples | None]], arm: str) -> Scores | None:
     """The scores of one arm over the seeds of a configuration.
 
     Args:

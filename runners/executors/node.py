@@ -21,7 +21,7 @@ from runners.worker.process import WORK
 WAIT_S = 5.0
 
 
-def probe() -> dict[str, Any]:
+def probe() -> dict[str, object]:
     """Properties of this node, as plain values."""
     environment = provenance.environment()
     return {"machine": hardware.probe().as_dict(), "fingerprint": provenance.fingerprint(environment)}

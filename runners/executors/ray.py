@@ -52,7 +52,7 @@ _nodes: dict[tuple[str, tuple[str, ...]], Node] = {}
 """One template for all cells that this Ray worker process runs."""
 
 
-def run_on_node(job: Job, work: str, preload: tuple[str, ...], bundle: Bundle) -> Iterator[dict[str, Any]]:
+def run_on_node(job: Job, work: str, preload: tuple[str, ...], bundle: Bundle) -> Iterator[dict[str, object]]:
     """The Ray task: yields what the cell says, and at the end its exit code and the files it left, as bytes."""
     node = _nodes.setdefault((work, preload), Node(work, preload))
     cache = Workspace.discover().cache
@@ -238,12 +238,12 @@ class RayExecutor:
         self._ray = ray
         self._nodes = nodes
         # retries are the scheduler's: each attempt leaves a record
-        self._options: dict[str, Any] = {"max_retries": 0, "num_returns": "streaming"}
+        self._options: dict[str, object] = {"max_retries": 0, "num_returns": "streaming"}
         self._threads = threads
         self._bundle = ray.put(bundle_of(roots))
         self._work, self._preload = work, tuple(preload)
         self._task = ray.remote(run_on_node)
-        self._running: dict[Any, Job] = {}
+        self._running: dict[object, Job] = {}
 
     def start(self, job: Job) -> None:
         """Hand the job to Ray; it waits there for a place."""
@@ -284,7 +284,7 @@ class RayExecutor:
             write_atomically(Path(job.folder) / name, content)
         return self._over(stream, Ended(job, said["exit_code"]))
 
-    def _over(self, stream: Any, ended: Ended) -> Ended:
+    def _over(self, stream: object, ended: Ended) -> Ended:
         del self._running[stream]
         return ended
 

@@ -58,7 +58,7 @@ class CellJob:
         folder = Path(job_file).parent
         job = Job.read(Path(job_file))
         (folder / ENDED_FILE).unlink(missing_ok=True)
-        end: dict[str, Any] = {"exit_code": None}
+        end: dict[str, object] = {"exit_code": None}
         try:
             with (folder / SAID_FILE).open("a", buffering=1, encoding="utf-8") as log:
                 log.write(json.dumps({"event": "begin"}) + "\n")
@@ -71,7 +71,7 @@ class CellJob:
             end["why"] = f"the node could not run the cell: {error}"
         write_atomically(folder / ENDED_FILE, json.dumps(end).encode())
 
-    def checkpoint(self, job_file: str) -> Any:
+    def checkpoint(self, job_file: str) -> object:
         """submitit calls this before Slurm takes the node away: the same cell is queued again."""
         from submitit.helpers import DelayedSubmission
 
@@ -271,7 +271,7 @@ class SlurmExecutor:
                     events.append(self._over(number, Ended(job, None, why)))
         return events
 
-    def _said(self, number: str, folder: Path) -> list[dict[str, Any]]:
+    def _said(self, number: str, folder: Path) -> list[dict[str, object]]:
         """New whole lines of what a cell said."""
         try:
             with (folder / SAID_FILE).open("rb") as log:

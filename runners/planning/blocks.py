@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from harness.digests import canonical_json
 from harness.matrix import TIMING_ROLE, Cell, make_cell
@@ -33,7 +32,7 @@ class Slot:
     position: int
     size: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values, for the job and the record."""
         return asdict(self)
 
@@ -61,7 +60,7 @@ def timing_cells(
     return found
 
 
-def _again(cell: Cell, extra: dict[str, Any]) -> Cell:
+def _again(cell: Cell, extra: dict[str, object]) -> Cell:
     common = replace(cell.common, identity={**cell.common.identity, "role": TIMING_ROLE, **extra})
     return make_cell((*cell.points[:5], common, *cell.further), cell.seed)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from harness.errors import UserError, did_you_mean
 from harness.matrix import Cell, Point, earlier_cells, make_cell, teacher_cells
@@ -138,7 +138,7 @@ def _by_task(cells: Sequence[Cell]) -> dict[str, dict[str, Point]]:
     return found
 
 
-def _named(known: dict[str, Named], name: Any, what: str, where: str) -> Named:
+def _named(known: dict[str, Named], name: object, what: str, where: str) -> Named:
     if name not in known:
         given = f"{name!r} is not in this sweep" if name is not None else "is missing"
         fix = did_you_mean(str(name), known) if name is not None else f"Give one of: {', '.join(known)}."

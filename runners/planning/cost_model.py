@@ -125,7 +125,7 @@ class Prediction:
     basis: str = "the model's size is not known here"
     memory: Memory | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """As ``plan --json`` prints it."""
         return {
             "predicted_s": None if self.seconds is None else round(self.seconds, 2),
@@ -407,7 +407,7 @@ class Predictor:
         )
 
 
-def fits(predict: Predictor, cells: Iterable[Cell], capacity_bytes: float) -> list[dict[str, Any]]:
+def fits(predict: Predictor, cells: Iterable[Cell], capacity_bytes: float) -> list[dict[str, object]]:
     """Tell whether cells fit devices of ``capacity_bytes``, from sizes alone; one row per cell without its seed.
 
     ``devices`` is the fewest on which it fits when weights and training state are sharded (:meth:`Memory.on`), None if
@@ -426,7 +426,7 @@ def fits(predict: Predictor, cells: Iterable[Cell], capacity_bytes: float) -> li
     return list(found.values())
 
 
-def total(predictions: Iterable[Prediction]) -> dict[str, Any]:
+def total(predictions: Iterable[Prediction]) -> dict[str, object]:
     """The sum of the seconds, the highest peak, and how many cells have no prediction."""
     made = list(predictions)
     known = [p.seconds for p in made if p.seconds is not None]

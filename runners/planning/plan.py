@@ -79,7 +79,7 @@ class Plan:
     elsewhere: tuple[tuple[Cell, str], ...] = ()
     unsupported: tuple[tuple[Cell, str], ...] = ()
     known: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    tuning: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    tuning: Mapping[str, dict[str, object]] = field(default_factory=dict)
     ingredients: Mapping[str, tuple[Cell, ...]] = field(default_factory=dict)
     keep: frozenset[str] = frozenset()
     later: tuple[Cell, ...] = ()
@@ -118,7 +118,7 @@ class Plan:
             *(row(cell, "unsupported", why) for cell, why in self.unsupported),
         ]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The shape printed by ``plan --json``."""
 
         def named(cells: Sequence[Cell]) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from harness.compatibility import parallel_refusal, refusal
 from harness.matrix import DEFAULTS, LATER_AXES, Cell
@@ -240,7 +239,7 @@ def _rows(batch_size: int, ranks: int) -> str | None:
     return f"micro-batches of {batch_size} rows cannot be divided among {ranks} ranks"
 
 
-def _alone(cell: Cell, training: Mapping[str, Any]) -> str | None:
+def _alone(cell: Cell, training: Mapping[str, object]) -> str | None:
     """Reason why the cell needs the whole model or the whole batch in one process, or None."""
     for axis in ("objective", "recipe"):
         if (point := cell.on(axis)) is not None:

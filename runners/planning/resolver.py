@@ -49,10 +49,10 @@ from tasks.data import count_items, task_digest, unpinned
 from tasks.formats import in_format
 from tasks.task import SPLITS, Task, load_task
 
-LATER: Mapping[str, Any] = {"code": None, "revision": 1, "tasks": {}}
+LATER: Mapping[str, object] = {"code": None, "revision": 1, "tasks": {}}
 """Later parts of an axis value's identity (:func:`without_later`): the code of a plug-in from outside this project, the
 revision of a corrected method, tasks that a recipe reads."""
-LATER_OF_ALL: Mapping[str, Any] = {"measure_cost": True, "held_out": {}, "retain": {}}
+LATER_OF_ALL: Mapping[str, object] = {"measure_cost": True, "held_out": {}, "retain": {}}
 """The same for what all cells of a sweep share."""
 
 
@@ -237,7 +237,7 @@ class Resolver:
         return self._sequence(spec.name, earlier, identity) if earlier else None
 
     @staticmethod
-    def _sequence(name: str, earlier: Sequence[EarlierPoints], identity: Sequence[dict[str, Any]]) -> Point:
+    def _sequence(name: str, earlier: Sequence[EarlierPoints], identity: Sequence[dict[str, object]]) -> Point:
         return Point("stages", name, name, {"earlier": list(identity)}, earlier=tuple(earlier))
 
     def task_point(self, use: TaskUse, where: str) -> Point:

@@ -40,7 +40,7 @@ class Tuned:
     """
 
     cells: list[Cell] = field(default_factory=list)
-    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuning: dict[str, dict[str, object]] = field(default_factory=dict)
     hopeless: dict[str, str] = field(default_factory=dict)
     waiting: int = 0
 
@@ -270,7 +270,7 @@ def _method(point: Point, choice: TrialChoice) -> Point:
     return replace(point, identity=identity)
 
 
-def _with(cell: Cell, method: Point, extra: dict[str, Any], *, seed: int) -> Cell:
+def _with(cell: Cell, method: Point, extra: dict[str, object], *, seed: int) -> Cell:
     """The cell with another method point and further shared settings.
 
     A trial trains in one process: a step has the same rows on any number of ranks, so that the rate is the same.

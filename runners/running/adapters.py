@@ -20,6 +20,8 @@ from runners.worker.job import Job, write_atomically
 from runners.workspace import Workspace
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from runners.worker.context import Context
 
 Form = Literal["adapter", "merged", "gguf"]
@@ -208,7 +210,7 @@ def _merged(job: Job, saved: Path) -> tuple[Any, Any]:
     return model, ctx.tokenizer
 
 
-def _check_read_back(model: Any, folder: Path) -> None:
+def _check_read_back(model: PreTrainedModel, folder: Path) -> None:
     """The files must give the logits of the model in memory: a merged layer that is no plain one is not saved.
 
     Raises:

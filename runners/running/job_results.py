@@ -35,7 +35,7 @@ class Endings:
         environment: of the scheduler's process.
     """
 
-    def __init__(self, sweep: str, environment: dict[str, Any]) -> None:
+    def __init__(self, sweep: str, environment: dict[str, object]) -> None:
         self.sweep = sweep
         self.environment = environment
         self.fingerprint = provenance.fingerprint(environment)
@@ -65,7 +65,7 @@ class Endings:
         *,
         started: str = "",
         attempt: int = 1,
-        facts: dict[str, Any] | None = None,
+        facts: dict[str, object] | None = None,
     ) -> Record:
         """A record without measurements; ``facts``: what the worker had finished before it died."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -83,7 +83,7 @@ class Endings:
         )
 
 
-def finished_tasks(folder: Path) -> dict[str, Any]:
+def finished_tasks(folder: Path) -> dict[str, object]:
     """Results of lm-eval tasks that a worker had finished before it died."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(LM_EVAL_FILES))]
     results: dict[str, Any] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -67,7 +66,7 @@ class Progress:
         self.tick()
         self._write()
 
-    def message(self, job: Job, content: dict[str, Any]) -> None:
+    def message(self, job: Job, content: dict[str, object]) -> None:
         """A worker said where it is, or that it lives."""
         if (cell := self._running.get(job.key)) is None:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -105,7 +104,7 @@ class CellAttempt:
     """
 
     number: int = 1
-    out_of_memory: tuple[dict[str, Any], ...] = ()
+    out_of_memory: tuple[dict[str, object], ...] = ()
 
 
 def next_attempt(attempt: CellAttempt, record: Record, *, retries: int) -> CellAttempt | None:

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from harness import hardware, provenance
 from harness.errors import UserError
@@ -311,7 +311,7 @@ class Scheduler:
     def _keeps(self, cell: Cell) -> bool:
         return self.plan.sweep.spec.keep != "none" and cell.common.identity.get("role") != "trial"
 
-    def _part(self, part: Cell) -> dict[str, Any]:
+    def _part(self, part: Cell) -> dict[str, object]:
         """A cell that trained something for another one, and the folder where that is kept."""
         return {
             "label": part.label,

@@ -93,7 +93,7 @@ def select(
     return found
 
 
-def as_rows(found: list[Compatibility]) -> list[dict[str, Any]]:
+def as_rows(found: list[Compatibility]) -> list[dict[str, object]]:
     """Plain rows for ``--json``: ``true`` or the reason."""
     answers = ("scores", "trains", "merges", "after_merge")
     return [{k: (v or True) if k in answers else v for k, v in asdict(p).items()} for p in found]

@@ -7,7 +7,7 @@ token, say) is wrong whatever the model does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from runners.worker.completion import as_text, before_any
@@ -16,10 +16,13 @@ from runners.worker.encoding import encode_answer
 from tasks.parsers import PARSERS
 from tasks.task import Item, Task
 
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedTokenizerBase
+
 SHOWN = 3
 
 
-def special_ids(tokenizer: Any, answers: Sequence[str]) -> frozenset[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> frozenset[int]:
     """Special tokens that the text of right answers spells, such as ``<sep>``: in a completion they are text too."""
     reserved = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
     special = set(tokenizer.all_special_ids) - reserved
@@ -38,7 +41,7 @@ def check(ctx: Context) -> None:
         check_items(ctx.tokenizer, ctx.task, ctx.splits.test or ctx.splits.validation)
 
 
-def check_items(tokenizer: Any, task: Task, items: Sequence[Item]) -> None:
+def check_items(tokenizer: PreTrainedTokenizerBase, task: Task, items: Sequence[Item]) -> None:
     """Raise a UserError for items of ``task`` whose right answers are lost between text and tokens."""
     definition = task.definition
     if definition.kind != "generation" or not definition.judges_completions:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -12,7 +11,9 @@ from runners.worker.context import Context
 from runners.worker.encoding import Collator, PackedCollator
 
 
-def calibration_batches(ctx: Context, n: int, rows: Sequence[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
+def calibration_batches(
+    ctx: Context, n: int, rows: Sequence[dict[str, object]] | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
     """``n`` batches of ``rows`` (the training rows if None), drawn without the loop's own order being touched."""
     rows = ctx.train_rows if rows is None else rows
     order = random.Random(ctx.seed)
@@ -33,6 +34,6 @@ def training_collator(ctx: Context) -> Collator:
     )
 
 
-def to_device(ctx: Context, batch: dict[str, Any]) -> dict[str, Any]:
+def to_device(ctx: Context, batch: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """The tensors of a batch on the cell's device; other entries are dropped."""
-    return {k: v.to(ctx.device) for k, v in batch.items() if hasattr(v, "to")}
+    return {k: v.to(ctx.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}

@@ -16,11 +16,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.digests import digest
 from harness.errors import Unsupported, UserError
 from tasks.item import Conversation
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedTokenizerBase
 
 RENDER_S = 5.0
 """Seconds that one rendering may take; a usual one takes less than a millisecond."""
@@ -53,7 +56,7 @@ class Chat:
         Unsupported: there is no template; it fails, leaves the system prompt out, or ends no answer with a token.
     """
 
-    def __init__(self, tokenizer: Any, model: str, system: str | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str, system: str | None = None) -> None:
         self.tokenizer, self.model, self.system = tokenizer, model, system
         if not getattr(tokenizer, "chat_template", None):
             raise Unsupported(
@@ -201,7 +204,7 @@ class Chat:
         return str(tokenizer.eos_token), int(tokenizer.eos_token_id)
 
 
-def use(tokenizer: Any, chat: Chat) -> None:
+def use(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> None:
     """From here on, :mod:`runners.worker.encoding` asks in the chat's form with this tokenizer.
 
     The end of an answer becomes the tokenizer's end of sequence: generation stops there, training ends with it.
@@ -210,7 +213,7 @@ def use(tokenizer: Any, chat: Chat) -> None:
     tokenizer.peft_matrix_chat = chat
 
 
-def of(tokenizer: Any) -> Chat | None:
+def of(tokenizer: PreTrainedTokenizerBase) -> Chat | None:
     """The chat of a tokenizer; None where prompts are plain text."""
     return getattr(tokenizer, "peft_matrix_chat", None)
 

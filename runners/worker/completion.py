@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from harness.spec_axes import Decoding
 from runners.worker.context import Context, context_length, told
@@ -37,11 +37,11 @@ class Completion:
 class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers has no types here
     """Ends rows whose new text holds one of the stop texts."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], prompt_width: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], prompt_width: int) -> None:
         self.tokenizer, self.stops, self.width = tokenizer, tuple(stops), prompt_width
         self.ended: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, _scores: object, **_more: object) -> torch.Tensor:
         """Finished rows, a boolean per row."""
         if self.ended is None:
             self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -92,7 +92,7 @@ def complete(
     return [found for found in out if found is not None]
 
 
-def as_text(tokenizer: Any, ids: Ids, keep: Collection[int] = ()) -> str:
+def as_text(tokenizer: PreTrainedTokenizerBase, ids: Ids, keep: Collection[int] = ()) -> str:
     """The text up to the end-of-sequence token, without special tokens but for those to ``keep``."""
     if not keep:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -109,7 +109,7 @@ def before_any(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def written(row: Ids, tokenizer: Any, *, padded: bool) -> int:
+def written(row: Ids, tokenizer: PreTrainedTokenizerBase, *, padded: bool) -> int:
     """Tokens before the end of the sequence; where a stop text ended the row, without the padding behind it."""
     if tokenizer.eos_token_id in row:
         return row.index(tokenizer.eos_token_id)

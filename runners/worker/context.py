@@ -29,6 +29,8 @@ from tasks.scoring import Scored
 from tasks.task import Item, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from runners.worker.few_shot import Examples
 
 
@@ -135,10 +137,10 @@ class Context:
     device: torch.device
     say: Callable[..., None]
     path: str = ""
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase = None
     model: Any = field(default_factory=nn.Identity)
     splits: Splits = field(default_factory=lambda: Splits([], [], []))
-    train_rows: list[dict[str, Any]] = field(default_factory=list)
+    train_rows: list[dict[str, object]] = field(default_factory=list)
     loop_rows: list[dict[str, Any]] = field(default_factory=list)
     base_said: BaseAnswers = field(default_factory=BaseAnswers)
     probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class Context:
         return self.job.cell.get("role") == "trial"
 
     @property
-    def switches(self) -> dict[str, Any]:
+    def switches(self) -> dict[str, object]:
         """Switches of the cell's variant; ``{}`` for the plain one."""
         return self.job.cell.get("variant") or {}
 
@@ -210,7 +212,7 @@ class Context:
         else:
             self.keep(reading(name, value, source=source, **more))
 
-    def record_missing(self, name: str, why: WhyMissing, *, source: str, **details: Any) -> None:
+    def record_missing(self, name: str, why: WhyMissing, *, source: str, **details: object) -> None:
         """Keep the reason why a quantity has no value."""
         self.keep(missing(name, why, source=source, details=details))
 
@@ -255,7 +257,7 @@ def context_length(ctx: Context) -> int:
     return int(min(positions(ctx.model), ctx.tokenizer.model_max_length))
 
 
-def positions(model: Any) -> float:
+def positions(model: PreTrainedModel) -> float:
     """Tokens that the model can place; infinite where its configuration names no limit.
 
     RoBERTa and its kin count positions from behind the padding id, so that a table of 514 rows places 512 tokens.

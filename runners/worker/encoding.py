@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,12 +13,15 @@ from runners.worker import chat as chats
 from runners.worker.chat import Chat
 from tasks.task import Item
 
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedTokenizerBase
+
 IGNORED = -100
 """Label of a position that carries no loss (PyTorch's convention)."""
 
 
 def encode_training(
-    tokenizer: Any, items: Sequence[Item], kind: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], kind: str, max_length: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Training rows, and how many were longer than ``max_length`` tokens and were cut.
 
@@ -49,7 +52,7 @@ def _keep_ends(ids: list[int], max_length: int) -> list[int]:
     return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Prompt ids with the tokenizer's own special tokens, without an end-of-sequence token at the end.
 
     Never empty: where prompt and tokenizer give nothing there is one start token, for the answer's first token must
@@ -62,7 +65,9 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return ids or [start_token(tokenizer)]
 
 
-def encode_pair(tokenizer: Any, prompt: str, answer: str, *, end: bool = True) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, end: bool = True
+) -> tuple[list[int], list[int]]:
     """Ids of the prompt, and of the answer with the end of sequence (without it where ``end`` is False)."""
     if (chat := asks(tokenizer, prompt)) is not None:
         return chat.pair(prompt, answer, end=end)
@@ -70,19 +75,19 @@ def encode_pair(tokenizer: Any, prompt: str, answer: str, *, end: bool = True) -
     return encode_prompt(tokenizer, prompt), tail if end else tail[:-1]
 
 
-def earlier_answers(tokenizer: Any, prompt: str, head: list[int]) -> list[int]:
+def earlier_answers(tokenizer: PreTrainedTokenizerBase, prompt: str, head: list[int]) -> list[int]:
     """Labels of the prompt's ids: none carries loss, except in a chat the assistant's own earlier turns."""
     chat = asks(tokenizer, prompt)
     marks = chat.earlier_answers(prompt, head) if chat is not None else [False] * len(head)
     return [token if marked else IGNORED for token, marked in zip(head, marks, strict=True)]
 
 
-def asks(tokenizer: Any, prompt: str) -> Chat | None:
+def asks(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Chat | None:
     """The chat in whose form ``prompt`` is asked; None for plain text, and where there is no question."""
     return chats.of(tokenizer) if prompt else None
 
 
-def start_token(tokenizer: Any) -> int:
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token before a text without a prefix: BOS, or the end of the preceding sequence.
 
     Raises:
@@ -97,7 +102,7 @@ def start_token(tokenizer: Any) -> int:
     )
 
 
-def encode_answer(tokenizer: Any, answer: str) -> list[int]:
+def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Answer ids followed by the end of sequence."""
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
@@ -110,7 +115,7 @@ def pad(rows: Sequence[list[int]], value: int, *, left: bool = False) -> torch.T
 
 
 def encode_examples(
-    tokenizer: Any, examples: Sequence[Example], items: Sequence[Item], kind: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], items: Sequence[Item], kind: str, max_length: int
 ) -> tuple[list[Row], int]:
     """Rows of several sequences each, and how many sequences were cut. A classifier's rows hold the item's class."""
     if kind == "sequence-classification":
@@ -145,7 +150,7 @@ class Collator:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, object]:
         """A batch with input_ids, attention_mask, labels and tokens; and extra where the rows hold more."""
         if "sequences" in rows[0]:
             flat = [row["sequences"][i] for i in range(len(rows[0]["sequences"])) for row in rows]
@@ -179,7 +184,7 @@ class PackedCollator(Collator):
         self.max_length = max_length
         self.mask_dtype = mask_dtype
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, object]:
         """A batch with input_ids, attention_mask [sequences, 1, width, width], position_ids, labels, tokens, rows."""
         packed = [[rows[i] for i in places] for places in fill([len(r["input_ids"]) for r in rows], self.max_length)]
         ids = pad([[t for r in members for t in r["input_ids"]] for members in packed], self.pad_token_id)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.methods.base import Method, Setting
 from harness.methods.baselines import FewShot
 from runners.worker.encoding import encode_answer, encode_prompt
 from tasks.task import Item
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n\n"
 NAMED = 20
@@ -35,7 +38,9 @@ class Examples:
     facts: dict[str, Any]
     _kept: dict[str, int] = field(default_factory=dict)
 
-    def before(self, items: Sequence[Item], *, tokenizer: Any, positions: int, completion: int) -> list[Item]:
+    def before(
+        self, items: Sequence[Item], *, tokenizer: PreTrainedTokenizerBase, positions: int, completion: int
+    ) -> list[Item]:
         """The items with the examples in front of their prompts.
 
         Where the context is too short for all of them and the answer, the last ones are left out, whole, until the

@@ -19,7 +19,12 @@ LEARNING_RATE = 1e-3
 
 
 def projected_gradients(
-    ctx: Context, rows: Sequence[dict[str, Any]], warm_up: Sequence[dict[str, Any]], *, dimensions: int, steps: int
+    ctx: Context,
+    rows: Sequence[dict[str, object]],
+    warm_up: Sequence[dict[str, object]],
+    *,
+    dimensions: int,
+    steps: int,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Gradient of each row's loss in a LoRA of rank 8, projected to ``dimensions``, with length 1.
 

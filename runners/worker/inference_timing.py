@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import PeftMatrixError
 from runners.worker.likelihood import takes_logits_to_keep
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import Cache, PreTrainedModel
 
 
 class LengthMismatch(PeftMatrixError):
@@ -67,7 +70,7 @@ class Clock:
         self.cuda = device.type == "cuda"
         self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
 
-    def mark(self) -> Any:
+    def mark(self) -> object:
         """Now, in the device's queue."""
         if not self.cuda:
             return time.perf_counter()
@@ -99,18 +102,18 @@ class Decoder:
         device: device of the tensors.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         config = getattr(model, "active_peft_config", None)
         soft_prompt = bool(getattr(config, "is_prompt_learning", False))
         self.first = model
         self.later = model.base_model if soft_prompt else model
         self.virtual_tokens = int(config.num_virtual_tokens) if soft_prompt and config is not None else 0
         self.clock = Clock(device)
-        self._options: dict[str, Any] = {"use_cache": True}
+        self._options: dict[str, object] = {"use_cache": True}
         if takes_logits_to_keep(model):
             self._options["logits_to_keep"] = 1
 
-    def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Cache]:
         """First token of each request, shape (batch, 1), and the cache.
 
         Raises:
@@ -121,7 +124,7 @@ class Decoder:
             raise NoCache("the model returns no key-value cache")
         return out.logits[:, -1:].argmax(-1), out.past_key_values
 
-    def step(self, token: torch.Tensor, cache: Any) -> torch.Tensor:
+    def step(self, token: torch.Tensor, cache: Cache) -> torch.Tensor:
         """The next token of each request, shape (batch, 1); the cache grows by one."""
         out = self.later(input_ids=token, past_key_values=cache, **self._options)
         return out.logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]  # models have no types here
@@ -149,7 +152,7 @@ class Decoder:
         ttft_ms, *gaps_ms = self.clock.between_ms(marks)
         return Timing(ttft_ms, tuple(gaps_ms), e2e_ms), torch.cat(tokens, dim=1)
 
-    def verify(self, cache: Any, prompt_tokens: int, output_tokens: int) -> None:
+    def verify(self, cache: Cache, prompt_tokens: int, output_tokens: int) -> None:
         """Raise :class:`LengthMismatch` unless the cache holds the prompt and every token but the last."""
         expected = self.virtual_tokens + prompt_tokens + output_tokens - 1
         found = int(cache.get_seq_length())

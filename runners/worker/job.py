@@ -78,22 +78,22 @@ class Job:
     cache: str
     attempt: int = 1
     neighbours: int = 0
-    accounting: dict[str, Any] = field(default_factory=dict)
+    accounting: dict[str, object] = field(default_factory=dict)
     peak_tflops: float | None = None
     side_environment: dict[str, str] = field(default_factory=dict)
     python: str = ""
     tools: dict[str, str] = field(default_factory=dict)
-    tuning: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, object] = field(default_factory=dict)
     keep: str = ""
     ingredients: tuple[dict[str, Any], ...] = ()
     earlier: tuple[dict[str, Any], ...] = ()
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
-    out_of_memory: tuple[dict[str, Any], ...] = ()
+    out_of_memory: tuple[dict[str, object], ...] = ()
     beat_s: float = 5.0
     owner: tuple[str, int, float] | None = None
     results: str = ""
-    order: dict[str, Any] = field(default_factory=dict)
+    order: dict[str, object] = field(default_factory=dict)
     only_build: bool = False
 
     @property

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from runners.worker import likelihood
 from runners.worker.context import Context, context_length, told
 from runners.worker.encoding import by_length, encode_pair, pad
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import Cache, PreTrainedModel
 
 SHARED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of a log-probability taken for rounding, relative to its size (at least 1 nat), by dtype."""
@@ -140,7 +143,7 @@ def _plain(ctx: Context, batch: Sequence[Window]) -> list[LogProb]:
     ]
 
 
-def last_logits(model: Any, ids: torch.Tensor, first: int, **more: Any) -> tuple[Any, torch.Tensor, int]:
+def last_logits(model: PreTrainedModel, ids: torch.Tensor, first: int, **more: object) -> tuple[Any, torch.Tensor, int]:
     """The model's output, its logits of the positions from ``first`` on, and the position they really begin at.
 
     A model that does not take ``logits_to_keep``, or ignores it, gives all of them. Soft prompts put virtual positions
@@ -158,7 +161,7 @@ def last_logits(model: Any, ids: torch.Tensor, first: int, **more: Any) -> tuple
     return output, token_logits(output.logits, found), width - found
 
 
-def takes_logits_to_keep(model: Any) -> bool:
+def takes_logits_to_keep(model: PreTrainedModel) -> bool:
     """True if the architecture under ``model`` can compute the logits of the last positions alone."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(plain.forward).parameters
@@ -172,7 +175,7 @@ def _read(logits: torch.Tensor, tail: Ids) -> LogProb:
     return LogProb(float(total), bool((logp.argmax(-1) == wanted).all()))
 
 
-def _compare(ctx: Context, asked: Sequence[Window], batch: list[list[int]], plain: list[LogProb]) -> dict[str, Any]:
+def _compare(ctx: Context, asked: Sequence[Window], batch: list[list[int]], plain: list[LogProb]) -> dict[str, object]:
     """True if prompts may be shared with this model; otherwise the reason."""
     try:
         shared = _shared(ctx, asked, batch)
@@ -217,7 +220,7 @@ def _shared(ctx: Context, asked: Sequence[Window], batch: list[list[int]]) -> li
 
 
 def _on_the_cache(
-    ctx: Context, cache: Any, heads: Sequence[Ids], owner: Sequence[int], continuations: Sequence[Window]
+    ctx: Context, cache: Cache, heads: Sequence[Ids], owner: Sequence[int], continuations: Sequence[Window]
 ) -> list[LogProb]:
     """All but the first token of continuations of two and more tokens, read on the cache of their heads.
 

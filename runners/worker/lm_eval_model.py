@@ -91,7 +91,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval has no types here
                     self.cut.add(context)
         return out
 
-    def _settings(self, asked: dict[str, Any]) -> tuple[Decoding, list[str], int]:
+    def _settings(self, asked: dict[str, object]) -> tuple[Decoding, list[str], int]:
         """Decoding, stop texts and number of new tokens of a request."""
         kwargs: dict[str, Any] = normalize_gen_kwargs(asked, self.max_gen_toks)
         stops = handle_stop_sequences(kwargs.pop("until", None), eos=self.tok_decode(self.eot_token_id, False))
@@ -208,7 +208,7 @@ def scored_of(model: LiveModel, sample: Results) -> Scored:
     )
 
 
-def _index(target: Any, options: list[str]) -> int:
+def _index(target: object, options: list[str]) -> int:
     """Position of the right option, which lm-eval gives as a number or as its text.
 
     Raises:

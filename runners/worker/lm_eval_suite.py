@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from runners.worker.job import write_atomically
 from runners.worker.likelihood import SHARED_TOLERANCE, Window, answer_logps, log_probs
 from tasks.scored import Scored
 from tasks.scoring import summarise
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 CHECKED_ITEMS = 16
 """Items of every task that are scored by lm-eval's own code and by our own scorer too."""
@@ -110,7 +113,7 @@ def score_standard(ctx: Context, *, arm: str, metric: str) -> None:
         ctx.record_missing(metric, "not_applicable", source="lm-eval", note=note)
 
 
-def keep(ctx: Context, model: Any, found: dict[str, Any], arm: str) -> dict[str, list[Scored]]:
+def keep(ctx: Context, model: PreTrainedModel, found: dict[str, Any], arm: str) -> dict[str, list[Scored]]:
     """Samples of every (sub)task, in our format; of a task with several filters those of the first."""
     from runners.worker.lm_eval_model import scored_of
 
@@ -122,7 +125,7 @@ def keep(ctx: Context, model: Any, found: dict[str, Any], arm: str) -> dict[str,
     return kept
 
 
-def numbers(found: dict[str, Any]) -> dict[str, Any]:
+def numbers(found: dict[str, Any]) -> dict[str, object]:
     """lm-eval's results of a task or group and its parts, as plain JSON."""
     return {
         "results": {
@@ -134,7 +137,7 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def agree(ctx: Context, model: Any, use: LmEvalUse, found: dict[str, Any]) -> dict[str, Any]:
+def agree(ctx: Context, model: PreTrainedModel, use: LmEvalUse, found: dict[str, Any]) -> dict[str, object]:
     """Score some items once more by lm-eval's own code and by our own scorer; what was found.
 
     Raises:
@@ -148,7 +151,7 @@ def agree(ctx: Context, model: Any, use: LmEvalUse, found: dict[str, Any]) -> di
                     options.append((arguments[0], arguments[1], float(response[0][0]), sample["doc_id"]))
                 elif isinstance(response[0], str):
                     completions.append((arguments, response[0]))
-    noted: dict[str, Any] = {}
+    noted: dict[str, object] = {}
     if options:
         noted |= _options_agree(ctx, model, use, options)
     if completions:
@@ -157,8 +160,8 @@ def agree(ctx: Context, model: Any, use: LmEvalUse, found: dict[str, Any]) -> di
 
 
 def _options_agree(
-    ctx: Context, model: Any, use: LmEvalUse, options: Sequence[tuple[str, str, float, Any]]
-) -> dict[str, Any]:
+    ctx: Context, model: PreTrainedModel, use: LmEvalUse, options: Sequence[tuple[str, str, float, object]]
+) -> dict[str, object]:
     from lm_eval.models.huggingface import HFLM
 
     requests = [((c, o), *model._encode_pair(c, o)) for c, o, _, _ in options if c]
@@ -171,7 +174,7 @@ def _options_agree(
         raise CheckFailed("lm-eval-agreement", detail)
     with torch.inference_mode():
         own = answer_logps(ctx, [(c, o) for c, o, _, _ in options], end=False).logps
-    by_item: dict[Any, list[tuple[float, float]]] = {}
+    by_item: dict[object, list[tuple[float, float]]] = {}
     for (_, _, logp, item), mine in zip(options, own, strict=True):
         by_item.setdefault(item, []).append((logp, mine))
     # a tie within rounding may fall to either side
@@ -189,8 +192,8 @@ def _chosen_alike(pairs: Sequence[tuple[float, float]], allowed: float) -> bool:
 
 
 def _completions_agree(
-    ctx: Context, model: Any, use: LmEvalUse, completions: Sequence[tuple[Any, str]]
-) -> dict[str, Any]:
+    ctx: Context, model: PreTrainedModel, use: LmEvalUse, completions: Sequence[tuple[object, str]]
+) -> dict[str, object]:
     from types import SimpleNamespace
 
     from lm_eval.models.huggingface import HFLM

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ from harness.errors import CheckFailed, Unsupported, UserError
 from harness.models import conv1d, hub, skeleton, sources
 from runners.worker.context import Context
 from runners.worker.encoding import encode_prompt
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 SHOWN = 4
 CAUSAL_TOKENS = 16
@@ -108,7 +111,7 @@ def hub_revision(ctx: Context) -> str | None:
 
 
 # --- weights and head ------------------------------------------------------------------------------
-def check_weights(model: Any, info: Mapping[str, Any], classes: Sequence[str], name: str) -> None:
+def check_weights(model: PreTrainedModel, info: Mapping[str, Any], classes: Sequence[str], name: str) -> None:
     """Weights that are not in the files were drawn at random, and files may hold more layers than were built.
 
     Raises:
@@ -129,7 +132,7 @@ def check_weights(model: Any, info: Mapping[str, Any], classes: Sequence[str], n
         )
 
 
-def check_head(config: Mapping[str, Any], classes: Sequence[str], *, fresh: set[str], name: str) -> str:
+def check_head(config: Mapping[str, object], classes: Sequence[str], *, fresh: set[str], name: str) -> str:
     """The head's origin: drawn from the seed, or read from the files for the same classes.
 
     Raises:
@@ -149,7 +152,7 @@ def check_head(config: Mapping[str, Any], classes: Sequence[str], *, fresh: set[
     return "from the files, for the same classes"
 
 
-def _files(ctx: Context, path: str) -> dict[str, Any]:
+def _files(ctx: Context, path: str) -> dict[str, object]:
     """The folder's own ``config.json``, before the task's labels replaced those in it."""
     folder: Path | None = Path(path)
     if folder is not None and not folder.is_dir():
@@ -169,7 +172,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 # --- settings of the folder ------------------------------------------------------------------------
-def _own_settings(ctx: Context, model: Any, *, classify: bool) -> dict[str, Any]:
+def _own_settings(ctx: Context, model: PreTrainedModel, *, classify: bool) -> dict[str, Any]:
     """Replace what the folder says about decoding and padding by the harness's own; what was replaced."""
     from transformers import GenerationConfig
 

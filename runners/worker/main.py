@@ -234,7 +234,7 @@ def used_batch(job: Job) -> dict[str, int]:
     }
 
 
-def batch_facts(job: Job) -> dict[str, Any] | None:
+def batch_facts(job: Job) -> dict[str, object] | None:
     """The batch asked for and the batch used, if the sweep allows halving; None otherwise."""
     training = job.cell["training"]
     if training.get("on_oom") != "halve_batch":
@@ -280,7 +280,7 @@ def make_panel(job: Job, number: int = 0) -> Panel:
     return Panel(meters.build(job.device, uuids=job.metered, names=names, options=options))
 
 
-def cool_down_first(job: Job) -> dict[str, Any] | None:
+def cool_down_first(job: Job) -> dict[str, object] | None:
     """Wait until the GPUs are as cool as the hardware profile wants them; how that went, None if it wants nothing."""
     thermal = Thermal(**(job.cell["hardware"].get("thermal") or {}))
     if thermal.cool_below_c is None:
@@ -289,7 +289,7 @@ def cool_down_first(job: Job) -> dict[str, Any] | None:
     return cool_down(read_c, below_c=thermal.cool_below_c, cap_s=thermal.cool_cap_s).facts()
 
 
-def meter_facts(panel: Panel | None) -> dict[str, Any]:
+def meter_facts(panel: Panel | None) -> dict[str, object]:
     """Description of the instruments, for the record; ``simulated`` is set only if a driver reports it."""
     facts = panel.facts() if panel is not None else {}
     boards = facts.get("device-state", {}).get("boards", ())
@@ -328,7 +328,7 @@ def prepare_process(job: Job, number: int = 0) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-def share_of(devices: tuple[Any, ...], number: int, ranks: int) -> tuple[Any, ...]:
+def share_of(devices: tuple[object, ...], number: int, ranks: int) -> tuple[Any, ...]:
     """A rank's part of the cores or GPUs of a job."""
     size = len(devices) // ranks
     return devices[number * size : (number + 1) * size]

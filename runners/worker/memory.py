@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 
 from harness.hardware import GIB
 
 
-def cap_allocator(limit_gib: float) -> dict[str, Any]:
+def cap_allocator(limit_gib: float) -> dict[str, object]:
     """Let this process's CUDA allocator hold at most ``limit_gib`` GiB; beyond it raises ``OutOfMemoryError``.
 
     It caps what torch reserves. The CUDA context and libraries that allocate on their own are not counted.

@@ -51,7 +51,7 @@ class Models:
         self.calls: dict[str, dict[str, int]] = {}
         self.cached: dict[str, float] = {}
         self.loaded: dict[str, Context] = {}
-        self.facts_of: dict[str, Any] = {}
+        self.facts_of: dict[str, object] = {}
 
     # --- of both -------------------------------------------------------------------------------
     def model(self, role: str) -> Context:
@@ -115,7 +115,7 @@ class Models:
             )
         )
 
-    def answers(self, items: Sequence[Any]) -> list[str]:
+    def answers(self, items: Sequence[object]) -> list[str]:
         """See :class:`harness.objectives.base.OtherModels`."""
         return self.answers_of(items, by="teacher")
 
@@ -136,7 +136,7 @@ class Models:
                 "token by token; distill-sequence works with any teacher"
             )
 
-    def _kept(self, role: str, rows: Sequence[Row], what: dict[str, Any], ask: Ask) -> dict[str, torch.Tensor]:
+    def _kept(self, role: str, rows: Sequence[Row], what: dict[str, object], ask: Ask) -> dict[str, torch.Tensor]:
         """Log-probabilities of the rows under the model, from the cache where it was asked before."""
         cell = self.ctx.job.cell
         who = self.named.get(role) or {"model": cell["model"], "quantization": cell["quantization"]}
@@ -181,7 +181,7 @@ class Models:
         return self.ctx.steps * self.ctx.training.batch_size * self.ctx.training.gradient_accumulation
 
     @property
-    def validation(self) -> Sequence[Any]:
+    def validation(self) -> Sequence[object]:
         """Items of the validation split."""
         return self.ctx.splits.validation
 
@@ -238,13 +238,13 @@ class Models:
         """By the task's parser."""
         return [bool(s.correct) for s in score_generation(self.ctx.task, items, answers)]
 
-    def items_of(self, task: str) -> list[Any]:
+    def items_of(self, task: str) -> list[object]:
         """The training items of another task."""
         found = load_task(task, [Path(w) for w in self.ctx.job.workspaces])
         root = Path(self.ctx.job.data_root) if self.ctx.job.data_root else None
         return list(load_split(found, "train", data_root=root, max_items=None, seed=self.ctx.seed))
 
-    def gradients(self, items: Sequence[Any], *, warm_up: Sequence[Any], dimensions: int, steps: int) -> Any:
+    def gradients(self, items: Sequence[Any], *, warm_up: Sequence[Any], dimensions: int, steps: int) -> object:
         """See :class:`harness.recipes.base.Desk`."""
         rows, _ = load.encoded(self.ctx, items)
         first, _ = load.encoded(self.ctx, warm_up)
@@ -275,7 +275,7 @@ def batches(ctx: Context, rows: Sequence[Row]) -> Any:
         yield positions, to_device(ctx, collate(chosen)), len(chosen[0]["sequences"])
 
 
-def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+def _inputs(batch: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in batch.items() if name != "labels"}
 
 

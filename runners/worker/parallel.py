@@ -110,7 +110,7 @@ def run(job: Job, say: Say, body: Callable[[Job, Say, int], None]) -> Loss | Non
 def _rank(job: Job, channel: Connection, body: Callable[[Job, Say, int], None], number: int) -> None:
     """Main function of a rank."""
 
-    def say(event: str, **more: Any) -> None:
+    def say(event: str, **more: object) -> None:
         if number == 0:
             channel.send({"event": event, **more})
 

@@ -47,11 +47,11 @@ def gpus_from_nvml(gpus: Sequence[Gpu]) -> Iterator[None]:
         index = device if isinstance(device, int) else torch.device(device or "cuda").index
         return gpus[index or 0]
 
-    def capability(device: Any) -> tuple[int, int]:
+    def capability(device: object) -> tuple[int, int]:
         major, minor = f"{gpu_of(device).compute_capability:.1f}".split(".")
         return int(major), int(minor)
 
-    def properties(device: Any) -> SimpleNamespace:
+    def properties(device: object) -> SimpleNamespace:
         major, minor = capability(device)
         gpu = gpu_of(device)
         return SimpleNamespace(name=gpu.name, total_memory=gpu.memory_bytes, major=major, minor=minor)
@@ -62,7 +62,7 @@ def gpus_from_nvml(gpus: Sequence[Gpu]) -> Iterator[None]:
         "get_device_properties": properties,
     }
 
-    def replacement(name: str) -> Callable[..., Any]:
+    def replacement(name: str) -> Callable[..., object]:
         return lambda device=None: (
             answers[name](device) if is_open else real[name](*([] if device is None else [device]))
         )

@@ -17,10 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runners.worker.import_path import leave_current_folder
 from runners.worker.job import LOG_FILE, Job
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 Say = Callable[..., None]
 WORK = "runners.worker.main:work"
@@ -67,11 +70,11 @@ class Rank:
             return collate
         return functools.partial(_part, collate, self.number, self.of)
 
-    def forward(self, model: Any) -> Any:
+    def forward(self, model: PreTrainedModel) -> Any:
         """The callable of the forward pass: DDP's wrapper, or the model itself."""
         return model if self.wrapped is None else self.wrapped
 
-    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
+    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[object]:
         """While further micro-batches of a step follow, DDP does not average gradients."""
         if self.wrapped is None or not more:
             return contextlib.nullcontext()
@@ -79,7 +82,7 @@ class Rank:
         return held
 
 
-def _part(collate: Callable[[list[Any]], Any], number: int, of: int, rows: list[Any]) -> Any:
+def _part(collate: Callable[[list[object]], object], number: int, of: int, rows: list[object]) -> object:
     size = len(rows) // of
     return collate(rows[number * size : (number + 1) * size])
 
@@ -99,7 +102,7 @@ def entry(job_file: str, channel: Connection | None, work: str = WORK) -> None:
     sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(log, "wb", 0), write_through=True)
     one_at_a_time = threading.Lock()
 
-    def say(event: str, **more: Any) -> None:
+    def say(event: str, **more: object) -> None:
         if channel is not None:
             with one_at_a_time:
                 channel.send({"event": event, **more})

@@ -6,7 +6,7 @@ What counts as right is decided in :mod:`tasks.scoring` from what this module pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from runners.worker.encoding import by_length, encode_prompt, encode_training, p
 from runners.worker.likelihood import answer_logps
 from tasks import scoring
 from tasks.task import Item, Task
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 
 def score(ctx: Context, task: Task, items: Sequence[Item]) -> list[scoring.Scored]:
@@ -169,7 +172,7 @@ def new_tokens(ctx: Context, task: Task) -> int:
     return wanted
 
 
-def probe_logits(ctx: Context, model: Any) -> torch.Tensor:
+def probe_logits(ctx: Context, model: PreTrainedModel) -> torch.Tensor:
     """Logits of the fixed probe batch (float32, on the CPU): what the reload and merge checks compare."""
     model.eval()
     inputs = {k: v for k, v in ctx.probe_batch.items() if k != "labels"}
@@ -181,7 +184,7 @@ def probe_logits(ctx: Context, model: Any) -> torch.Tensor:
     return logits
 
 
-def _per_item(items: Sequence[Item], flat: Sequence[Any]) -> list[list[Any]]:
+def _per_item(items: Sequence[Item], flat: Sequence[object]) -> list[list[Any]]:
     out, at = [], 0
     for item in items:
         out.append(list(flat[at : at + len(item.choices)]))

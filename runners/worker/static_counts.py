@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from harness.methods.catalog import METHODS
 from harness.metrics import missing, reading
 from harness.models import skeleton
 from harness.record import PROTOCOL, Outcome, Reading, Record
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 LARGEST_FILE_BYTES = 2**30
 """A result of training above this is not written only to learn its size."""
@@ -107,7 +110,7 @@ def _metrics(wanted: Mapping[str, Any]) -> dict[str, Reading]:
     return {r.quantity: r for r in found}
 
 
-def _method(name: str, params: dict[str, Any]) -> Method:
+def _method(name: str, params: dict[str, object]) -> Method:
     kind = METHODS.get(name, where="count")
     setting = Setting(
         kind="causal-lm",
@@ -122,7 +125,7 @@ def _method(name: str, params: dict[str, Any]) -> Method:
     return kind(kind.resolve(params, where=f"count of {name}"), setting)
 
 
-def _adapter_bytes(method: Method, model: Any, own: set[int]) -> Reading:
+def _adapter_bytes(method: Method, model: PreTrainedModel, own: set[int]) -> Reading:
     """Size of the safetensors files, written with zeros in place of the values that the method would have added."""
     source = "safetensors files of these shapes, written once"
     added = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

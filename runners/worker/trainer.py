@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
@@ -40,11 +40,11 @@ class StepClock:
         self.device = device
         self.cuda = device.type == "cuda"
         self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
-        self._begins: list[Any] = []
-        self._ends: list[Any] = []
-        self._ready: list[Any] = []  # from when the next step's batch was waited for
+        self._begins: list[object] = []
+        self._ends: list[object] = []
+        self._ready: list[object] = []  # from when the next step's batch was waited for
 
-    def _now(self) -> Any:
+    def _now(self) -> object:
         if not self.cuda:
             synchronize(self.device)
             return time.perf_counter()
@@ -114,7 +114,7 @@ def arguments(ctx: Context) -> TrainingArguments:
 
 
 @contextlib.contextmanager
-def _own_adapters_allowed(model: Any) -> Iterator[None]:
+def _own_adapters_allowed(model: PreTrainedModel) -> Iterator[None]:
     """Let Trainer take a quantized model whose adapter is not one of peft's.
 
     Trainer refuses it at construction, because usually nothing in it could train. Here the method has declared
@@ -142,7 +142,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         computed_tokens: the same with padding, which is computed too.
     """
 
-    def __init__(self, *, context: Context, hooks: Hooks, **kwargs: Any) -> None:
+    def __init__(self, *, context: Context, hooks: Hooks, **kwargs: object) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
         with _own_adapters_allowed(kwargs["model"]):
             super().__init__(callbacks=[hooks], **kwargs)
@@ -157,7 +157,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self._extra: dict[str, torch.Tensor] = {}
         self._micro_steps = context.steps * context.training.gradient_accumulation
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
         """The method's optimizer, or AdamW over everything that trains."""
         if self.optimizer is None:
             self.optimizer = self.context.method.optimizer(self.model) or switched_optimizer(
@@ -165,18 +165,20 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> object:
         """The sweep's schedule; where the method has several phases, from its beginning in each."""
         phases = self.context.method.phases()
         if len(phases) == 1:
             return super().create_scheduler(num_training_steps, optimizer)
         stated = self.context.training
-        self.lr_scheduler: Any = restarting(
+        self.lr_scheduler: object = restarting(
             optimizer or self.create_optimizer(), stated.schedule, phases, warmup_fraction=stated.warmup_fraction
         )
         return self.lr_scheduler
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict[str, object], *args: object, **kwargs: object
+    ) -> torch.Tensor:
         """The objective's loss, through the recipe's and the method's ``loss`` hooks."""
         rank = self.context.rank
         first = len(self.losses) % self.context.training.gradient_accumulation == 0
@@ -185,19 +187,21 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.task_losses.append(task_loss.detach())
         return loss
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_train_sampler(self, *args: object, **kwargs: object) -> object:
         """In the order of the recipe where it has one."""
         if self.context.recipe.declaration.ordered:
             return SequentialSampler(self.train_dataset)
         return super()._get_train_sampler(*args, **kwargs)
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def _clip_grad_norm(self, model: PreTrainedModel) -> object:
         """Clip, and keep the norm before clipping without waiting for the device."""
         norm = super()._clip_grad_norm(model)
         self.grad_norms.append(whole(torch.as_tensor(norm).detach()))
         return norm
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: object = None
+    ) -> torch.Tensor:
         """One micro-batch: the method's own step if it has one, else forward and backward.
 
         Raises:
@@ -225,7 +229,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             stop_if_hopeless(self.losses, self.grad_norms)
         return loss
 
-    def _saved_elsewhere(self) -> contextlib.AbstractContextManager[Any]:
+    def _saved_elsewhere(self) -> contextlib.AbstractContextManager[object]:
         """Where the variant says so, what the backward pass needs waits in the host's memory."""
         if self.context.switches.get("offload") == "activations":
             return torch.autograd.graph.save_on_cpu(pin_memory=True)
@@ -271,13 +275,15 @@ def restarting(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, last)])
 
 
-def loss_of(ctx: Context, model: Any, batch: dict[str, Any], extra: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(
+    ctx: Context, model: PreTrainedModel, batch: dict[str, object], extra: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """A forward pass and its loss: the objective's, then what the recipe and the method make of it."""
     return losses_of(ctx, model, batch, extra)[0]
 
 
 def losses_of(
-    ctx: Context, model: Any, batch: dict[str, Any], extra: dict[str, torch.Tensor]
+    ctx: Context, model: PreTrainedModel, batch: dict[str, Any], extra: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a forward pass that is trained on, and the task's own without what recipe and method add to it."""
     outputs = model(**batch)
@@ -337,7 +343,9 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         asked = context.job.cell.get("pruning")
         self.pruning = Pruning(asked, context.method.loop_steps) if asked is not None else None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: object, state: object, control: object, model: PreTrainedModel = None, **kwargs: object
+    ) -> None:
         """Note which tensors the gradient probe waits for."""
         expects = self.context.method.expects_gradient
         self.silent = {n for n, p in model.named_parameters() if p.requires_grad and expects(n)}
@@ -345,19 +353,25 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         if self.target is not None:
             self.target.begin()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: object
+    ) -> None:
         """Start the clock; the method chooses what trains now."""
         self.clock.begin()
         self.context.method.select(model, state.global_step)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: object
+    ) -> None:
         """Cross off the tensors that received a gradient."""
         if self.silent and state.global_step < PROBED_STEPS:
             for name, parameter in model.named_parameters():
                 if name in self.silent and parameter.grad is not None and bool(whole(parameter.grad).any()):
                     self.silent.discard(name)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: Any
+    ) -> None:
         """The method's hook, and once the attribution of memory, while the gradients are still there."""
         step = state.global_step + 1
         if step == min(ATTRIBUTED_STEP, state.max_steps):
@@ -367,7 +381,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                 self.attribution = error
         self.context.method.on_step(model, step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: Any, control: Any, model: PreTrainedModel = None, **kwargs: Any) -> None:
         """Stop the clock; check the probe once; report progress."""
         self.clock.end()
         step = state.global_step
@@ -401,7 +415,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                     self.attribution = replace(self.attribution, optimizer_state=grown)
             self.clock.resume()
 
-    def check_moved(self, model: Any) -> None:
+    def check_moved(self, model: PreTrainedModel) -> None:
         """Raise if a tensor that the gradient probe leaves out should have moved and is what it was.
 
         Raises:

@@ -6,7 +6,7 @@ A generator is ``generate(params, split, n, seed) -> list[Item]``, one registry 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from harness.registry import Registry
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Generator(Protocol):
     """Makes the items of a split."""
 
-    def __call__(self, params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+    def __call__(self, params: Mapping[str, object], split: str, n: int, seed: int) -> list[Item]:
         """``n`` items of ``split``, the same for the same arguments; two splits never share one.
 
         Raises:

@@ -25,7 +25,7 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def read_params(model: type[Params], params: Mapping[str, Any], generator: str) -> Any:
+def read_params(model: type[Params], params: Mapping[str, object], generator: str) -> Any:
     """``params`` as an instance of ``model``.
 
     Raises:

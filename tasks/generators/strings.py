@@ -67,7 +67,7 @@ class StringPairParams(StringParams):
     rejected: tuple[Operation, ...] = Field(min_length=1)
 
 
-def generate_pairs(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+def generate_pairs(params: Mapping[str, object], split: str, n: int, seed: int) -> list[Item]:
     """Preferences over strings: the result of ``operations`` is better than that of ``rejected``.
 
     Where the two are the same text, the worse answer has another last character. See :func:`generate`.

@@ -33,7 +33,7 @@ class BottleneckAdapter(Method):
     """True if D is drawn as LoRA's first factor."""
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:

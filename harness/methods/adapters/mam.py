@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods.adapters.bottleneck import ADAPTS, REFUSES, BottleneckAdapter
 from harness.methods.base import Declaration
@@ -48,7 +48,7 @@ class MAM(BottleneckAdapter):
     beside = True
     uniform = True
 
-    def _prefix(self) -> Any:
+    def _prefix(self) -> object:
         from peft import PrefixTuningConfig
 
         return PrefixTuningConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class Bottleneck(nn.Module):
 def hang_after(model: nn.Module, place: FeedForward, bottleneck: Bottleneck) -> None:
     """In series: the bottleneck reads what the feed-forward layer gives, and its own is added to that."""
 
-    def add(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def add(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         added: Tensor = bottleneck(output)
         return output + added.to(output.dtype)
 
@@ -82,7 +81,7 @@ def hang_beside(model: nn.Module, place: FeedForward, bottleneck: Bottleneck) ->
     def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         given[:] = [inputs[0]]
 
-    def add(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def add(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         added: Tensor = bottleneck(given.pop())
         return output + added.to(output.dtype)
 

@@ -14,7 +14,9 @@ from harness.methods.peft.method import PeftMethod
 from harness.methods.peft.table import derived
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 class LongLoRA(PeftMethod):
@@ -42,7 +44,7 @@ class LongLoRA(PeftMethod):
     declaration: ClassVar[Declaration] = row.declaration
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class.
 
         Raises:
@@ -57,7 +59,7 @@ class LongLoRA(PeftMethod):
             raise UserError(f"context of longlora must be a number of tokens, not {context!r}", where=where)
         return resolved
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With ``attention`` spelt out."""
         params = super().config_params(model)
         if params["target_modules"] == "attention":
@@ -75,7 +77,7 @@ class LongLoRA(PeftMethod):
         """LoRA; embeddings and norms train in place; attention in groups until :meth:`finish`."""
         from harness.methods.attention.shifted import register
 
-        like: Any = model
+        like: PreTrainedModel = model
         self._lengthen(model)
         self._before = like.config._attn_implementation
         like.set_attn_implementation(register(int(self.params["groups"])))
@@ -93,7 +95,7 @@ class LongLoRA(PeftMethod):
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Back to the attention that the cell asks for."""
-        adapted: Any = model
+        adapted: PeftModel = model
         adapted.get_base_model().set_attn_implementation(self._before)
         return model
 
@@ -122,7 +124,7 @@ def lengthen(model: nn.Module, context: int) -> None:
     Raises:
         Unsupported: the model has no rotary positions, or they are scaled already.
     """
-    like: Any = model
+    like: PreTrainedModel = model
     config = like.config
     own = int(config.max_position_embeddings)
     factor = math.ceil(context / own)
@@ -139,7 +141,7 @@ def lengthen(model: nn.Module, context: int) -> None:
     config.rope_parameters = {**stated, "rope_type": "linear", "factor": float(factor)}
     config.max_position_embeddings = own * factor
     for holder in holders:
-        untyped: Any = holder
+        untyped: PreTrainedModel = holder
         device = next(iter(untyped.rotary_emb.buffers())).device
         untyped.rotary_emb = type(untyped.rotary_emb)(config).to(device)
 

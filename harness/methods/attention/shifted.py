@@ -6,7 +6,7 @@ torch and transformers are imported when :func:`register` is called, not before.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
@@ -34,7 +34,7 @@ def attention(
     groups: int,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
     """In training attention inside groups, half of the heads with groups half a group later; else full attention.
 

@@ -17,7 +17,7 @@ from harness.methods.peft.table import derived
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
 
-CLASSIFIES: dict[str, Any] = {
+CLASSIFIES: dict[str, object] = {
     "kinds": frozenset({"sequence-classification"}),
     "refuses_kind": {
         "causal-lm": "a language model whose tokens see their successors has nothing left to predict",
@@ -80,7 +80,7 @@ class LayerwiseUnmasked(LsUnLlama):
     declaration: ClassVar[Declaration] = row.declaration
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class.
 
         Raises:
@@ -122,16 +122,18 @@ def unmask(model: nn.Module, groups: str) -> None:
     body: Any = model.get_submodule(prefix.rpartition(".")[0])
     padding: dict[str, Any] = {}
 
-    def remember(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def remember(_module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         padding["mask"] = inspect.signature(body.forward).bind(*args, **kwargs).arguments.get("attention_mask")
 
-    def replace(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def replace(
+        block: Any, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         call = inspect.signature(block.forward).bind(*args, **kwargs)
         hidden = next(iter(call.arguments.values()))
         call.arguments["attention_mask"] = create_bidirectional_mask(body.config, hidden, padding["mask"])
         return call.args, call.kwargs
 
-    def pool(_module: Any, _args: Any, output: Any) -> None:
+    def pool(_module: object, _args: object, output: Any) -> None:
         hidden = output.last_hidden_state
         real = torch.ones_like(hidden[..., :1]) if padding["mask"] is None else padding["mask"][..., None].to(hidden)
         mean = (hidden * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)

@@ -53,7 +53,7 @@ class DiffoRA(SearchedLora):
         unverified=True,
     )
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 

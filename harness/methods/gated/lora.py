@@ -30,7 +30,7 @@ class SearchedLora(WeightDelta):
 
     tensors = (DOWN, UP)
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.chosen: frozenset[str] | None = None
         self.gate: Callable[[nn.Module], torch.Tensor] | None = None

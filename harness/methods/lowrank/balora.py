@@ -12,6 +12,7 @@ from harness.methods.modules import Linear
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers.utils import ModelOutput
 
 
 class BALoRA(LowRank):
@@ -89,7 +90,7 @@ class BALoRA(LowRank):
             self._original = False
             self._model.train(training)
 
-    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The task's loss and the three penalties, over positions that are not padding."""
         import torch
 

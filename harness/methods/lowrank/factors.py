@@ -29,7 +29,7 @@ class LowRank(WeightDelta):
     """``dW = s (...)`` with s = alpha / r, and r at most the smaller side of the layer."""
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:

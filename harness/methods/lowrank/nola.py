@@ -41,7 +41,7 @@ class NOLA(LowRank):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -76,12 +76,12 @@ class NOLA(LowRank):
             mixture(module.nola_a, seed, (r, module.in_features)),
         )
 
-    def added(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+    def added(self, module: object, x: torch.Tensor) -> torch.Tensor:
         """s B A x."""
         b, a = self.factors(module)
         return self.scale * ((x.float() @ a.T) @ b.T)
 
-    def delta(self, module: Any) -> torch.Tensor:
+    def delta(self, module: object) -> torch.Tensor:
         """s B A."""
         b, a = self.factors(module)
         return self.scale * (b @ a)

@@ -97,7 +97,7 @@ class NLoRA(Structured):
     )
 
     @classmethod
-    def declared(cls, params: Mapping[str, Any]) -> Declaration:
+    def declared(cls, params: Mapping[str, object]) -> Declaration:
         """In the mode ``repo`` the base is left alone and the start is not the base's function."""
         if params.get("mode", "paper") == "paper":
             return cls.declaration
@@ -106,7 +106,7 @@ class NLoRA(Structured):
         )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:

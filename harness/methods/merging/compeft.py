@@ -22,6 +22,7 @@ from harness.methods.peft.method import PeftMethod
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers.utils import ModelOutput
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
 SCALES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
@@ -57,7 +58,7 @@ class ComPeft(Method):
 
     # --- the adapter ---------------------------------------------------------------------------
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Own parameters, and those of the adapter.
 
         Raises:
@@ -74,7 +75,7 @@ class ComPeft(Method):
         return {**own, **carrier.resolve(others, where=where)}
 
     @classmethod
-    def declared(cls, params: Mapping[str, Any]) -> Declaration:
+    def declared(cls, params: Mapping[str, object]) -> Declaration:
         """On the adapter's bases, at its rates, merging as it does."""
         of = _adapter(str(params.get("of", "lora")), "").declaration
         return replace(
@@ -112,7 +113,7 @@ class ComPeft(Method):
         """The adapter's."""
         return self.carrier.optimizer(model)
 
-    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The adapter's."""
         return self.carrier.loss(outputs, batch, reference)
 

@@ -114,7 +114,7 @@ class Merged(Full):
     """The base plus lambda times what a rule makes of the ingredients' task vectors."""
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class; ``of`` is required, and ``over`` is ``seeds`` or ``tasks``.
 
         Raises:
@@ -233,7 +233,7 @@ def merged_state(ingredient: Ingredient) -> dict[str, torch.Tensor]:
     return state
 
 
-def greedy(tau: torch.Tensor, fit: _Fit) -> dict[str, Any]:
+def greedy(tau: torch.Tensor, fit: _Fit) -> dict[str, object]:
     """Write the greedy soup into the model; which ingredients it holds, best first."""
     alone = [fit.score(vector) for vector in tau]
     order = sorted(range(len(tau)), key=lambda i: alone[i])

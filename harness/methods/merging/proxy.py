@@ -14,6 +14,7 @@ from harness.methods.modules import freeze
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
+    from transformers import Cache, PreTrainedModel
 
 PASSED_ON = ("attention_mask", "position_ids", "logits_to_keep", "token_type_ids")
 """Arguments of a forward pass that the small models are given as well."""
@@ -99,7 +100,7 @@ class Steering:
         self.strength = strength
         self._caches: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def __call__(self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The output with the sum of the logits."""
         inputs = {name: kwargs[name] for name in PASSED_ON if kwargs.get(name) is not None}
         inputs["input_ids"] = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
@@ -114,7 +115,7 @@ class Steering:
         output.logits = output.logits + self.strength * difference.to(output.logits.dtype)
         return output
 
-    def _caches_of(self, own: Any, tokens: int) -> tuple[Any, Any]:
+    def _caches_of(self, own: Any, tokens: int) -> tuple[object, object]:
         """The small models' caches for the large model's cache ``own``, which holds ``tokens`` of this call already.
 
         Raises:
@@ -140,13 +141,13 @@ CHANGES = ("batch_select_indices", "batch_repeat_interleave", "reorder_cache", "
 """Methods by which decoding and scoring change a cache between two passes."""
 
 
-def _change_together(cache: Any, others: tuple[Any, ...]) -> None:
+def _change_together(cache: Cache, others: tuple[object, ...]) -> None:
     """Make every change of ``cache`` a change of ``others`` as well."""
 
     own = ref(cache)  # a strong one would keep the caches until the garbage collector finds the circle
 
     def of_all(name: str) -> Callable[..., None]:
-        def change(*args: Any, **kwargs: Any) -> None:
+        def change(*args: object, **kwargs: object) -> None:
             for one in (own(), *others):
                 getattr(type(one), name)(one, *args, **kwargs)
 
@@ -157,5 +158,5 @@ def _change_together(cache: Any, others: tuple[Any, ...]) -> None:
 
 
 def _config(model: nn.Module) -> Any:
-    untyped: Any = model
+    untyped: PreTrainedModel = model
     return untyped.config.get_text_config()

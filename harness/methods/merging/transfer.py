@@ -97,7 +97,7 @@ class FineTuningTransfer(Merged):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class, without ``over``."""
         return Method.resolve.__func__(cls, params, where=where)  # type: ignore[attr-defined, no-any-return]  # a classmethod
 

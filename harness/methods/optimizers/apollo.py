@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods.base import Declaration
 from harness.methods.baselines import Full
@@ -33,7 +33,7 @@ class Apollo(Full):
     )
 
     @classmethod
-    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+    def remark(cls, params: Mapping[str, object], steps: int) -> str | None:
         """True if the projection changes."""
         return never_renewed(params, steps)
 

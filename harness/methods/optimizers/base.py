@@ -72,14 +72,14 @@ class AdamOptimizer(ParameterOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[object],
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         fused: bool = False,
-        **own: Any,
+        **own: object,
     ) -> None:
         common = {"lr": lr, "rank": None, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**common, **own}, fused=fused)

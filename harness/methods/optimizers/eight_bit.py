@@ -28,7 +28,7 @@ class AdamW8bit(Full):
     )
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """The package bitsandbytes."""
         return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name)
 
@@ -56,7 +56,7 @@ class PagedAdamW(AdamW8bit):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class; bits are 8 or 32.
 
         Raises:

@@ -40,7 +40,7 @@ class LowRankStates(Full):
     """Parameters of the optimizer's class in addition to those of GaLore."""
 
     @classmethod
-    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+    def remark(cls, params: Mapping[str, object], steps: int) -> str | None:
         """True if the subspace moves."""
         return never_renewed(params, steps)
 
@@ -74,7 +74,7 @@ class LowRankStates(Full):
 
 
 def projected_adamw(
-    model: nn.Module, params: Mapping[str, Any], setting: Setting, kind: str = "ProjectedAdamW", **own: Any
+    model: nn.Module, params: Mapping[str, Any], setting: Setting, kind: str = "ProjectedAdamW", **own: object
 ) -> torch.optim.Optimizer:
     """An optimizer over the whole model whose states are projected for the matrices of the blocks.
 
@@ -100,7 +100,7 @@ def projected_adamw(
 
 
 PAPER_GAP = 200
-SHAPE: dict[str, Any] = {"rank": 8, "update_gap": None, "scale": 1.0, "layerwise": False}
+SHAPE: dict[str, object] = {"rank": 8, "update_gap": None, "scale": 1.0, "layerwise": False}
 LATER = {"layerwise": False}
 SOURCE = (
     "rank as in GaLore's GLUE runs; the gap is the paper's 200 steps, or a quarter of a shorter run; the scale is "
@@ -109,7 +109,9 @@ SOURCE = (
 )
 
 
-def low_rank_row(name: str, summary: str, paper: str, *, defaults: Mapping[str, Any], **declared: Any) -> Declaration:
+def low_rank_row(
+    name: str, summary: str, paper: str, *, defaults: Mapping[str, object], **declared: Any
+) -> Declaration:
     """A declaration of full fine-tuning with another optimizer."""
     return Declaration(
         **{
@@ -154,7 +156,7 @@ class GaLore8bit(LowRankStates):
     )
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """The package bitsandbytes."""
         return lacks("bitsandbytes", "bitsandbytes", cls.declaration.name)
 
@@ -175,7 +177,7 @@ class QGaLore(GaLore8bit):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class; the mode is ``paper`` or ``repo``.
 
         Raises:
@@ -214,7 +216,7 @@ class Fira(LowRankStates):
     )
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """The package pytorch-optimizer."""
         return lacks("pytorch_optimizer", "pytorch-optimizer", cls.declaration.name)
 
@@ -224,7 +226,7 @@ class Fira(LowRankStates):
 
         matrices, others = block_matrices(model)
         s, rank = self.setting, int(self.params["rank"])
-        projected: dict[str, Any] = {
+        projected: dict[str, object] = {
             "rank": rank,
             "update_proj_gap": gap(self.params["update_gap"], PAPER_GAP, s.steps),
             "scale": 1.0,

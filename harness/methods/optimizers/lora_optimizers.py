@@ -23,7 +23,7 @@ class OwnOptimizer(PeftMethod):
 
 
 PAPER_GAP = 500
-GRADNORM: dict[str, Any] = {"mode": "paper", "projected_rank": 4, "update_gap": None, "scale": 4.0, "bits": 32}
+GRADNORM: dict[str, object] = {"mode": "paper", "projected_rank": 4, "update_gap": None, "scale": 4.0, "bits": 32}
 
 
 class GradNormLoRP(OwnOptimizer):
@@ -48,7 +48,7 @@ class GradNormLoRP(OwnOptimizer):
     declaration: ClassVar[Declaration] = row.declaration
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Same as the base class; the mode is ``paper`` or ``repo``.
 
         Raises:
@@ -62,12 +62,12 @@ class GradNormLoRP(OwnOptimizer):
         return resolved
 
     @classmethod
-    def remark(cls, params: Mapping[str, Any], steps: int) -> str | None:
+    def remark(cls, params: Mapping[str, object], steps: int) -> str | None:
         """True if the subspace moves."""
         return never_renewed(params, steps)
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """The package bitsandbytes, for 8-bit moments."""
         return lacks("bitsandbytes", "bitsandbytes", "gradnormlorp") if params.get("bits") == 8 else None
 

@@ -22,7 +22,7 @@ class ProjectedAdamW(AdamOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[object],
         *,
         update_gap: int = 200,
         scale: float = 1.0,

@@ -15,7 +15,10 @@ from harness.methods.peft.method import PeftMethod
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
+    from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 
 # --- initialisations that change the base ---------------------------------------------------------
@@ -47,7 +50,7 @@ class Reparameterized(PeftMethod):
                 now = torch.cat([now, -self._first[name]], dim=1)
             state[name] = now.contiguous()
         save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        adapted: Any = model
+        adapted: PeftModel = model
         config = copy.deepcopy(adapted.peft_config["default"])
         grow = 2**0.5 if config.use_rslora else 2  # keeps the scale, alpha/r or alpha/√r
         config.init_lora_weights, config.inference_mode = True, True
@@ -66,7 +69,7 @@ class FromData(Reparameterized):
 class Corda(FromData):
     """CorDA: the weight is split along the principal directions of weight times input covariance."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With the targets inside the blocks only: a covariance is one over tokens, a pooler sees single vectors."""
         params = super().config_params(model)
         return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
@@ -110,7 +113,7 @@ class Eva(PeftMethod):
 
     batches_read = 8  # at most; billed to the stage ``prepare``
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """Targets inside the blocks only (a pooler sees single vectors); a classifier's labels mask no tokens."""
         params = super().config_params(model)
         inside = _inside_blocks(model, params["target_modules"])
@@ -190,7 +193,7 @@ class LoraFa(PeftMethod):
 class Riemannian(PeftMethod):
     """Riemannian preconditioning: each factor's gradient is scaled by the inverse of the other's Gram matrix."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """Without the optimizer's parameter."""
         return _without(super().config_params(model), "damping")
 
@@ -222,7 +225,7 @@ class AdaLora(PeftMethod):
         warmup, final = int(params.pop("warmup_share") * steps), int(params.pop("final_share") * steps)
         return {**params, "tinit": warmup, "tfinal": final, "total_step": steps}
 
-    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+    def task_loss(self, outputs: ModelOutput, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the answers: peft adds the orthogonality term to the model's own loss."""
         from torch.nn.functional import cross_entropy
 
@@ -233,7 +236,7 @@ class AdaLora(PeftMethod):
 
     def on_step(self, model: nn.Module, step: int) -> None:
         """Prune by the schedule; reads the step's gradients."""
-        adapted: Any = model
+        adapted: PeftModel = model
         adapted.base_model.update_and_allocate(step)
 
 
@@ -247,7 +250,7 @@ class Regularized(PeftMethod):
         self._adapted: Any = super().attach(model)
         return self._adapted
 
-    def loss(self, outputs: Any, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: ModelOutput, batch: Batch, reference: torch.Tensor) -> torch.Tensor:
         """The task's loss and the term."""
         return reference + getattr(self._adapted.base_model, self.term)()  # type: ignore[no-any-return]
 
@@ -273,7 +276,7 @@ class NeedsText(PeftMethod):
     meaning: str
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Same as the base class; the text is required."""
         resolved = super().resolve(params, where=where)
         text = resolved[cls.text_parameter]
@@ -353,7 +356,7 @@ class ContextPrompt(Prompt, NeedsText):
     own = frozenset({"examples"})
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Same as the base class; examples are drawn where no text is given.
 
         Raises:
@@ -367,7 +370,7 @@ class ContextPrompt(Prompt, NeedsText):
             raise UserError(f"examples of cpt must be a whole number above 0, not {number!r}", where=where)
         return resolved if text is None else {k: v for k, v in resolved.items() if k != "examples"}
 
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, Any] | None:
+    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, object] | None:
         """Draw the examples, where no text is given."""
         if self.params["context"] is not None:
             return None
@@ -382,7 +385,7 @@ class ContextPrompt(Prompt, NeedsText):
             self._types += [4 * number + (4 if label else 2) for label in labelled]
         return {"context_tokens": len(self._context), "label_tokens": sum(t % 4 == 0 for t in self._types)}
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """The context's tokens and what each of them is."""
         if self.params["context"] is not None:
             params = super().config_params(model)
@@ -401,7 +404,7 @@ class ContextPrompt(Prompt, NeedsText):
         """As :meth:`attach`, with the saved prompt."""
         return _mark_labels(super().load(base, folder))
 
-    def task_loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+    def task_loss(self, outputs: ModelOutput, batch: Batch) -> torch.Tensor:
         """Of the input's own answer; the model's loss is over the examples' answers too."""
         from torch.nn.functional import cross_entropy
 
@@ -413,7 +416,7 @@ class ContextPrompt(Prompt, NeedsText):
 class Poly(PeftMethod):
     """Polytropon in a single-task cell: every sequence belongs to task 0."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With the targets inside the blocks only: peft's layers want sequences, a pooler sees single vectors."""
         params = super().config_params(model)
         return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
@@ -434,13 +437,13 @@ class AdaptionPrompt(PeftMethod):
         """Only on the architectures whose attention peft rewrites for it."""
         from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
 
-        like: Any = model
+        like: PreTrainedModel = model
         if like.config.model_type not in TRANSFORMERS_MODEL_CONFIG:
             known = ", ".join(sorted(TRANSFORMERS_MODEL_CONFIG))
             raise Unsupported(f"llama-adapter rewrites the attention of {known} models only")
         return super().attach(model)
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With ``adapter_layers: all`` as a number."""
         params = super().config_params(model)
         if params["adapter_layers"] == "all":
@@ -451,7 +454,7 @@ class AdaptionPrompt(PeftMethod):
 class Lily(PeftMethod):
     """Lily: layers of one kind share their factors; the kinds are the targets' last names."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With last names: given whole paths, peft would share nothing."""
         params = super().config_params(model)
         names = {layer.name.rsplit(".", 1)[-1] for layer in targeted(linears(model), params["target_modules"])}
@@ -461,7 +464,7 @@ class Lily(PeftMethod):
 class Norms(PeftMethod):
     """LN-tuning: every normalisation layer, under any name."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With the normalisation layers by name."""
         names = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
         return {**super().config_params(model), "target_modules": names}
@@ -472,7 +475,7 @@ class Beft(PeftMethod):
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Give such layers a bias of zeros first: peft only adds to what is there."""
-        adapted: Any = model
+        adapted: PeftModel = model
         for module in adapted.modules():
             if hasattr(module, "beft_bias") and module.get_base_layer().bias is None:
                 add_bias(module.get_base_layer(), adapted.dtype)
@@ -518,7 +521,7 @@ def _adapter_state(adapted: nn.Module) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(adapted, save_embedding_layers=False)  # type: ignore[no-any-return]
 
 
-def _without(params: dict[str, Any], name: str) -> dict[str, Any]:
+def _without(params: dict[str, object], name: str) -> dict[str, object]:
     return {key: value for key, value in params.items() if key != name}
 
 
@@ -527,14 +530,14 @@ def _inside_blocks(model: nn.Module, target_modules: Any) -> list[str]:
     return [t.name for t in targeted(linears(model), target_modules) if t.name.startswith(f"{prefix}.")]
 
 
-def _row(batch: Batch, row: int) -> dict[str, Any]:
+def _row(batch: Batch, row: int) -> dict[str, object]:
     """One sequence of a batch, without its padding."""
     keep = batch["attention_mask"][row].bool()
     return {name: batch[name][row : row + 1, keep] for name in ("input_ids", "attention_mask")}
 
 
 def _cut_virtual_positions(adapted: nn.Module) -> nn.Module:
-    def cut(_: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+    def cut(_: object, args: Any, kwargs: dict[str, Any], outputs: ModelOutput) -> object:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         if outputs.logits.ndim == 3 and outputs.logits.shape[1] > ids.shape[1]:
             outputs.logits = outputs.logits[:, -ids.shape[1] :]
@@ -547,7 +550,9 @@ def _cut_virtual_positions(adapted: nn.Module) -> nn.Module:
 def _first_task(adapted: nn.Module, marker: str) -> nn.Module:
     """Give ``task_ids`` of zeros to every module that holds the attribute ``marker``."""
 
-    def task_zero(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def task_zero(
+        _: object, args: tuple[Any, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         import torch
 
         kwargs["task_ids"] = torch.zeros(len(args[0]), dtype=torch.long, device=args[0].device)
@@ -565,13 +570,13 @@ def _mark_labels(adapted: nn.Module) -> nn.Module:
     peft adds the context's greatest type to the types given here, and takes multiples of 4 for labels: that type is 2
     for a text, and the last example's answer, a multiple of 4, otherwise.
     """
-    untyped: Any = adapted
+    untyped: PeftModel = adapted
     greatest = max(untyped.peft_config["default"].cpt_tokens_type_mask)
     label = 4 - greatest % 4
 
     import torch
 
-    def mark(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def mark(_: object, args: object, kwargs: dict[str, Any]) -> tuple[object, dict[str, object]]:
         labels = kwargs.get("labels")
         if labels is not None:
             kwargs["input_type_mask"] = torch.where(labels != -100, label, 1 if label == 2 else 2)

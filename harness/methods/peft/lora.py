@@ -23,7 +23,7 @@ from harness.methods.peft.param_counts import (
 from harness.methods.peft.row import PeftRow
 
 RENAMED = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
-SHAPE: dict[str, Any] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+SHAPE: dict[str, object] = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
 SOURCE = (
     "rank 8 and alpha 16 on every linear layer; learning rate ten times that of full fine-tuning, the optimum's ratio "
     "in 'LoRA Without Regret' (9.8 over 14 models)"
@@ -44,8 +44,8 @@ def _lora(
     summary: str,
     paper: str,
     *,
-    defaults: Mapping[str, Any] | None = None,
-    fixed: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
+    fixed: Mapping[str, object] | None = None,
     count: Count = low_rank,
     variant: str = "",
     config: str = "LoraConfig",

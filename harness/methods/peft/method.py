@@ -17,6 +17,7 @@ from harness.methods.peft.row import PeftRow
 from harness.silence_stderr import quiet_stderr
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from peft import PeftConfig, PeftModel
     from torch import nn
 
 TASK_TYPES: dict[ModelKind, str] = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
@@ -72,7 +73,7 @@ class PeftMethod(Method):
         return resolved
 
     @classmethod
-    def missing(cls, params: Mapping[str, Any]) -> str | None:
+    def missing(cls, params: Mapping[str, object]) -> str | None:
         """The row's optional package."""
         if cls.row.needs is not None and util.find_spec(cls.row.needs[0]) is None:
             name, pip = cls.declaration.name, cls.row.needs[1]
@@ -154,7 +155,7 @@ class PeftMethod(Method):
         head = classifier(model) if self.setting.kind == "sequence-classification" else None
         return added + (count(head.parameters()) if head is not None else 0) + _biases(model, targets, config)
 
-    def _named(self, model: nn.Module, config: Any) -> int:
+    def _named(self, model: nn.Module, config: PeftConfig) -> int:
         """How many modules of any kind ``target_modules`` names; 0 where it names parts of the formula's layers."""
         names = getattr(config, "target_modules", None)
         if not names or isinstance(names, str):
@@ -166,7 +167,7 @@ class PeftMethod(Method):
             else 0
         )
 
-    def _targets(self, model: nn.Module, config: Any) -> list[Linear]:
+    def _targets(self, model: nn.Module, config: PeftConfig) -> list[Linear]:
         chosen = targeted(linears(model), getattr(config, "target_modules", None) or ())
         excluded = targeted(chosen, getattr(config, "exclude_modules", None) or ())
         only = getattr(config, "layers_to_transform", None)
@@ -185,7 +186,7 @@ class PeftMethod(Method):
     # --- afterwards ----------------------------------------------------------------------------
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the adapter as peft does; never the base's embeddings, which are not trained."""
-        adapted: Any = model
+        adapted: PeftModel = model
         adapted.save_pretrained(folder, save_embedding_layers=False)
 
     def load(self, base: nn.Module, folder: Path) -> nn.Module:
@@ -196,7 +197,7 @@ class PeftMethod(Method):
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold the adapter into the base's weights and drop the wrappers."""
-        adapted: Any = model
+        adapted: PeftModel = model
         return adapted.merge_and_unload()  # type: ignore[no-any-return]  # peft has no types
 
 
@@ -204,11 +205,11 @@ def _sizes(layer: Linear, side: str) -> tuple[int, ...]:
     return {"inputs": (layer.inputs,), "outputs": (layer.outputs,), "both": (layer.inputs, layer.outputs)}[side]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _biases(model: nn.Module, targets: list[Linear], config: Any) -> int:
+def _biases(model: nn.Module, targets: list[Linear], config: PeftConfig) -> int:
     """Entries of the base's own biases that ``bias: all`` or ``bias: …_only`` trains."""
     wanted = getattr(config, "bias", "none")
     if wanted == "none":

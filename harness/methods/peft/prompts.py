@@ -24,7 +24,7 @@ def _prompt(
     summary: str,
     paper: str,
     *,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
     variant: str = "",
     lr: float = 50,
     refuses: Mapping[str, str] | None = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.methods.base import Declaration
 from harness.methods.peft.param_counts import Count
@@ -37,7 +36,7 @@ class PeftRow:
     declaration: Declaration
     config: str
     count: Count
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     nested: tuple[str, str] | None = None
     divisors: Mapping[str, tuple[str, int]] = field(default_factory=dict)

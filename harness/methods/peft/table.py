@@ -25,7 +25,7 @@ def table() -> dict[str, PeftRow]:
     return {row.declaration.name: row for row in rows}
 
 
-def derived(parent: str, own: Mapping[str, Any], **declared: Any) -> PeftRow:
+def derived(parent: str, own: Mapping[str, object], **declared: Any) -> PeftRow:
     """The row of a peft method with our own extra parameters, or other defaults, under another name."""
     row = table()[parent]
     defaults = {**row.declaration.defaults, **own}

@@ -53,7 +53,7 @@ class Int21(WeightDelta):
         unverified=True,
     )
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.repaired: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method, Setting
@@ -45,12 +45,12 @@ class SketchTune(Method):
         identity_at_start=False,
     )
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.weights: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def check_merge(cls, base: str, params: Mapping[str, Any] | None = None) -> str | None:
+    def check_merge(cls, base: str, params: Mapping[str, object] | None = None) -> str | None:
         """The sketch is all there is."""
         return "the trained numbers are the model's weights: there are no others to merge into"
 

@@ -53,7 +53,7 @@ class DSEE(WeightDelta):
     )
     tensors = (DOWN, UP, ENTRIES, PLACES, LIMIT)
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self._stored: dict[str, torch.Tensor] = {}
 

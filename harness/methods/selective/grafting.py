@@ -15,6 +15,7 @@ from harness.methods.selective.sparse import SparseInPlace
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 VALIDATION_BATCHES = 4
 BIAS = 10.0
@@ -51,7 +52,7 @@ class Grafting(SparseInPlace):
         revision=2,
     )
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self._batches: list[Batch] = []
         self._validation: list[Batch] = []
@@ -78,7 +79,7 @@ class Grafting(SparseInPlace):
 
     def chosen(self, model: nn.Module) -> Iterator[nn.Parameter]:
         """Everything but the embeddings and a language model's head."""
-        like: Any = model
+        like: PreTrainedModel = model
         head = output_head(model)
         fixed = {id(p) for part in (like.get_input_embeddings(), head) if part is not None for p in part.parameters()}
         yield from (p for p in model.parameters() if id(p) not in fixed)

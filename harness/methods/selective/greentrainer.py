@@ -51,7 +51,7 @@ class GreenTrainer(InPlace):
         unverified=True,
     )
 
-    def __init__(self, params: dict[str, Any], setting: Setting) -> None:
+    def __init__(self, params: dict[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.selected: list[str] | None = None
         self._batches: list[Batch] = []
@@ -72,7 +72,7 @@ class GreenTrainer(InPlace):
         self._batches = list(batches(int(self.params["selections"])))
         return self._choose(model, self._batches[0], 0)
 
-    def _choose(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Any]:
+    def _choose(self, model: nn.Module, batch: Batch, step: int) -> dict[str, object]:
         names = [layer.name for layer in linears(model)][::-1]  # from the output down
         costs = [2.0 * layer.inputs * layer.outputs for layer in linears(model)][::-1]
         importance = self._importance(model, names, batch)

@@ -14,6 +14,7 @@ from harness.methods.modules import Linear, add_bias, blocks, classifier, count,
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 OFFSET, HEADS = "lofit_offset", "lofit_heads"
 
@@ -48,7 +49,7 @@ class LoFiT(Method):
         needs_search=True,
     )
 
-    def __init__(self, params: dict[str, Any], setting: Setting) -> None:
+    def __init__(self, params: dict[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.chosen: dict[str, list[int]] | None = None
 
@@ -62,7 +63,7 @@ class LoFiT(Method):
         width = head_width(model)
         torch.manual_seed(self.setting.seed)
         for layer in output_projections(model):
-            like: Any = model
+            like: PreTrainedModel = model
             scale = torch.nn.Parameter(1e-3 * torch.randn(layer.inputs, device=like.device))
             scales[layer.name] = scale
             hooks.append(model.get_submodule(layer.name).register_forward_pre_hook(_scaled(scale)))
@@ -107,7 +108,7 @@ class LoFiT(Method):
 
         freeze(model)
         width = head_width(model)
-        like: Any = model
+        like: PreTrainedModel = model
         for name, heads in (self.chosen or self._first(model)).items():
             module: Any = model.get_submodule(name)
             module.register_buffer(HEADS, torch.tensor(heads, device=like.device), persistent=False)
@@ -176,7 +177,7 @@ class LoFiT(Method):
 
 def head_width(model: nn.Module) -> int:
     """Width of one attention head."""
-    config: Any = model.config
+    config: PreTrainedConfig = model.config
     text = config.get_text_config()
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
@@ -194,7 +195,7 @@ def output_projections(model: nn.Module) -> list[Linear]:
 
 
 def _scaled(scale: torch.Tensor) -> Callable[..., tuple[torch.Tensor]]:
-    def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    def hook(_module: object, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (inputs[0] * (1 + scale.to(inputs[0].dtype)),)
 
     return hook

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -94,5 +94,5 @@ class LotteryTicket(SparseInPlace):
         return model
 
 
-def _only(mask: torch.Tensor) -> Any:
+def _only(mask: torch.Tensor) -> object:
     return lambda gradient: gradient * mask

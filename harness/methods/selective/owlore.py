@@ -46,7 +46,7 @@ class OwLore(Lisa):
         in_place=True,
     )
 
-    def __init__(self, params: dict[str, Any], setting: Setting) -> None:
+    def __init__(self, params: dict[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.outliers: list[float] | None = None
 

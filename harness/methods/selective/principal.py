@@ -17,7 +17,7 @@ class PrincipalAdamW(AdamOptimizer):
     A group with ``rank`` None has all entries of its parameters chosen.
     """
 
-    def __init__(self, params: Iterable[Any], *, picture: int, interval: int, **common: Any) -> None:
+    def __init__(self, params: Iterable[object], *, picture: int, interval: int, **common: Any) -> None:
         super().__init__(params, picture=picture, interval=interval, **common)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:

@@ -24,7 +24,7 @@ class SparseInPlace(Full):
     A copy of the weights stays in memory while it trains.
     """
 
-    def __init__(self, params: Mapping[str, Any], setting: Setting) -> None:
+    def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
         self.start: dict[str, torch.Tensor] = {}
         self.kept_entries: dict[str, int] = {}

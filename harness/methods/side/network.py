@@ -8,12 +8,15 @@ Nothing below that point requires a gradient, so that no activation of the backb
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from harness.methods.modules import blocks
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import Cache, PreTrainedConfig
 
 LEAST_WIDTH = 16
 """Narrowest side network: below it a model of a few hundred channels would leave attention nothing to compare."""
@@ -41,7 +44,7 @@ class Sizes:
     @classmethod
     def of(cls, model: nn.Module, reduction: int) -> Sizes:
         """``reduction`` times narrower than the backbone, though never below :data:`LEAST_WIDTH`."""
-        config: Any = model.config
+        config: PreTrainedConfig = model.config
         text = config.get_text_config()
         _, layers = blocks(model)
         inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -151,7 +154,7 @@ class SideNetwork(nn.Module):
         """Replacement of ``last``, the output of the backbone's last block."""
         raise NotImplementedError
 
-    def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Any = None) -> Tensor:
+    def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Cache = None) -> Tensor:
         """Run over what was taken from the backbone.
 
         Args:
@@ -168,7 +171,7 @@ class SideNetwork(nn.Module):
         return self.leaving(state, taps[-1].float())
 
 
-def _further_layer(cache: Any, index: int) -> Any:
+def _further_layer(cache: Cache, index: int) -> object:
     """Layer ``index`` of a cache, which grows by plain layers up to there."""
     from transformers.cache_utils import DynamicLayer
 
@@ -184,14 +187,14 @@ def listen(model: nn.Module, side: SideNetwork) -> None:
     taps: list[Tensor] = []
     seen: dict[str, Any] = {}
 
-    def begin(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    def begin(_module: nn.Module, _args: object, kwargs: dict[str, object]) -> None:
         taps.clear()
         seen["padding"] = kwargs.get("attention_mask")
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         taps.append((args[0] if args else kwargs["hidden_states"]).detach())
 
-    def leave(module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    def leave(module: nn.Module, _args: object, kwargs: dict[str, object], output: Any) -> object:
         hidden = output[0] if isinstance(output, tuple) else output
         taps.append(hidden.detach())
         if module is layers[-1] and norm is not None:

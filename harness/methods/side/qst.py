@@ -49,7 +49,7 @@ class QST(SideTuning):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Defaults overlaid with the sweep's parameters; the mode is one of two."""
         resolved = super().resolve(params, where=where)
         if resolved["mode"] not in MODES:

@@ -202,7 +202,7 @@ class ZoForwardGradient(Mezo):
     )
 
     @classmethod
-    def declared(cls, params: Mapping[str, Any]) -> Declaration:
+    def declared(cls, params: Mapping[str, object]) -> Declaration:
         """Quantized layers know backward differentiation only, or none."""
         d = super().declared(params)
         refused = bases.because(NO_FORWARD_MODE, bases.QUANTIZED | bases.DYNAMIC)

@@ -22,6 +22,7 @@ from harness.methods.modules import trainable
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
     from harness.methods.zeroth_order.directions import Mask
 
@@ -38,12 +39,12 @@ def row(
     name: str,
     summary: str,
     paper: str,
-    own: Mapping[str, Any] | None = None,
+    own: Mapping[str, object] | None = None,
     source: str = SOURCE,
     *,
     lr_factor: float = 0.1,
     no_eps: bool = False,
-    later: Mapping[str, Any] | None = None,
+    later: Mapping[str, object] | None = None,
 ) -> Declaration:
     """A declaration in the scope ``full``."""
     return Declaration(
@@ -103,7 +104,7 @@ class Mezo(Method):
 
     # --- the trainable part: a custom method --------------------------------------------------------
     @classmethod
-    def resolve(cls, params: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
         """Own parameters, and those of the method behind ``scope``; the scope ``full`` is left out, as it always was.
 
         Raises:
@@ -297,7 +298,7 @@ def by_block(model: nn.Module, last: int = 0) -> list[list[nn.Parameter]]:
     """
     from harness.methods.modules import blocks, output_head
 
-    like: Any = model
+    like: PreTrainedModel = model
     inner = like.get_base_model() if hasattr(like, "get_base_model") else like
     _, layers = blocks(inner)
     parts = [[p for p in block.parameters() if p.requires_grad] for block in layers]

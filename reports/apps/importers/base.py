@@ -77,7 +77,7 @@ class Content:
     finished: str = ""
 
 
-def typed(content: Mapping[str, Any], file: type[BaseModel], path: Path) -> None:
+def typed(content: Mapping[str, object], file: type[BaseModel], path: Path) -> None:
     """Check the types of the fields that an importer reads.
 
     Raises:
@@ -113,7 +113,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     return dict(content)
 
 
-def fields(value: Any, prefix: str = "") -> Iterator[str]:
+def fields(value: object, prefix: str = "") -> Iterator[str]:
     """Paths of all leaves of a JSON value, list positions as ``[]``; each path once per occurrence."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
@@ -125,7 +125,7 @@ def fields(value: Any, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def name_unmapped(content: Mapping[str, Any], mapped: tuple[str, ...], reasons: Mapping[str, str]) -> dict[str, str]:
+def name_unmapped(content: Mapping[str, object], mapped: tuple[str, ...], reasons: Mapping[str, str]) -> dict[str, str]:
     """Every field of a file that no record holds.
 
     Args:
@@ -184,7 +184,7 @@ def make_record(origin: Origin, content: Content) -> Record:
     )
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """A number below :data:`LARGEST`, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -105,7 +105,7 @@ REASONS = {
 
 class _Configuration(ForeignFields):
     model: Scalar = None
-    model_args: str | dict[str, Any] | None = None
+    model_args: str | dict[str, object] | None = None
     model_sha: str | None = None
     peft_sha: str | None = None
     model_dtype: str | None = None
@@ -126,8 +126,8 @@ class _File(ForeignFields):
     results: dict[str, dict[str, Any]]
     configs: dict[str, _Definition]
     config: _Configuration
-    groups: dict[str, Any] | None = None
-    group_subtasks: dict[str, Any] | None = None
+    groups: dict[str, object] | None = None
+    group_subtasks: dict[str, object] | None = None
     versions: dict[str, Scalar] | None = None
     shots: dict[str, Scalar] | None = Field(default=None, alias="n-shot")
     counts: dict[str, dict[str, Scalar] | None] | None = Field(default=None, alias="n-samples")
@@ -143,8 +143,8 @@ class _File(ForeignFields):
 
 class _Item(ForeignFields):
     doc_id: str | int
-    target: Any
-    filtered_resps: list[Any]
+    target: object
+    filtered_resps: list[object]
     filter: str | None = None
 
 
@@ -212,7 +212,7 @@ def _metrics(content: Mapping[str, Any], task: str, scores: Mapping[str, Any], c
     return out
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, str]:
+def _arguments(config: Mapping[str, object]) -> dict[str, str]:
     """``model_args``, which is text (``a=b,c=d``) or a mapping."""
     given = config.get("model_args") or {}
     if isinstance(given, Mapping):
@@ -220,7 +220,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, _, value in (part.partition("=") for part in str(given).split(",")) if name}
 
 
-def _cell(content: Mapping[str, Any], task: str, chosen: str) -> dict[str, Any]:
+def _cell(content: Mapping[str, Any], task: str, chosen: str) -> dict[str, object]:
     config, arguments = content["config"], _arguments(content["config"])
     model = arguments.pop("pretrained", "") or str(content.get("model_name") or config.get("model"))
     adapter = arguments.pop("peft", "")
@@ -272,7 +272,7 @@ def _cell(content: Mapping[str, Any], task: str, chosen: str) -> dict[str, Any]:
     }
 
 
-def _quantization(found: Mapping[str, str]) -> dict[str, Any]:
+def _quantization(found: Mapping[str, str]) -> dict[str, object]:
     on = {name for name, value in found.items() if name.startswith("load_in_") and value.lower() == "true"}
     label = "none"
     if on:
@@ -281,7 +281,7 @@ def _quantization(found: Mapping[str, str]) -> dict[str, Any]:
 
 
 # --- samples -------------------------------------------------------------------------------------
-def _samples(results: Path, task: str, chosen: str) -> list[dict[str, Any]]:
+def _samples(results: Path, task: str, chosen: str) -> list[dict[str, object]]:
     """Scored items of the chosen metric and filter; [] where none were logged."""
     stamp = results.stem.partition("_")[2]
     path = results.with_name(f"samples_{task}_{stamp}.jsonl")
@@ -302,7 +302,7 @@ def _samples(results: Path, task: str, chosen: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _sample(task: str, item: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _sample(task: str, item: Mapping[str, Any], metric: str) -> dict[str, object]:
     target, answers = item["target"], item["filtered_resps"]
     row: dict[str, Any] = {
         "arm": "adapted",

@@ -89,16 +89,16 @@ class _Backend(ForeignFields):
     quantization_scheme: Scalar = None
     peft_type: Scalar = None
     seed: int | None = None
-    model_kwargs: dict[str, Any] | None = None
-    quantization_config: dict[str, Any] | None = None
+    model_kwargs: dict[str, object] | None = None
+    quantization_config: dict[str, object] | None = None
     peft_config: dict[str, Any] | None = None
 
 
 class _Scenario(ForeignFields):
     name: Scalar = None
-    training_arguments: dict[str, Any] | None = None
-    input_shapes: dict[str, Any] | None = None
-    generate_kwargs: dict[str, Any] | None = None
+    training_arguments: dict[str, object] | None = None
+    input_shapes: dict[str, object] | None = None
+    generate_kwargs: dict[str, object] | None = None
     max_steps: Scalar = None
     warmup_steps: Scalar = None
 
@@ -158,7 +158,7 @@ def read(path: Path) -> list[Imported]:
     return [Imported(make_record(origin, made))]
 
 
-def _without_empty(report: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty(report: Mapping[str, Any]) -> dict[str, object]:
     """The report without measurements that were not asked for (``null``)."""
     return {
         target: {name: part for name, part in (parts or {}).items() if part is not None}
@@ -171,12 +171,12 @@ def _part(report: Mapping[str, Any], target: str, kind: str) -> Mapping[str, Any
     return part if isinstance(part, Mapping) else {}
 
 
-def _values(report: Mapping[str, Any], target: str) -> list[float]:
+def _values(report: Mapping[str, object], target: str) -> list[float]:
     found = [number(value) for value in _part(report, target, "latency").get("values") or ()]
     return [value for value in found if value is not None]
 
 
-def _median_ms(name: str, values: list[float], source: str, factor: float = 1.0, **details: Any) -> Reading:
+def _median_ms(name: str, values: list[float], source: str, factor: float = 1.0, **details: object) -> Reading:
     return reading(
         name,
         1000.0 * factor * statistics.median(values),
@@ -187,7 +187,7 @@ def _median_ms(name: str, values: list[float], source: str, factor: float = 1.0,
     )
 
 
-def _metrics(config: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Reading]:
+def _metrics(config: Mapping[str, Any], report: Mapping[str, object]) -> dict[str, Reading]:
     found = {"accuracy": missing("accuracy", "not_measured", source=TOOL)}
     scenario = config.get("scenario") or {}
     batch = (scenario.get("input_shapes") or {}).get("batch_size")
@@ -207,13 +207,13 @@ def _metrics(config: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _fixed_length(generate: Mapping[str, Any]) -> int:
+def _fixed_length(generate: Mapping[str, object]) -> int:
     """Number of generated tokens where it is fixed, else 0."""
     low, high = generate.get("min_new_tokens"), generate.get("max_new_tokens")
     return high if isinstance(high, int) and low == high else 0
 
 
-def _spans(report: Mapping[str, Any], one_gpu: bool) -> tuple[Span, ...]:
+def _spans(report: Mapping[str, object], one_gpu: bool) -> tuple[Span, ...]:
     """The stages that mean the same here and there: loading, and training."""
     spans = []
     loading = _values(report, "load_model")
@@ -238,7 +238,7 @@ def _spans(report: Mapping[str, Any], one_gpu: bool) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _cell(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(config: Mapping[str, Any], environment: Mapping[str, object]) -> dict[str, object]:
     backend, scenario = config.get("backend") or {}, config.get("scenario") or {}
     model = str(backend.get("model") or "")
     scheme = backend.get("quantization_scheme")
@@ -288,12 +288,12 @@ def _cell(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str
     }
 
 
-def _gpus(environment: Mapping[str, Any]) -> list[str]:
+def _gpus(environment: Mapping[str, object]) -> list[str]:
     names = environment.get("gpu") or []
     return [str(name) for name in (names if isinstance(names, list) else [names])]
 
 
-def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(environment: Mapping[str, object]) -> dict[str, object]:
     versions = {
         name.removesuffix("_version").replace("_", "-"): value
         for name, value in environment.items()

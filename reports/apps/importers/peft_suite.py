@@ -106,7 +106,7 @@ class _Run(ForeignFields):
 
 class _Train(ForeignFields):
     status: Scalar = None
-    metrics: list[dict[str, Any]] | None = None
+    metrics: list[dict[str, object]] | None = None
 
 
 class _Source(ForeignFields):
@@ -171,7 +171,7 @@ def read(path: Path) -> list[Imported]:
     return [Imported(make_record(origin, made))]
 
 
-def _cell(run: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+def _cell(run: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, object]:
     """The cell in our shape. What the suite tunes per method (optimizer, rate) belongs to the method."""
     config = run["train_config"]
     shas = {name: part.get("sha") for name, part in sorted((meta.get("dataset_info") or {}).items())}
@@ -222,7 +222,7 @@ def _cell(run: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _method(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _method(run: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, object]:
     peft = run.get("peft_config") or {}
     kind = str(peft.get("peft_type") or "full").lower()
     left_out = ("peft_type", "peft_version", "base_model_name_or_path", "inference_mode", "auto_mapping")
@@ -251,7 +251,10 @@ def _label(experiment: str, model: str) -> str:
 
 
 def _metrics(
-    run: Mapping[str, Any], train: Mapping[str, Any], windows: list[Mapping[str, Any]], final: Mapping[str, Any]
+    run: Mapping[str, object],
+    train: Mapping[str, object],
+    windows: list[Mapping[str, object]],
+    final: Mapping[str, object],
 ) -> dict[str, Reading]:
     found: dict[str, Reading] = {"accuracy": _accuracy(final)}
     forgetting = number(final.get("forgetting"))
@@ -283,7 +286,7 @@ def _metrics(
     return found
 
 
-def _accuracy(final: Mapping[str, Any]) -> Reading:
+def _accuracy(final: Mapping[str, object]) -> Reading:
     value = number(final.get("test accuracy"))
     if value is None:
         return missing("accuracy", "stage_not_reached", source=SUITE)
@@ -294,7 +297,7 @@ def _accuracy(final: Mapping[str, Any]) -> Reading:
     return reading("accuracy", value, source=f"{SUITE}, test accuracy", n=items if fits else None, details=details)
 
 
-def _file_size(run: Mapping[str, Any], train: Mapping[str, Any]) -> Reading:
+def _file_size(run: Mapping[str, object], train: Mapping[str, object]) -> Reading:
     size = number(train.get("file_size"))
     if not size or size == DUMMY_FILE_SIZE:
         why = "the suite writes a placeholder where it could not read the file's size"
@@ -305,7 +308,7 @@ def _file_size(run: Mapping[str, Any], train: Mapping[str, Any]) -> Reading:
     return reading("adapter_bytes", size, source=f"{SUITE}, file_size")
 
 
-def _last_tenth(run: Mapping[str, Any], windows: list[Mapping[str, Any]]) -> list[float]:
+def _last_tenth(run: Mapping[str, Any], windows: list[Mapping[str, object]]) -> list[float]:
     """Losses of the windows that make up the last tenth of the steps; [] if no windows do so exactly."""
     steps = number(run["train_config"].get("max_steps")) or 0.0
     every = number(run["train_config"].get("eval_steps")) or 0.0
@@ -315,7 +318,7 @@ def _last_tenth(run: Mapping[str, Any], windows: list[Mapping[str, Any]]) -> lis
     return [value for value in found if value is not None]
 
 
-def _series(windows: list[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
+def _series(windows: list[Mapping[str, object]]) -> dict[str, tuple[float, ...]]:
     """Values per window of ``eval_steps`` steps, under names that say so."""
     names = {"window_step": "step", "window_loss": "train loss", "window_validation_accuracy": "valid accuracy"}
     out = {}
@@ -326,7 +329,7 @@ def _series(windows: list[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
     return out
 
 
-def _environment(meta: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(meta: Mapping[str, Any], packages: Mapping[str, object]) -> dict[str, object]:
     system = meta.get("system_info") or {}
     commits = {k: v for k, v in (meta.get("package_info") or {}).items() if k.endswith("-commit-hash") and v}
     return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class CellFinding:
     low: float | None = None
     high: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values; ``interval`` is the 95 % interval of ``effect``."""
         return {**asdict(self), "interval": None if self.low is None else [self.low, self.high]}
 
@@ -107,7 +106,7 @@ class Report:
     renamed: list[tuple[str, str]] = field(default_factory=list)
     undecided: list[PooledFinding] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return {
             "cells": [f.as_json() for f in self.cells],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness.digests import canonical_json
 
@@ -29,12 +29,12 @@ ITEM_COUNTS = frozenset({"task.train_items", "task.validation_items", "task.test
 Facts = dict[str, str]
 
 
-def facts(cell: Mapping[str, Any]) -> Facts:
+def facts(cell: Mapping[str, object]) -> Facts:
     """Every field of a cell by its path, lists of plain values sorted; labels and fields that are ``null`` left out."""
     return dict(_walk("", cell))
 
 
-def _walk(path: str, value: Any) -> Iterator[tuple[str, str]]:
+def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for name in sorted(value):
             if name not in LABELS:
@@ -91,7 +91,7 @@ class Chain:
 
 
 def chains(
-    spans: Sequence[tuple[str, str, str]], cell: Callable[[str], Mapping[str, Any]]
+    spans: Sequence[tuple[str, str, str]], cell: Callable[[str], Mapping[str, object]]
 ) -> tuple[list[Chain], list[tuple[str, str, Facts]]]:
     """Join the keys of one label into series.
 
@@ -148,7 +148,7 @@ class LabelSpan(NamedTuple):
 SAME_PARTS = ("model.id", "method.name", "quantization.name", "task.name", "seed")
 
 
-def renames(spans: Sequence[LabelSpan], cell: Callable[[str], Mapping[str, Any]]) -> list[tuple[int, int]]:
+def renames(spans: Sequence[LabelSpan], cell: Callable[[str], Mapping[str, object]]) -> list[tuple[int, int]]:
     """Numbers of the series that are one under two labels, (earlier, later); see the rule above.
 
     Args:

@@ -38,7 +38,7 @@ class PooledFinding:
     suspects: tuple[str, ...]
     cells: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain JSON values; ``interval`` is the 95 % interval of ``effect``."""
         return {**asdict(self), "interval": [self.low, self.high]}
 

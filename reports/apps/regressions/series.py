@@ -122,14 +122,14 @@ class History:
     breaks: tuple[tuple[str, Mapping[str, str]], ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     undated: int = 0
-    environment_of: Callable[[str], Mapping[str, Any]] | None = None
+    environment_of: Callable[[str], Mapping[str, object]] | None = None
 
 
 def history(
     flat: Flat,
-    environment: Callable[[int], Mapping[str, Any]],
+    environment: Callable[[int], Mapping[str, object]],
     *,
-    cell: Callable[[int], Mapping[str, Any]] | None = None,
+    cell: Callable[[int], Mapping[str, object]] | None = None,
     sweep: str | None = None,
 ) -> History:
     """Line records up. Superseded ones are left out; throttled and shared ones give no times and no energies.
@@ -184,8 +184,8 @@ def history(
 
 def _joined(
     attempts: Mapping[tuple[str, str], list[SeriesAttempt]],
-    environments: dict[str, Mapping[str, Any]],
-    cell: Callable[[int], Mapping[str, Any]],
+    environments: dict[str, Mapping[str, object]],
+    cell: Callable[[int], Mapping[str, object]],
 ) -> tuple[dict[tuple[str, str], list[SeriesAttempt]], list[tuple[str, Mapping[str, str]]]]:
     """Attempts by series and not by key; what changed of a cell is part of its environment."""
     by_label: dict[tuple[str, str, str], list[str]] = {}
@@ -209,8 +209,8 @@ def _joined(
 
 def _follow_renames(
     attempts: dict[tuple[str, str], list[SeriesAttempt]],
-    environments: dict[str, Mapping[str, Any]],
-    cell: Callable[[int], Mapping[str, Any]],
+    environments: dict[str, Mapping[str, object]],
+    cell: Callable[[int], Mapping[str, object]],
 ) -> list[tuple[str, str]]:
     """Join the attempts of renamed cells, in place; the labels, old and new."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -249,7 +249,7 @@ def _in_state(
     return attempt._replace(fingerprint=fingerprint)
 
 
-def _place(rows: Mapping[str, Sequence[Any]], i: int) -> str:
+def _place(rows: Mapping[str, Sequence[object]], i: int) -> str:
     """Digest of the machine and the hardware asked for: series of two machines never mix."""
     return digest([rows["machine"][i], rows["hardware"][i]])[:12]
 

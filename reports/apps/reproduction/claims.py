@@ -225,7 +225,7 @@ class Claim(Criterion):
 
     @model_validator(mode="before")
     @classmethod
-    def _percent_needs_a_unit(cls, data: Any) -> Any:
+    def _percent_needs_a_unit(cls, data: object) -> object:
         if isinstance(data, dict) and (data.get("unit") in (None, "%", "percent")):
             text = f"{data.get('statement', '')} {data.get('printed', '')} {data.get('value', '')} {data.get('unit')}"
             if "%" in text or "percent" in text:

@@ -106,7 +106,7 @@ OPERATIONS: dict[str, Callable[[list[float]], float]] = {
 }
 
 
-def compute(tree: Mapping[str, Any]) -> float:
+def compute(tree: Mapping[str, object]) -> float:
     """Value of an arithmetic tree such as ``{ratio: [{product: [4, 0.4361]}, 0.4719]}``.
 
     Raises:
@@ -142,7 +142,7 @@ def reading_of(record: Record, test: Criterion) -> float | None:
     return None if reading is None else reading.value
 
 
-def _values(found: ArmRecords, test: Criterion) -> dict[Any, float]:
+def _values(found: ArmRecords, test: Criterion) -> dict[object, float]:
     values = {seed: reading_of(record, test) for seed, (_, record) in found.records.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -338,8 +338,8 @@ def _within_blocks(
 
 def _by_seeds(
     test: Criterion,
-    a: tuple[ArmRecords, dict[Any, float]],
-    b: tuple[ArmRecords, dict[Any, float]],
+    a: tuple[ArmRecords, dict[object, float]],
+    b: tuple[ArmRecords, dict[object, float]],
     common: dict[str, Any],
 ) -> Measured:
     """Effects on one value a run (:func:`reports.data.effects.of_values`), on the logarithm for ratios."""

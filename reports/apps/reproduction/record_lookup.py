@@ -169,6 +169,6 @@ def _refusal(record: Record, timed: bool) -> str:
     return ""
 
 
-def _part(cell: Mapping[str, Any], axis: str) -> dict[str, Any]:
+def _part(cell: Mapping[str, object], axis: str) -> dict[str, Any]:
     part = cell.get(axis)
     return part if isinstance(part, dict) else {}

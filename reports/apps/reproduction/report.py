@@ -22,12 +22,12 @@ BY_CONSTRUCTION = "by-construction"
 UNIT_TEXT = {"points": " points", "relative": " relative", "ratio": " ×", "absolute": "", "count": "", "bytes": " B"}
 
 
-def as_rows(results: Sequence[JudgedClaim]) -> list[dict[str, Any]]:
+def as_rows(results: Sequence[JudgedClaim]) -> list[dict[str, object]]:
     """The shape printed by ``reproduce --json``; a claim with proxies is one row with the proxies inside."""
     return [_row(result) for result in results]
 
 
-def _row(result: JudgedClaim) -> dict[str, Any]:
+def _row(result: JudgedClaim) -> dict[str, object]:
     claim = result.claim
     row: dict[str, Any] = {
         "claim": claim.id,
@@ -86,7 +86,7 @@ def _proxies(result: JudgedClaim) -> list[tuple[Proxy, Judgement]]:
     return list(zip(result.claim.proxies, result.proxies, strict=True))
 
 
-def _judgement(judgement: Judgement) -> dict[str, Any]:
+def _judgement(judgement: Judgement) -> dict[str, object]:
     m = judgement.measured
     return {
         "measured": None if m is None else m.value,

@@ -142,7 +142,7 @@ def unranked_reason(section: Section) -> str:
     return line(text.removeprefix("Unranked: "), 400).capitalize() if text else "The ranking gave no reason."
 
 
-def _order(table: BoardTable, row: BoardRow) -> tuple[Any, ...]:
+def _order(table: BoardTable, row: BoardRow) -> tuple[object, ...]:
     share = kept(row, table.records)
     value = (row.cells.get(table.board.rank) or CellContent()).value
     sign = -1.0 if METRICS[table.board.rank].better == "higher" else 1.0
@@ -150,7 +150,7 @@ def _order(table: BoardTable, row: BoardRow) -> tuple[Any, ...]:
 
 
 # --- limits of the reader ------------------------------------------------------------------------
-def limit_of(section: Section, table: BoardTable, name: str) -> tuple[dict[str, Any], str | int | None]:
+def limit_of(section: Section, table: BoardTable, name: str) -> tuple[dict[str, object], str | int | None]:
     """Quantity that a limit applies to in this section, and its position in a row (column key or axis number)."""
     reasons: set[str] = set()
     for metric, question, unit in dict(LIMITS)[name]:
@@ -184,7 +184,7 @@ def held(row: BoardRow, where: str | int) -> CellContent:
 
 
 # --- the front page ------------------------------------------------------------------------------
-def card(table: BoardTable, section: Section, row_pages: Mapping[str, str]) -> dict[str, Any]:
+def card(table: BoardTable, section: Section, row_pages: Mapping[str, str]) -> dict[str, object]:
     """A table as the front page shows it.
 
     Args:
@@ -217,7 +217,7 @@ def last_day(table: BoardTable, section: Section) -> str:
 
 def card_row(
     table: BoardTable, section: Section, row: BoardRow, shown: Sequence[ColumnText], row_pages: Mapping[str, str]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A row in short: score with interval, memory in GiB, time, share of skills kept, cautions; "" if not measured."""
     score = next((column for column in shown if column.key == table.board.rank), None)
     time = next((column for column in shown if column.key in ("step_ms", "tpot_ms", "latency_ms")), None)

@@ -37,7 +37,7 @@ class Texts:
 
 def board_data(
     table: BoardTable, pages: Mapping[str, str], families: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The whole board.
 
     Args:
@@ -54,7 +54,7 @@ def board_data(
     }
 
 
-def _column(column: ColumnText) -> dict[str, Any]:
+def _column(column: ColumnText) -> dict[str, object]:
     definition = column.head.definition
     difference = column.head.column.difference is not None
     return {
@@ -75,7 +75,7 @@ def _section(
     shown: list[ColumnText],
     pages: Mapping[str, str],
     families: Mapping[str, str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     texts = Texts()
     limits = {name: limit_of(section, table, name) for name, _ in LIMITS}
     found = answer(table, section)
@@ -96,7 +96,7 @@ def _section(
     }
 
 
-def _axis(section: Section, number: int) -> dict[str, Any]:
+def _axis(section: Section, number: int) -> dict[str, object]:
     axis = section.axes[number]
     values = [row.axes[number].value for row in section.rows]
     chosen = scale(axis.definition, [value for value in values if value is not None])
@@ -115,7 +115,7 @@ def _settings(table: BoardTable, section: Section) -> list[tuple[str, dict[str, 
     ]
 
 
-def _without_seed(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _without_seed(cell: Mapping[str, object]) -> dict[str, object]:
     return {name: part for name, part in cell.items() if name not in ("seed", "task")}
 
 
@@ -123,12 +123,12 @@ def _row(
     table: BoardTable,
     row: BoardRow,
     shown: list[ColumnText],
-    limits: Mapping[str, tuple[dict[str, Any], str | int | None]],
+    limits: Mapping[str, tuple[dict[str, object], str | int | None]],
     settings: list[tuple[str, dict[str, str]]],
     pages: Mapping[str, str],
     families: Mapping[str, str],
     texts: Texts,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     cells = [
         [
             line(table.records[identity].cell.get("seed"), 20),

@@ -139,7 +139,7 @@ class _Earlier:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._pages: dict[str, Any] = {}
+        self._pages: dict[str, object] = {}
         try:
             found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["pages"]
             self._pages = found if isinstance(found, dict) else {}
@@ -208,7 +208,7 @@ class _Pages:
         self,
         write: Write,
         *,
-        claims: Mapping[str, Any] | None,
+        claims: Mapping[str, object] | None,
         methods: Mapping[str, Mapping[str, str]],
         earlier: _Earlier,
     ) -> None:
@@ -227,7 +227,7 @@ class _Pages:
             lstrip_blocks=True,
         )
 
-    def _page(self, path: str, template: str, **values: Any) -> None:
+    def _page(self, path: str, template: str, **values: object) -> None:
         text = self._templates.get_template(f"{template}.html.j2").render(root="../" * path.count("/"), **values)
         self._write(path, text + "\n")
 
@@ -280,7 +280,7 @@ class _Pages:
         self._cells(folder, table, own, store, names, shared)
         return len(names)
 
-    def _rows(self, folder: str, table: BoardTable, names: Mapping[str, str], shared: Mapping[str, Any]) -> None:
+    def _rows(self, folder: str, table: BoardTable, names: Mapping[str, str], shared: Mapping[str, object]) -> None:
         """A page per configuration, with all its seeds, and its line on the page of its method and in the search."""
         for section in table.sections:
             for row in section.rows:
@@ -297,7 +297,7 @@ class _Pages:
         own: Sequence[tuple[str, Record]],
         store: Store,
         names: Mapping[str, str],
-        shared: Mapping[str, Any],
+        shared: Mapping[str, object],
     ) -> None:
         by_key: dict[str, list[tuple[str, Record]]] = {}
         for identity, record in own:
@@ -419,7 +419,7 @@ def failures(table: BoardTable, names: Mapping[str, str]) -> list[tuple[str, lis
     return [(title, reasons) for title, reasons in parts if reasons]
 
 
-def _overview(part: Part, table: BoardTable) -> dict[str, Any]:
+def _overview(part: Part, table: BoardTable) -> dict[str, object]:
     axes = {axis: len({row.labels[axis] for s in table.sections for row in s.rows}) for axis in AXES}
     return {
         "name": line(part.name, 120),

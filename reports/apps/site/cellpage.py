@@ -71,8 +71,8 @@ def describe(
     *,
     siblings: Sequence[Mapping[str, str]],
     attempts: Sequence[tuple[str, Record]],
-    shown_samples: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+    shown_samples: Sequence[Mapping[str, object]],
+) -> dict[str, object]:
     """Everything the template of a cell page shows.
 
     Args:
@@ -159,7 +159,7 @@ def _cautions(record: Record) -> list[str]:
     return [f"Merging lost {100 * lost:.1f} points of accuracy."] if lost >= MERGE_LOSS else []
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
@@ -216,7 +216,7 @@ def _unmeasured(record: Record) -> list[tuple[str, str]]:
     return [(why, ", ".join(labels)) for why, labels in sorted(reasons.items())]
 
 
-def _stages(record: Record) -> dict[str, Any]:
+def _stages(record: Record) -> dict[str, object]:
     """A table of stages: only quantities that some stage has a value for, and why the rest are missing."""
     having = [
         name
@@ -268,7 +268,7 @@ def _provenance(record: Record, identity: str) -> list[tuple[str, str]]:
     return [(line(name, 80), line(value)) for name, value in facts if value not in (None, "", [], {})]
 
 
-def _commit(harness: Mapping[str, Any]) -> str:
+def _commit(harness: Mapping[str, object]) -> str:
     commit = str(harness.get("commit") or "")
     return f"{commit} with local changes" if commit and harness.get("dirty") else commit
 
@@ -278,7 +278,7 @@ def series_data(record: Record) -> dict[str, list[float]]:
     return {line(name, 80): list(values) for name, values in sorted(record.series.items()) if len(values) > 1}
 
 
-def samples_data(record: Record, store: Store | None) -> list[dict[str, Any]]:
+def samples_data(record: Record, store: Store | None) -> list[dict[str, object]]:
     """The first scored items of every arm: ``{"arm", "shown", "of", "rows"}``; a row is
     ``[task, item, correct or None, prediction, answer, log p of the answer, cut]``, and the prompt where one is stored.
     """
@@ -303,7 +303,7 @@ def samples_data(record: Record, store: Store | None) -> list[dict[str, Any]]:
     ]
 
 
-def _sample(values: Sequence[Any]) -> list[Any]:
+def _sample(values: Sequence[Any]) -> list[object]:
     task, item, correct, prediction, answer, logp, cut, *prompt = values
     return [
         line(task, 80),

@@ -12,7 +12,7 @@ from reports.apps.reproduction.report import count_kinds
 from reports.apps.site.text import line
 
 
-def read_claims(path: Path | None) -> dict[str, Any] | None:
+def read_claims(path: Path | None) -> dict[str, object] | None:
     """The report as the page shows it, None if none was given.
 
     Raises:
@@ -32,7 +32,7 @@ def read_claims(path: Path | None) -> dict[str, Any] | None:
             "not a report of claims: a list of rows with claim, paper and verdict", where=str(path), fix=fix
         )
     shown = [_row(row) for row in rows]
-    papers: dict[str, list[dict[str, Any]]] = {}
+    papers: dict[str, list[dict[str, object]]] = {}
     for row in shown:
         papers.setdefault(row["paper"], []).append(row)
     counts = [

@@ -26,12 +26,12 @@ TRENDS = (
 """Quantities followed over time, in the order offered."""
 
 
-def tuning_data(table: BoardTable) -> list[dict[str, Any]]:
+def tuning_data(table: BoardTable) -> list[dict[str, object]]:
     """A curve for every method and quantization that was run at two learning rates or more, trials included.
 
     Each curve holds its points ``[rate, value, seed, role]``; rows that differ in the rate alone form one curve.
     """
-    curves: dict[tuple[str, ...], list[list[Any]]] = {}
+    curves: dict[tuple[str, ...], list[list[object]]] = {}
     for of, records in (("", table.trials), ("final", tuple(table.records.values()))):
         for record in records:
             role = of or str(record.cell.get("role"))  # "trial" or "shared-lr"
@@ -66,7 +66,7 @@ def _series(record: Record) -> tuple[str, ...]:
     return (line(method.get("name", ""), 80), *(line(x, 80) for x in labels), repr(flat(method.get("params") or {})))
 
 
-def trends_data(records: Sequence[tuple[str, Record]]) -> dict[str, Any]:
+def trends_data(records: Sequence[tuple[str, Record]]) -> dict[str, object]:
     """Every cell that was run twice or more: its values in the order of their end, and the stack behind each.
 
     Args:

@@ -21,7 +21,7 @@ MOST_POINTS = 200
 MOST_CHANGES = 30
 
 
-def describe(table: BoardTable, section: Section, row: BoardRow, names: Mapping[str, str]) -> dict[str, Any]:
+def describe(table: BoardTable, section: Section, row: BoardRow, names: Mapping[str, str]) -> dict[str, object]:
     """Everything the template of a row's page shows.
 
     Args:
@@ -101,7 +101,7 @@ def search_line(found: Mapping[str, Any]) -> list[str]:
     return [*(found[name] for name in names), *pages]
 
 
-def regressions(store: Store, sweep: str) -> dict[str, Any]:
+def regressions(store: Store, sweep: str) -> dict[str, object]:
     """Changes over the records of a sweep, as sentences."""
     report = look(store.root, sweep=sweep)
     worse: list[CellFinding | PooledFinding] = [*report.pooled, *report.cells]

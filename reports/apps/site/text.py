@@ -48,7 +48,7 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return out
 
 
-def script(name: str, value: Any) -> str:
+def script(name: str, value: object) -> str:
     """A script that hands ``value`` to the page as ``window.PM.<name>``; the same bytes for the same value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     # a string that JSON.parse reads is faster than an object literal of this size

@@ -118,7 +118,7 @@ def read_folder(folder: Path, store: Store, built: Built | None = None) -> Files
     return Files(folder, store, content, bill, by_id, tuple(damaged), table, tuple(drawn), tuple(left_out))
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

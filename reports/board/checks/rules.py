@@ -363,7 +363,7 @@ def _fronts(where: str, part: Mapping[str, Any]) -> Found:
             yield _name(row), f"is on the Pareto front, and {_name(better)} is clearly better on every axis"
 
 
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any], axes: Sequence[str]) -> bool:
+def _beats(one: Mapping[str, Any], other: Mapping[str, object], axes: Sequence[str]) -> bool:
     """Whether the first row is better on every axis, with uncertainties that do not touch."""
     if one["marks"] or (one.get("learned") or {}).get("verdict") == DEGENERATE:
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from harness.digests import slug
 from reports.board.board import BoardTable, Section
@@ -48,7 +47,7 @@ class LeftOut:
     why: str
 
 
-_FIGURES: tuple[tuple[Any, _Draw], ...] = (
+_FIGURES: tuple[tuple[object, _Draw], ...] = (
     (tradeoff, lambda _, section: tradeoff.draw(section)),
     *((module, module.draw) for module in (ranks, heatmap, memory, energy, rates, power)),
 )

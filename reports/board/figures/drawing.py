@@ -42,14 +42,14 @@ STYLE = {
     "text.parse_math": False,  # a name may hold a dollar sign
     "figure.dpi": 100,
 }
-METADATA: dict[str, dict[str, Any]] = {
+METADATA: dict[str, dict[str, object]] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
 }
 
 
-def save(paint: Callable[[Any], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
+def save(paint: Callable[[object], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
     """A figure as svg, png and pdf.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures import Drawing, LeftOut
@@ -31,7 +30,7 @@ def render(table: BoardTable, drawn: Sequence[Drawing] = (), left_out: Sequence[
     return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section(section: Section) -> dict[str, object]:
     return {
         "labels": dict(section.labels),
         "group": section.group,
@@ -42,7 +41,7 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _row(row: BoardRow) -> dict[str, Any]:
+def _row(row: BoardRow) -> dict[str, object]:
     values = asdict(row)
     values["failed"] = [dict(zip(("seed", "status", "stage", "reason"), failed, strict=True)) for failed in row.failed]
     return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from harness.errors import Unsupported, UserError
 from harness.methods.base import Batch
@@ -57,7 +56,7 @@ def run(ctx: Context) -> None:
             ctx.facts["search"] = chosen
 
 
-def general_rows(ctx: Context) -> list[dict[str, Any]]:
+def general_rows(ctx: Context) -> list[dict[str, object]]:
     """Training rows of the sweep's held-out texts: what a method calibrates on that must keep general knowledge.
 
     Raises:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runners.worker import earlier, model_files
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
 from runners.worker.loading import from_pretrained
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedModel
 
 
 def run(ctx: Context) -> None:
@@ -32,7 +35,7 @@ def load_base(ctx: Context) -> Any:
     return earlier.merged(ctx, model)
 
 
-def quantize(ctx: Context, model: Any) -> Any:
+def quantize(ctx: Context, model: PreTrainedModel) -> Any:
     """Calibrate and apply the cell's quantizer to a loaded model; what it did goes into the facts."""
     ctx.quantizer.calibrate(model, lambda n: calibration_batches(ctx, n))
     model = ctx.quantizer.apply(model)

@@ -273,8 +273,8 @@ def first_batch(ctx: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first rows as one micro-batch on the device, and what they hold besides."""
     rows = ctx.loop_rows[: ctx.training.batch_size]
     batch = training_collator(ctx)(rows)
-    extra = to_device(ctx, batch.pop("extra", {}))
-    return to_device(ctx, batch), extra
+    extra = batch.pop("extra", {})
+    return to_device(ctx, batch), to_device(ctx, extra) if isinstance(extra, dict) else {}
 
 
 def count_step(ctx: Context) -> Reading:
@@ -315,7 +315,7 @@ def _undone(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _step_of_its_own(ctx: Context, batch: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+def _step_of_its_own(ctx: Context, batch: dict[str, Any]) -> Iterator[Callable[[], object]]:
     """The method's own training step, of a copy of the method: its counters and states are those of no real step."""
     method = copy.copy(ctx.method)
     optimizer = method.optimizer(ctx.model)
