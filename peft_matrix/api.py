@@ -114,7 +114,7 @@ def plan(
 
     workspace = open_workspace(results, data_root, sweep=sweep)
     loaded = load_sweep_of(sweep, workspace)
-    slots = workers or loaded.spec.limits.workers or 1
+    slots = workers or loaded.spec.limits.workers or workspace.defaults.workers or 1
     machine = hardware.probe()
     made = make_plan(loaded, workspace, machine=machine, only=only, rerun=tuple(rerun), hours=hours, slots=slots)
     return Planned(made)
@@ -129,10 +129,10 @@ def run(
     rerun: Sequence[str] = (),
     hours: float | None = None,
     workers: int | None = None,
-    executor: str = "local",
+    executor: str | None = None,
     address: str | None = None,
     slurm: Mapping[str, str] | None = None,
-    quiet: bool = False,
+    quiet: bool | None = None,
 ) -> Run:
     """Run the cells of a sweep that have no result yet. Works in any thread.
 
@@ -141,9 +141,9 @@ def run(
         only: shell-style pattern over labels, or the beginning of a key.
         rerun: statuses, ``"stale"`` or ``"all"``: run these cells again.
         hours: no cell starts that is expected to end later than this many hours from now.
-        workers: cells at once; None: what the sweep says.
+        workers: cells at once; None: what the sweep says, else the workspace, as for the following.
         executor: ``local``, ``ray`` or ``slurm``.
-        address: of a Ray cluster; None starts one on this machine.
+        address: of a Ray cluster; where nothing names one, it is started on this machine.
         slurm: options of ``sbatch`` by name.
         quiet: print no progress.
 
@@ -151,15 +151,13 @@ def run(
         KeyboardInterrupt: after running cells were stopped and recorded.
         UserError: the sweep is wrong, or the store cannot be written.
     """
-    from runners.executors.backends import ExecutorChoice
-    from runners.running.run import run_sweep
+    from runners.running.run import choice_of, run_sweep
 
     workspace = open_workspace(results, data_root, sweep=sweep)
     loaded = load_sweep_of(sweep, workspace)
-    choice = ExecutorChoice(executor, address, dict(slurm or {}), workers)
-    summary = run_sweep(
-        loaded, workspace, make_console(quiet), only=only, rerun=tuple(rerun), choice=choice, hours=hours
-    )
+    choice = choice_of(loaded, workspace, executor=executor, address=address, slurm=slurm, workers=workers)
+    console = make_console(workspace.defaults.quiet if quiet is None else quiet)
+    summary = run_sweep(loaded, workspace, console, only=only, rerun=tuple(rerun), choice=choice, hours=hours)
     return Run(loaded, summary, Results(workspace))
 
 

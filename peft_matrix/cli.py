@@ -26,8 +26,8 @@ PANELS = {
 """Groups of commands in ``--help``, in this order."""
 EPILOG = (
     "Exit codes: 0 done; 1 a cell failed, a metric got worse or a board has smells; 2 the input is wrong; 130 stopped. "
-    "An option overrides its environment variable (PEFT_MATRIX_RESULTS, PEFT_MATRIX_DATA, PEFT_MATRIX_CACHE), and both "
-    "override the workspace."
+    "An option overrides its environment variable (PEFT_MATRIX_RESULTS, PEFT_MATRIX_DATA, PEFT_MATRIX_CACHE), that the "
+    "sweep's own key, and that the defaults in the workspace's peft-matrix.yaml."
 )
 
 app = typer.Typer(

@@ -1,4 +1,6 @@
-"""Locations: the user's workspace, the data root, the cache, the results. Flags come before variables.
+"""Locations: the user's workspace, the data root, the cache, the results; and the defaults that the workspace sets.
+
+An option comes before a variable, a variable before the workspace's file, and that before what is built in.
 
 A workspace is a folder with ``tasks/ runners/ reports/ results/`` (``peft-matrix init DIR`` lays one out). It is
 found by walking up from the sweep's file, else from the current folder, and its files come before the built-in ones of
@@ -8,19 +10,53 @@ the same name.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from harness.digests import digest_text
 from harness.errors import UserError, did_you_mean
 from harness.store.store import Store
-from harness.yamlfile import by_name
+from harness.yamlfile import FileModel, by_name, load_model
 
 MARKER = "peft-matrix.yaml"
 MANIFEST = "manifest.json"
 """In a workspace that ``peft-matrix fetch`` made for machines without a network."""
 BUILT_IN_SWEEPS = Path(__file__).parent / "sweeps"
 BUILT_IN_HARDWARE = Path(__file__).parent / "hardware"
+
+
+class Defaults(FileModel):
+    """Defaults that a workspace sets in ``peft-matrix.yaml``, for all of its sweeps.
+
+    An option comes before an environment variable, that before the sweep's own key, that before this file, and this
+    file before what is built in. Only ``hardware`` is part of a cell; nothing else here changes a number.
+
+    Attributes:
+        version: of this file's form.
+        results: folder of the records, relative to this file, or a URL; option ``--results``.
+        data_root: folder of local data sets, relative to this file; option ``--data-root``.
+        cache: folder of what can be made again, relative to this file.
+        hardware: hardware profiles of sweeps that name none.
+        executor: where ``run`` and ``nightly`` run cells; option ``--executor``.
+        address: of the Ray cluster that is joined; option ``--address``.
+        slurm: options of ``sbatch`` by name; ``--slurm`` adds to them.
+        workers: cells at once of sweeps without ``limits.workers``; option ``--workers``.
+        quiet: ``run`` prints its last two lines only; option ``--quiet``.
+    """
+
+    version: Literal[1] = 1
+    results: str | None = Field(default=None, min_length=1)
+    data_root: str | None = Field(default=None, min_length=1)
+    cache: str | None = Field(default=None, min_length=1)
+    hardware: tuple[str, ...] | None = Field(default=None, min_length=1)
+    executor: str = "local"
+    address: str | None = None
+    slurm: dict[str, str | int] = Field(default_factory=dict)
+    workers: int | None = Field(default=None, gt=0)
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +69,7 @@ class Workspace:
         data_root: folder of local data sets that override the Hub, or None; of a fetched workspace its own.
         cache: folder of what can be made again (built models, quantized checkpoints).
         fetched: the workspace's folder if ``peft-matrix fetch`` made it: runs check its digests and stay offline.
+        defaults: what the workspace's file sets.
     """
 
     roots: tuple[Path, ...]
@@ -40,6 +77,7 @@ class Workspace:
     data_root: Path | None
     cache: Path
     fetched: Path | None = None
+    defaults: Defaults = field(default_factory=Defaults)
 
     @classmethod
     def discover(
@@ -48,28 +86,36 @@ class Workspace:
         """The workspace of the current folder.
 
         Raises:
-            UserError: a data root that is not a folder.
+            UserError: a data root that is not a folder, or a mistake in the workspace's file.
         """
         here = (start or Path.cwd()).resolve()
         root = workspace_above(here)
         fetched = root if root is not None and (root / MANIFEST).is_file() else None
-        data = data_root or (Path(os.environ["PEFT_MATRIX_DATA"]) if os.environ.get("PEFT_MATRIX_DATA") else None)
+        defaults = read_defaults(root) if root is not None else Defaults()
+        data, said_by = _data_root(data_root, root, defaults)
         if data is None and fetched is not None and (fetched / "data").is_dir():
             data = fetched / "data"
         if data is not None and not data.is_dir():
             raise UserError(
                 f"the data root {str(data)!r} is not a folder",
-                where="--data-root or PEFT_MATRIX_DATA",
+                where=said_by,
                 fix="Name a folder that holds <data set>/<split>.jsonl.",
             )
         named = results or os.environ.get("PEFT_MATRIX_RESULTS")
+        store = _in_full(named) if named else _in_full(defaults.results or "results", root or here)
+        cache = os.environ.get("PEFT_MATRIX_CACHE") or (defaults.cache and root and root / defaults.cache)
         return cls(
             roots=(root,) if root else (),
-            results=_in_full(named) if named else str((root or here) / "results"),
+            results=store,
             data_root=data.resolve() if data else None,
-            cache=Path(os.path.abspath(os.environ.get("PEFT_MATRIX_CACHE") or _default_cache())),
+            cache=Path(os.path.abspath(cache or _default_cache())),
             fetched=fetched,
+            defaults=defaults,
         )
+
+    def default(self, key: str) -> str:
+        """Place of a default, for messages."""
+        return f"{self.roots[0] / MARKER if self.roots else MARKER}, key '{key}'"
 
     def open_store(self) -> Store:
         """The store of the records.
@@ -114,9 +160,37 @@ def workspace_above(folder: Path) -> Path | None:
     return next((p for p in (folder, *folder.parents) if (p / MARKER).is_file()), None)
 
 
-def _in_full(results: str) -> str:
-    """A results folder as an absolute path, which means the same store in every process; a URL as it is."""
-    return results if "://" in results else os.path.abspath(Path(results).expanduser())
+def read_defaults(root: Path) -> Defaults:
+    """The defaults of a workspace's file; one that holds nothing sets nothing.
+
+    Raises:
+        UserError: an unknown key or a wrong value.
+    """
+    path = root / MARKER
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in lines):
+        return Defaults()
+    return load_model(path, Defaults)[0]
+
+
+def _data_root(option: Path | None, root: Path | None, defaults: Defaults) -> tuple[Path | None, str]:
+    """The folder of local data sets, and what names it."""
+    if option is not None:
+        return option, "--data-root"
+    if named := os.environ.get("PEFT_MATRIX_DATA"):
+        return Path(named), "PEFT_MATRIX_DATA"
+    if root is not None and defaults.data_root is not None:
+        return root / Path(defaults.data_root).expanduser(), f"{root / MARKER}, key 'data_root'"
+    return None, ""
+
+
+def _in_full(results: str, below: Path | None = None) -> str:
+    """A results folder as an absolute path, which means the same store in every process; a URL as it is.
+
+    Args:
+        below: folder that a relative path starts from; None: the current one.
+    """
+    return results if "://" in results else os.path.abspath((below or Path()) / Path(results).expanduser())
 
 
 def _default_cache() -> Path:

@@ -20,6 +20,8 @@ import pytest
 import peft_matrix as pm
 from harness.yamlfile import load_yaml
 from peft_matrix.commands import GROUPS, VERBS
+from peft_matrix.targets import open_workspace
+from runners.running.run import choice_of
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference" / "cpu-2core"
@@ -305,6 +307,53 @@ def test_every_key_has_a_meaning(kind: str) -> None:
     parts = {kind: made, **made.get("$defs", {})}
     keys = [(name, key, value) for name, part in parts.items() for key, value in part.get("properties", {}).items()]
     assert [f"{name}.{key}" for name, key, value in keys if not value.get("description")] == []
+
+
+DEFAULTS = {"results": "records", "data_root": "rows", "cache": "made", "hardware": ["cpu"], "workers": 2}
+
+
+def test_a_workspace_sets_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RESULTS", "DATA", "CACHE"):
+        monkeypatch.delenv(f"PEFT_MATRIX_{name}", raising=False)
+    root = (tmp_path / "ws").resolve()
+    pm.init(root)
+    (root / "rows").mkdir()
+    monkeypatch.chdir(root / "tasks")
+    assert open_workspace().results == str(root / "results"), "what init writes changes nothing"
+    (root / "peft-matrix.yaml").write_text(json.dumps({"version": 1, **DEFAULTS}))
+    found = open_workspace()
+    assert (found.results, found.data_root, found.cache) == (str(root / "records"), root / "rows", root / "made")
+    assert pm.load_sweep("first").spec.hardware == ("cpu",)
+    own = root / "own.yaml"
+    own.write_text((root / "runners/sweeps/first.yaml").read_text() + "hardware: [any]\n")
+    assert pm.load_sweep(own).spec.hardware == ("any",)
+    choice = choice_of(pm.load_sweep("quickstart"), found)
+    assert (choice.name, choice.workers) == ("local", 2)
+    assert choice_of(pm.load_sweep(own), found, workers=3).workers == 3
+    monkeypatch.setenv("PEFT_MATRIX_RESULTS", "elsewhere")
+    assert open_workspace().results == str(root / "tasks" / "elsewhere")
+    assert open_workspace("named").results == str(root / "tasks" / "named")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("result: r", "peft-matrix.yaml, line 1, key 'result': unknown key 'result'. Did you mean 'results'?"),
+        ("workers: many", "key 'workers': must be a whole number. Found: 'many'."),
+        ("executor: locl", "key 'executor': unknown executor 'locl'. Did you mean 'local'?"),
+        ("hardware: [cpuu]", "key 'hardware': unknown hardware profile 'cpuu'. Did you mean 'cpu'"),
+        ("data_root: nowhere", "key 'data_root': the data root"),
+    ],
+)
+def test_a_wrong_default_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.delenv("PEFT_MATRIX_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "peft-matrix.yaml").write_text(text + "\n")
+    with pytest.raises(pm.UserError) as error:
+        pm.run("quickstart")
+    assert message in str(error.value)
 
 
 def test_values_set_for_a_sweep_are_part_of_its_cells(folder: Path) -> None:

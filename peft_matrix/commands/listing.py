@@ -107,9 +107,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(help="sweep, task or board.")],
+    kind: Annotated[str, typer.Argument(help="sweep, task, board or workspace.")],
 ) -> None:
-    """Print the JSON Schema of a sweep, task or board file, for editors. The page docs/keys.md lists the same keys."""
+    """Print the JSON Schema of a sweep, task, board or workspace file, for editors. All keys: docs/keys.md."""
     from peft_matrix import keys
     from peft_matrix.commands.common import print_json
 

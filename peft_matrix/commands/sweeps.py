@@ -42,8 +42,10 @@ def run(
     changes: Set = None,
     workers: Workers = None,
     hours: Hours = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print the last two lines only.")] = False,
-    executor: Annotated[str, typer.Option(help="Executor: local, ray or slurm.")] = "local",
+    quiet: Annotated[
+        bool | None, typer.Option("-q/-v", "--quiet/--verbose", help="Print the last two lines only, or all.")
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="Executor: local (default), ray or slurm.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT.")] = None,
     slurm: Annotated[
         list[str] | None, typer.Option(help="Option of sbatch as NAME=VALUE (partition=gpu). Repeatable.")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
 from harness import hardware, provenance, spec
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.spec import LoadedSweep
 from runners import environments
-from runners.executors.backends import ExecutionTarget, ExecutorChoice, place
+from runners.executors.backends import EXECUTORS, ExecutionTarget, ExecutorChoice, place
 from runners.planning import plan as planning
 from runners.planning.cost_model import device_of
 from runners.planning.ordering import Budget
@@ -45,8 +45,49 @@ class RunSummary:
 
 
 def load_sweep(name: str, workspace: Workspace, changes: Sequence[str] = ()) -> LoadedSweep:
-    """The sweep called ``name`` (or at that path), with values set as in ``training.steps=10``."""
-    return spec.load(workspace.sweep(name), changes)
+    """The sweep called ``name`` (or at that path), with values set as in ``training.steps=10``.
+
+    Hardware profiles that it does not name are those of the workspace.
+
+    Raises:
+        UserError: no such sweep, a mistake in its file, or a default profile that is not known.
+    """
+    loaded = spec.load(workspace.sweep(name), changes)
+    profiles = workspace.defaults.hardware
+    if profiles is None or "hardware" in loaded.spec.model_fields_set:
+        return loaded
+    known = hardware.load_profiles(workspace.roots)
+    if unknown := [profile for profile in profiles if profile not in known]:
+        fix = did_you_mean(unknown[0], known)
+        raise UserError(f"unknown hardware profile {unknown[0]!r}", where=workspace.default("hardware"), fix=fix)
+    return replace(loaded, spec=loaded.spec.model_copy(update={"hardware": profiles}))
+
+
+def choice_of(
+    sweep: LoadedSweep,
+    workspace: Workspace,
+    *,
+    executor: str | None = None,
+    address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
+    workers: int | None = None,
+) -> ExecutorChoice:
+    """Where a sweep runs and how many cells at once: as asked for, else what the sweep says, else the workspace.
+
+    Raises:
+        UserError: the workspace names an executor that is not known.
+    """
+    defaults = workspace.defaults
+    if executor is None and defaults.executor not in EXECUTORS:
+        fix = did_you_mean(defaults.executor, EXECUTORS)
+        raise UserError(f"unknown executor {defaults.executor!r}", where=workspace.default("executor"), fix=fix)
+    options = {name: str(value) for name, value in defaults.slurm.items()}
+    return ExecutorChoice(
+        executor or defaults.executor,
+        address or defaults.address,
+        {**options, **(slurm or {})},
+        workers or sweep.spec.limits.workers or defaults.workers,
+    )
 
 
 def make_plan(
@@ -93,7 +134,7 @@ def run_sweep(
     """Run what is to be run of ``sweep``.
 
     Args:
-        choice: where it runs; None: on this machine.
+        choice: where it runs; None: what the workspace says, else on this machine.
         hours: no cell starts that is predicted to end later than this many hours from now.
 
     Raises:
@@ -104,7 +145,7 @@ def run_sweep(
         go_offline(workspace.fetched)
     if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store(), workspace.local(LOGS)):
         console.print(f"{recovered} finished cells of a killed run were recovered.")
-    choice = choice or ExecutorChoice()
+    choice = choice or choice_of(sweep, workspace)
     where = place(choice, workspace)
     budget = Budget.of_hours(hours) if hours is not None else None
     with RunFile(workspace, sweep.spec.name, choice.name) as file:

@@ -63,6 +63,19 @@ SECOND = {
     "METHODS": "[full, {name: lora, learning_rate: 3e-3}, {name: bitfit, learning_rate: 3e-3}]",
     "TASK": "myclasses",
 }
+DEFAULTS = """\
+# yaml-language-server: $schema=schemas/workspace.json
+# The root of a peft-matrix workspace, and the defaults of its sweeps. An option comes before an environment variable,
+# that before the sweep's own key, that before this file.
+version: 1
+# results: results          # folder or URL of the records
+# data_root: data           # folder of local data sets
+# cache: cache
+# hardware: [any]           # of sweeps that name none
+# executor: local           # or ray, slurm
+# workers: 2                # cells at once
+# quiet: false
+"""
 WORDS, LETTERS, LENGTH = 900, "abcdefghij", 6
 
 
@@ -80,7 +93,7 @@ def lay_out(folder: Path) -> list[Path]:
     rows = [f"{json.dumps({'question': word, 'answer': word[::-1]})}\n" for word in words]
     classes = [f"{word},{'with_a' if 'a' in word else 'without_a'}\n" for word in words]
     files = {
-        MARKER: "# This file marks the root of a peft-matrix workspace.\nversion: 1\n",
+        MARKER: DEFAULTS,
         "tasks/mytask.yaml": GENERATION,
         "tasks/data/mytask.jsonl": "".join(rows),
         "tasks/myclasses.yaml": CLASSES,
