@@ -15,13 +15,16 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.spec_axes import (
     Decoding,
+    Exclusion,
     JudgeSpec,
     MethodSpec,
     ModelSpec,
     ObjectiveSpec,
     ParallelSpec,
+    Priority,
     QuantizationSpec,
     RecipeSpec,
+    Rule,
     StagesSpec,
     TaskUse,
     VariantSpec,
@@ -301,34 +304,6 @@ class Tune(FileModel):
     def identity(self) -> dict[str, Any]:
         """The budget, as part of every tuned cell."""
         return self.model_dump(mode="json", exclude={"shared_learning_rate"})
-
-
-class Rule(FileModel):
-    """A set of cells by shell-style patterns; every key that is given must match."""
-
-    model: str = "*"
-    method: str = "*"
-    quantization: str = "*"
-    task: str = "*"
-    hardware: str = "*"
-    objective: str = "*"
-    recipe: str = "*"
-    stages: str = "*"
-    variant: str = "*"
-    parallel: str = "*"
-    seed: int | None = None
-
-
-class Exclusion(Rule):
-    """Cells left out on purpose; they stay on the board with this reason."""
-
-    why: str = Field(min_length=3)
-
-
-class Priority(Rule):
-    """Priority of the matching cells: the highest value runs first, 0 where no rule matches."""
-
-    value: int
 
 
 class TimingRepeats(FileModel):

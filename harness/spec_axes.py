@@ -366,6 +366,34 @@ class StagesSpec(FileModel):
         return self
 
 
+class Rule(FileModel):
+    """A set of cells by shell-style patterns; every key that is given must match."""
+
+    model: str = "*"
+    method: str = "*"
+    quantization: str = "*"
+    task: str = "*"
+    hardware: str = "*"
+    objective: str = "*"
+    recipe: str = "*"
+    stages: str = "*"
+    variant: str = "*"
+    parallel: str = "*"
+    seed: int | None = None
+
+
+class Exclusion(Rule):
+    """Cells left out on purpose; they stay on the board with this reason."""
+
+    why: str = Field(min_length=3)
+
+
+class Priority(Rule):
+    """Priority of the matching cells: the highest value runs first, 0 where no rule matches."""
+
+    value: int
+
+
 for one in (
     SecondModel,
     JudgeSpec,

@@ -78,11 +78,11 @@ class FileModel(BaseModel):
         return {name: value for name, value in content.items() if name in kept}
 
 
-class _Loader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that also reads ``3e-4`` as a number (YAML 1.1 asks for ``3.0e-4``) and refuses double keys."""
 
 
-_Loader.add_implicit_resolver(
+_StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -112,7 +112,7 @@ def load_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     lines: dict[Loc, int] = {}
     try:
-        loader = _Loader(text)
+        loader = _StrictLoader(text)
         try:
             root = loader.get_single_node()
             if root is None:
@@ -217,7 +217,7 @@ def override(data: object, changes: Iterable[str]) -> None:
         if not separator or not key:
             raise UserError(f"{change!r} is not KEY=VALUE", where="-o", fix="For example: -o training.steps=10")
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = yaml.load(text, Loader=_StrictLoader)
         except yaml.YAMLError as error:
             raise UserError(f"the value {text!r} is not YAML", where=f"-o {key}") from error
         at, last = data, key.split(".")[-1]

@@ -17,11 +17,11 @@ VERSION = "0.4.13"
 """The release whose scores are tested against its own command line. Another one may say something else."""
 
 
-class _Loader(yaml.SafeLoader):
+class _TaskLoader(yaml.SafeLoader):
     """Reads lm-eval's YAML without running the functions that its ``!function`` names."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")  # type: ignore[arg-type]
+_TaskLoader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")  # type: ignore[arg-type]
 
 
 def local_file(name: str, workspaces: list[Path]) -> Path | None:
@@ -101,7 +101,7 @@ def _shown(file: Path, task: Path) -> str:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)  # a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if not isinstance(content, dict):

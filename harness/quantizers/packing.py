@@ -183,7 +183,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x W^T + b``; the gradient reaches the input (and a trainable bias, and trainable scales)."""
-        output = cast(Tensor, _Product.apply(input, self.scale, self))  # type: ignore[no-untyped-call]
+        output = cast(Tensor, _PackedProduct.apply(input, self.scale, self))  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
 
     def extra_repr(self) -> str:
@@ -206,7 +206,7 @@ class _DequantizedCopy(torch.Tensor):
         self.owner.requantize(value)
 
 
-class _Product(torch.autograd.Function):
+class _PackedProduct(torch.autograd.Function):
     """``x W^T`` that decodes W again in the backward pass, so that no decoded weight stays in memory between.
 
     With G = g^T x the gradient of the weight, that of a group's scale is the sum of G (q - z) over the group.

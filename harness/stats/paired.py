@@ -257,8 +257,7 @@ def compare(
         unit: unit in the sentence for scores that are not right or wrong.
 
     Raises:
-        ValueError: fewer than two items or clusters, different items, NaN; for ``bootstrap``, arms that differ
-            by the same on every item.
+        ValueError: fewer than two items or clusters, other items, NaN; for ``bootstrap``, one difference on all items.
     """
     first, second, codes = _arms(a, b, clusters)
     fraction(level, "level")
@@ -268,8 +267,7 @@ def compare(
     found = _by_t(first, second, codes, level)
     if method == "bootstrap":
         drawn = paired_bootstrap(first, second, clusters=clusters, level=level, resamples=resamples, seed=seed)
-        interval = drawn.interval
-        found = _Found(found.effect, interval.low, interval.high, drawn.p, found.mde, interval.method)
+        found = _by_bootstrap(drawn, found)
     elif flipped is not None and codes is None:
         found = _by_flips(flipped, found, level)
     elif binary and found.low == found.high:  # right or wrong, and the arms agree on every item
@@ -278,8 +276,7 @@ def compare(
         found = replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
     n = first.shape[1]
     discordant = None if flipped is None else flipped.gained + flipped.lost
-    facts = [f"{n:,} shared items" if discordant is None else f"{n:,} shared items, {discordant:,} scored differently"]
-    facts.append(_seed_text(seeds))
+    facts = [_items_text(n, discordant), _seed_text(seeds)]
     return Comparison(
         effect=found.effect,
         low=found.low,
@@ -293,6 +290,12 @@ def compare(
         sentence=_sentence(found, names, "points" if binary else unit, level, facts),
         level=level,
     )
+
+
+def _by_bootstrap(drawn: Bootstrap, found: _Found) -> _Found:
+    """The comparison with the interval and the p value of a bootstrap."""
+    low, high, method = drawn.interval.low, drawn.interval.high, drawn.interval.method
+    return replace(found, low=low, high=high, p=drawn.p, method=method)
 
 
 def _by_t(first: Floats, second: Floats, codes: NDArray[np.int64] | None, level: float) -> _Found:
@@ -375,6 +378,10 @@ def compare_rates(
         level=level,
         paired=False,
     )
+
+
+def _items_text(shared: int, discordant: int | None) -> str:
+    return f"{shared:,} shared items" + ("" if discordant is None else f", {discordant:,} scored differently")
 
 
 def _seed_text(seeds: tuple[int, int]) -> str:

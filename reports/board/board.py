@@ -20,7 +20,7 @@ from harness.store.store import Store
 from reports.board.provenance_summary import About, conditions, describe, row_settings, tell_apart
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
-from reports.data.effects import Evidence, ScoreEffect, ValueEffect
+from reports.data.effects import Evidence, TestedEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
@@ -382,10 +382,7 @@ def _differences(
 
 
 def _difference(
-    row: Mapping[str, Any],
-    base: Mapping[str, object] | None,
-    name: str,
-    compared: Mapping[str, ScoreEffect | ValueEffect],
+    row: Mapping[str, Any], base: Mapping[str, object] | None, name: str, compared: Mapping[str, TestedEffect]
 ) -> CellContent:
     if base is None or not has(base, name):
         return CellContent(why="no_baseline")

@@ -148,6 +148,9 @@ class ValueEffect:
     items: None = None  # none are paired
 
 
+TestedEffect = ScoreEffect | ValueEffect
+
+
 def of_values(
     a: Mapping[object, float],
     b: Mapping[object, float],

@@ -58,7 +58,7 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str, seeds: Sequence[
     if not combining:
         return Combined(list(cells))
     plain = [cell for cell in cells if "role" not in cell.common.identity]
-    rows = _Rows(
+    rows = _SweepPoints(
         methods=_by_task(cells),
         models={label: cell.model for cell in cells for label in (cell.model.label, cell.model.name)},
         tasks=list({cell.task.label: cell.task for cell in cells}.values()),
@@ -91,7 +91,7 @@ def combined(cells: Sequence[Cell], *, tunes: bool, where: str, seeds: Sequence[
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SweepPoints:
     """The points of a sweep by label; methods also by the task's label, because tasks may set their number of steps."""
 
     methods: dict[str, dict[str, Point]]

@@ -156,7 +156,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowLengths:
     """Lengths in bytes of the first rows of a split: what is trained on, and what is read to score an item."""
 
     trained: tuple[float, ...]
@@ -174,7 +174,7 @@ class TaskLengths:
     def __init__(self, task: Callable[[str], Task], data_root: Path | None) -> None:
         self._task = task
         self._data_root = data_root
-        self._rows: dict[tuple[str, str | None, SplitName], _Rows | None] = {}
+        self._rows: dict[tuple[str, str | None, SplitName], _RowLengths | None] = {}
         self._counts: dict[tuple[str, SplitName, int | None], int] = {}
 
     def __call__(self, cell: Cell) -> Tokens | None:
@@ -218,7 +218,7 @@ class TaskLengths:
         merged = cell.common.identity["evaluation"]["merged"] and declaration.mergeable != "no"
         return 2 if declaration.trains and merged and not declaration.in_place else 1
 
-    def _read(self, name: str, form: Any, split: SplitName) -> _Rows | None:
+    def _read(self, name: str, form: Any, split: SplitName) -> _RowLengths | None:
         at = (name, form, split)
         if at not in self._rows:
             task = in_format(self._task(name), form) if form else self._task(name)
@@ -226,7 +226,7 @@ class TaskLengths:
             with contextlib.suppress(UserError):  # the run says what is wrong with the data; here it is not known
                 if task.definition.source.generator or in_file(task, split, data_root=self._data_root):
                     items = load_split(task, split, data_root=self._data_root, max_items=ROWS_READ, seed=0)
-                    self._rows[at] = _Rows(
+                    self._rows[at] = _RowLengths(
                         tuple(_letters(item) for item in items),
                         tuple(_letters(item) + sum(map(len, item.choices)) for item in items),
                     )

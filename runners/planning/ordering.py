@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from harness.matrix import Cell
-from harness.spec import Priority
+from harness.spec_axes import Priority
 from runners.planning.cost_model import Prediction
 
 Predicted = Callable[[Cell], Prediction]

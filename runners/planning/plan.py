@@ -5,8 +5,7 @@ Planning reads declarations, task files and the store's file names. It imports n
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +22,7 @@ from runners.planning.blocks import Slot, in_blocks, timing_cells
 from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged
 from runners.planning.cost_model import Predictor, TaskLengths, total
 from runners.planning.ordering import fitting, in_order, rank
-from runners.planning.refusals import unsupported_reason
+from runners.planning.refusals import Reasons, memoised_reasons
 from runners.planning.resolver import Resolver, pattern
 from runners.planning.tuning import FAILED, Tuned, tuned
 from runners.worker.job import CURVE
@@ -147,6 +146,32 @@ class Plan:
         }
 
 
+_Order = tuple[tuple[Cell, ...], tuple[NotRun, ...], dict[str, Slot]]
+"""Cells to run in order, cells that a time budget does not hold, and places in randomised blocks."""
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Records of earlier runs, and in which environment they count.
+
+    Attributes:
+        entries: of the store, by key of the cell.
+        here: short fingerprint of the present environment.
+        there: the same of each side environment.
+        rerun: statuses whose cells run again.
+    """
+
+    store: Store | None
+    entries: Mapping[str, Sequence[Entry]]
+    here: str
+    there: Mapping[str, str]
+    rerun: Sequence[str]
+
+    def present(self, cell: Cell) -> str:
+        """Fingerprint of the environment that the cell would run in now."""
+        return self.there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, self.here)
+
+
 @dataclass
 class _Draft:
     """Lists that :func:`make` sorts cells into; a :class:`Plan` is made of them at the end."""
@@ -200,12 +225,34 @@ def make(
     profiles = hw.load_profiles(workspace.roots)
     resolver = Resolver(sweep, workspace, machine)
     matrix = resolver.matrix(profiles)
-    entries = store.entries() if store is not None else {}
-    here = short_fingerprint(fingerprint)
-    there = {name: short_fingerprint(digest) for name, digest in (outside or {}).items()}
+    past = _Past(
+        store,
+        store.entries() if store is not None else {},
+        here=short_fingerprint(fingerprint),
+        there={name: short_fingerprint(digest) for name, digest in (outside or {}).items()},
+        rerun=rerun,
+    )
     predict = Predictor(profiles, machine, TaskLengths(resolver.task, workspace.data_root))
-    reasons = _memoised(profiles, machine, workspace.cache, predict)
-    wanted = _tuned(sweep, matrix, reasons, store, entries)
+    reasons = memoised_reasons(profiles, machine, workspace.cache, predict)
+    wanted = _tuned(sweep, matrix, reasons, store, past.entries)
+    cells, parts = _cells(sweep, matrix, wanted, reasons, only)
+    draft = _Draft(wanted.waiting + parts.waiting)
+    for cell in cells:
+        left_out = _left_out(cell, matrix, parts, wanted)
+        if left_out is not None:
+            draft.unsupported.append((cell, left_out))
+        else:
+            _sort(draft, cell, reasons(cell), past)
+    _combining(draft, parts, past.entries, workspace.cache)
+    if store is not None:
+        predict.learn(store, cells, past.entries)
+    return _finished(draft, resolver, cells, wanted, predict, _ordered(sweep, draft.run, predict, hours, slots))
+
+
+def _cells(
+    sweep: LoadedSweep, matrix: Matrix, wanted: Tuned, reasons: Reasons, only: str | None
+) -> tuple[list[Cell], Combined]:
+    """The cells of the plan and their sources: those wanted, their repeated runs, and the stages before them."""
     parts = combined(
         wanted.cells, tunes=sweep.spec.tune is not None, where=sweep.source, seeds=sorted(sweep.spec.seeds)
     )
@@ -214,35 +261,40 @@ def make(
     stages = staged(cells)
     rows = {cell.key for cell in cells}  # a row of the sweep may be a stage as well, and keeps its label
     trained_first = {part.key: part for told in stages.values() for part in told if part.key not in rows}
-    cells = [*cells, *trained_first.values()]
-    draft = _Draft(wanted.waiting + parts.waiting)
-    for cell in cells:
-        held = entries.get(cell.key, ())
-        known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"] if held else []
-        if (excluded := matrix.excluded.get(parts.was.get(cell.key, cell.key))) is not None:
-            draft.unsupported.append((cell, f"excluded by the sweep: {excluded}"))
-            continue
-        if cell.key in wanted.hopeless:
-            draft.unsupported.append((cell, wanted.hopeless[cell.key]))
-            continue
-        elsewhere, why = reasons(cell)
-        present = there.get(QUANTIZERS.get(cell.quantization.name).declaration.environment, here)
-        if known and not _asked_again(known, present, rerun):
-            (draft.done if any(e.fingerprint == present for e in known) else draft.stale).append(cell)
-        elif elsewhere is not None:
-            draft.elsewhere.append((cell, elsewhere))
-        elif why is not None:
-            draft.unsupported.append((cell, why))
-        elif store is not None and held and _refused_by_worker(store, held, present, rerun):
-            draft.done.append(cell)
-        else:
-            draft.to_run(cell, entries)
-    _combining(draft, replace(parts, told={**parts.told, **stages}), entries, workspace.cache)
-    if store is not None:
-        predict.learn(store, cells, entries)
-    run, not_run, places = _ordered(sweep, draft.run, predict, hours, slots)
+    return [*cells, *trained_first.values()], replace(parts, told={**parts.told, **stages})
+
+
+def _left_out(cell: Cell, matrix: Matrix, parts: Combined, wanted: Tuned) -> str | None:
+    """Reason why the sweep or its tuning leaves a cell out, whatever the machine can run."""
+    excluded = matrix.excluded.get(parts.was.get(cell.key, cell.key))
+    return f"excluded by the sweep: {excluded}" if excluded is not None else wanted.hopeless.get(cell.key)
+
+
+def _sort(draft: _Draft, cell: Cell, reasons: tuple[str | None, str | None], past: _Past) -> None:
+    """Put a cell on the list of the draft that its records and this machine ask for."""
+    elsewhere, why = reasons
+    held = past.entries.get(cell.key, ())
+    known = [e for e in held if e.status in FINAL_STATUSES and e.status != "unsupported"]
+    present = past.present(cell)
+    if known and not _asked_again(known, present, past.rerun):
+        (draft.done if any(e.fingerprint == present for e in known) else draft.stale).append(cell)
+    elif elsewhere is not None:
+        draft.elsewhere.append((cell, elsewhere))
+    elif why is not None:
+        draft.unsupported.append((cell, why))
+    elif past.store is not None and held and _refused_by_worker(past.store, held, present, past.rerun):
+        draft.done.append(cell)
+    else:
+        draft.to_run(cell, past.entries)
+
+
+def _finished(
+    draft: _Draft, resolver: Resolver, cells: Sequence[Cell], wanted: Tuned, predict: Predictor, order: _Order
+) -> Plan:
+    """The plan of a draft whose cells are all sorted."""
+    run, not_run, places = order
     return Plan(
-        sweep=sweep,
+        sweep=resolver.sweep,
         cells=tuple(cells),
         predict=predict,
         run=run,
@@ -267,7 +319,7 @@ def _timing(
     sweep: LoadedSweep,
     parts: Combined,
     left_out: set[str],
-    reasons: Callable[[Cell], tuple[str | None, str | None]],
+    reasons: Reasons,
 ) -> list[Cell]:
     """Repeated runs of the cells that can run here; a cell that starts from others is not repeated.
 
@@ -305,9 +357,7 @@ def _timing(
     )
 
 
-def _ordered(
-    sweep: LoadedSweep, cells: Sequence[Cell], predict: Predictor, hours: float | None, slots: int
-) -> tuple[tuple[Cell, ...], tuple[NotRun, ...], dict[str, Slot]]:
+def _ordered(sweep: LoadedSweep, cells: Sequence[Cell], predict: Predictor, hours: float | None, slots: int) -> _Order:
     """Cells to run in order, those that a time budget is not expected to hold, and places in randomised blocks."""
     rules, seeds = sweep.spec.priority, sweep.spec.seeds
     if hours is None:
@@ -365,7 +415,7 @@ def _combining(draft: _Draft, parts: Combined, entries: Mapping[str, Sequence[En
 def _tuned(
     sweep: LoadedSweep,
     matrix: Matrix,
-    reasons: Callable[[Cell], tuple[str | None, str | None]],
+    reasons: Reasons,
     store: Store | None,
     entries: Mapping[str, Sequence[Entry]],
 ) -> Tuned:
@@ -436,30 +486,3 @@ def _refused_by_worker(store: Store, entries: Sequence[Entry], present: str, rer
         return False
     found = [e for e in entries if e.status == "unsupported" and e.fingerprint == present]
     return any(store.load(e).outcome.stage != "plan" for e in found)
-
-
-def _memoised(
-    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path, predict: Predictor
-) -> Callable[[Cell], tuple[str | None, str | None]]:
-    """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
-    seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
-
-    @functools.cache
-    def place(name: str) -> tuple[str | None, str]:
-        profile = profiles[name]
-        return hw.match(profile, machine), hw.device_for(profile, machine)
-
-    def reasons(cell: Cell) -> tuple[str | None, str | None]:
-        points = (cell.model, cell.method, cell.quantization, cell.task, cell.hardware, *cell.further)
-        key = tuple(id(point) for point in points)
-        if key not in seen:
-            elsewhere, device = place(cell.hardware.name)
-            threads = cell.common.identity["threads"]
-            elsewhere = elsewhere or hw.too_few(
-                profiles[cell.hardware.name], machine, ranks=cell.ranks, threads=threads
-            )
-            why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
-            seen[key] = (elsewhere, why)
-        return seen[key]
-
-    return reasons

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from harness import hardware as hw
 from harness.compatibility import parallel_refusal, refusal
 from harness.matrix import DEFAULTS, LATER_AXES, Cell
 from harness.methods.base import Method
@@ -16,6 +18,7 @@ from harness.quantizers.catalog import QUANTIZERS
 from harness.recipes.catalog import RECIPES
 from runners import environments
 from runners.planning.cell_dependencies import why_not_staged
+from runners.planning.cost_model import Predictor
 from tasks.task import MODEL_KIND, Kind
 
 
@@ -254,3 +257,34 @@ def _alone(cell: Cell, training: Mapping[str, object]) -> str | None:
     if training.get("on_oom") == "halve_batch":
         return "training.on_oom: a batch is halved in one process only"
     return None
+
+
+Reasons = Callable[[Cell], tuple[str | None, str | None]]
+"""Why a cell is for other hardware, and why it cannot run; None where there is no such reason."""
+
+
+def memoised_reasons(
+    profiles: dict[str, hw.HardwareProfile], machine: hw.Machine, cache: Path, predict: Predictor
+) -> Reasons:
+    """(elsewhere, unsupported) of a cell; computed once per combination, not per cell."""
+    seen: dict[tuple[int, ...], tuple[str | None, str | None]] = {}
+
+    @functools.cache
+    def place(name: str) -> tuple[str | None, str]:
+        profile = profiles[name]
+        return hw.match(profile, machine), hw.device_for(profile, machine)
+
+    def reasons(cell: Cell) -> tuple[str | None, str | None]:
+        points = (cell.model, cell.method, cell.quantization, cell.task, cell.hardware, *cell.further)
+        key = tuple(id(point) for point in points)
+        if key not in seen:
+            elsewhere, device = place(cell.hardware.name)
+            threads = cell.common.identity["threads"]
+            elsewhere = elsewhere or hw.too_few(
+                profiles[cell.hardware.name], machine, ranks=cell.ranks, threads=threads
+            )
+            why = None if elsewhere else unsupported_reason(cell, device, cache) or predict.does_not_fit(cell)
+            seen[key] = (elsewhere, why)
+        return seen[key]
+
+    return reasons

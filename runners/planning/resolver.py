@@ -30,7 +30,7 @@ from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
 from harness.recipes.catalog import RECIPES
 from harness.record import PROTOCOL
-from harness.spec import Evaluation, Inclusion, LoadedSweep, Rule
+from harness.spec import Evaluation, Inclusion, LoadedSweep
 from harness.spec_axes import (
     MethodSpec,
     ModelSpec,
@@ -38,6 +38,7 @@ from harness.spec_axes import (
     ParallelSpec,
     QuantizationSpec,
     RecipeSpec,
+    Rule,
     SecondModel,
     StagesSpec,
     TaskUse,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,6 +21,7 @@ from runners.worker.job import Job, write_atomically
 from runners.workspace import Workspace
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
     from transformers import PreTrainedModel
 
     from runners.worker.context import Context
@@ -237,31 +239,19 @@ def card(record: Record, form: Form, load: str) -> str:
     Args:
         load: lines of code that load the files.
     """
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
     from harness.models.sources import hub_repository
 
     cell = record.cell
     model, method, task = cell["model"], cell["method"], cell["task"]
     scores = _scores(record, form)
-    results = [
-        EvalResult(
-            task_type=TASK_TYPES.get(task["kind"], "text-generation"),
-            dataset_type=task["name"],
-            dataset_name=task["name"],
-            metric_type=name,
-            metric_name=name,
-            metric_value=reading.value,
-            metric_args={"items": reading.n, "seed": cell["seed"]},
-        )
-        for name, reading in scores
-    ]
     data = ModelCardData(
         base_model=hub_repository(model["id"]),
         library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf"}[form],
         tags=["peft-matrix", method["name"]],
         model_name=record.label,
-        eval_results=results or None,
+        eval_results=_eval_results(cell, scores) or None,
     )
     params = ", ".join(f"{name}={value}" for name, value in sorted(method["params"].items()))
     quantization = cell["quantization"]["label"]
@@ -293,6 +283,25 @@ def card(record: Record, form: Form, load: str) -> str:
         lines += [f"The scores are those on a base in {quantization}; load the base in the same way.", ""]
     lines += ["```python", load, "```", "", f"Record: `{record.id}`, cell `{record.key}`."]
     return f"---\n{data.to_yaml()}\n---\n" + "\n".join(lines) + "\n"
+
+
+def _eval_results(cell: Mapping[str, Any], scores: Sequence[tuple[str, Reading]]) -> list[EvalResult]:
+    """Entries of ``model-index``, one a score."""
+    from huggingface_hub import EvalResult
+
+    task = cell["task"]
+    return [
+        EvalResult(
+            task_type=TASK_TYPES.get(task["kind"], "text-generation"),
+            dataset_type=task["name"],
+            dataset_name=task["name"],
+            metric_type=name,
+            metric_name=name,
+            metric_value=reading.value,
+            metric_args={"items": reading.n, "seed": cell["seed"]},
+        )
+        for name, reading in scores
+    ]
 
 
 def _scores(record: Record, form: Form) -> list[tuple[str, Reading]]:

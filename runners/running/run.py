@@ -149,10 +149,10 @@ def run_sweep(
     where = place(choice, workspace)
     budget = Budget.of_hours(hours) if hours is not None else None
     with RunFile(workspace, sweep.spec.name, choice.name) as file:
-        return _in_phases(_Run(sweep, workspace, console, where, budget, file), only=only, rerun=rerun)
+        return _in_phases(_SweepRun(sweep, workspace, console, where, budget, file), only=only, rerun=rerun)
 
 
-def _in_phases(run: _Run, *, only: str | None, rerun: Sequence[str]) -> RunSummary:
+def _in_phases(run: _SweepRun, *, only: str | None, rerun: Sequence[str]) -> RunSummary:
     """Plan and run until nothing new can run."""
     sweep, workspace = run.sweep, run.workspace
     plan = run.plan(only=only, rerun=rerun)
@@ -177,7 +177,7 @@ def _in_phases(run: _Run, *, only: str | None, rerun: Sequence[str]) -> RunSumma
 
 
 @dataclass
-class _Run:
+class _SweepRun:
     """State shared by the plans of one run."""
 
     sweep: LoadedSweep

@@ -11,7 +11,7 @@ import torch
 
 from harness.errors import Unsupported, UserError
 from harness.methods.modules import blocks
-from harness.methods.peft.loftq import alternate, nearest
+from harness.methods.peft.initialisations import alternate, nearest
 from tests.methods.tiny import (
     CAUSAL,
     CLASSIFIER,

@@ -19,7 +19,8 @@ from harness.errors import UserError
 from harness.matrix import Cell
 from harness.record import Outcome, Record
 from harness.registry import Registry
-from harness.spec import LoadedSweep, Priority
+from harness.spec import LoadedSweep
+from harness.spec_axes import Priority
 from runners.executors.backends import EXECUTORS, ExecutorChoice, Local, place
 from runners.executors.base import Lease
 from runners.planning.blocks import Slot, in_blocks

@@ -75,16 +75,19 @@ def attention(
         order = slots.view(groups, size)  # the position that each slot of each group holds
         seen = visible(attention_mask, order, tokens, causal=causal).expand(batch, -1, -1, -1, -1)
         held = slots.clamp(max=tokens - 1)
-        q, k, v = (
-            x[:, half, held].reshape(batch, -1, groups, size, width).transpose(1, 2).flatten(0, 1)
-            for x in (query, key, value)
-        )
+        q, k, v = (in_groups(x[:, half, held], groups) for x in (query, key, value))
         mixed = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=seen.flatten(0, 1), dropout_p=dropout, scale=scaling
         )
         back = (torch.arange(tokens, device=query.device) - shift) % (groups * size)
         halves.append(mixed.reshape(batch, groups, -1, size, width).transpose(1, 2).flatten(2, 3)[:, :, back])
     return torch.cat(halves, dim=1).transpose(1, 2).contiguous(), None
+
+
+def in_groups(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """[batch, heads, tokens, width] as [batch x groups, heads, tokens of a group, width]."""
+    batch, heads, _, width = x.shape
+    return x.reshape(batch, heads, groups, -1, width).transpose(1, 2).flatten(0, 1)
 
 
 def visible(mask: torch.Tensor | None, order: torch.Tensor, tokens: int, *, causal: bool) -> torch.Tensor:

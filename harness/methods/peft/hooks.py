@@ -1,8 +1,7 @@
-"""Rows of the peft table that need a hook: data, an optimizer, a custom step, or the tokenizer."""
+"""Classes of the rows of the peft table that need a hook: data, an optimizer, a custom step, or the tokenizer."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import Unsupported, UserError
 from harness.methods.base import Batch
 from harness.methods.modules import add_bias, blocks, linears, targeted
-from harness.methods.peft.loftq import LoftQ as LoftQ
+from harness.methods.peft.initialisations import Corda as Corda
+from harness.methods.peft.initialisations import Eva as Eva
+from harness.methods.peft.initialisations import LoftQ as LoftQ
+from harness.methods.peft.initialisations import LoraGa as LoraGa
+from harness.methods.peft.initialisations import Reparameterized as Reparameterized
+from harness.methods.peft.initialisations import inside_blocks
 from harness.methods.peft.method import PeftMethod
 
 if TYPE_CHECKING:  # heavy, and only for types
@@ -19,126 +23,6 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
-
-
-# --- initialisations that change the base ---------------------------------------------------------
-class Reparameterized(PeftMethod):
-    """The initialisation takes the adapter's first value off the base, so a fresh base does not fit the adapter.
-
-    What is saved is the difference to the first adapter, which is plain LoRA of twice the rank on the untouched base:
-    s(B·A - B₀·A₀) = s[B, -B₀]·[A; A₀].
-    """
-
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Wrap the model and keep the adapter's first value."""
-        adapted = super().attach(model)
-        self._first = {name: tensor.detach().cpu().clone() for name, tensor in _adapter_state(adapted).items()}
-        return adapted
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the difference to the first value, as plain LoRA."""
-        import torch
-        from peft.utils import SAFETENSORS_WEIGHTS_NAME
-        from safetensors.torch import save_file
-
-        state = {}
-        for name, tensor in _adapter_state(model).items():
-            now = tensor.detach().cpu()
-            if "lora_A" in name:
-                now = torch.cat([now, self._first[name]], dim=0)
-            elif "lora_B" in name:
-                now = torch.cat([now, -self._first[name]], dim=1)
-            state[name] = now.contiguous()
-        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        adapted: PeftModel = model
-        config = copy.deepcopy(adapted.peft_config["default"])
-        grow = 2**0.5 if config.use_rslora else 2  # keeps the scale, alpha/r or alpha/√r
-        config.init_lora_weights, config.inference_mode = True, True
-        config.r, config.lora_alpha = 2 * config.r, grow * config.lora_alpha
-        config.rank_pattern = {key: 2 * value for key, value in (config.rank_pattern or {}).items()}
-        config.alpha_pattern = {key: grow * value for key, value in config.alpha_pattern.items()}
-        config.save_pretrained(folder)
-
-
-class FromData(Reparameterized):
-    """An initialisation that reads training batches before the adapter is attached."""
-
-    batches_read = 8  # at most; billed to the stage ``prepare``
-
-
-class Corda(FromData):
-    """CorDA: the weight is split along the principal directions of weight times input covariance."""
-
-    def config_params(self, model: nn.Module) -> dict[str, object]:
-        """With the targets inside the blocks only: a covariance is one over tokens, a pooler sees single vectors."""
-        params = super().config_params(model)
-        return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
-
-    @property
-    def wants_text(self) -> bool:
-        """``kpm`` keeps what general text needs, so its covariance is that of such text; ``ipm`` follows the task's."""
-        return bool(self.params["corda_method"] == "kpm")
-
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Gather the covariance of every target's input."""
-        import torch
-        from peft.tuners.lora.corda import preprocess_corda
-
-        def run() -> None:
-            with torch.no_grad():
-                for batch in batches(self.batches_read):
-                    for row in range(len(batch["input_ids"])):  # the covariance hook takes one sequence at a time
-                        model(**_row(batch, row))
-
-        preprocess_corda(model, self.config(model), run_model=run)
-
-
-class LoraGa(FromData):
-    """LoRA-GA: the factors start as singular vectors of the first gradient."""
-
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Sum the gradient of every target over the first batches."""
-        from peft.tuners.lora.loraga import preprocess_loraga
-
-        def step() -> None:
-            for batch in batches(self.batches_read):
-                model(**batch).loss.backward()
-
-        preprocess_loraga(model, self.config(model), step)
-        model.zero_grad(set_to_none=True)
-
-
-class Eva(PeftMethod):
-    """EVA: A starts as the principal directions of each target's input; the rank goes where they explain most."""
-
-    batches_read = 8  # at most; billed to the stage ``prepare``
-
-    def config_params(self, model: nn.Module) -> dict[str, object]:
-        """Targets inside the blocks only (a pooler sees single vectors); a classifier's labels mask no tokens."""
-        params = super().config_params(model)
-        inside = _inside_blocks(model, params["target_modules"])
-        return {"use_label_mask": self.setting.kind == "causal-lm", **params, "target_modules": inside}
-
-    def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Incremental singular value decomposition of every target's input."""
-        from peft.tuners.lora.eva import get_eva_state_dict
-
-        config = self.config(model)
-        found = get_eva_state_dict(model, list(batches(self.batches_read)), config, show_progress_bar=False)
-        # names as in the wrapped model: a name that is not found there is left at LoRA's own start
-        self._directions = {f"base_model.model.{name}": directions for name, directions in found.items()}
-
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Wrap the model and load the directions."""
-        from peft import initialize_lora_eva_weights
-
-        adapted = super().attach(model)
-        initialize_lora_eva_weights(adapted, eva_state_dict=self._directions, show_progress_bar=False)
-        return adapted
-
-    def expected_trainable(self, model: nn.Module) -> int | None:
-        """Unknown: the data decides how the ranks are shared out."""
-        return None
 
 
 # --- optimizers --------------------------------------------------------------------------------------
@@ -419,7 +303,7 @@ class Poly(PeftMethod):
     def config_params(self, model: nn.Module) -> dict[str, object]:
         """With the targets inside the blocks only: peft's layers want sequences, a pooler sees single vectors."""
         params = super().config_params(model)
-        return {**params, "target_modules": _inside_blocks(model, params["target_modules"])}
+        return {**params, "target_modules": inside_blocks(model, params["target_modules"])}
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model and name the task."""
@@ -515,25 +399,8 @@ class Glora(PeftMethod):
 
 
 # --- helpers -----------------------------------------------------------------------------------------
-def _adapter_state(adapted: nn.Module) -> dict[str, torch.Tensor]:
-    from peft import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(adapted, save_embedding_layers=False)  # type: ignore[no-any-return]
-
-
 def _without(params: dict[str, object], name: str) -> dict[str, object]:
     return {key: value for key, value in params.items() if key != name}
-
-
-def _inside_blocks(model: nn.Module, target_modules: Any) -> list[str]:
-    prefix = blocks(model)[0]
-    return [t.name for t in targeted(linears(model), target_modules) if t.name.startswith(f"{prefix}.")]
-
-
-def _row(batch: Batch, row: int) -> dict[str, object]:
-    """One sequence of a batch, without its padding."""
-    keep = batch["attention_mask"][row].bool()
-    return {name: batch[name][row : row + 1, keep] for name in ("input_ids", "attention_mask")}
 
 
 def _cut_virtual_positions(adapted: nn.Module) -> nn.Module:

@@ -48,11 +48,11 @@ class SketchLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """``x W^T + b``; the gradient reaches the input and the grid."""
-        output = cast(Tensor, _Product.apply(input, self.sketch_grid, self))  # type: ignore[no-untyped-call]
+        output = cast(Tensor, _SketchProduct.apply(input, self.sketch_grid, self))  # type: ignore[no-untyped-call]
         return output if self.bias is None else output + self.bias
 
 
-class _Product(torch.autograd.Function):
+class _SketchProduct(torch.autograd.Function):
     """Reads W again in the backward pass; the gradient of a number is the sum over the weights that point at it."""
 
     @staticmethod

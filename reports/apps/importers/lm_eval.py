@@ -103,7 +103,7 @@ REASONS = {
 }
 
 
-class _Configuration(ForeignFields):
+class _EvaluationSettings(ForeignFields):
     model: Scalar = None
     model_args: str | dict[str, object] | None = None
     model_sha: str | None = None
@@ -122,10 +122,10 @@ class _Definition(ForeignFields):
     generation_kwargs: dict[str, Any] | None = None
 
 
-class _File(ForeignFields):
+class _LmEvalFile(ForeignFields):
     results: dict[str, dict[str, Any]]
     configs: dict[str, _Definition]
-    config: _Configuration
+    config: _EvaluationSettings
     groups: dict[str, object] | None = None
     group_subtasks: dict[str, object] | None = None
     versions: dict[str, Scalar] | None = None
@@ -155,7 +155,7 @@ def read(path: Path) -> list[Imported]:
         UserError: the file is not one of this harness, or its samples are damaged.
     """
     content = read_json(path, "results", "configs", "config")
-    typed(content, _File, path)
+    typed(content, _LmEvalFile, path)
     groups = set(content.get("group_subtasks") or {}) | set(content.get("groups") or {})
     version = str(content.get("lm_eval_version") or content.get("git_hash") or "")
     origin = Origin(TOOL, version, path, LACKS, name_unmapped(content, MAPPED, REASONS))

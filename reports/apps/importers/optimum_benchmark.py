@@ -108,7 +108,7 @@ class _Environment(ForeignFields):
     cpu: Scalar = None
 
 
-class _Configuration(ForeignFields):
+class _BenchmarkSettings(ForeignFields):
     backend: _Backend | None = None
     scenario: _Scenario | None = None
     environment: _Environment | None = None
@@ -122,8 +122,8 @@ class _Measured(ForeignFields):
     latency: _Latency | None = None
 
 
-class _File(ForeignFields):
-    config: _Configuration
+class _BenchmarkFile(ForeignFields):
+    config: _BenchmarkSettings
     report: dict[str, _Measured | None]
 
 
@@ -139,7 +139,7 @@ def read(path: Path) -> list[Imported]:
         content = {"config": read_json(path.with_name("benchmark_config.json")), "report": read_json(path)}
     else:
         content = read_json(path, "config", "report")
-    typed(content, _File, path)
+    typed(content, _BenchmarkFile, path)
     content = {"config": content["config"], "report": _without_empty(content["report"])}
     config, report = content["config"], content["report"]
     environment = config.get("environment") or {}

@@ -96,7 +96,7 @@ class _TrainConfig(ForeignFields):
     generation_kwargs: dict[str, Any] | None = None
 
 
-class _Run(ForeignFields):
+class _RunInfo(ForeignFields):
     train_config: _TrainConfig
     peft_config: dict[str, Any] | None = None
     experiment_name: str
@@ -120,8 +120,8 @@ class _Meta(ForeignFields):
     system_info: dict[str, Scalar] | None = None
 
 
-class _File(ForeignFields):
-    run_info: _Run
+class _SuiteFile(ForeignFields):
+    run_info: _RunInfo
     train_info: _Train
     meta_info: _Meta
 
@@ -133,7 +133,7 @@ def read(path: Path) -> list[Imported]:
         UserError: the file is not one of this suite.
     """
     content = read_json(path, "run_info", "train_info", "meta_info")
-    typed(content, _File, path)
+    typed(content, _SuiteFile, path)
     run, train, meta = content["run_info"], content["train_info"], content["meta_info"]
     status = STATUS.get(str(train.get("status")), "error")
     reason = str(run.get("error_msg") or "")
