@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,36 @@ def gpus_from_nvml(gpus: Sequence[Gpu]) -> Iterator[None]:
         device_interface.caching_worker_device_properties.pop("cuda", None)  # it may hold our few properties
 
 
-with quiet_stderr(), gpus_from_nvml(probe().gpus):
+@contextmanager
+def compiler_at_first_call() -> Iterator[None]:
+    """While open, a function decorated with ``torch.compile`` is handed to the compiler when it is first called.
+
+    Real ``torch.compile`` compiles at the first call too, but imports its back ends at once: a second of processor time
+    at every start, for functions of libraries (hqq) that most cells never call.
+    """
+    real = torch.compile
+
+    def deferred(model: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if model is None:
+            return lambda function: deferred(function, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @wraps(model)
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not compiled:
+                compiled.append(real(model, **options))
+            return compiled[0](*arguments, **named)
+
+        return call
+
+    torch.compile = deferred
+    try:
+        yield
+    finally:
+        torch.compile = real
+
+
+with quiet_stderr(), gpus_from_nvml(probe().gpus), compiler_at_first_call():
     import pandas  # noqa: F401 - pyarrow imports it when the samples are written
     import pyarrow.parquet  # noqa: F401 - likewise
     import torch.utils.flop_counter  # imported late by the meters

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from harness.hardware import Gpu
 from runners.worker.import_path import ROOT, leave_current_folder, safe_environment
-from runners.worker.preload import device_interface, gpus_from_nvml
+from runners.worker.preload import compiler_at_first_call, device_interface, gpus_from_nvml
 from tests.runners.conftest import Bench
 
 TRAPS = ("pandas", "torch", "numpy", "multiprocessing", "runpy", "sitecustomize", "yaml", "psutil", "tasks", "harness")
@@ -213,6 +214,27 @@ def test_gpu_questions_are_answered_by_nvml_while_open(monkeypatch: pytest.Monke
     assert "cuda" not in device_interface.caching_worker_device_properties
 
 
+def test_a_function_of_a_library_is_compiled_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    def real(function: Callable[[int], int], **options: object) -> Callable[[int], int]:
+        given.append(options)
+        return lambda x: 10 * function(x)
+
+    monkeypatch.setattr(torch, "compile", real)
+    with compiler_at_first_call():
+
+        @torch.compile(dynamic=True)
+        def double(x: int) -> int:
+            return 2 * x
+
+        plain = torch.compile(abs)
+    assert torch.compile is real
+    assert given == []
+    assert (double(1), double(2), plain(-1)) == (20, 40, 10)
+    assert (given, double.__name__) == ([{"dynamic": True}, {}], "double")
+
+
 def test_without_gpus_nothing_changes() -> None:
     real = torch.cuda.get_device_capability
     with gpus_from_nvml([]):
@@ -222,8 +244,10 @@ def test_without_gpus_nothing_changes() -> None:
 @pytest.mark.slow
 def test_the_imports_leave_cuda_alone() -> None:
     code = (
-        "import os, runners.worker.preload, torch; assert not torch.cuda.is_initialized(); "
-        "assert os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] == '1'"
+        "import os, sys, runners.worker.preload, torch; assert not torch.cuda.is_initialized(); "
+        "assert os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] == '1'; "
+        "assert torch.cuda.is_available() or 'torch._inductor.lowering' not in sys.modules; "
+        "assert torch.compile.__module__ == 'torch'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
