@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,18 @@ def recipe(name: str, *, where: str = "") -> ModelRecipe:
     known = recipes()
     if name not in known:
         raise UserError(f"unknown built-in model {name!r}", where=where, fix=did_you_mean(name, known))
-    data = load_yaml(RECIPES / f"{name}.yaml")[0]
+    path = RECIPES / f"{name}.yaml"
+    data = _recipe_data(path, path.stat().st_mtime_ns)
     if "continues" in data:  # the same architecture, alphabet and corpus unless it says otherwise
         data = {**recipe(data["continues"]).data, **data}
     return ModelRecipe(name, data)
+
+
+@lru_cache(maxsize=64)
+def _recipe_data(path: Path, _changed_ns: int) -> dict[str, Any]:
+    """Content of a recipe's file: plans ask for it once a cell and reason."""
+    data: dict[str, Any] = load_yaml(path)[0]
+    return data
 
 
 def scheme_of(model_id: str) -> str:

@@ -30,6 +30,16 @@ def examples(name: str, n: int) -> list[tuple[str, str]]:
     return [(f"{name}{'abcd'[i % 4]}=", "abcd"[i % 4]) for i in range(n)]
 
 
+def test_a_plan_of_many_cells_reads_a_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = sources.load_yaml
+    monkeypatch.setattr(sources, "load_yaml", lambda path: (read.append(path.name), real(path))[1])
+    sources._recipe_data.cache_clear()
+    for _ in range(3):
+        assert (sources.config("builtin:nano-128") or {})["model_type"] == "llama"
+    assert len(read) == len(set(read)) > 0
+
+
 @pytest.fixture(scope="module")
 def small() -> sources.ModelRecipe:
     """The nano recipe with a model and a budget for tests."""
