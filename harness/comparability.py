@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.digests import digest
 from harness.matrix import TIMING_ROLE, in_effect
-from harness.record import Record
+from harness.record import CellView, Parts, Record
 
 TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
 __all__ = [
@@ -19,10 +19,8 @@ __all__ = [
     "TIMING_ROLE",
     "comparable",
     "configuration",
-    "gpus_of",
     "machine",
     "marks",
-    "part",
     "place",
     "remarks",
     "role",
@@ -45,30 +43,17 @@ SETTINGS = {
 """Settings of a cell that every table of records has as columns, with their meanings; see :func:`settings_of`."""
 
 
-def part(cell: Mapping[str, object], name: str) -> dict[str, Any]:
-    """One axis of a cell, or one part of an environment; ``{}`` where it has none."""
-    found = cell.get(name)
-    return found if isinstance(found, dict) else {}
-
-
 def machine(record: Record) -> dict[str, Any]:
     """The machine as far as it changes time, memory or energy; ``{}`` where the record does not say.
 
     The host's name is not in it: two hosts with the same processor and accelerators count as one machine.
     """
-    cpu = record.environment.get("cpu")
-    if not isinstance(cpu, Mapping):
+    if not isinstance(record.environment.get("cpu"), Mapping):
         return {}
-    out: dict[str, Any] = {"cpu": str(cpu.get("model", ""))}
-    if part(record.cell, "hardware").get("device") != "cpu":
-        out["gpus"] = sorted(_gpu_words(gpu) for gpu in gpus_of(record.environment))
+    out: dict[str, Any] = {"cpu": record.environment_view.cpu}
+    if record.cell_view.part("hardware").get("device") != "cpu":
+        out["gpus"] = sorted(_gpu_words(gpu) for gpu in record.environment_view.gpus)
     return out
-
-
-def gpus_of(environment: Mapping[str, Any]) -> list[Mapping[str, object]]:
-    """The GPUs of a record's environment: name, driver, power limit. The first records of GPU runs hold UUIDs alone."""
-    found = environment.get("gpus") or ()
-    return [gpu if isinstance(gpu, Mapping) else {"name": "GPU not described", "uuid": str(gpu)} for gpu in found]
 
 
 def _gpu_words(gpu: Mapping[str, object]) -> str:
@@ -90,7 +75,7 @@ def marks(record: Record) -> tuple[str, ...]:
     stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
     """
     found = {name for name in ("imported", "simulated") if record.environment.get(name)}
-    if part(record.environment, "facts").get("batch", {}).get("out_of_memory"):
+    if Parts(record.environment_view.facts).part("batch").get("out_of_memory"):
         found.add("halved")
     for reading in (*record.metrics.values(), *(r for span in record.spans for r in span.readings)):
         if reading.why_missing == "shared" or (reading.quantity == "foreign_processes" and (reading.value or 0) > 0):
@@ -102,7 +87,7 @@ def marks(record: Record) -> tuple[str, ...]:
 
 def remarks(record: Record) -> tuple[str, ...]:
     """Notes that a reader of a result needs, in words; ``()`` for most."""
-    tuning = part(record.environment, "facts").get("tuning")
+    tuning = record.environment_view.facts.get("tuning")
     if isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True:
         return ("the best learning rate is at the edge of the rates tried",)
     return ()
@@ -110,17 +95,17 @@ def remarks(record: Record) -> tuple[str, ...]:
 
 def role(record: Record) -> str:
     """``result``, or what the record is instead: part of tuning (a trial, or a run at the shared rate)."""
-    return str(record.cell.get("role", "result"))
+    return record.cell_view.role
 
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The :data:`SETTINGS` of a record, in effect: a variant's in the place of the sweep's. None: not stated."""
-    cell = record.cell
-    if isinstance(cell.get("variant"), Mapping):
-        cell = in_effect({**cell, **{name: part(cell, name) for name in ("training", "model")}})
-    method, training, task = part(cell, "method"), part(cell, "training"), part(cell, "task")
-    commit = part(record.environment, "harness").get("commit")
-    rate, read = method.get("learning_rate", training.get("learning_rate")), part(record.environment, "facts")
+    cell = record.cell_view
+    if isinstance(record.cell.get("variant"), Mapping):
+        cell = CellView(in_effect({**record.cell, **{name: cell.part(name) for name in ("training", "model")}}))
+    method, training, task = cell.part("method"), cell.part("training"), cell.part("task")
+    environment = record.environment_view
+    rate, read = method.get("learning_rate", training.get("learning_rate")), environment.facts
     steps = method.get("steps") or (training.get("steps") if rate is not None else None)  # what does not train has none
     return {
         "learning_rate": _rate(rate),
@@ -129,8 +114,8 @@ def settings_of(record: Record) -> dict[str, Any]:
         "schedule": _text(training.get("schedule")),
         "train_items": _count(task.get("train_items") or read.get("train_items")),
         **{name: _count(task.get(name)) for name in ("validation_items", "test_items")},
-        "dtype": _text(part(cell, "model").get("dtype")),
-        "version": _text(part(record.environment, "packages").get("peft-matrix")) or (_text(commit) or "")[:12] or None,
+        "dtype": _text(cell.part("model").get("dtype")),
+        "version": _text(environment.packages.get("peft-matrix")) or environment.commit[:12] or None,
     }
 
 
@@ -148,10 +133,10 @@ def _text(value: object) -> str | None:
 
 def comparable(record: Record) -> dict[str, object]:
     """Everything but the machine that must be equal before two rows may be ranked against each other."""
-    cell = record.cell
-    task = {k: v for k, v in part(cell, "task").items() if k != "label"}
-    shared = {name: cell.get(name) for name in ("training", "evaluation", "threads", "protocol")}
-    return {"task": task, "hardware": part(cell, "hardware").get("label", ""), **shared}
+    cell = record.cell_view
+    task = {k: v for k, v in cell.part("task").items() if k != "label"}
+    shared = {name: record.cell.get(name) for name in ("training", "evaluation", "threads", "protocol")}
+    return {"task": task, "hardware": cell.part("hardware").get("label", ""), **shared}
 
 
 def configuration(record: Record) -> str:

@@ -118,6 +118,111 @@ SHARES = ("accuracy", "merged_accuracy", "retained_accuracy", "base_retained_acc
 """Quantities that are a share of items; intervals are computed from them."""
 
 
+Scalar = str | int | float | bool | None
+
+
+class Parts:
+    """Mappings inside a mapping, each of them empty where it is not there."""
+
+    def __init__(self, content: Mapping[str, object]) -> None:
+        self._content = content
+
+    def part(self, name: str) -> Mapping[str, object]:
+        """One part, ``{}`` where there is none."""
+        found = self._content.get(name)
+        return found if isinstance(found, dict) else {}
+
+    def scalar(self, name: str) -> Scalar:
+        """A value that has no parts, None where there is none."""
+        found = self._content.get(name)
+        return found if isinstance(found, str | int | float) else None
+
+
+class CellView(Parts):
+    """The settings that readers ask a record's cell for, with their types. ``Record.cell`` is the whole cell."""
+
+    @property
+    def seed(self) -> Scalar:
+        """The seed."""
+        return self.scalar("seed")
+
+    @property
+    def role(self) -> str:
+        """``result``, or what the record is instead: part of tuning, or a repeated run."""
+        return str(self._content.get("role", "result"))
+
+    @property
+    def protocol(self) -> Scalar:
+        """Version of the measuring protocol; the tool's name in an imported record."""
+        return self.scalar("protocol")
+
+    @property
+    def second_arm(self) -> bool:
+        """Whether it is the second of two equal runs of a block."""
+        return bool(self._content.get("arm"))
+
+    def label(self, axis: str) -> str:
+        """Label of the cell's value on an axis, "" where it has none."""
+        return str(self.part(axis).get("label", ""))
+
+    def name(self, axis: str) -> str:
+        """Registered name of the cell's value on an axis, "" where it has none."""
+        return str(self.part(axis).get("name", ""))
+
+    @property
+    def params(self) -> Mapping[str, object]:
+        """Parameters of the method."""
+        return Parts(self.part("method")).part("params")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the method; None where it does not train."""
+        found = self.part("method").get("learning_rate")
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    @property
+    def trained_before(self) -> tuple[Mapping[str, object], ...]:
+        """The earlier stages of training, in order."""
+        found = self.part("stages").get("earlier")
+        return tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list | tuple) else ()
+
+
+class EnvironmentView(Parts):
+    """Properties of a record's environment that readers ask for. ``Record.environment`` is all of it."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Findings of the worker: choices of the method, of tuning, of the batch size."""
+        return self.part("facts")
+
+    @property
+    def packages(self) -> Mapping[str, object]:
+        """Package to version."""
+        return self.part("packages")
+
+    @property
+    def imported(self) -> Mapping[str, object]:
+        """Origin of a record that another tool made; empty for one that was made here."""
+        return self.part("imported")
+
+    @property
+    def commit(self) -> str:
+        """Commit of peft-matrix, "" where it is not known."""
+        return str(self.part("harness").get("commit") or "")
+
+    @property
+    def cpu(self) -> str:
+        """Model of the processor, "" where it is not known."""
+        return str(self.part("cpu").get("model", ""))
+
+    @property
+    def gpus(self) -> list[Mapping[str, object]]:
+        """Name, driver and power limit of each GPU. The first records of GPU runs hold UUIDs alone."""
+        found = self._content.get("gpus")
+        listed = found if isinstance(found, list | tuple) else ()
+        return [one if isinstance(one, dict) else {"name": "GPU not described", "uuid": str(one)} for one in listed]
+
+
 class Record(Frozen):
     """Everything one attempt at one cell left behind.
 
@@ -185,6 +290,16 @@ class Record(Frozen):
     def status(self) -> Status:
         """The cell's outcome."""
         return self.outcome.status
+
+    @property
+    def cell_view(self) -> CellView:
+        """The cell's settings by name."""
+        return CellView(self.cell)
+
+    @property
+    def environment_view(self) -> EnvironmentView:
+        """The environment by name."""
+        return EnvironmentView(self.environment)
 
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy with other values is another record: its id is its own."""

@@ -29,7 +29,6 @@ from harness.comparability import (
     comparable,
     configuration,
     marks,
-    part,
     place,
     remarks,
     role,
@@ -150,22 +149,21 @@ def flatten(records: Iterable[Record]) -> Flat:
 
 
 def _row(record: Record) -> dict[str, object]:
-    cell, outcome = record.cell, record.outcome
-    task = part(cell, "task")
+    cell, outcome = record.cell_view, record.outcome
     return {
         **{name: getattr(record, name) for name in ("id", "key", "label", "sweep", "started", "finished", "attempt")},
         **{name: getattr(outcome, name) for name in ("status", "stage", "reason", "check")},
         "role": role(record),
         "supersedes": record.supersedes,
         "fingerprint": record.fingerprint,
-        **{axis: str(part(cell, axis).get("label", "")) for axis in AXES},
-        "seed": _whole(cell.get("seed")),
+        **{axis: cell.label(axis) for axis in AXES},
+        "seed": _whole(cell.seed),
         "config": configuration(record),
         "condition": digest(comparable(record)),
         "machine": place(record),
-        "task_name": str(task.get("name", "")),
-        "task_version": _whole(task.get("version")),
-        "protocol": _whole(cell.get("protocol")),
+        "task_name": cell.name("task"),
+        "task_version": _whole(cell.part("task").get("version")),
+        "protocol": _whole(cell.protocol),
         "marks": list(marks(record)),
         "remarks": list(remarks(record)),
         "samples": record.samples.digest if record.samples is not None else None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
-from harness.record import Record
+from harness.record import Record, Scalar
 from reports.data.effects import Evidence, ScoreEffect, of_runs, peers
 from reports.data.frame import comparable, configuration, current, is_trial, machine, marks
 from reports.data.samples import ARMS, SampleSource
@@ -23,7 +22,7 @@ class Side:
     """One configuration: its name, its finished records by seed."""
 
     name: str
-    records: Mapping[Any, tuple[str, Record]]
+    records: Mapping[Scalar, tuple[str, Record]]
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,11 @@ def select(records: Iterable[Record], text: str) -> Side:
     Raises:
         UserError: nothing matches, or several configurations do.
     """
-    by_config: dict[str, dict[object, tuple[str, Record]]] = {}
+    by_config: dict[str, dict[Scalar, tuple[str, Record]]] = {}
     for identity, record in current(records):
         named = record.label.startswith(text) or record.key.startswith(text) or fnmatchcase(record.label, text)
         if named and record.outcome.status == "ok" and not is_trial(record):
-            by_config.setdefault(configuration(record), {})[record.cell.get("seed")] = (identity, record)
+            by_config.setdefault(configuration(record), {})[record.cell_view.seed] = (identity, record)
     if not by_config:
         raise UserError(f"no finished cell matches {text!r}", fix="See: peft-matrix status SWEEP.")
     names = {config: _name(found) for config, found in by_config.items()}
@@ -75,7 +74,7 @@ def select(records: Iterable[Record], text: str) -> Side:
     return Side(names[config], by_config[config])
 
 
-def _name(found: Mapping[object, tuple[str, Record]]) -> str:
+def _name(found: Mapping[Scalar, tuple[str, Record]]) -> str:
     """The label without its seed."""
     label = next(iter(found.values()))[1].label
     return label.rpartition(".s")[0] or label
@@ -215,7 +214,7 @@ def _shown(value: float, metric: str) -> str:
     return f"{value:+.4g} {METRICS[metric.rpartition('.')[2]].unit}".rstrip(" 1")
 
 
-def _values(side: Side, metric: str) -> dict[object, float]:
+def _values(side: Side, metric: str) -> dict[Scalar, float]:
     found = {s: value_of(r, metric) for s, (_, r) in side.records.items()}
     values = {seed: value for seed, value in found.items() if value is not None}
     if not values:

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from harness.comparability import part
 from harness.record import Record
 from harness.store.store import Store
 from reports.data.effects import Evidence, Family, members_of
@@ -130,11 +129,11 @@ def _above_head(
 
 
 def _name(record: Record) -> str:
-    return str(part(record.cell, "method").get("name"))
+    return record.cell_view.name("method")
 
 
 def _judged(row: Mapping[str, Any], record: Record, found: Learned, generated: Collection[str]) -> Judged:
-    model, task = part(record.cell, "model"), str(part(record.cell, "task").get("name"))
+    model, task = record.cell_view.part("model"), record.cell_view.name("task")
     made_up = str(model.get("id", "")).startswith(("builtin:", "skeleton:"))
     gain, low, high, p = (
         float("nan") if value is None else value for value in (found.effect, found.low, found.high, found.p)
@@ -153,7 +152,7 @@ def _judged(row: Mapping[str, Any], record: Record, found: Learned, generated: C
         measure=found.measure,
         base=found.base,
         real=not made_up and task not in generated,
-        tuned="tuning" in record.environment.get("facts", {}),
+        tuned="tuning" in record.environment_view.facts,
         seeds=found.seeds,
         records=tuple(row["ok_records"]),
     )

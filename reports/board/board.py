@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics import METRICS, MetricDef
-from harness.record import Record
+from harness.record import Record, Scalar
 from harness.store.store import Store
 from reports.board.provenance_summary import About, conditions, describe, row_settings, tell_apart
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
@@ -103,8 +103,8 @@ class BoardRow:
     learned: Learned | None
     front: bool
     baseline: bool
-    seeds: tuple[Any, ...]
-    failed: tuple[tuple[Any, str, str, str], ...]
+    seeds: tuple[Scalar, ...]
+    failed: tuple[tuple[Scalar, str, str, str], ...]
     marks: tuple[str, ...]
     notes: tuple[str, ...]
     records: tuple[str, ...]
@@ -116,7 +116,7 @@ class Failure:
     """Seeds of one configuration that ended alike, and not ``ok``."""
 
     row: BoardRow
-    seeds: tuple[object, ...]
+    seeds: tuple[Scalar, ...]
     status: str
     stage: str
     reason: str
@@ -200,7 +200,7 @@ def build(
     wanted = [
         (identity, record)
         for identity, record in current(records)
-        if board.rows.keeps(sweep=record.sweep, **{axis: _label(record, axis) for axis in AXES})
+        if board.rows.keeps(sweep=record.sweep, **{axis: record.cell_view.label(axis) for axis in AXES})
     ]
     kept = [(identity, record) for identity, record in wanted if not is_trial(record)]
     trials = tuple(record for _, record in wanted if is_trial(record))
@@ -222,11 +222,6 @@ def build(
     keys = None if planned is None else tuple(sorted(set(planned)))
     not_run = len(set(keys) - {record.key for _, record in wanted}) if keys is not None else 0
     return BoardTable(board, _heads(board, sections), sections, describe(kept), not_run, keys, by_id, trials, silent)
-
-
-def _label(record: Record, axis: str) -> str:
-    part = record.cell.get(axis)
-    return str(part.get("label", "")) if isinstance(part, dict) else ""
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -399,7 +394,7 @@ def _difference(
 
 def _variant(row: Mapping[str, Any], by_id: Mapping[str, Record]) -> dict[str, str]:
     """The label of the row's variant; nothing for the plain one."""
-    label = _label(by_id[row["records"][0]], "variant")
+    label = by_id[row["records"][0]].cell_view.label("variant")
     return {"variant": label} if label else {}
 
 

@@ -77,7 +77,7 @@ def _entries(table: BoardTable, records: Sequence[Record]) -> list[tuple[str, st
 
 
 def _summary(table: BoardTable, record: Record, before: Record | None) -> str:
-    origin = " Not run here." if record.environment.get("imported") else ""
+    origin = " Not run here." if record.environment_view.imported else ""
     now = _result(table, record)
     if before is None:
         return f"{now}.{origin}"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from harness.comparability import gpus_of
 from harness.digests import canonical_json, digest
 from harness.metrics import METRICS
 from harness.record import SCHEMA_VERSION, Record
@@ -65,11 +64,6 @@ def _distinct(values: Iterable[dict[str, object]]) -> list[dict[str, object]]:
     return [found[text] for text in sorted(found)]
 
 
-def _part(record: Record, name: str) -> Mapping[str, object]:
-    part = record.cell.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
 def _board(table: BoardTable) -> dict[str, object]:
     spec = table.board.model_dump(mode="json")
     return {"name": table.board.name, "version": digest(spec)[:16], "specification": spec, "digest": table.about.digest}
@@ -86,8 +80,8 @@ def _protocol(table: BoardTable) -> list[dict[str, object]]:
     """Measuring conditions of each section: protocol version, budget, decoding, split and number of items."""
     found = []
     for section in table.sections:
-        cell = table.records[section.rows[0].records[0]].cell
-        task = cell.get("task") or {}
+        record = table.records[section.rows[0].records[0]]
+        cell, task = record.cell, record.cell_view.part("task")
         found.append(
             {
                 "section": section.title,
@@ -105,14 +99,14 @@ def _protocol(table: BoardTable) -> list[dict[str, object]]:
 
 
 def _task(record: Record) -> dict[str, Any]:
-    task = _part(record, "task")
+    task = record.cell_view.part("task")
     kept = {name: task.get(name) for name in ("name", "version", "digest", "kind", "retain")}
     return {**kept, "licence": task.get("licence", NOT_RECORDED)}
 
 
 def _model(record: Record) -> dict[str, object]:
-    model = _part(record, "model")
-    weights = (record.environment.get("facts") or {}).get("weights_sha256")
+    model = record.cell_view.part("model")
+    weights = record.environment_view.facts.get("weights_sha256")
     return {
         **{name: model.get(name) for name in ("id", "revision", "dtype")},
         "weights_sha256": weights or NOT_RECORDED,
@@ -121,7 +115,7 @@ def _model(record: Record) -> dict[str, object]:
 
 
 def _method(record: Record) -> dict[str, object]:
-    method, quantization = _part(record, "method"), _part(record, "quantization")
+    method, quantization = record.cell_view.part("method"), record.cell_view.part("quantization")
     return {
         "method": {name: method.get(name) for name in ("name", "params", "learning_rate", "steps")},
         "quantization": {name: quantization.get(name) for name in ("name", "params", "moment")},
@@ -130,18 +124,18 @@ def _method(record: Record) -> dict[str, object]:
 
 def _harness(record: Record) -> dict[str, object]:
     """Commit and lock: the versions of every package that ran."""
-    environment = record.environment
+    environment = record.environment_view
     return {
-        "commit": (environment.get("harness") or {}).get("commit") or NOT_RECORDED,
-        "local_changes": (environment.get("harness") or {}).get("dirty"),
-        "python": environment.get("python"),
-        "packages": environment.get("packages") or {},
+        "commit": environment.commit or NOT_RECORDED,
+        "local_changes": environment.part("harness").get("dirty"),
+        "python": record.environment.get("python"),
+        "packages": environment.packages,
         "fingerprint": record.fingerprint,
     }
 
 
 def _hardware(record: Record) -> dict[str, object]:
-    gpus = gpus_of(record.environment)
+    gpus = record.environment_view.gpus
     return {
         "machine": machine(record),
         "platform": record.environment.get("platform", NOT_RECORDED),
@@ -165,7 +159,7 @@ def _record(record: Record) -> dict[str, Any]:
 
 def _submission(table: BoardTable) -> dict[str, object]:
     """By which way the numbers came, and who ran them as far as it is known."""
-    tools = {(record.environment.get("imported") or {}).get("from") for record in _records(table)}
+    tools = {record.environment_view.imported.get("from") for record in _records(table)}
     channels = sorted("run here" if tool is None else f"imported from {tool}" for tool in tools)
     return {"channels": channels, "who": NOT_RECORDED, "schema_version": SCHEMA_VERSION}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.comparability import settings_of
 from harness.digests import canonical_json, digest
-from harness.record import Record
+from harness.record import CellView, EnvironmentView, Parts, Record
 from reports.data.frame import machine
 
 SHOWN_DIFFERENCES = 3
@@ -32,18 +32,15 @@ class About:
 def describe(kept: Sequence[tuple[str, Record]]) -> About:
     """Provenance of the records: versions, machines, commits, protocol; each distinct value once."""
     records = [record for _, record in kept]
-    environments = [record.environment for record in records if record.environment]
+    environments = [record.environment_view for record in records if record.environment]
     packages = {
-        f"{name} {version}"
-        for environment in environments
-        for name, version in _mapping(environment.get("packages")).items()
-        if version
+        f"{name} {version}" for environment in environments for name, version in environment.packages.items() if version
     }
     facts = [
-        ("protocol", _distinct(str(record.cell.get("protocol", "")) for record in records)),
+        ("protocol", _distinct(str(record.cell_view.protocol or "") for record in records)),
         ("sweeps", _distinct(record.sweep for record in records)),
         ("machines", _distinct("; ".join(_machine_words(record)) for record in records if machine(record))),
-        ("Python", _distinct(str(environment.get("python", "")) for environment in environments)),
+        ("Python", _distinct(str(environment.scalar("python") or "") for environment in environments)),
         ("packages", ", ".join(sorted(packages))),
         ("peft-matrix commit", _distinct(_commit(environment) for environment in environments)),
         ("software stacks", _distinct(record.fingerprint[:12] for record in records)),
@@ -118,7 +115,7 @@ def _contamination(records: Sequence[Record]) -> str:
     """Number of test items that are also in the training data, if any record found one; otherwise ""."""
     counts = set()
     for record in records:
-        found = _mapping(_mapping(record.environment.get("facts")).get("contamination")).get("test_items_in_train")
+        found = Parts(record.environment_view.facts).part("contamination").get("test_items_in_train")
         if isinstance(found, int):
             counts.add(found)
     return " or ".join(f"{count:,}" for count in sorted(counts)) if any(counts) else ""
@@ -136,7 +133,7 @@ def tell_apart(rows: Sequence[tuple[str, Mapping[str, object]]]) -> dict[str, di
     alike: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
     for config, cell in rows:
         axes = ("model", "method", "quantization", "task")
-        labels = tuple(str(_mapping(cell.get(axis)).get("label", "")) for axis in axes)
+        labels = tuple(CellView(cell).label(axis) for axis in axes)
         alike.setdefault(labels, []).append((config, dict(_flat(cell))))
     out: dict[str, dict[str, str]] = {config: {} for config, _ in rows}
     for labels, members in alike.items():
@@ -167,8 +164,8 @@ def _distinct(values: Any) -> str:
     return "; ".join(sorted({value for value in values if value}))
 
 
-def _unpinned(environment: Mapping[str, object]) -> list[str]:
-    loose = _mapping(_mapping(environment.get("facts")).get("unpinned"))
+def _unpinned(environment: EnvironmentView) -> list[str]:
+    loose = Parts(environment.facts).part("unpinned")
     return [f"{hub}: its rows may change under this name ({why})" for hub, why in loose.items()]
 
 
@@ -177,14 +174,13 @@ def _machine_words(record: Record) -> list[str]:
     return [found["cpu"] or "unknown processor", *found.get("gpus", [])]
 
 
-def _commit(environment: Mapping[str, object]) -> str:
-    harness = _mapping(environment.get("harness"))
-    commit = str(harness.get("commit") or "")[:12]
-    return f"{commit} with local changes" if commit and harness.get("dirty") else commit
+def _commit(environment: EnvironmentView) -> str:
+    commit = environment.commit[:12]
+    return f"{commit} with local changes" if commit and environment.part("harness").get("dirty") else commit
 
 
 def _task_words(record: Record) -> str:
-    task = _mapping(record.cell.get("task"))
+    task = record.cell_view.part("task")
     return (
         f"{task.get('name', '')} version {task.get('version', '')} ({str(task.get('digest', ''))[:8]})" if task else ""
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.record import Record
+from harness.record import CellView, Record
 from reports.data.samples import Samples, gather, scored_items
 
 
@@ -73,7 +73,7 @@ def continual(records: Sequence[Record]) -> Continual | None:
     for record in records:
         accuracy = record.metrics.get("accuracy")
         if accuracy is not None and accuracy.value is not None and (learned := _tasks_learned(record)):
-            found.setdefault(learned, {})[record.cell["task"]["name"]] = accuracy.value
+            found.setdefault(learned, {})[record.cell_view.name("task")] = accuracy.value
     tasks = max(found, key=len, default=())
     stages = [found.get(tasks[: n + 1], {}) for n in range(len(tasks))]
     if len(tasks) < 2 or any(task not in stage for stage in stages for task in tasks):
@@ -84,8 +84,8 @@ def continual(records: Sequence[Record]) -> Continual | None:
 
 
 def _tasks_learned(record: Record) -> tuple[str, ...]:
-    own = record.cell["task"]["name"]
-    stages = record.cell.get("stages") or {}
-    earlier = tuple((one.get("task") or {"name": own})["name"] for one in stages.get("earlier", ()))
-    trains = stages.get("trains", True) and record.cell["method"]["learning_rate"] is not None
+    cell = record.cell_view
+    own = cell.name("task")
+    earlier = tuple(CellView(stage).name("task") or own for stage in cell.trained_before)
+    trains = cell.part("stages").get("trains", True) and cell.learning_rate is not None
     return (*earlier, own) if trains else earlier

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.comparability import comparable, configuration
 from harness.metrics import METRICS
-from harness.record import Record
+from harness.record import Record, Scalar
 from reports.data.samples import ARMS, SampleSource, Scores, gather
 from reports.data.timing import value_of
 
 Kind = Literal["replicated", "checkpoint"]
-Members = Mapping[str, Sequence[tuple[Any, str]]]
+Members = Mapping[str, Sequence[tuple[Scalar, str]]]
 """Configuration to the seed and record id of its finished runs."""
 
 
@@ -152,8 +152,8 @@ TestedEffect = ScoreEffect | ValueEffect
 
 
 def of_values(
-    a: Mapping[object, float],
-    b: Mapping[object, float],
+    a: Mapping[Scalar, float],
+    b: Mapping[Scalar, float],
     counts: tuple[int | None, int | None] = (None, None),
     *,
     log: bool,
@@ -191,7 +191,7 @@ def of_values(
 
 def of_runs(a: Sequence[Record], b: Sequence[Record], metric: str) -> ValueEffect | None:
     """A less B from the runs of each (:func:`of_values`); None where a side has no value."""
-    sides = [{r.cell.get("seed"): x for r in side if (x := value_of(r, metric)) is not None} for side in (a, b)]
+    sides = [{r.cell_view.seed: x for r in side if (x := value_of(r, metric)) is not None} for side in (a, b)]
     counts = (items_behind(a, metric), items_behind(b, metric))
     return of_values(sides[0], sides[1], counts, log=False) if all(sides) else None
 
@@ -229,7 +229,7 @@ class Evidence:
         self._families: dict[tuple[tuple[tuple[str, ...], ...], str], tuple[Family, ...]] = {}
         self._latest: tuple[Members, str, tuple[Family, ...]] | None = None
 
-    def scores(self, runs: Sequence[tuple[object, str]], arm: str) -> Scores | None:
+    def scores(self, runs: Sequence[tuple[Scalar, str]], arm: str) -> Scores | None:
         """Scores of one arm over the runs (seed, record id) of a configuration; None where they cannot be lined up."""
         if self._samples is None or not runs:
             return None
@@ -291,28 +291,23 @@ def _unmoved(scores: Scores) -> bool:
     return same and 0 < scores.correct.mean() < 1
 
 
-def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[object, str]]]:
+def members_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[Scalar, str]]]:
     """Members from aggregated rows of one section (:func:`reports.data.frame.aggregate`)."""
     return {row["config"]: list(zip(row["seeds"], row["ok_records"], strict=True)) for row in rows if row["ok_records"]}
 
 
-def peers(records: Iterable[tuple[str, Record]], like: Sequence[Record]) -> dict[str, list[tuple[object, str]]]:
+def peers(records: Iterable[tuple[str, Record]], like: Sequence[Record]) -> dict[str, list[tuple[Scalar, str]]]:
     """Finished results that may be compared with the records ``like``: of their sweeps, model, task and conditions.
 
     Args:
         records: (id, record) of the records that count for their cells, without tuning trials.
     """
     sweeps = {record.sweep for record in like}
-    places = {(_label(r, "model"), _label(r, "task"), str(comparable(r))) for r in like}
-    found: dict[str, list[tuple[Any, str]]] = {}
+    places = {(r.cell_view.label("model"), r.cell_view.label("task"), str(comparable(r))) for r in like}
+    found: dict[str, list[tuple[Scalar, str]]] = {}
     for identity, record in records:
         if record.outcome.status != "ok" or record.sweep not in sweeps:
             continue
-        if (_label(record, "model"), _label(record, "task"), str(comparable(record))) in places:
-            found.setdefault(configuration(record), []).append((record.cell.get("seed"), identity))
+        if (record.cell_view.label("model"), record.cell_view.label("task"), str(comparable(record))) in places:
+            found.setdefault(configuration(record), []).append((record.cell_view.seed, identity))
     return {config: sorted(runs, key=lambda run: (str(run[0]), run[1])) for config, runs in found.items()}
-
-
-def _label(record: Record, axis: str) -> str:
-    part = record.cell.get(axis)
-    return str(part.get("label", "")) if isinstance(part, dict) else ""

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparability import AXES, SETTINGS, comparable, configuration, machine, marks, part, place, role
+from harness.comparability import AXES, SETTINGS, comparable, configuration, machine, marks, place, role
 from harness.digests import digest
 from harness.record import Record
 from harness.store import index, store
@@ -113,8 +113,8 @@ def outdated(records: Sequence[tuple[str, Record]]) -> set[str]:
     """
     versions = []
     for identity, record in records:
-        task = part(record.cell, "task")
-        versions.append((identity, str(task.get("name", "")), task.get("version"), record.cell.get("protocol")))
+        cell = record.cell_view
+        versions.append((identity, cell.name("task"), cell.part("task").get("version"), cell.protocol))
     return _outdated(versions)
 
 

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparability import part
 from harness.record import Record
 from reports.data.effects import Evidence, Family, members_of, weighted
 from reports.data.samples import ArmItems, Items, SampleSource, ScoredItems, scored_items
@@ -99,7 +98,7 @@ def verdicts(
 
 def trains(record: Record) -> bool:
     """Whether the row's weights were trained, in this cell or in those that it combines."""
-    method = part(record.cell, "method")
+    method = record.cell_view.part("method")
     return method.get("learning_rate") is not None or bool(method.get("ingredients"))
 
 
@@ -108,11 +107,11 @@ def _has_fresh_head(record: Record) -> bool:
 
     A language model knows many answers before training. Against a constant answer it would always have learned.
     """
-    return bool(part(record.cell, "task").get("kind") == FRESH_HEAD)
+    return bool(record.cell_view.part("task").get("kind") == FRESH_HEAD)
 
 
 def _is_base(record: Record) -> bool:
-    return bool(part(record.cell, "method").get("name") == UNTRAINED) and not trains(record)
+    return record.cell_view.name("method") == UNTRAINED and not trains(record)
 
 
 def _base_of(

@@ -30,12 +30,12 @@ def at_shared_rate(records: Iterable[Record]) -> dict[str, list[tuple[float, flo
     """Untuned identity to (learning rate, accuracy) of its seeds at the shared rate; what diverged has none."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        if record.cell.get("role") != "shared-lr":
+        if record.cell_view.role != "shared-lr":
             continue
         reading = record.metrics.get("accuracy")
-        rate = (record.cell.get("method") or {}).get("learning_rate")
+        rate = record.cell_view.learning_rate
         if record.outcome.status == "ok" and rate and reading is not None and reading.value is not None:
-            found.setdefault(untuned_identity(record), []).append((float(rate), reading.value))
+            found.setdefault(untuned_identity(record), []).append((rate, reading.value))
     return found
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.record import Record
+from harness.record import Record, Scalar
 from harness.store.store import Store
 
 ARMS = {
@@ -236,7 +236,7 @@ class Scores:
 
     correct: NDArray[np.int8]
     items: Items
-    seeds: tuple[Any, ...]
+    seeds: tuple[Scalar, ...]
 
     @property
     def right(self) -> NDArray[np.float64]:
@@ -244,7 +244,7 @@ class Scores:
         return self.correct.astype(np.float64)
 
 
-def gather(tables: Sequence[tuple[object, Samples | None]], arm: str) -> Scores | None:
+def gather(tables: Sequence[tuple[Scalar, Samples | None]], arm: str) -> Scores | None:
     """The scores of one arm over the seeds of a configuration.
 
     Args:

@@ -83,7 +83,7 @@ class TimedRuns:
         for record in records:
             counts = record.outcome.status == "ok" and role(record) in ("result", TIMING_ROLE)
             if counts and not DISTURBED & set(marks(record)):
-                into = self._twins if record.cell.get("arm") else self._runs
+                into = self._twins if record.cell_view.second_arm else self._runs
                 into.setdefault(self._where(record), []).append(record)
 
     @staticmethod

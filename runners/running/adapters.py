@@ -161,7 +161,7 @@ def _write(job: Job, record: Record, saved: Path, to: Path, form: Form, gguf: st
         for name in ADAPTER_FILES:
             shutil.copyfile(saved / name, to / name)
         config = json.loads((to / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = record.cell["model"]["id"]  # peft wrote a path of this machine
+        config["base_model_name_or_path"] = record.cell_view.part("model")["id"]  # peft wrote a path of this machine
         (to / ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         auto = "AutoModelForCausalLM" if _text_model(record) else "AutoModelForSequenceClassification"
         return f"base = {auto}.from_pretrained(BASE)\nmodel = PeftModel.from_pretrained(base, FOLDER)"
@@ -186,7 +186,7 @@ def _write(job: Job, record: Record, saved: Path, to: Path, form: Form, gguf: st
 
 
 def _text_model(record: Record) -> bool:
-    return bool(record.cell["task"]["kind"] != "sequence-classification")
+    return record.cell_view.part("task")["kind"] != "sequence-classification"
 
 
 def _merged(job: Job, saved: Path) -> tuple[Any, Any]:
@@ -313,7 +313,7 @@ def _scores(record: Record, form: Form) -> list[tuple[str, Reading]]:
         return [("merged_accuracy", merged)]
     from harness.methods.catalog import METHODS
 
-    name, params = record.cell["method"]["name"], record.cell["method"]["params"]
+    name, params = record.cell_view.name("method"), record.cell_view.params
     if form == "merged" and not METHODS.get(name).declared(params).in_place:
         return []
     found = [(name, record.metrics[name]) for name in SCORES if name in record.metrics]

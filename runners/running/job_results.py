@@ -23,7 +23,7 @@ EXPECTED = frozenset({"ok", "unsupported", STOPPED_TRIAL})
 
 def counted_as(record: Record) -> str:
     """The status, but for a trial of tuning that was stopped early."""
-    stopped = record.outcome.status == "diverged" and record.cell.get("role") == "trial"
+    stopped = record.outcome.status == "diverged" and record.cell_view.role == "trial"
     return STOPPED_TRIAL if stopped else record.outcome.status
 
 

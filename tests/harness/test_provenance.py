@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from harness import provenance
-from harness.comparability import gpus_of, machine, place
+from harness.comparability import machine, place
 from harness.provenance import PACKAGES, checkout, environment, fingerprint
+from harness.record import EnvironmentView
 from tests.harness.examples import make_record
 from tests.reports.making import cell
 
@@ -216,5 +217,5 @@ def test_the_machine_names_its_gpus_and_power_limits() -> None:
 
 
 def test_gpus_known_by_uuid_alone_are_read() -> None:
-    assert gpus_of({"gpus": ["GPU-1"]})[0]["uuid"] == "GPU-1"
+    assert EnvironmentView({"gpus": ["GPU-1"]}).gpus[0]["uuid"] == "GPU-1"
     assert machine(on(["GPU-1"]))["gpus"] == ["GPU not described, power limit not stated"]

@@ -15,7 +15,17 @@ from harness import record as record_module
 from harness.digests import digest
 from harness.errors import UserError
 from harness.metrics import METRICS, MetricDef, define, metric, missing, reading
-from harness.record import SCHEMA_VERSION, Outcome, Reading, Record, SamplesRef, Span, UnknownLayout
+from harness.record import (
+    SCHEMA_VERSION,
+    CellView,
+    EnvironmentView,
+    Outcome,
+    Reading,
+    Record,
+    SamplesRef,
+    Span,
+    UnknownLayout,
+)
 from tests.harness.examples import full_record, make_record
 from tests.harness.test_matrix import JSON, TEXT
 
@@ -286,3 +296,19 @@ def test_a_missing_value_has_a_typed_reason_and_no_number() -> None:
     assert (made.value, made.why_missing, made.unit) == (None, "window_too_short", "J")
     with pytest.raises(ValueError, match="either a value or why_missing"):
         reading("energy_gross_j", None, source="NVML")
+
+
+def test_views_give_types_whatever_a_record_holds() -> None:
+    task: dict[str, Any] = {"name": "reverse", "label": "r"}
+    earlier = [{"task": task}, "x"]
+    method = {"name": "lora", "params": {"r": 8}, "learning_rate": 3}
+    cell = make_record(cell={"seed": 1, "task": task, "method": method, "stages": {"earlier": earlier}}).cell_view
+    assert (cell.seed, cell.role, cell.protocol, cell.second_arm) == (1, "result", None, False)
+    assert (cell.label("task"), cell.name("task"), cell.label("model")) == ("r", "reverse", "")
+    assert (cell.params, cell.learning_rate, cell.trained_before) == ({"r": 8}, 3.0, ({"task": task},))
+    odd = CellView({"seed": [1], "method": {"learning_rate": True, "params": 3}, "stages": {"earlier": 3}, "arm": 2})
+    assert (odd.seed, odd.params, odd.learning_rate, odd.trained_before, odd.second_arm) == (None, {}, None, (), True)
+    made = EnvironmentView({"harness": {"commit": "abc"}, "cpu": {"model": "Zen"}, "gpus": ["GPU-1", {"name": "H100"}]})
+    assert (made.commit, made.cpu, made.facts, made.packages, made.imported) == ("abc", "Zen", {}, {}, {})
+    assert [gpu["name"] for gpu in made.gpus] == ["GPU not described", "H100"]
+    assert EnvironmentView({"harness": 3, "cpu": None, "gpus": 3}).gpus == []

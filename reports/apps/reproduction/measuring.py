@@ -13,7 +13,7 @@ from scipy import stats as distributions
 from harness import stats
 from harness.errors import UserError
 from harness.metrics import METRICS
-from harness.record import Record
+from harness.record import Record, Scalar
 from reports.apps.reproduction.claims import Arm, Count, Criterion, Pair
 from reports.apps.reproduction.record_lookup import ArmRecords, Library
 from reports.data.effects import items_behind, of_values
@@ -142,7 +142,7 @@ def reading_of(record: Record, test: Criterion) -> float | None:
     return None if reading is None else reading.value
 
 
-def _values(found: ArmRecords, test: Criterion) -> dict[object, float]:
+def _values(found: ArmRecords, test: Criterion) -> dict[Scalar, float]:
     values = {seed: reading_of(record, test) for seed, (_, record) in found.records.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -338,8 +338,8 @@ def _within_blocks(
 
 def _by_seeds(
     test: Criterion,
-    a: tuple[ArmRecords, dict[object, float]],
-    b: tuple[ArmRecords, dict[object, float]],
+    a: tuple[ArmRecords, dict[Scalar, float]],
+    b: tuple[ArmRecords, dict[Scalar, float]],
     common: dict[str, Any],
 ) -> Measured:
     """Effects on one value a run (:func:`reports.data.effects.of_values`), on the logarithm for ratios."""

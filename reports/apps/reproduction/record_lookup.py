@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from harness.digests import digest
-from harness.record import PROTOCOL, Record
+from harness.record import PROTOCOL, Record, Scalar
 from reports.apps.reproduction.claims import Arm, Count, Scope
 from reports.data.effects import Evidence, peers
 from reports.data.frame import configuration, current, is_trial, marks
@@ -25,7 +24,7 @@ def count_key(count: Count) -> str:
 class ArmRecords:
     """Records of one arm, by seed, and the flags of what was refused."""
 
-    records: dict[Any, tuple[str, Record]] = field(default_factory=dict)
+    records: dict[Scalar, tuple[str, Record]] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
 
@@ -54,7 +53,7 @@ class Library:
             self._by_sweep.setdefault(record.sweep, []).append((identity, record))
             self._by_key[record.key] = (identity, record)
 
-    def members(self, *sides: ArmRecords) -> tuple[list[str], dict[str, list[tuple[Any, str]]]]:
+    def members(self, *sides: ArmRecords) -> tuple[list[str], dict[str, list[tuple[Scalar, str]]]]:
         """Configuration of each side, and the runs of all configurations that may be compared with them.
 
         A side may hold several configurations (a pattern that matches the same cell under several sweeps' names); its
@@ -110,11 +109,11 @@ class Library:
             if refused:
                 found.flags.add(refused)
             elif record.outcome.status != "ok":
-                found.failed.append(f"seed {record.cell.get('seed')}: {record.outcome.status}")
+                found.failed.append(f"seed {record.cell_view.seed}: {record.outcome.status}")
             else:
-                held = found.records.get(record.cell.get("seed"))
+                held = found.records.get(record.cell_view.seed)
                 if held is None or _items(record) >= _items(held[1]):
-                    found.records[record.cell.get("seed")] = (identity, record)
+                    found.records[record.cell_view.seed] = (identity, record)
         return found
 
 
@@ -126,19 +125,19 @@ def _items(record: Record) -> int:
 
 def matches(record: Record, arm: Arm) -> bool:
     """True if a record belongs to an arm: its labels match and it is a result, not a trial of tuning."""
-    if record.cell.get("role", "result") != "result":
+    if record.cell_view.role != "result":
         return False
     for axis in ("model", "method", "quantization", "task"):
-        if not fnmatchcase(str(_part(record.cell, axis).get("label", "")), getattr(arm, axis)):
+        if not fnmatchcase(record.cell_view.label(axis), getattr(arm, axis)):
             return False
-    params = _part(record.cell, "method").get("params", {})
+    params = record.cell_view.params
     return all(params.get(name) == value for name, value in arm.params.items())
 
 
 def outside(scope: Scope, records: Iterable[Record]) -> str:
     """Conditions of the records that are outside a claim's scope; empty if all are within."""
     for record in records:
-        model, task = _part(record.cell, "model"), _part(record.cell, "task")
+        model, task = record.cell_view.part("model"), record.cell_view.part("task")
         if scope.models and not {str(model.get("label")), str(model.get("id"))} & set(scope.models):
             return f"another model ({model.get('label')}, the claim is on {', '.join(scope.models)})"
         if scope.data and str(task.get("label")) not in scope.data:
@@ -148,27 +147,22 @@ def outside(scope: Scope, records: Iterable[Record]) -> str:
 
 def tuned(record: Record) -> bool:
     """True if the cell's learning rate was chosen by the sweep's tuning budget (or nothing had to be chosen)."""
-    if _part(record.cell, "method").get("learning_rate") is None:
+    if record.cell_view.learning_rate is None:
         return True
     return bool(record.cell.get("tuning"))
 
 
 def at_edge(record: Record) -> bool:
     """Whether tuning found its best learning rate at the edge of the rates it tried."""
-    tuning = _part(record.environment, "facts").get("tuning")
+    tuning = record.environment_view.facts.get("tuning")
     return isinstance(tuning, Mapping) and tuning.get("lr_at_edge") is True
 
 
 def _refusal(record: Record, timed: bool) -> str:
     if "imported" in marks(record):
         return "imported-evidence-refused"
-    if record.cell.get("protocol") != PROTOCOL:
+    if record.cell_view.protocol != PROTOCOL:
         return "other-protocol-refused"
     if timed and DISTURBED & set(marks(record)):
         return "disturbed-evidence-refused"
     return ""
-
-
-def _part(cell: Mapping[str, object], axis: str) -> dict[str, Any]:
-    part = cell.get(axis)
-    return part if isinstance(part, dict) else {}

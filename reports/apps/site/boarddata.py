@@ -131,7 +131,7 @@ def _row(
 ) -> dict[str, object]:
     cells = [
         [
-            line(table.records[identity].cell.get("seed"), 20),
+            line(table.records[identity].cell_view.seed, 20),
             pages[identity],
             table.records[identity].outcome.status,
         ]

@@ -307,8 +307,7 @@ class _Pages:
             for row in section.rows:
                 group = [(i, table.records[i]) for i in row.records]
                 siblings = [
-                    {"seed": line(r.cell.get("seed"), 20), "page": names[i], "status": r.outcome.status}
-                    for i, r in group
+                    {"seed": line(r.cell_view.seed, 20), "page": names[i], "status": r.outcome.status} for i, r in group
                 ]
                 for identity, record in group:
                     page = names[identity]
@@ -404,7 +403,7 @@ def failures(table: BoardTable, names: Mapping[str, str]) -> list[tuple[str, lis
             names[i]
             for i in failure.row.records
             if i in names
-            and table.records[i].cell.get("seed") in failure.seeds
+            and table.records[i].cell_view.seed in failure.seeds
             and table.records[i].outcome.status == failure.status
         ]
         key = (failure.status, line(failure.stage, 40), why)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.metrics import METRICS, MetricDef
-from harness.record import Reading, Record
+from harness.record import EnvironmentView, Reading, Record
 from harness.store.store import Store
 from reports.apps.site.text import block, flat, line
 from reports.board.formats.text import MISSING, scale, why_words
@@ -80,7 +80,7 @@ def describe(
         attempts: all records of this cell with their ids, this one included.
         shown_samples: what :func:`samples_data` gives.
     """
-    imported = bool(record.environment.get("imported"))
+    imported = bool(record.environment_view.imported)
     return {
         "label": line(record.label, 200),
         "key": line(record.key, 80),
@@ -98,10 +98,10 @@ def describe(
         "cautions": _cautions(record),
         "main_settings": main_settings(record),
         "axes": [
-            (axis, line(_mapping(record.cell.get(axis)).get("label", ""), 200))
+            (axis, line(record.cell_view.label(axis), 200))
             for axis in ("model", "method", "quantization", "task", "hardware")
         ],
-        "seed": line(record.cell.get("seed"), 20),
+        "seed": line(record.cell_view.seed, 20),
         "settings": [(line(name, 80), line(text)) for name, text in flat(record.cell)],
         "stages": _stages(record),
         "metrics": _metrics(record),
@@ -113,7 +113,7 @@ def describe(
         "provenance": _provenance(record, identity),
         "packages": ", ".join(
             line(f"{name} {version}", 80)
-            for name, version in sorted(_mapping(record.environment.get("packages")).items())
+            for name, version in sorted(record.environment_view.packages.items())
             if version
         ),
         "siblings": siblings,
@@ -138,15 +138,15 @@ def result(record: Record) -> list[tuple[str, str]]:
 
 def main_settings(record: Record) -> list[tuple[str, str]]:
     """Learning rate, steps, batch size, training rows and the method's parameters."""
-    cell = record.cell
-    method, training, task = (_mapping(cell.get(name)) for name in ("method", "training", "task"))
+    cell = record.cell_view
+    method, training, task = (cell.part(name) for name in ("method", "training", "task"))
     steps = method.get("steps") or training.get("steps")
     found = [
         ("learning rate", method.get("learning_rate")),
         ("steps", steps),
         ("batch size", training.get("batch_size")),
         ("training rows", task.get("train_items")),
-        *sorted(_mapping(method.get("params")).items()),
+        *sorted(cell.params.items()),
     ]
     return [(line(name, 40), line(value, 80)) for name, value in found if value not in (None, "", [], {})]
 
@@ -245,32 +245,30 @@ def _stages(record: Record) -> dict[str, object]:
 
 def _provenance(record: Record, identity: str) -> list[tuple[str, str]]:
     """Provenance of the numbers. The host's name is left out: it says nothing about them."""
-    environment = record.environment
-    harness = _mapping(environment.get("harness"))
-    cpu = _mapping(environment.get("cpu"))
+    environment, view = record.environment, record.environment_view
     gpus = [" ".join(text for _, text in flat(gpu)) for gpu in environment.get("gpus") or () if isinstance(gpu, dict)]
     facts = [
         ("record", identity),
         ("cell key", record.key),
         ("software stack", record.fingerprint),
-        ("protocol", record.cell.get("protocol")),
+        ("protocol", record.cell_view.protocol),
         ("started", record.started),
         ("finished", record.finished),
         ("attempt", record.attempt),
         ("supersedes", record.supersedes),
-        ("peft-matrix commit", _commit(harness)),
-        ("processor", cpu.get("model")),
+        ("peft-matrix commit", _commit(view)),
+        ("processor", view.cpu),
         ("GPUs", "; ".join(gpus) or environment.get("gpus_missing_detail")),
         *((name, environment.get(name)) for name in ENVIRONMENT),
-        *((f"fact: {name}", text) for name, text in flat(_mapping(environment.get("facts")))),
-        *((f"imported: {name}", text) for name, text in flat(_mapping(environment.get("imported")))),
+        *((f"fact: {name}", text) for name, text in flat(view.facts)),
+        *((f"imported: {name}", text) for name, text in flat(view.imported)),
     ]
     return [(line(name, 80), line(value)) for name, value in facts if value not in (None, "", [], {})]
 
 
-def _commit(harness: Mapping[str, object]) -> str:
-    commit = str(harness.get("commit") or "")
-    return f"{commit} with local changes" if commit and harness.get("dirty") else commit
+def _commit(environment: EnvironmentView) -> str:
+    dirty = environment.commit and environment.part("harness").get("dirty")
+    return f"{environment.commit} with local changes" if dirty else environment.commit
 
 
 def series_data(record: Record) -> dict[str, list[float]]:

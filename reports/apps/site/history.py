@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from harness.metrics import METRICS
 from harness.record import Record
@@ -34,12 +33,12 @@ def tuning_data(table: BoardTable) -> list[dict[str, object]]:
     curves: dict[tuple[str, ...], list[list[object]]] = {}
     for of, records in (("", table.trials), ("final", tuple(table.records.values()))):
         for record in records:
-            role = of or str(record.cell.get("role"))  # "trial" or "shared-lr"
-            rate = _part(record, "method").get("learning_rate")
+            role = of or str(record.cell_view.role)  # "trial" or "shared-lr"
+            rate = record.cell_view.learning_rate
             for metric in TUNED:
                 reading = record.metrics.get(metric)
                 if record.outcome.status == "ok" and rate and reading is not None and reading.value is not None:
-                    point = [float(rate), reading.value, line(record.cell.get("seed"), 20), role]
+                    point = [rate, reading.value, line(record.cell_view.seed, 20), role]
                     curves.setdefault((*_series(record), metric), []).append(point)
     return [
         {
@@ -55,15 +54,10 @@ def tuning_data(table: BoardTable) -> list[dict[str, object]]:
     ]
 
 
-def _part(record: Record, name: str) -> Mapping[str, Any]:
-    part = record.cell.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
 def _series(record: Record) -> tuple[str, ...]:
-    method = _part(record, "method")
-    labels = [str(_part(record, axis).get("label", "")) for axis in ("model", "quantization", "task")]
-    return (line(method.get("name", ""), 80), *(line(x, 80) for x in labels), repr(flat(method.get("params") or {})))
+    cell = record.cell_view
+    labels = [cell.label(axis) for axis in ("model", "quantization", "task")]
+    return (line(cell.name("method"), 80), *(line(x, 80) for x in labels), repr(flat(cell.params)))
 
 
 def trends_data(records: Sequence[tuple[str, Record]]) -> dict[str, object]:

@@ -50,7 +50,7 @@ def describe(table: BoardTable, section: Section, row: BoardRow, names: Mapping[
         "heads": heads,
         "seeds": [
             {
-                "seed": line(record.cell.get("seed"), 20),
+                "seed": line(record.cell_view.seed, 20),
                 "page": page,
                 "status": record.outcome.status,
                 "texts": [found.get(head, MISSING) for head in heads],
@@ -66,7 +66,7 @@ def thinned(record: Record) -> tuple[str, int, list[float]]:
     """Seed, distance of the kept steps, and the training loss at them."""
     values = record.series["loss"]
     every = max(1, -(-len(values) // MOST_POINTS))
-    return line(record.cell.get("seed"), 20), every, [round(float(value), 5) for value in values[::every]]
+    return line(record.cell_view.seed, 20), every, [round(float(value), 5) for value in values[::every]]
 
 
 def entry(table: BoardTable, section: Section, row: BoardRow) -> dict[str, Any]:
@@ -90,8 +90,7 @@ def entry(table: BoardTable, section: Section, row: BoardRow) -> dict[str, Any]:
 
 def registered(table: BoardTable, row: BoardRow) -> str:
     """The name under which the row's method is registered."""
-    method = table.records[row.records[0]].cell.get("method") if row.records else None
-    return str(method.get("name", "")) if isinstance(method, Mapping) else ""
+    return table.records[row.records[0]].cell_view.name("method") if row.records else ""
 
 
 def search_line(found: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from harness.comparability import remarks
 from harness.digests import digest
 from harness.errors import UserError
 from harness.metrics import METRICS
-from harness.record import SCHEMA_VERSION
+from harness.record import SCHEMA_VERSION, Parts
 from reports.board import lbom
 from reports.board.board import DEGENERATE, MARK_WORDS, NOT_LEARNED, BoardRow
 from reports.board.checks.reading import FORMATS, Files
@@ -329,7 +329,7 @@ def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
         if row["rank"] is not None:
             conditions |= {digest(comparable(record)) for record in records}
             items |= {row["cells"][metric]["items"]} if metric in row["cells"] else set()
-            if any(record.environment.get("imported") for record in records):
+            if any(record.environment_view.imported for record in records):
                 yield _name(row), "was not run here and is ranked"
             if len(row["seeds"]) < 2 and len(part["rows"]) > 1:
                 yield _name(row), "has one seed and is ranked: that ranks a checkpoint, not a method"
@@ -407,9 +407,8 @@ def _unsaid(files: Files, where: str, part: Mapping[str, Any]) -> Found:
         if any(map(remarks, records)) and not any(AT_EDGE in note for note in row["notes"]):
             yield _name(row), "its best learning rate lies at the edge of those tried, and the row does not say so"
         for record in records:
-            facts = record.environment.get("facts") or {}
-            found = (facts.get("contamination") or {}).get("test_items_in_train") or 0
-            seen = max(seen, found)
+            found = Parts(record.environment_view.facts).part("contamination").get("test_items_in_train")
+            seen = max(seen, found if isinstance(found, int) else 0)
     if seen and "test items also in train" not in conditions:
         yield where, f"{seen} test items are also in the training data, and the board does not say so"
 
@@ -421,6 +420,6 @@ def _pseudo_replicated(files: Files, part: Mapping[str, Any]) -> Found:
         if len(set(seeds)) < len(seeds):
             yield _name(row), f"counts a seed more than once ({', '.join(seeds)})"
         records = [files.records[i] for i in row["records"] if i in files.records]
-        repeated = sum(record.cell.get("role", "result") != "result" for record in records)
+        repeated = sum(record.cell_view.role != "result" for record in records)
         if repeated:
             yield _name(row), f"{repeated} of its records are repeated runs or trials, which are no seeds"

@@ -32,5 +32,5 @@ def _paint(axes: Any, row: BoardRow, record: Record) -> None:
     axes.set_xlabel("time since the cell began (s)")
     axes.set_ylabel("power (W)")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{row_name(row)}, seed {record.cell.get('seed')}", fontsize=9, parse_math=False)
+    axes.set_title(f"{row_name(row)}, seed {record.cell_view.seed}", fontsize=9, parse_math=False)
     axes.grid(visible=True, color=FAINT, alpha=0.25, linewidth=0.6)

@@ -25,7 +25,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     """A curve for each method and quantization that was run at two learning rates or more."""
     here = {config: row for row in section.rows for config in row.records}
     records = [table.records[i] for i in here]
-    tried = [trial for trial in table.trials if trial.cell.get("role") == "trial"]  # not the runs at a shared rate
+    tried = [trial for trial in table.trials if trial.cell_view.role == "trial"]  # not the runs at a shared rate
     trials = [trial for trial in tried if any(_alike(trial, record) for record in records[:1])]
     for metric in METRICS_TRIED:
         curves = _curves([*records, *trials], metric)
@@ -37,12 +37,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
 
 def _alike(one: Record, other: Record) -> bool:
     """Same model, task and hardware label: what a section is made of."""
-    return all(_label(one, axis) == _label(other, axis) for axis in ("model", "task", "hardware"))
-
-
-def _label(record: Record, axis: str) -> str:
-    part = record.cell.get(axis)
-    return str(part.get("label", "")) if isinstance(part, dict) else ""
+    return all(one.cell_view.label(axis) == other.cell_view.label(axis) for axis in ("model", "task", "hardware"))
 
 
 def _curves(records: list[Record], metric: str) -> dict[tuple[str, str], Curve]:
@@ -52,13 +47,12 @@ def _curves(records: list[Record], metric: str) -> dict[tuple[str, str], Curve]:
     """
     found: dict[tuple[str, str, str], Curve] = {}
     for record in records:
-        method = record.cell.get("method") or {}
-        rate, reading = method.get("learning_rate"), record.metrics.get(metric)
+        cell = record.cell_view
+        rate, reading = cell.learning_rate, record.metrics.get(metric)
         if record.outcome.status != "ok" or not rate or reading is None or reading.value is None:
             continue
-        params = repr(sorted((method.get("params") or {}).items()))
-        place = (str(method.get("name", "")), _label(record, "quantization"), params)
-        found.setdefault(place, {}).setdefault(float(rate), []).append(reading.value)
+        place = (cell.name("method"), cell.label("quantization"), repr(sorted(cell.params.items())))
+        found.setdefault(place, {}).setdefault(rate, []).append(reading.value)
     kept = {place: curve for place, curve in sorted(found.items()) if len(curve) > 1}
     names: dict[tuple[str, str], int] = {}
     out = {}
