@@ -209,7 +209,7 @@ def nvml_reason(error: Exception) -> WhyMissing:
     return reasons.get(getattr(error, "value", -1), "failed")
 
 
-def _devices(nvml: Any, handle: Any) -> list[Gpu]:
+def _devices(nvml: Any, handle: object) -> list[Gpu]:
     """One GPU, or the instances it is partitioned into."""
     instances = _instances(nvml, handle)
     name = _text(nvml.nvmlDeviceGetName(handle))

@@ -139,7 +139,7 @@ class Cell:
     def training(self) -> dict[str, Any]:
         """The training settings in effect: the sweep's, with those that the variant replaces."""
         cell = {"training": self.common.identity["training"], "variant": self.switches}
-        training: dict[str, Any] = in_effect(cell)["training"]
+        training: dict[str, object] = in_effect(cell)["training"]
         return training
 
     @property

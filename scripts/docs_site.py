@@ -11,9 +11,14 @@ import ast
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
@@ -23,7 +28,7 @@ PACKAGES = ("peft_matrix", "reports", "runners", "tasks", "harness")
 MARK = "<!-- modules -->"
 
 
-def on_config(config: Any) -> Any:
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add every page of ``docs/`` that the navigation does not name to the section of its folder."""
     docs = ROOT / "docs"
     named = set(re.findall(r"\S+\.md", str(config.nav).replace("'", " ")))
@@ -36,16 +41,15 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def _section(nav: list[Any], name: str) -> list[Any]:
+def _section(nav: list[dict[str, list[object]]], name: str) -> list[object]:
     for entry in nav:
         if name in entry:
-            found: list[Any] = entry[name]
-            return found
+            return entry[name]
     nav.append({name: []})
     return _section(nav, name)
 
 
-def on_files(files: Any, config: Any) -> Any:
+def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside ``docs/`` and every file that a page links to."""
     for page in PAGES:
         _add(files, config, page)
@@ -58,7 +62,7 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Point links to the added files; fill the module list."""
     source = _source_of(page.file.src_uri)
 
@@ -89,7 +93,7 @@ def _in_repository(source: str, target: str) -> str | None:
     return path if not path.startswith("..") and (ROOT / path).exists() else None
 
 
-def _add(files: Any, config: Any, path: str) -> None:
+def _add(files: Files, config: MkDocsConfig, path: str) -> None:
     uri = f"source/{path}"
     if files.get_file_from_path(uri) is None:
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
-from tasks.item import Conversation
+from harness.item import Conversation
 from tasks.template import FieldError
 
 Layout = Literal["sharegpt", "alpaca", "trl", "hh", "options"]

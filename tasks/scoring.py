@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import CheckFailed
 from tasks import overlap, preference_scoring
@@ -104,7 +104,7 @@ def score_texts(
 
 
 def score_classification(
-    task: Task, items: Sequence[Item], logits: np.ndarray[Any, Any], cut: Sequence[bool] | None = None
+    task: Task, items: Sequence[Item], logits: NDArray[np.float32], cut: Sequence[bool] | None = None
 ) -> list[Scored]:
     """Score a classifier.
 
@@ -275,7 +275,7 @@ def _of_texts(scored: Sequence[Scored]) -> dict[str, Summary]:
     }
 
 
-def confusion(scored: Sequence[Scored]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def confusion(scored: Sequence[Scored]) -> NDArray[np.int64]:
     """Counts of right class (rows) against predicted class (columns), over the classes that occur in either."""
     classes = sorted({s.answer for s in scored} | {s.prediction for s in scored})
     position = {name: k for k, name in enumerate(classes)}
@@ -285,12 +285,12 @@ def confusion(scored: Sequence[Scored]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return table
 
 
-def macro_f1(table: np.ndarray[Any, Any]) -> float:
+def macro_f1(table: NDArray[np.int64]) -> float:
     """Unweighted mean of the classes' F1 = 2 tp / (2 tp + fp + fn)."""
     return float(np.mean(2 * np.diag(table) / (table.sum(axis=0) + table.sum(axis=1))))
 
 
-def matthews(table: np.ndarray[Any, Any]) -> float | None:
+def matthews(table: NDArray[np.int64]) -> float | None:
     """Matthews correlation for any number of classes (Gorodkin 2004, equation 8); None if it is 0/0.
 
     It is 0/0 where every item, or every prediction, is of one class.
@@ -307,7 +307,7 @@ def _same_length(items: Sequence[Item], **lists: Sequence[object] | None) -> Non
             raise ValueError(f"{len(items)} items and {len(values)} {name}")
 
 
-def _finite(values: np.ndarray[Any, Any], items: Sequence[Item]) -> None:
+def _finite(values: NDArray[np.float32] | NDArray[np.float64], items: Sequence[Item]) -> None:
     """Without this check, a model whose scores are NaN would be scored by an arbitrary argmax."""
     finite = np.isfinite(values).reshape(len(items), -1).all(axis=1) if len(items) else np.ones(0, dtype=bool)
     if not finite.all():

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from harness.errors import UserError, did_you_mean
+from harness.item import Item as Item
 from harness.yamlfile import FileModel, Later, Loc, by_name, line_of, load_model
 from tasks import template
 from tasks.generators import GENERATORS
-from tasks.item import Item as Item
 from tasks.parsers import PARSERS
 from tasks.preferences import ANSWERED, Layout
 

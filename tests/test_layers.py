@@ -20,7 +20,7 @@ ALLOWED = {
     "harness": (),
     "tasks": tuple(
         f"harness.{m}"
-        for m in ("errors", "metrics", "digests", "file_digests", "bounded", "yamlfile", "record", "registry")
+        for m in ("errors", "item", "metrics", "digests", "file_digests", "bounded", "yamlfile", "record", "registry")
     ),
     "runners": ("harness", "tasks"),
     "reports": tuple(
@@ -273,7 +273,7 @@ def test_files_and_functions_are_short() -> None:
     assert [name for name, lines in functions if lines > 60] == []
 
 
-MOST_ANY = 11.3
+MOST_ANY = 9.5
 """Uses of ``Any`` in 1,000 lines. Lower it with the count; ``object`` is the type of what is only passed on."""
 
 

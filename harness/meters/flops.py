@@ -11,6 +11,7 @@ from harness.record import Reading
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 SOURCE = "torch.utils.flop_counter"
 LEAST_SHARE = 0.9
@@ -79,7 +80,7 @@ class LinearLayers:
         self.model = model
         self.forward = 0
         self.step = 0
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> LinearLayers:
         for module in self.model.modules():

@@ -119,7 +119,7 @@ class CounterGauge(Gauge):
         super().__init__(board)
         self.update_s = update_s
         self.check = check
-        self.checked: dict[str, Any] = {}
+        self.checked: dict[str, object] = {}
 
     def start(self) -> None:
         """Start the gauge to compare with, until a comparison exists."""

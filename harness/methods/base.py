@@ -310,7 +310,7 @@ class Method:
         model: nn.Module,
         training: Callable[[int], Iterable[Batch]],
         validation: Callable[[int], Iterable[Batch]] | None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Stage ``prepare``, after :meth:`calibrate`: choose what will train, with data of both splits.
 
         Args:

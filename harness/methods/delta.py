@@ -7,7 +7,7 @@ wrapper. What is trained is float32 on every base, and the sum has the layer's d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from harness.methods import bases
 from harness.methods.base import Method, Setting
@@ -38,6 +38,13 @@ MERGE_REFUSES = {
 }
 
 
+class Removable(Protocol):
+    """A change of a layer that can be taken back."""
+
+    def remove(self) -> None:
+        """Take it back."""
+
+
 class WeightDelta(Method):
     """``y += x dW^T`` in parallel to the linear layers of the blocks; a subclass defines dW."""
 
@@ -46,7 +53,7 @@ class WeightDelta(Method):
 
     def __init__(self, params: Mapping[str, object], setting: Setting) -> None:
         super().__init__(params, setting)
-        self._hooks: dict[str, Any] = {}
+        self._hooks: dict[str, Removable] = {}
 
     def targets(self, model: nn.Module) -> list[Linear]:
         """The layers that are adapted: every linear layer of the blocks."""
@@ -61,11 +68,11 @@ class WeightDelta(Method):
         """Hang parameters and buffers on a layer; ``generator`` (CPU) draws them."""
         raise NotImplementedError
 
-    def added(self, module: object, x: torch.Tensor) -> torch.Tensor:
+    def added(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """The term added to the layer's output for the input ``x``, in any dtype."""
         raise NotImplementedError
 
-    def delta(self, module: object) -> torch.Tensor:
+    def delta(self, module: nn.Module) -> torch.Tensor:
         """dW, [outputs, inputs]."""
         raise NotImplementedError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -13,6 +13,7 @@ from harness.methods.peft.table import derived
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 PAPER = "2310.05914"
@@ -20,7 +21,7 @@ ALPHA = 5.0
 SOURCE = "noise_alpha 5, the smallest of the paper's 5, 10 and 15"
 
 
-def add_noise(model: nn.Module, alpha: float) -> Any:
+def add_noise(model: nn.Module, alpha: float) -> RemovableHandle:
     """Hook the noise onto the input embeddings; the handle takes it off.
 
     Each entry of an embedded sequence gets uniform noise within alpha / sqrt(L d), L its positions and d the width
@@ -35,7 +36,8 @@ def add_noise(model: nn.Module, alpha: float) -> Any:
         return output + torch.empty_like(output).uniform_(-bound, bound)
 
     like: PreTrainedModel = model
-    return like.get_input_embeddings().register_forward_hook(hook)
+    handle: RemovableHandle = like.get_input_embeddings().register_forward_hook(hook)
+    return handle
 
 
 class NefTune(Full):

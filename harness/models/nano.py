@@ -16,7 +16,7 @@ from harness.models.build_once import made_once
 from harness.models.sources import Examples, ModelRecipe, TaskDigest
 
 if TYPE_CHECKING:  # heavy, and only for types
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 Progress = Callable[[int, int], None]
@@ -47,7 +47,7 @@ def ensure(
     return made_once(folder, lambda scratch: build(recipe, scratch, examples=examples, start=start, progress=progress))
 
 
-def build_tokenizer(alphabet: str) -> Any:
+def build_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """A character-level tokenizer that puts BOS in front by its post-processor.
 
     The post-processor matters: evaluation harnesses tokenize on their own, and without it a model trained
@@ -107,7 +107,7 @@ def build(
     torch.set_num_threads(threads_before)
 
 
-def _fresh(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _fresh(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

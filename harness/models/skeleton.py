@@ -24,7 +24,8 @@ from harness.models.build_once import made_once
 from harness.yamlfile import load_yaml
 
 if TYPE_CHECKING:  # heavy, and only for types
-    from transformers import PreTrainedConfig
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = Path(__file__).with_name("skeletons.yaml")
 SEED = 0
@@ -159,8 +160,14 @@ def is_bare(path: str) -> bool:
 
 
 def build(
-    folder: str | Path, head: Head, *, dtype: object, device: object, attention: str = "sdpa", **settings: object
-) -> Any:
+    folder: str | Path,
+    head: Head,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str = "sdpa",
+    **settings: object,
+) -> PreTrainedModel:
     """The skeleton's model with seeded random weights, made directly on ``device`` in ``dtype``.
 
     The same seed gives the same weights on the same kind of device; CPU and CUDA draw different ones.
@@ -178,7 +185,7 @@ def build(
     return _draw(AutoConfig.from_pretrained(folder, **settings), head, dtype=dtype, device=device, attention=attention)
 
 
-def build_meta(architecture: str) -> Any:
+def build_meta(architecture: str) -> PreTrainedModel:
     """The architecture in bfloat16 on torch's meta device: every shape and no storage. ``architecture`` as in the id.
 
     Raises:
@@ -191,7 +198,7 @@ def build_meta(architecture: str) -> Any:
     return _draw(configuration(wanted), head, dtype=torch.bfloat16, device="meta", attention="eager")
 
 
-def configuration(wanted: Skeleton) -> Any:
+def configuration(wanted: Skeleton) -> PreTrainedConfig:
     """The transformers configuration, with the token ids of our tokenizer."""
     from transformers import AutoConfig
 
@@ -199,7 +206,9 @@ def configuration(wanted: Skeleton) -> Any:
     return AutoConfig.for_model(wanted.model_type, **wanted.config, **tokens)
 
 
-def _draw(config: PreTrainedConfig, head: Head, *, dtype: object, device: Any, attention: str) -> object:
+def _draw(
+    config: PreTrainedConfig, head: Head, *, dtype: torch.dtype, device: torch.device | str, attention: str
+) -> PreTrainedModel:
     import torch
     import transformers as tf
 
@@ -220,7 +229,7 @@ def _draw(config: PreTrainedConfig, head: Head, *, dtype: object, device: Any, a
     return model
 
 
-def build_tokenizer(wanted: Skeleton) -> Any:
+def build_tokenizer(wanted: Skeleton) -> PreTrainedTokenizerBase:
     """A byte-level tokenizer: BOS in front, and for an encoder EOS behind, put there by its post-processor."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

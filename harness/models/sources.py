@@ -161,7 +161,7 @@ def identity(
     task_digest: TaskDigest,
     where: str = "",
     digests: FileDigests | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The parts of the model's origin that can change a number, without loading it.
 
     For files of this machine the revision is the digest of the bytes of all files that loading may read

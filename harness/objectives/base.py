@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from harness.errors import CheckFailed
+from harness.item import Item
 from harness.methods.base import Method, ModelKind
 from harness.registry import overlaid
 
@@ -101,7 +102,7 @@ class OtherModels(Protocol):
         """
         ...
 
-    def answers(self, items: Sequence[object]) -> list[str]:
+    def answers(self, items: Sequence[Item]) -> list[str]:
         """The teacher's answer to each prompt, decoded greedily."""
         ...
 
@@ -157,11 +158,11 @@ class Objective:
         return None
 
     # --- rows ----------------------------------------------------------------------------------
-    def examples(self, items: Sequence[Any]) -> list[Example]:
+    def examples(self, items: Sequence[Item]) -> list[Example]:
         """The items (:class:`tasks.task.Item`) as sequences to be: prompt and right answer, unless overridden."""
         return [Example(((item.prompt, item.answer),)) for item in items]
 
-    def rewrite(self, items: Sequence[object], models: OtherModels) -> Sequence[Any]:
+    def rewrite(self, items: Sequence[Item], models: OtherModels) -> Sequence[Item]:
         """The items to train on in the place of the task's, before they are encoded. Billed in ``targets``."""
         return items
 
@@ -172,7 +173,7 @@ class Objective:
     def loss(
         self,
         outputs: ModelOutput,
-        batch: Mapping[str, object],
+        batch: Mapping[str, torch.Tensor],
         extra: Mapping[str, torch.Tensor],
         task_loss: torch.Tensor,
     ) -> torch.Tensor:
@@ -205,7 +206,11 @@ class SupervisedFineTuning(Objective):
     )
 
     def loss(
-        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, torch.Tensor],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The model's own loss; weighted token by token where a recipe gives weights."""
         if "weights" not in extra:

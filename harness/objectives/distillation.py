@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.item import Item
 from harness.objectives.base import Objective, ObjectiveDeclaration, OtherModels, Row
 
 if TYPE_CHECKING:
@@ -53,7 +54,11 @@ class DistillLogits(Objective):
             row["extra"] |= {"teacher_indices": indices, "teacher_log_probs": log_probs}
 
     def loss(
-        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, torch.Tensor],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import divergence, labelled_logits
@@ -90,7 +95,7 @@ class DistillSequence(Objective):
         super().__init__(params)
         self._empty = 0
 
-    def rewrite(self, items: Sequence[Any], models: OtherModels) -> Sequence[object]:
+    def rewrite(self, items: Sequence[Item], models: OtherModels) -> Sequence[Item]:
         """The items with the teacher's answers.
 
         Raises:
@@ -108,7 +113,7 @@ class DistillSequence(Objective):
     def loss(
         self,
         outputs: ModelOutput,
-        batch: Mapping[str, object],
+        batch: Mapping[str, torch.Tensor],
         extra: Mapping[str, torch.Tensor],
         task_loss: torch.Tensor,
     ) -> torch.Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
+from harness.item import Item
 from harness.objectives.base import Example, Objective, ObjectiveDeclaration, OtherModels, Row, halves
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class _Pairs(Objective):
     """Chosen and rejected answer to the same prompt, as two sequences."""
 
-    def examples(self, items: Sequence[Any]) -> list[Example]:
+    def examples(self, items: Sequence[Item]) -> list[Example]:
         """Both answers of each pair, the chosen one first."""
         return [Example(((item.prompt, item.answer), (item.prompt, item.rejected))) for item in items]
 
@@ -30,7 +31,11 @@ class _Pairs(Objective):
         raise NotImplementedError
 
     def loss(
-        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, torch.Tensor],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import sequence_log_probs
@@ -183,7 +188,7 @@ class KTO(Objective):
         trap="The KL term needs answers of other prompts; the answer itself would hide the signal. Batches above 1.",
     )
 
-    def examples(self, items: Sequence[Any]) -> list[Example]:
+    def examples(self, items: Sequence[Item]) -> list[Example]:
         """A pair gives a good and a bad answer; each comes with the answer of the prompt before, for the KL term.
 
         Raises:
@@ -205,7 +210,11 @@ class KTO(Objective):
             row["extra"] |= {"reference": own, "reference_mismatched": mismatched}
 
     def loss(
-        self, outputs: ModelOutput, batch: Mapping[str, Any], extra: Mapping[str, torch.Tensor], task_loss: torch.Tensor
+        self,
+        outputs: ModelOutput,
+        batch: Mapping[str, torch.Tensor],
+        extra: Mapping[str, torch.Tensor],
+        task_loss: torch.Tensor,
     ) -> torch.Tensor:
         """The loss of a batch."""
         from harness.objectives.losses import kto, sequence_log_probs

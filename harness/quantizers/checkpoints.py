@@ -110,7 +110,7 @@ class CheckpointQuantizer(Quantizer):
         """Keyword arguments for ``from_pretrained`` of what :meth:`write` wrote."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Calibration data; library; whether the checkpoint came from the cache, and the seconds it took to make it."""
         library = self.declaration.package.replace("_", "-")
         return {

@@ -25,6 +25,7 @@ from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import one_of
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from gguf import GGMLQuantizationType
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -257,7 +258,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path
     return said
 
 
-def stored_type(shape: tuple[int, ...], kind: str, *, embedding: bool) -> object:
+def stored_type(shape: tuple[int, ...], kind: str, *, embedding: bool) -> GGMLQuantizationType:
     """The type that a tensor is stored in."""
     import gguf
 

@@ -14,6 +14,7 @@ from harness.quantizers.checkpoints import CheckpointQuantizer
 from harness.quantizers.layers import one_of
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from gptqmodel import QuantizeConfig
     from torch import nn
 
 _GROUP_SIZES = (16, 32, 64, 128)
@@ -63,7 +64,7 @@ class _GPTQModel(CheckpointQuantizer):
             model.quantize(self.rows, batch_size=1)
             model.save(str(target))
 
-    def settings(self) -> Any:
+    def settings(self) -> QuantizeConfig:
         """The library's ``QuantizeConfig``."""
         raise NotImplementedError
 
@@ -97,7 +98,7 @@ class LibraryGPTQ(_GPTQModel):
         kernel="gptq_torch",
     )
 
-    def settings(self) -> Any:
+    def settings(self) -> QuantizeConfig:
         """See the base class."""
         from gptqmodel import QuantizeConfig
 
@@ -124,7 +125,7 @@ class LibraryAWQ(_GPTQModel):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Four bits is what the library's AWQ format holds."""
         resolved = super().resolve(params, where=where)
         one_of("bits", resolved["bits"], (4,), where)
@@ -137,7 +138,7 @@ class LibraryAWQ(_GPTQModel):
             return f"{cls.declaration.name}: it takes weights of a multiple of {_AWQ_ROWS} rows, not {rows}"
         return super().unfit(rows, columns, params)
 
-    def settings(self) -> Any:
+    def settings(self) -> QuantizeConfig:
         """See the base class."""
         from gptqmodel import QuantizeConfig
         from gptqmodel.quantization.config import FORMAT, METHOD

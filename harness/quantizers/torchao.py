@@ -10,6 +10,7 @@ from harness.quantizers.layers import one_of, plain_linears, positive
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
+    from torchao.core.config import AOBaseConfig
 
 _BOTH = frozenset({"before_training", "after_merge"})
 _PIP = "torchao>=0.18"
@@ -22,7 +23,7 @@ class _TorchAo(Quantizer):
     sub-byte torchao models as untrainable by the configuration's name, although adapters on them do train.
     """
 
-    def config(self) -> Any:
+    def config(self) -> AOBaseConfig:
         """The torchao configuration object (torchao 0.18 takes no strings)."""
         raise NotImplementedError
 
@@ -57,7 +58,7 @@ class TorchaoInt8(_TorchAo):
         source="torchao Int8WeightOnlyConfig",
     )
 
-    def config(self) -> Any:
+    def config(self) -> AOBaseConfig:
         """See the declaration's source."""
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -81,7 +82,7 @@ class Int8Dynamic(_TorchAo):
         rounds_activations=True,
     )
 
-    def config(self) -> Any:
+    def config(self) -> AOBaseConfig:
         """See the declaration's source."""
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
@@ -111,7 +112,7 @@ class IntX(_TorchAo):
         positive("group_size", resolved["group_size"], where)
         return resolved
 
-    def config(self) -> Any:
+    def config(self) -> AOBaseConfig:
         """See the declaration's source."""
         import torch
         from torchao.quantization import IntxWeightOnlyConfig, PerGroup
@@ -138,13 +139,13 @@ class TorchaoInt4(_TorchAo):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters, each checked against what the back end can do."""
         resolved = super().resolve(params, where=where)
         one_of("group_size", resolved["group_size"], (32, 64, 128, 256), where)
         return resolved
 
-    def config(self) -> Any:
+    def config(self) -> AOBaseConfig:
         """See the declaration's source."""
         from torchao.quantization import Int4WeightOnlyConfig
 
@@ -165,7 +166,7 @@ class TorchaoFloat8(_TorchAo):
         source="torchao Float8WeightOnlyConfig",
     )
 
-    def config(self) -> object:
+    def config(self) -> AOBaseConfig:
         """See the declaration's source."""
         from torchao.quantization import Float8WeightOnlyConfig
 

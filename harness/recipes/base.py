@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from harness.item import Item
 from harness.methods.base import Method, ModelKind
 from harness.objectives.base import Row
 from harness.registry import overlaid
 
 if TYPE_CHECKING:  # heavy, and only for types
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 DEFAULT = "plain"
 """The recipe of a sweep that names none: the rows as they are. It is no part of a cell's key."""
@@ -83,7 +86,7 @@ class Desk(Protocol):
         ...
 
     @property
-    def validation(self) -> Sequence[Any]:
+    def validation(self) -> Sequence[Item]:
         """Items of the validation split; empty where the task has none."""
         ...
 
@@ -92,11 +95,11 @@ class Desk(Protocol):
         """Id of a token that means nothing: the mask token, else the unknown one, else padding."""
         ...
 
-    def lengths(self, items: Sequence[object]) -> list[int]:
+    def lengths(self, items: Sequence[Item]) -> list[int]:
         """Tokens of prompt and answer of each item."""
         ...
 
-    def log_probs_of(self, items: Sequence[object], by: By = "base") -> list[tuple[float, int]]:
+    def log_probs_of(self, items: Sequence[Item], by: By = "base") -> list[tuple[float, int]]:
         """Log-probability of each right answer (nat, summed) and its tokens."""
         ...
 
@@ -104,19 +107,21 @@ class Desk(Protocol):
         """Log-probability of every labelled token of each row's first sequence under the base, [n] each."""
         ...
 
-    def answers_of(self, items: Sequence[object], *, by: By = "base", temperature: float = 0.0) -> list[str]:
+    def answers_of(self, items: Sequence[Item], *, by: By = "base", temperature: float = 0.0) -> list[str]:
         """One completion for each prompt, the delimiter included."""
         ...
 
-    def judged_right(self, items: Sequence[object], answers: Sequence[str]) -> list[bool]:
+    def judged_right(self, items: Sequence[Item], answers: Sequence[str]) -> list[bool]:
         """Whether each completion is right by the task's parser."""
         ...
 
-    def items_of(self, task: str) -> list[object]:
+    def items_of(self, task: str) -> list[Item]:
         """The training items of another task."""
         ...
 
-    def gradients(self, items: Sequence[object], *, warm_up: Sequence[object], dimensions: int, steps: int) -> Any:
+    def gradients(
+        self, items: Sequence[Item], *, warm_up: Sequence[Item], dimensions: int, steps: int
+    ) -> NDArray[np.float32]:
         """Projected LoRA gradients of each item, a NumPy array [items, dimensions] with rows of length 1.
 
         Args:
@@ -171,7 +176,7 @@ class Recipe:
         return ()
 
     # --- rows ----------------------------------------------------------------------------------
-    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The training items to use, in the order to use them.
 
         Raises:
@@ -179,12 +184,12 @@ class Recipe:
         """
         return items
 
-    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[Item], desk: Desk) -> list[Row]:
         """The encoded rows, one per item, to train on; ``extra["weights"]`` holds one number per labelled token."""
         return rows
 
     # --- training ------------------------------------------------------------------------------
-    def batch(self, batch: dict[str, object], step: int, steps: int) -> dict[str, Any]:
+    def batch(self, batch: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, torch.Tensor]:
         """Before each forward pass: the batch with its inputs changed; labels stay. ``step`` counts from 0."""
         return batch
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError
+from harness.item import Item
 from harness.methods.base import ModelKind
 from harness.recipes.base import Desk, Recipe, RecipeDeclaration
 
@@ -22,7 +23,7 @@ def fraction_of(params: Mapping[str, Any], recipe: str, where: str) -> None:
         raise UserError(f"{recipe}: fraction lies above 0 and at 1 at most", where=where)
 
 
-def best(items: Sequence[object], scores: Sequence[float], fraction: float) -> list[Any]:
+def best(items: Sequence[Item], scores: Sequence[float], fraction: float) -> list[Item]:
     """The share of the items with the highest scores, in their order; one at least."""
     n = max(1, round(fraction * len(items)))
     chosen = sorted(range(len(items)), key=lambda i: (-scores[i], i))[:n]
@@ -46,11 +47,11 @@ class _Fraction(Recipe):
         fraction_of(found, cls.declaration.name, where)
         return found
 
-    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[Item], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         raise NotImplementedError
 
-    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         chosen = best(items, self.scores(items, desk), self.params["fraction"])
         self.kept, self.of = len(chosen), len(items)
@@ -75,7 +76,7 @@ class Subset(_Fraction):
         trap="Compare a selection with this at the same fraction, not with all rows.",
     )
 
-    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[Item], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         draw = random.Random(desk.seed)
         return [draw.random() for _ in items]
@@ -99,7 +100,7 @@ class LossBand(_Fraction):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Defaults overlaid with the sweep's parameters.
 
         Raises:
@@ -112,7 +113,7 @@ class LossBand(_Fraction):
             raise UserError("loss-band: by is 'base' or 'teacher'", where=where)
         return found
 
-    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[Item], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         means = [logp / max(1, n) for logp, n in desk.log_probs_of(items, self.params["by"])]
         if self.params["band"] == "middle":
@@ -138,7 +139,7 @@ class DifferenceSampling(_Fraction):
         differs="The paper selects pre-training text; the small model there is a reference of the same size.",
     )
 
-    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[Item], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         teacher, base = desk.log_probs_of(items, "teacher"), desk.log_probs_of(items, "base")
         return [a - b for (a, _), (b, _) in zip(teacher, base, strict=True)]
@@ -159,7 +160,7 @@ class GRAPE(Recipe):
     prompts = 0
     of = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[object]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         by_prompt: dict[str, list[int]] = {}
         for i, item in enumerate(items):
@@ -194,7 +195,7 @@ class LESS(_Fraction):
         differs="Plain gradients of one checkpoint; the paper sums Adam's updates over four.",
     )
 
-    def scores(self, items: Sequence[object], desk: Desk) -> Sequence[float]:
+    def scores(self, items: Sequence[Item], desk: Desk) -> Sequence[float]:
         """Score of each row; the highest are kept."""
         if not desk.validation:
             raise UserError("less chooses by the validation split, and the task has none")
@@ -244,12 +245,12 @@ class Mixture(Recipe):
             raise UserError("mixture: 'tasks' maps task names to weights, 0 or more, one above 0", where=where)
         return found
 
-    def items(self, items: Sequence[object], desk: Desk) -> Sequence[object]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         sources = {"own": list(items), **{name: desk.items_of(name) for name in self.tasks(self.params)}}
         weights = {"own": self.params["own"], **self.params["tasks"]}
         draw = random.Random(desk.seed)
-        mixed: list[object] = []
+        mixed: list[Item] = []
         self.shares = {}
         for name, rows in sources.items():
             n = round(desk.budget * weights[name] / sum(weights.values()))
@@ -297,7 +298,7 @@ class Curriculum(Recipe):
             raise UserError("curriculum: groups is 2 or more", where=where)
         return found
 
-    def items(self, items: Sequence[object], desk: Desk) -> Sequence[object]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         drawn = list(items)
         if len(drawn) > desk.budget:
@@ -317,7 +318,7 @@ class Curriculum(Recipe):
         return {"rows_in_order": self.drawn}
 
 
-def interleaved(ranked: Sequence[object], groups: int) -> list[object]:
+def interleaved(ranked: Sequence[Item], groups: int) -> list[Item]:
     """Ranked rows in ``groups`` of like rank, which take turns; within a group the order stays."""
     size = -(-len(ranked) // groups)
     parts = [ranked[start : start + size] for start in range(0, len(ranked), size)]

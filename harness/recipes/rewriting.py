@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.errors import UserError
+from harness.item import Item
 from harness.objectives.base import Row
 from harness.recipes.base import Desk, Recipe, RecipeDeclaration
 
@@ -31,7 +32,7 @@ class S3FT(Recipe):
     own = 0
     of = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         answers = desk.answers_of(items, temperature=self.params["temperature"])
         right = desk.judged_right(items, answers)
@@ -63,7 +64,7 @@ class SelfPlay(Recipe):
     same = 0
     of = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         answers = desk.answers_of(items, temperature=self.params["temperature"])
         pairs = [replace(i, rejected=a) for i, a in zip(items, answers, strict=True) if a.strip() and a != i.answer]
@@ -101,9 +102,9 @@ class StepByStep(Recipe):
     )
     without = 0
 
-    def items(self, items: Sequence[Any], desk: Desk) -> Sequence[object]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
-        found: list[object] = []
+        found: list[Item] = []
         for item in items:
             rationale, mark, answer = item.answer.rpartition(self.params["marker"])
             if not mark or not rationale.strip():
@@ -121,7 +122,7 @@ class StepByStep(Recipe):
             )
         return found
 
-    def rows(self, rows: list[Row], items: Sequence[Any], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[Item], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         import torch
 
@@ -165,7 +166,7 @@ class ManyShot(Recipe):
             raise UserError("many-shot: shots is 2 or more", where=where)
         return found
 
-    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[Item], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         n = self.params["shots"]
         found: list[Row] = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.item import Item
 from harness.objectives.base import Row
 from harness.recipes.base import Desk, Recipe, RecipeDeclaration
 
@@ -51,7 +52,7 @@ class MaskedThought(Recipe):
             raise UserError("masked-thought: ratio lies between 0 and 1, warm_up in 0 to 1", where=where)
         return found
 
-    def items(self, items: Sequence[object], desk: Desk) -> Sequence[Any]:
+    def items(self, items: Sequence[Item], desk: Desk) -> Sequence[Item]:
         """The items to train on."""
         import torch
 
@@ -59,7 +60,7 @@ class MaskedThought(Recipe):
         self._draw = torch.Generator().manual_seed(desk.seed)
         return items
 
-    def batch(self, batch: dict[str, Any], step: int, steps: int) -> dict[str, Any]:
+    def batch(self, batch: dict[str, torch.Tensor], step: int, steps: int) -> dict[str, torch.Tensor]:
         """The batch with inputs masked."""
         import torch
 
@@ -146,7 +147,7 @@ class PoFT(Recipe):
     )
     teacher_mean = 0.0
 
-    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[Item], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         means = [logp / max(1, n) for logp, n in desk.log_probs_of(items, "teacher")]
         for row, mean in zip(rows, means, strict=True):
@@ -192,7 +193,7 @@ class TokenWeights(Recipe):
         "the base's probability says which tokens matter, for any task.",
     )
 
-    def rows(self, rows: list[Row], items: Sequence[object], desk: Desk) -> list[Row]:
+    def rows(self, rows: list[Row], items: Sequence[Item], desk: Desk) -> list[Row]:
         """The rows with what this recipe writes into them."""
         import torch
 

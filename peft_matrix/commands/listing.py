@@ -35,7 +35,7 @@ def methods(
         print_table([{key: _value(key, row[key]) for key in SHORT} for row in rows], as_json)
 
 
-def _value(key: str, value: Any) -> Any:
+def _value(key: str, value: Any) -> object:
     if key == "evidence":
         return _in_words(value)
     if key == "refuses":

@@ -69,7 +69,7 @@ def _board(table: BoardTable) -> dict[str, object]:
     return {"name": table.board.name, "version": digest(spec)[:16], "specification": spec, "digest": table.about.digest}
 
 
-def _metrics(table: BoardTable) -> list[dict[str, Any]]:
+def _metrics(table: BoardTable) -> list[dict[str, object]]:
     """Definition, unit, direction, version and source of every metric that a column or an axis shows."""
     names = {head.definition.name for head in table.heads if head.definition is not None}
     names |= {name for axis in table.board.pareto for name in axis.metric}

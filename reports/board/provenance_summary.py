@@ -156,7 +156,7 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]
     return out
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 

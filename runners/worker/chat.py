@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.digests import digest
 from harness.errors import Unsupported, UserError
-from tasks.item import Conversation
+from harness.item import Conversation
 
 if TYPE_CHECKING:  # heavy, and only for types
     from transformers import PreTrainedTokenizerBase

@@ -72,7 +72,7 @@ class Searched:
         finally:
             self.seconds += _synced(device) - begin
 
-    def counting(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def counting(self, batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
         """The batches, counted as they are drawn."""
         for batch in batches:
             self.tokens += int(batch["attention_mask"].sum())
@@ -138,10 +138,10 @@ class Context:
     say: Callable[..., None]
     path: str = ""
     tokenizer: PreTrainedTokenizerBase = None
-    model: Any = field(default_factory=nn.Identity)
+    model: PreTrainedModel = field(default_factory=nn.Identity)
     splits: Splits = field(default_factory=lambda: Splits([], [], []))
     train_rows: list[dict[str, object]] = field(default_factory=list)
-    loop_rows: list[dict[str, Any]] = field(default_factory=list)
+    loop_rows: list[dict[str, object]] = field(default_factory=list)
     base_said: BaseAnswers = field(default_factory=BaseAnswers)
     probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
     probe_logits: torch.Tensor | None = None

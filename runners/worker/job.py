@@ -85,7 +85,7 @@ class Job:
     tools: dict[str, str] = field(default_factory=dict)
     tuning: dict[str, object] = field(default_factory=dict)
     keep: str = ""
-    ingredients: tuple[dict[str, Any], ...] = ()
+    ingredients: tuple[dict[str, object], ...] = ()
     earlier: tuple[dict[str, Any], ...] = ()
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)

@@ -63,7 +63,7 @@ def from_pretrained(ctx: Context, path: str, **kwargs: Any) -> Any:
     if ctx.device.type == "cuda":
         common["device_map"] = {"": 0}
     classes = ctx.task.definition.labels if ctx.kind == "sequence-classification" else ()
-    labels: dict[str, Any] = {}
+    labels: dict[str, object] = {}
     if classes:
         labels = {
             "num_labels": len(classes),

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from harness.digests import digest
 from harness.errors import Unsupported, UserError
+from harness.item import Item
 from harness.models.build_once import made_once
 from harness.objectives.base import Row
 from harness.objectives.losses import IGNORED, labelled_logits, sequence_log_probs, token_log_probs, top_log_probs
@@ -33,6 +34,10 @@ from runners.worker.stages import load, quantize
 from tasks.data import load_split
 from tasks.scoring import score_generation
 from tasks.task import load_task
+
+if TYPE_CHECKING:  # heavy, and only for types
+    import numpy as np
+    from numpy.typing import NDArray
 
 Ask = Callable[[Context, Sequence[Row]], dict[str, torch.Tensor]]
 
@@ -115,7 +120,7 @@ class Models:
             )
         )
 
-    def answers(self, items: Sequence[object]) -> list[str]:
+    def answers(self, items: Sequence[Item]) -> list[str]:
         """See :class:`harness.objectives.base.OtherModels`."""
         return self.answers_of(items, by="teacher")
 
@@ -130,7 +135,7 @@ class Models:
         other = second_context(self.ctx, self.named[role])
         other.path = load.model_path(other)
         theirs, ours = load.tokenizer(other), self.ctx.tokenizer
-        if theirs.get_vocab() != ours.get_vocab():  # type: ignore[attr-defined]  # tokenizers have no types here
+        if theirs.get_vocab() != ours.get_vocab():
             raise Unsupported(
                 f"the {role} has another tokenizer than the model, so that their probabilities cannot be compared "
                 "token by token; distill-sequence works with any teacher"
@@ -181,7 +186,7 @@ class Models:
         return self.ctx.steps * self.ctx.training.batch_size * self.ctx.training.gradient_accumulation
 
     @property
-    def validation(self) -> Sequence[object]:
+    def validation(self) -> Sequence[Item]:
         """Items of the validation split."""
         return self.ctx.splits.validation
 
@@ -192,12 +197,12 @@ class Models:
         found = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
         return int(next(token for token in found if token is not None))
 
-    def lengths(self, items: Sequence[Any]) -> list[int]:
+    def lengths(self, items: Sequence[Item]) -> list[int]:
         """Tokens of prompt and answer."""
         rows, _ = load.encoded(self.ctx, items)
         return [len(row["input_ids"]) for row in rows]
 
-    def log_probs_of(self, items: Sequence[Any], by: str = "base") -> list[tuple[float, int]]:
+    def log_probs_of(self, items: Sequence[Item], by: str = "base") -> list[tuple[float, int]]:
         """Log-probability and tokens of the right answers; of a classifier the class's, with one token."""
         ctx = self.model(by)
         with torch.inference_mode():
@@ -223,7 +228,7 @@ class Models:
         self._count("base", rows=len(rows), tokens=sum(len(o) for o in out))
         return out
 
-    def answers_of(self, items: Sequence[Any], *, by: str = "base", temperature: float = 0.0) -> list[str]:
+    def answers_of(self, items: Sequence[Item], *, by: str = "base", temperature: float = 0.0) -> list[str]:
         """One completion for each prompt. The delimiter that the task puts before an answer is put before it."""
         ctx = self.model(by)
         decoding = ctx.evaluation.decoding.model_copy(update={"temperature": temperature, "samples": 1})
@@ -234,17 +239,19 @@ class Models:
         before = ctx.task.definition.delimiter
         return [text if text.startswith(before) else before + text for text in (c.text for c in given)]
 
-    def judged_right(self, items: Sequence[Any], answers: Sequence[str]) -> list[bool]:
+    def judged_right(self, items: Sequence[Item], answers: Sequence[str]) -> list[bool]:
         """By the task's parser."""
         return [bool(s.correct) for s in score_generation(self.ctx.task, items, answers)]
 
-    def items_of(self, task: str) -> list[object]:
+    def items_of(self, task: str) -> list[Item]:
         """The training items of another task."""
         found = load_task(task, [Path(w) for w in self.ctx.job.workspaces])
         root = Path(self.ctx.job.data_root) if self.ctx.job.data_root else None
         return list(load_split(found, "train", data_root=root, max_items=None, seed=self.ctx.seed))
 
-    def gradients(self, items: Sequence[Any], *, warm_up: Sequence[Any], dimensions: int, steps: int) -> object:
+    def gradients(
+        self, items: Sequence[Item], *, warm_up: Sequence[Item], dimensions: int, steps: int
+    ) -> NDArray[np.float32]:
         """See :class:`harness.recipes.base.Desk`."""
         rows, _ = load.encoded(self.ctx, items)
         first, _ = load.encoded(self.ctx, warm_up)

@@ -88,13 +88,13 @@ def compiler_at_first_call() -> Iterator[None]:
     """
     real = torch.compile
 
-    def deferred(model: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    def deferred(model: Callable[..., object] | None = None, **options: Any) -> Callable[..., Any]:
         if model is None:
             return lambda function: deferred(function, **options)
-        compiled: list[Callable[..., Any]] = []
+        compiled: list[Callable[..., object]] = []
 
         @wraps(model)
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: object, **named: object) -> object:
             if not compiled:
                 compiled.append(real(model, **options))
             return compiled[0](*arguments, **named)

@@ -23,6 +23,7 @@ from runners.worker.import_path import leave_current_folder
 from runners.worker.job import LOG_FILE, Job
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from torch.nn.parallel import DistributedDataParallel
     from transformers import PreTrainedModel
 
 Say = Callable[..., None]
@@ -49,7 +50,7 @@ class Rank:
     of: int = 1
     strategy: str = "none"
     offload: bool = False
-    wrapped: Any = None
+    wrapped: DistributedDataParallel | None = None
     plain: dict[Any, tuple[type, dict[str, Any]]] = field(default_factory=dict)
     forward_ms: list[float] = field(default_factory=list)
 
@@ -70,15 +71,15 @@ class Rank:
             return collate
         return functools.partial(_part, collate, self.number, self.of)
 
-    def forward(self, model: PreTrainedModel) -> Any:
+    def forward(self, model: PreTrainedModel) -> object:
         """The callable of the forward pass: DDP's wrapper, or the model itself."""
         return model if self.wrapped is None else self.wrapped
 
-    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[object]:
+    def accumulating(self, more: bool) -> contextlib.AbstractContextManager[None]:
         """While further micro-batches of a step follow, DDP does not average gradients."""
         if self.wrapped is None or not more:
             return contextlib.nullcontext()
-        held: contextlib.AbstractContextManager[Any] = self.wrapped.no_sync()
+        held: contextlib.AbstractContextManager[None] = self.wrapped.no_sync()
         return held
 
 

@@ -9,8 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
@@ -40,15 +49,15 @@ class StepClock:
         self.device = device
         self.cuda = device.type == "cuda"
         self.source = "torch.cuda.Event" if self.cuda else "time.perf_counter"
-        self._begins: list[object] = []
-        self._ends: list[object] = []
-        self._ready: list[object] = []  # from when the next step's batch was waited for
+        self._begins: list[torch.cuda.Event | float] = []
+        self._ends: list[torch.cuda.Event | float] = []
+        self._ready: list[torch.cuda.Event | float] = []  # from when the next step's batch was waited for
 
-    def _now(self) -> object:
+    def _now(self) -> torch.cuda.Event | float:
         if not self.cuda:
             synchronize(self.device)
             return time.perf_counter()
-        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has none
         event.record()
         return event
 
@@ -165,19 +174,20 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             )
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> object:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """The sweep's schedule; where the method has several phases, from its beginning in each."""
         phases = self.context.method.phases()
         if len(phases) == 1:
-            return super().create_scheduler(num_training_steps, optimizer)
+            usual: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return usual
         stated = self.context.training
-        self.lr_scheduler: object = restarting(
+        self.lr_scheduler: LRScheduler = restarting(
             optimizer or self.create_optimizer(), stated.schedule, phases, warmup_fraction=stated.warmup_fraction
         )
         return self.lr_scheduler
 
     def compute_loss(
-        self, model: PreTrainedModel, inputs: dict[str, object], *args: object, **kwargs: object
+        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
         """The objective's loss, through the recipe's and the method's ``loss`` hooks."""
         rank = self.context.rank
@@ -276,14 +286,14 @@ def restarting(
 
 
 def loss_of(
-    ctx: Context, model: PreTrainedModel, batch: dict[str, object], extra: dict[str, torch.Tensor]
+    ctx: Context, model: PreTrainedModel, batch: dict[str, torch.Tensor], extra: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """A forward pass and its loss: the objective's, then what the recipe and the method make of it."""
     return losses_of(ctx, model, batch, extra)[0]
 
 
 def losses_of(
-    ctx: Context, model: PreTrainedModel, batch: dict[str, Any], extra: dict[str, torch.Tensor]
+    ctx: Context, model: PreTrainedModel, batch: dict[str, torch.Tensor], extra: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a forward pass that is trained on, and the task's own without what recipe and method add to it."""
     outputs = model(**batch)
@@ -344,7 +354,12 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.pruning = Pruning(asked, context.method.loop_steps) if asked is not None else None
 
     def on_train_begin(
-        self, args: object, state: object, control: object, model: PreTrainedModel = None, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: object,
     ) -> None:
         """Note which tensors the gradient probe waits for."""
         expects = self.context.method.expects_gradient
@@ -354,14 +369,24 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             self.target.begin()
 
     def on_step_begin(
-        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: object,
     ) -> None:
         """Start the clock; the method chooses what trains now."""
         self.clock.begin()
         self.context.method.select(model, state.global_step)
 
     def on_pre_optimizer_step(
-        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: object,
     ) -> None:
         """Cross off the tensors that received a gradient."""
         if self.silent and state.global_step < PROBED_STEPS:
@@ -370,7 +395,12 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                     self.silent.discard(name)
 
     def on_optimizer_step(
-        self, args: object, state: Any, control: object, model: PreTrainedModel = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: Any,
     ) -> None:
         """The method's hook, and once the attribution of memory, while the gradients are still there."""
         step = state.global_step + 1
@@ -381,7 +411,14 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                 self.attribution = error
         self.context.method.on_step(model, step)
 
-    def on_step_end(self, args: object, state: Any, control: Any, model: PreTrainedModel = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: Any,
+    ) -> None:
         """Stop the clock; check the probe once; report progress."""
         self.clock.end()
         step = state.global_step

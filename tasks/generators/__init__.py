@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from harness.registry import Registry
 
 if TYPE_CHECKING:
-    from tasks.item import Item
+    from harness.item import Item
 
 
 class Generator(Protocol):

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
+from harness.item import Item
 from tasks.generators.draw import Params, draw, read_params
-from tasks.item import Item
 
 
 class AdditionParams(Params):

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from harness.item import Item
 from tasks.generators.draw import Params, draw, read_params
-from tasks.item import Item
 
 Operation = Literal["copy", "reverse", "shift"]
 
@@ -121,7 +121,7 @@ class FillerParams(Params):
     answer_characters: int = Field(ge=1, le=100_000)
 
 
-def generate_filler(params: Mapping[str, Any], split: str, n: int, seed: int) -> list[Item]:
+def generate_filler(params: Mapping[str, object], split: str, n: int, seed: int) -> list[Item]:
     """``n`` rows of ``split``. See :class:`FillerParams`."""
     wanted: FillerParams = read_params(FillerParams, params, "filler")
     items = []

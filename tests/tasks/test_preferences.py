@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pytest
 
 from harness.errors import CheckFailed, UserError
+from harness.item import Conversation
 from tasks import preferences
 from tasks.data import load_split, task_digest
-from tasks.item import Conversation
 from tasks.preference_scoring import choice_nll, score_judged, score_pairs, summaries
 from tasks.scoring import summarise
 from tasks.task import Item, Task, TaskDefinition, load_task

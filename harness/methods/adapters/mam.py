@@ -8,6 +8,7 @@ from harness.methods.adapters.bottleneck import ADAPTS, REFUSES, BottleneckAdapt
 from harness.methods.base import Declaration
 
 if TYPE_CHECKING:  # heavy, and only for types
+    from peft import PeftConfig
     from torch import nn
 
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
@@ -48,7 +49,7 @@ class MAM(BottleneckAdapter):
     beside = True
     uniform = True
 
-    def _prefix(self) -> object:
+    def _prefix(self) -> PeftConfig:
         from peft import PrefixTuningConfig
 
         return PrefixTuningConfig(

@@ -76,12 +76,12 @@ class NOLA(LowRank):
             mixture(module.nola_a, seed, (r, module.in_features)),
         )
 
-    def added(self, module: object, x: torch.Tensor) -> torch.Tensor:
+    def added(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """s B A x."""
         b, a = self.factors(module)
         return self.scale * ((x.float() @ a.T) @ b.T)
 
-    def delta(self, module: object) -> torch.Tensor:
+    def delta(self, module: nn.Module) -> torch.Tensor:
         """s B A."""
         b, a = self.factors(module)
         return self.scale * (b @ a)

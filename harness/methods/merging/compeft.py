@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import UserError, did_you_mean
 from harness.methods import bases
@@ -260,13 +261,13 @@ def write(
             parameter.copy_(start[name].float() + by * own)
 
 
-def _deflated(flags: np.ndarray[Any, Any]) -> torch.Tensor:
+def _deflated(flags: NDArray[np.bool_]) -> torch.Tensor:
     """Flags as deflated bits: near their entropy, since most are alike."""
     import torch
 
     return torch.frombuffer(bytearray(zlib.compress(np.packbits(flags).tobytes(), 9)), dtype=torch.uint8)
 
 
-def _inflated(tensor: torch.Tensor, count: int) -> np.ndarray[Any, Any]:
+def _inflated(tensor: torch.Tensor, count: int) -> NDArray[np.bool_]:
     bits = np.frombuffer(zlib.decompress(tensor.numpy().tobytes()), dtype=np.uint8)
     return np.unpackbits(bits, count=count).astype(bool)

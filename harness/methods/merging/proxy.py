@@ -14,7 +14,7 @@ from harness.methods.modules import freeze
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 PASSED_ON = ("attention_mask", "position_ids", "logits_to_keep", "token_type_ids")
 """Arguments of a forward pass that the small models are given as well."""
@@ -98,7 +98,7 @@ class Steering:
     def __init__(self, expert: nn.Module, anti: nn.Module, strength: float) -> None:
         self.parts = (expert, anti)
         self.strength = strength
-        self._caches: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+        self._caches: WeakKeyDictionary[Cache, tuple[Cache, Cache]] = WeakKeyDictionary()
 
     def __call__(self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The output with the sum of the logits."""
@@ -115,7 +115,7 @@ class Steering:
         output.logits = output.logits + self.strength * difference.to(output.logits.dtype)
         return output
 
-    def _caches_of(self, own: Any, tokens: int) -> tuple[object, object]:
+    def _caches_of(self, own: Cache, tokens: int) -> tuple[Cache, Cache]:
         """The small models' caches for the large model's cache ``own``, which holds ``tokens`` of this call already.
 
         Raises:
@@ -141,7 +141,7 @@ CHANGES = ("batch_select_indices", "batch_repeat_interleave", "reorder_cache", "
 """Methods by which decoding and scoring change a cache between two passes."""
 
 
-def _change_together(cache: Cache, others: tuple[object, ...]) -> None:
+def _change_together(cache: Cache, others: tuple[Cache, ...]) -> None:
     """Make every change of ``cache`` a change of ``others`` as well."""
 
     own = ref(cache)  # a strong one would keep the caches until the garbage collector finds the circle
@@ -157,6 +157,6 @@ def _change_together(cache: Cache, others: tuple[object, ...]) -> None:
         setattr(cache, name, of_all(name))
 
 
-def _config(model: nn.Module) -> Any:
+def _config(model: nn.Module) -> PreTrainedConfig:
     untyped: PreTrainedModel = model
     return untyped.config.get_text_config()

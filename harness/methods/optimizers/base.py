@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -23,7 +24,7 @@ class ParameterOptimizer(torch.optim.Optimizer):
             are in memory at once. ``step`` then does nothing; it is there for the schedule of the learning rate.
     """
 
-    def __init__(self, params: Iterable[Any], defaults: Group, *, fused: bool = False) -> None:
+    def __init__(self, params: ParamsT, defaults: Group, *, fused: bool = False) -> None:
         super().__init__(params, defaults)
         self.fused = fused
         self._handles = [
@@ -72,7 +73,7 @@ class AdamOptimizer(ParameterOptimizer):
 
     def __init__(
         self,
-        params: Iterable[object],
+        params: ParamsT,
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from harness.methods.optimizers.base import Group, ParameterOptimizer, State
 
@@ -20,7 +20,7 @@ class FusedSGD(ParameterOptimizer):
     To clip by the norm of all gradients a first backward pass has to gather it, parameter by parameter.
     """
 
-    def __init__(self, params: Iterable[object], *, lr: float, weight_decay: float = 0.0, clip: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, *, lr: float, weight_decay: float = 0.0, clip: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, fused=True)
         self.clip = clip
         self._squares: torch.Tensor | None = None

@@ -177,7 +177,7 @@ class QGaLore(GaLore8bit):
     )
 
     @classmethod
-    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, Any]:
+    def resolve(cls, params: Mapping[str, object], *, where: str = "") -> dict[str, object]:
         """Same as the base class; the mode is ``paper`` or ``repo``.
 
         Raises:
@@ -234,7 +234,7 @@ class Fira(LowRankStates):
         }
         low = [p for p in matrices if rank < min(p.shape)]
         rest = [*others, *(p for p in matrices if rank >= min(p.shape))]
-        groups: list[dict[str, Any]] = [{"params": low, **projected}, {"params": rest}]
+        groups: list[dict[str, object]] = [{"params": low, **projected}, {"params": rest}]
         made: torch.optim.Optimizer = PackageFira(
             [g for g in groups if g["params"]],
             **s.adamw,

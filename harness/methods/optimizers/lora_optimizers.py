@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
 
+    from harness.methods.optimizers.base import Group
+
 
 class OwnOptimizer(PeftMethod):
     """A row of peft whose extra parameters ``own`` are the optimizer's."""
@@ -85,8 +87,9 @@ class GradNormLoRP(OwnOptimizer):
             made = variants.EightBitTwoSidedAdamW if p["bits"] == 8 else variants.TwoSidedAdamW
         else:
             made = variants.EightBitRowNormalisedAdamW if p["bits"] == 8 else variants.RowNormalisedAdamW
+        groups: list[Group] = [{"params": factors, "rank": int(p["projected_rank"])}, {"params": others, "rank": None}]
         return made(
-            [{"params": factors, "rank": int(p["projected_rank"])}, {"params": others, "rank": None}],
+            groups,
             **s.adamw,
             update_gap=gap(p["update_gap"], PAPER_GAP, s.steps),
             scale=float(p["scale"]),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from harness.methods.optimizers.base import AdamOptimizer, Group, State
 
@@ -22,7 +22,7 @@ class ProjectedAdamW(AdamOptimizer):
 
     def __init__(
         self,
-        params: Iterable[object],
+        params: ParamsT,
         *,
         update_gap: int = 200,
         scale: float = 1.0,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from harness.methods.optimizers.base import Group, State, correction
 from harness.methods.optimizers.projected import ProjectedAdamW, project, projector
@@ -65,7 +66,7 @@ class LazyProjectedAdamW(EightBitProjectedAdamW):
     likenesses after the gap has doubled.
     """
 
-    def __init__(self, params: Any, *, threshold: float, patience: int, mode: str = "paper", **kwargs: Any) -> None:
+    def __init__(self, params: ParamsT, *, threshold: float, patience: int, mode: str = "paper", **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
         self.threshold, self.patience, self.mode = threshold, patience, mode
 
@@ -108,7 +109,7 @@ class NaturalProjectedAdamW(ProjectedAdamW):
     ``history`` x ``history`` system is solved. Gradients of another subspace are forgotten: they do not add.
     """
 
-    def __init__(self, params: Any, *, history: int, damping: float, **kwargs: Any) -> None:
+    def __init__(self, params: ParamsT, *, history: int, damping: float, **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
         self.history, self.damping = history, damping
 
@@ -201,7 +202,7 @@ class ApolloAdamW(ProjectedAdamW):
     ``per_channel`` false there is one factor a tensor. Groups whose ``rank`` is None have plain AdamW.
     """
 
-    def __init__(self, params: Any, *, per_channel: bool = True, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(self, params: ParamsT, *, per_channel: bool = True, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
         self.per_channel = per_channel
         self._seeds = torch.Generator().manual_seed(seed)

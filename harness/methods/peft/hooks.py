@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # heavy, and only for types
 class LoraPlus(PeftMethod):
     """LoRA+: B learns ``lr_ratio`` times faster than A."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """Without the optimizer's parameter."""
         return _without(super().config_params(model), "lr_ratio")
 
@@ -102,7 +102,7 @@ class Riemannian(PeftMethod):
 class AdaLora(PeftMethod):
     """AdaLoRA: singular values of the update are pruned while training, by their sensitivity."""
 
-    def config_params(self, model: nn.Module) -> dict[str, Any]:
+    def config_params(self, model: nn.Module) -> dict[str, object]:
         """With the schedule in steps: warm-up and final phase are shares of the training."""
         params = super().config_params(model)
         steps = self.setting.steps
@@ -131,7 +131,7 @@ class Regularized(PeftMethod):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Wrap the model and remember it: the term is a function of its factors."""
-        self._adapted: Any = super().attach(model)
+        self._adapted: PeftModel = super().attach(model)
         return self._adapted
 
     def loss(self, outputs: ModelOutput, batch: Batch, reference: torch.Tensor) -> torch.Tensor:

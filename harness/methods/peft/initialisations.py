@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.methods.base import Batch
@@ -18,7 +18,7 @@ from harness.methods.peft.method import PeftMethod
 
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from torch import nn
 
 
@@ -144,7 +144,7 @@ class Eva(PeftMethod):
 class LoftQ(PeftMethod):
     """LoftQ: Q_t = q(W - A_t B_t), A_(t+1) B_(t+1) = best approximation of W - Q_t of the given rank, a few times."""
 
-    def config(self, model: nn.Module) -> Any:
+    def config(self, model: nn.Module) -> PeftConfig:
         """LoRA's configuration with its usual start, which :meth:`attach` replaces.
 
         Raises:
@@ -168,7 +168,7 @@ class LoftQ(PeftMethod):
         with torch.no_grad():
             for module in adapted.modules():
                 if isinstance(module, Linear):
-                    layer: Any = module
+                    layer: Linear = module
                     weight = layer.base_layer.weight
                     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
                     rounded, left, right = alternate(weight.float(), len(a), self._bits, self._rounds)

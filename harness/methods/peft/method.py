@@ -98,14 +98,15 @@ class PeftMethod(Method):
         return {f.name for f in fields(getattr(config, cls.row.nested[1])) if f.init}
 
     @classmethod
-    def _config_class(cls) -> Any:
+    def _config_class(cls) -> type[PeftConfig]:
         with quiet_stderr():
             import peft
 
-        return getattr(peft, cls.row.config)
+        found: type[PeftConfig] = getattr(peft, cls.row.config)
+        return found
 
     # --- attaching -----------------------------------------------------------------------------
-    def config(self, model: nn.Module) -> Any:
+    def config(self, model: nn.Module) -> PeftConfig:
         """The peft configuration of this cell for this base."""
         from peft.tuners.lora import config
 

@@ -152,7 +152,7 @@ class GreenTrainer(InPlace):
         """Parameters that were chosen later have moved."""
         return name.removesuffix(".weight") in self._ever
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Every choice, with the importances relative to the largest."""
         return {"selections": self._history}
 

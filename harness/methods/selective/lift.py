@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods import bases
 from harness.methods.base import Declaration
@@ -13,6 +13,8 @@ from harness.methods.modules import blocks, classifier, count, linears
 if TYPE_CHECKING:  # heavy, and only for types
     import torch
     from torch import nn
+
+    from harness.methods.optimizers.base import Group
 
 
 class LIFT(InPlace):
@@ -59,12 +61,12 @@ class LIFT(InPlace):
         from harness.methods.selective.principal import PrincipalAdamW
 
         head = classifier(model)
-        heads: list[Any] = list(head.parameters()) if head is not None else []
+        heads: list[nn.Parameter] = list(head.parameters()) if head is not None else []
+        groups: list[Group] = [{"params": list(self.chosen(model)), "rank": int(self.params["rank"])}]
+        if heads:
+            groups.append({"params": heads, "rank": None})
         return PrincipalAdamW(
-            [
-                {"params": list(self.chosen(model)), "rank": int(self.params["rank"])},
-                *([{"params": heads, "rank": None}] if heads else []),
-            ],
+            groups,
             **self.setting.adamw,
             picture=int(self.params["picture"]),
             interval=int(self.params["interval"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.methods import bases
@@ -94,5 +95,5 @@ class LotteryTicket(SparseInPlace):
         return model
 
 
-def _only(mask: torch.Tensor) -> object:
+def _only(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda gradient: gradient * mask

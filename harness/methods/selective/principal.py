@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from harness.methods.optimizers.base import AdamOptimizer, Group, State
 
@@ -17,7 +17,7 @@ class PrincipalAdamW(AdamOptimizer):
     A group with ``rank`` None has all entries of its parameters chosen.
     """
 
-    def __init__(self, params: Iterable[object], *, picture: int, interval: int, **common: Any) -> None:
+    def __init__(self, params: ParamsT, *, picture: int, interval: int, **common: Any) -> None:
         super().__init__(params, picture=picture, interval=interval, **common)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:

@@ -51,7 +51,7 @@ class _SpIEL(WeightDelta):
                 self._hooks[name] = _Combined(model.get_submodule(name))
         return model
 
-    def added(self, module: object, x: torch.Tensor) -> torch.Tensor:
+    def added(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x dW^T, a second product, on bases whose kernels multiply with something else than the decoded weight.
 
         The gradient of the whole weight exists for a moment, in the backward pass of one layer.
@@ -60,7 +60,7 @@ class _SpIEL(WeightDelta):
 
         return sparse_product(x.float(), module)
 
-    def delta(self, module: object) -> torch.Tensor:
+    def delta(self, module: nn.Module) -> torch.Tensor:
         """The entries in their places."""
         from harness.methods.selective.spiel_ops import scattered
 
@@ -99,7 +99,7 @@ class _SpIEL(WeightDelta):
                 for module in self.adapted(model):
                     self.move(module, round(self.share(step) * len(module.spiel_delta)))
 
-    def move(self, module: object, number: int) -> None:
+    def move(self, module: nn.Module, number: int) -> None:
         """Give up ``number`` entries of one layer for others."""
         raise NotImplementedError
 

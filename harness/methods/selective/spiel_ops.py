@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from harness.methods.lowrank.factors import whole
 from harness.methods.optimizers.base import Group, ParameterOptimizer
@@ -28,7 +28,7 @@ class _CombinedProduct(torch.autograd.Function):
     """Of the weight's gradient only what is at the index is kept, and what is watched; W + delta is made again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, _delta: Tensor, module: object) -> Tensor:
+    def forward(ctx: Any, x: Tensor, _delta: Tensor, module: nn.Module) -> Tensor:
         ctx.module = module
         ctx.save_for_backward(x)
         return torch.nn.functional.linear(x, combined(module, x.dtype))
@@ -66,7 +66,7 @@ class _SparseProduct(torch.autograd.Function):
     """Of the weight's gradient only what is at the index is kept, and what is watched."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, _delta: Tensor, module: object) -> Tensor:
+    def forward(ctx: Any, x: Tensor, _delta: Tensor, module: nn.Module) -> Tensor:
         ctx.module = module
         ctx.save_for_backward(x)
         return torch.nn.functional.linear(x, scattered(module))
@@ -141,7 +141,7 @@ class SparseSM3(ParameterOptimizer):
     their entries. A parameter whose group has no ``layer`` keeps one number an entry.
     """
 
-    def __init__(self, params: Iterable[object], *, lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, *, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "layer": None})
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Group) -> None:

@@ -119,7 +119,7 @@ class _Definition(ForeignFields):
     dataset_path: Scalar = None
     dataset_name: Scalar = None
     output_type: Scalar = None
-    generation_kwargs: dict[str, Any] | None = None
+    generation_kwargs: dict[str, object] | None = None
 
 
 class _LmEvalFile(ForeignFields):

@@ -91,7 +91,7 @@ class _Backend(ForeignFields):
     seed: int | None = None
     model_kwargs: dict[str, object] | None = None
     quantization_config: dict[str, object] | None = None
-    peft_config: dict[str, Any] | None = None
+    peft_config: dict[str, object] | None = None
 
 
 class _Scenario(ForeignFields):

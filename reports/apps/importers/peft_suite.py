@@ -142,7 +142,9 @@ def read(path: Path) -> list[Imported]:
     if status != "ok" and not reason:
         reason = f"the suite says {train.get('status')!r} and no more"
     windows = [row for row in train.get("metrics") or () if "train time" in row]
-    final: Mapping[str, Any] = next((row for row in reversed(train.get("metrics") or ()) if "test accuracy" in row), {})
+    final: Mapping[str, object] = next(
+        (row for row in reversed(train.get("metrics") or ()) if "test accuracy" in row), {}
+    )
     started = str(run.get("created_at") or "")
     packages = {
         name.removesuffix("-version"): version

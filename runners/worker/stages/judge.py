@@ -195,7 +195,7 @@ class Server:
             raise JudgeFailed(f"the judge changed while it was asked: {', '.join(sorted(self.versions))}")
         return places
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The model's versions as the server names them, with their replies; the first replies that are unreadable."""
         return {"versions": self.versions, "unreadable_replies": self.unreadable[:UNREADABLE_SHOWN]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
@@ -16,6 +16,9 @@ from runners.worker.encoding import Collator, encode_training
 from runners.worker.loading import hub_revision
 from tasks.data import contamination, load_split, task_digest, unpinned
 from tasks.task import SPLITS, Item, SplitName, load_task
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from transformers import PreTrainedTokenizerBase
 
 PROBE_ITEMS = 8
 """Test items whose logits the reload and merge checks compare."""
@@ -99,7 +102,7 @@ def model_path(ctx: Context) -> str:
     return path
 
 
-def tokenizer(ctx: Context) -> object:
+def tokenizer(ctx: Context) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a pad token.
 
     Raises:
