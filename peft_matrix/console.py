@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.record import Reading, Record
+from harness.record import CellView, Parts, Reading, Record
 from runners.planning.cost_model import Prediction, total
 from runners.planning.plan import Plan
 from runners.running.progress import clock
@@ -77,7 +77,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     methods = {cell.method.label: cell for cell in [*plan.run, *plan.done, *plan.stale]}
     for label, cell in list(methods.items())[:MOST_METHODS]:
-        console.print(f"  method       {label}  {method_line(cell.as_dict())}", **plain, markup=False)
+        console.print(f"  method       {label}  {method_line(CellView(cell.as_dict()))}", **plain, markup=False)
     if len(methods) > MOST_METHODS:
         console.print(f"  ... and {len(methods) - MOST_METHODS} more methods")
     for cell in plan.run[:200]:
@@ -191,7 +191,7 @@ def print_record(record: Record, console: Console) -> None:
     console.print(f"{record.label}  {record.key}", style="bold", highlight=False)
     why = f": {outcome.reason}" if outcome.reason else ""
     console.print(f"{outcome.status} at stage {outcome.stage}{why}", highlight=False, markup=False)
-    for name, text in settings(record.cell).items():
+    for name, text in settings(record.cell_view).items():
         console.print(f"  {name:<14} {text}", highlight=False, markup=False, soft_wrap=True)
     missing: dict[str, list[str]] = {}
     for name, reading in sorted(record.metrics.items()):
@@ -271,37 +271,35 @@ LONGEST = 60
 """Characters after which a parameter's value is cut."""
 
 
-def method_line(cell: Mapping[str, Any]) -> str:
-    """Method with learning rate, steps and parameters, of a cell as it is in a record."""
-    method = cell["method"]
-    training = cell.get("training", {})
+def method_line(cell: CellView) -> str:
+    """Method with learning rate, steps and parameters."""
+    method, training = cell.part("method"), cell.part("training")
     steps = method.get("steps", training.get("steps"))
     rate = method.get("learning_rate", training.get("learning_rate"))
-    parts = [f"learning rate {rate:g}" if rate is not None else "", f"{steps} steps" if steps else ""]
-    return ": ".join(filter(None, [method["name"], ", ".join(filter(None, [*parts, _params(method)]))]))
+    parts = [f"learning rate {rate:g}" if isinstance(rate, int | float) else "", f"{steps} steps" if steps else ""]
+    return ": ".join(filter(None, [cell.name("method"), ", ".join(filter(None, [*parts, _params(method)]))]))
 
 
-def settings(cell: Mapping[str, Any]) -> dict[str, str]:
+def settings(cell: CellView) -> dict[str, str]:
     """Short text per axis; the record has the whole cell."""
-    model, quantization, task = cell["model"], cell["quantization"], cell["task"]
-    training = cell.get("training", {})
+    model, task, training = (cell.part(name) for name in ("model", "task", "training"))
     rows = {
         "model": ", ".join(str(part) for part in (model.get("id"), model.get("dtype")) if part),
         "method": method_line(cell),
-        "quantization": ", ".join(filter(None, [quantization["name"], _params(quantization)])),
+        "quantization": ", ".join(filter(None, [cell.name("quantization"), _params(cell.part("quantization"))])),
         "task": ", ".join(
-            [task["name"], *(f"{task[f'{s}_items']} {s}" for s in ("train", "test") if task.get(f"{s}_items"))]
+            [cell.name("task"), *(f"{task[f'{s}_items']} {s}" for s in ("train", "test") if task.get(f"{s}_items"))]
         ),
         "batch": f"{training['batch_size']} x {training.get('gradient_accumulation', 1)}"
         if training.get("batch_size")
         else "",
-        "seed": str(cell.get("seed", "")),
+        "seed": "" if cell.seed is None else str(cell.seed),
     }
     return {name: text for name, text in rows.items() if text}
 
 
-def _params(point: Mapping[str, Any]) -> str:
-    params = point.get("params") or {}
+def _params(point: Mapping[str, object]) -> str:
+    params = Parts(point).part("params")
     return ", ".join(f"{name}={_value(value)}" for name, value in params.items() if value not in (None, False, 0.0))
 
 

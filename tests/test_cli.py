@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.record import CellView
 from peft_matrix.cli import PANELS, app
 from peft_matrix.console import settings
 from tests.runners.conftest import Bench, bench  # noqa: F401 - a fixture
@@ -139,7 +140,7 @@ def test_settings_of_a_cell_are_short_lines() -> None:
         "training": {"steps": 100, "batch_size": 32},
         "seed": 1,
     }
-    assert settings(cell) == {
+    assert settings(CellView(cell)) == {
         "model": "builtin:nano, float32",
         "method": "lora: learning rate 0.003, 100 steps, r=8, target_modules=q v",
         "quantization": "none",

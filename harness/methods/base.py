@@ -180,7 +180,7 @@ class Setting:
     learning_rate: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    tokenizer: PreTrainedTokenizerBase = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     device: str = "cpu"
 
     @property

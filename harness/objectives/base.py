@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict
 
 from harness.errors import CheckFailed
 from harness.item import Item
@@ -78,10 +78,29 @@ class Example:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Row = dict[str, Any]
-"""An encoded training item: ``sequences``, a list of ``{"input_ids": [...], "labels": [...]}``, and ``extra``: name to
-a number, or to a tensor with one entry per labelled token. :class:`runners.worker.encoding.Collator` makes batches of
-them: numbers become [B], tensors are joined along the labelled tokens to [N, ...]."""
+class TokenSequence(TypedDict):
+    """Ids of a sequence, and for each of them its label or -100; of a classifier one label, the class."""
+
+    input_ids: list[int]
+    labels: list[int] | int
+
+
+def token_labels(sequence: TokenSequence) -> list[int]:
+    """The labels of a language model's sequence, one a token."""
+    labels = sequence["labels"]
+    return labels if isinstance(labels, list) else [labels]
+
+
+class Row(TypedDict):
+    """An encoded training item.
+
+    ``extra`` maps a name to a number, or to a tensor with one entry per labelled token.
+    :class:`runners.worker.encoding.Collator` makes batches of rows: numbers become [B], tensors are joined along the
+    labelled tokens to [N, ...].
+    """
+
+    sequences: list[TokenSequence]
+    extra: dict[str, float | torch.Tensor]
 
 
 class OtherModels(Protocol):

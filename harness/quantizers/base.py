@@ -83,7 +83,7 @@ class Quantizer:
 
     declaration: ClassVar[QuantizerDeclaration]
     cache: Path | None = None
-    tokenizer: PreTrainedTokenizerBase = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     tools: Mapping[str, str] = {}
     file: Path | None = None
 

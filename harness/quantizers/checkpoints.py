@@ -24,6 +24,7 @@ from harness.quantizers.layers import plain_linears
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 MADE = "made.json"
 """In a kept checkpoint: the seconds its quantization took when it was made."""
@@ -78,11 +79,12 @@ class CheckpointQuantizer(Quantizer):
             why = self.unfit(linear.out_features, linear.in_features, self.params)
             if why is not None:
                 raise Unsupported(f"{why} ({name})")
-        whole = cast(Any, model)
+        whole: PreTrainedModel = model
         threads = torch.get_num_threads()
         with tempfile.TemporaryDirectory(prefix="peft-matrix-quantize-") as scratch:
             source = Path(scratch) / "source"
             whole.save_pretrained(source, **conv1d.for_saving(model))
+            assert self.tokenizer is not None  # the worker has read it by now
             self.tokenizer.save_pretrained(source)  # the libraries look for one, although the rows are tokens already
             folder = (self.cache or Path(scratch)) / "quantized" / f"{self.declaration.name}-{self._key(source)[:16]}"
             made_once(folder, lambda target: self._make(source, target))

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.item import Item
-from harness.objectives.base import Row
+from harness.objectives.base import Row, token_labels
 from harness.recipes.base import Desk, Recipe, RecipeDeclaration
 
 GENERATION = frozenset({"generation"})
@@ -127,7 +127,7 @@ class StepByStep(Recipe):
         import torch
 
         for row, item in zip(rows, items, strict=True):
-            labelled = sum(label != -100 for label in row["sequences"][0]["labels"])
+            labelled = sum(label != -100 for label in token_labels(row["sequences"][0]))
             weight = self.params["weight"] if item.id.endswith("#rationale") else 1.0
             row["extra"]["weights"] = torch.full((labelled,), float(weight))
         return rows
@@ -172,8 +172,9 @@ class ManyShot(Recipe):
         found: list[Row] = []
         for start in range(0, len(rows) - n + 1, n):
             parts = [row["sequences"][0] for row in rows[start : start + n]]
-            joined = {key: [value for part in parts for value in part[key]] for key in ("input_ids", "labels")}
-            found.append({"sequences": [joined], "extra": {}})
+            ids = [token for part in parts for token in part["input_ids"]]
+            labels = [label for part in parts for label in token_labels(part)]
+            found.append({"sequences": [{"input_ids": ids, "labels": labels}], "extra": {}})
         if not found:
             raise UserError(f"many-shot joins {n} rows into one, and there are {len(rows)}")
         self.joined = len(found)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.errors import UserError, did_you_mean
-from harness.record import Reading, Record
+from harness.record import CellView, Reading, Record
 from runners.worker.job import Job, write_atomically
 from runners.workspace import Workspace
 
@@ -243,18 +243,18 @@ def card(record: Record, form: Form, load: str) -> str:
 
     from harness.models.sources import hub_repository
 
-    cell = record.cell
-    model, method, task = cell["model"], cell["method"], cell["task"]
+    cell = record.cell_view
+    model, method, task = (cell.part(name) for name in ("model", "method", "task"))
     scores = _scores(record, form)
     data = ModelCardData(
-        base_model=hub_repository(model["id"]),
+        base_model=hub_repository(str(model["id"])),
         library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf"}[form],
-        tags=["peft-matrix", method["name"]],
+        tags=["peft-matrix", cell.name("method")],
         model_name=record.label,
         eval_results=_eval_results(cell, scores) or None,
     )
-    params = ", ".join(f"{name}={value}" for name, value in sorted(method["params"].items()))
-    quantization = cell["quantization"]["label"]
+    params = ", ".join(f"{name}={value}" for name, value in sorted(cell.params.items()))
+    quantization, training = cell.label("quantization"), cell.part("training")
     lines = [
         f"# {record.label}",
         "",
@@ -265,10 +265,10 @@ def card(record: Record, form: Form, load: str) -> str:
         "|---|---|",
         f"| method | {method['name']}: {params or 'no parameters'} |",
         f"| learning rate, steps | {method['learning_rate']}, {method['steps']} |",
-        f"| batch | {cell['training']['batch_size']} x {cell['training']['gradient_accumulation']} |",
+        f"| batch | {training['batch_size']} x {training['gradient_accumulation']} |",
         f"| base | {model['dtype']}, quantization: {quantization} |",
-        f"| task | {task['name']}, version {task['version']}, digest {task['digest'][:12]} |",
-        f"| seed | {cell['seed']} |",
+        f"| task | {task['name']}, version {task['version']}, digest {str(task['digest'])[:12]} |",
+        f"| seed | {cell.seed} |",
         "",
         *_table("score", [(name, _with_interval(name, one)) for name, one in scores]),
     ]
@@ -285,20 +285,20 @@ def card(record: Record, form: Form, load: str) -> str:
     return f"---\n{data.to_yaml()}\n---\n" + "\n".join(lines) + "\n"
 
 
-def _eval_results(cell: Mapping[str, Any], scores: Sequence[tuple[str, Reading]]) -> list[EvalResult]:
+def _eval_results(cell: CellView, scores: Sequence[tuple[str, Reading]]) -> list[EvalResult]:
     """Entries of ``model-index``, one a score."""
     from huggingface_hub import EvalResult
 
-    task = cell["task"]
+    task = cell.name("task")
     return [
         EvalResult(
-            task_type=TASK_TYPES.get(task["kind"], "text-generation"),
-            dataset_type=task["name"],
-            dataset_name=task["name"],
+            task_type=TASK_TYPES.get(str(cell.part("task")["kind"]), "text-generation"),
+            dataset_type=task,
+            dataset_name=task,
             metric_type=name,
             metric_name=name,
             metric_value=reading.value,
-            metric_args={"items": reading.n, "seed": cell["seed"]},
+            metric_args={"items": reading.n, "seed": cell.seed},
         )
         for name, reading in scores
     ]

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from harness.objectives.base import TokenSequence
 from runners.worker.context import Context
 from runners.worker.encoding import Collator, PackedCollator
 
 
 def calibration_batches(
-    ctx: Context, n: int, rows: Sequence[dict[str, object]] | None = None
+    ctx: Context, n: int, rows: Sequence[TokenSequence] | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
     """``n`` batches of ``rows`` (the training rows if None), drawn without the loop's own order being touched."""
     rows = ctx.train_rows if rows is None else rows

@@ -17,7 +17,7 @@ from harness.errors import CheckFailed
 from harness.meters.panel import Panel
 from harness.methods.base import Method, ModelKind
 from harness.metrics import metric, missing, reading
-from harness.objectives.base import Objective
+from harness.objectives.base import Objective, Row, TokenSequence
 from harness.quantizers.base import Quantizer
 from harness.recipes.base import Recipe
 from harness.record import Reading, WhyMissing
@@ -137,11 +137,11 @@ class Context:
     device: torch.device
     say: Callable[..., None]
     path: str = ""
-    tokenizer: PreTrainedTokenizerBase = None
+    tokenizer: PreTrainedTokenizerBase = None  # the stage load fills it in
     model: PreTrainedModel = field(default_factory=nn.Identity)
     splits: Splits = field(default_factory=lambda: Splits([], [], []))
-    train_rows: list[dict[str, object]] = field(default_factory=list)
-    loop_rows: list[dict[str, object]] = field(default_factory=list)
+    train_rows: list[TokenSequence] = field(default_factory=list)
+    loop_rows: list[Row] | list[TokenSequence] = field(default_factory=list)
     base_said: BaseAnswers = field(default_factory=BaseAnswers)
     probe_batch: dict[str, torch.Tensor] = field(default_factory=dict)
     probe_logits: torch.Tensor | None = None

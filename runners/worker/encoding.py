@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from harness.errors import UserError
-from harness.objectives.base import Example, Row
+from harness.objectives.base import Example, Row, TokenSequence, token_labels
 from runners.worker import chat as chats
 from runners.worker.chat import Chat
 from tasks.task import Item
@@ -22,14 +22,15 @@ IGNORED = -100
 
 def encode_training(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], kind: str, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[TokenSequence], int]:
     """Training rows, and how many were longer than ``max_length`` tokens and were cut.
 
     A causal row is prompt + answer + EOS with the loss on answer and EOS alone; a row cut so far that no answer
     token is left would carry no loss, so the prompt is cut from the left instead. In a chat the earlier answers of the
     assistant carry loss as well (:mod:`runners.worker.chat`).
     """
-    rows, cut = [], 0
+    rows: list[TokenSequence] = []
+    cut = 0
     for item in items:
         if kind == "sequence-classification":
             ids = tokenizer(item.prompt)["input_ids"]
@@ -136,7 +137,8 @@ def extras_of(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     joined: dict[str, torch.Tensor] = {}
     for name, first in rows[0].get("extra", {}).items():
         values = [row["extra"][name] for row in rows]
-        joined[name] = torch.cat(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
+        several = isinstance(first, torch.Tensor)
+        joined[name] = torch.cat([torch.as_tensor(v) for v in values]) if several else torch.tensor(values)
     return joined
 
 
@@ -150,19 +152,21 @@ class Collator:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, object]:
+    def __call__(self, rows: Sequence[Row] | Sequence[TokenSequence]) -> dict[str, object]:
         """A batch with input_ids, attention_mask, labels and tokens; and extra where the rows hold more."""
         if "sequences" in rows[0]:
-            flat = [row["sequences"][i] for i in range(len(rows[0]["sequences"])) for row in rows]
-            extra = extras_of(rows)
+            whole = cast("Sequence[Row]", rows)
+            flat = [row["sequences"][i] for i in range(len(whole[0]["sequences"])) for row in whole]
+            extra = extras_of(whole)
             return {**self(flat), **({"extra": extra} if extra else {})}
-        ids = pad([r["input_ids"] for r in rows], self.pad_token_id)
-        lengths = torch.tensor([len(r["input_ids"]) for r in rows])
+        plain = cast("Sequence[TokenSequence]", rows)
+        ids = pad([r["input_ids"] for r in plain], self.pad_token_id)
+        lengths = torch.tensor([len(r["input_ids"]) for r in plain])
         mask = (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()
-        if isinstance(rows[0]["labels"], int):
-            labels = torch.tensor([r["labels"] for r in rows])
+        if isinstance(plain[0]["labels"], int):
+            labels = torch.tensor([r["labels"] for r in plain])
         else:
-            labels = pad([r["labels"] for r in rows], IGNORED)
+            labels = pad([token_labels(r) for r in plain], IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "tokens": int(lengths.sum())}
 
 
@@ -184,11 +188,12 @@ class PackedCollator(Collator):
         self.max_length = max_length
         self.mask_dtype = mask_dtype
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, object]:
+    def __call__(self, rows: Sequence[Row] | Sequence[TokenSequence]) -> dict[str, object]:
         """A batch with input_ids, attention_mask [sequences, 1, width, width], position_ids, labels, tokens, rows."""
-        packed = [[rows[i] for i in places] for places in fill([len(r["input_ids"]) for r in rows], self.max_length)]
+        plain = cast("Sequence[TokenSequence]", rows)
+        packed = [[plain[i] for i in places] for places in fill([len(r["input_ids"]) for r in plain], self.max_length)]
         ids = pad([[t for r in members for t in r["input_ids"]] for members in packed], self.pad_token_id)
-        labels = pad([[t for r in members for t in (IGNORED, *r["labels"][1:])] for members in packed], IGNORED)
+        labels = pad([[t for r in members for t in (IGNORED, *token_labels(r)[1:])] for members in packed], IGNORED)
         lengths = [[len(r["input_ids"]) for r in members] for members in packed]
         owner = pad([[n for n, size in enumerate(sizes, 1) for _ in range(size)] for sizes in lengths], 0)
         positions = pad([[at for size in sizes for at in range(size)] for sizes in lengths], 0)

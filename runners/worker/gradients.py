@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from harness.objectives.base import TokenSequence
 from runners.worker.batches import to_device
 from runners.worker.context import Context
 from runners.worker.encoding import Collator
@@ -20,8 +21,8 @@ LEARNING_RATE = 1e-3
 
 def projected_gradients(
     ctx: Context,
-    rows: Sequence[dict[str, object]],
-    warm_up: Sequence[dict[str, object]],
+    rows: Sequence[TokenSequence],
+    warm_up: Sequence[TokenSequence],
     *,
     dimensions: int,
     steps: int,

@@ -278,7 +278,7 @@ def batches(ctx: Context, rows: Sequence[Row]) -> Any:
     collate = Collator(ctx.tokenizer.pad_token_id)
     lengths = [max(len(s["input_ids"]) for s in row["sequences"]) for row in rows]
     for positions in by_length(lengths, ctx.evaluation.batch_size):
-        chosen = [{"sequences": rows[i]["sequences"], "extra": {}} for i in positions]
+        chosen: list[Row] = [{"sequences": rows[i]["sequences"], "extra": {}} for i in positions]
         yield positions, to_device(ctx, collate(chosen)), len(chosen[0]["sequences"])
 
 

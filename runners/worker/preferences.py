@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from harness.objectives.base import Row
+from harness.objectives.base import token_labels
 from harness.objectives.losses import divergence, labelled_logits, top_log_probs
 from runners.worker.batches import to_device
 from runners.worker.context import BaseAnswers
@@ -92,14 +92,13 @@ def _twos(flat: Sequence[T]) -> list[tuple[T, T]]:
 
 def _logits(ctx: Context, items: Sequence[Item]) -> Iterator[tuple[int, torch.Tensor]]:
     """Position of each item and the logits that predict its answer's tokens, [tokens, V]."""
-    rows: list[Row]
     rows, _ = encode_training(ctx.tokenizer, items, ctx.kind, ctx.training.max_length)
     collate = Collator(ctx.tokenizer.pad_token_id)
     for positions in by_length([len(row["input_ids"]) for row in rows], ctx.evaluation.batch_size):
         batch = to_device(ctx, collate([rows[i] for i in positions]))
         labels = batch.pop("labels")
         logits, _ = labelled_logits(ctx.model(**batch).logits, labels)
-        sizes = [sum(label != -100 for label in rows[i]["labels"][1:]) for i in positions]
+        sizes = [sum(label != -100 for label in token_labels(rows[i])[1:]) for i in positions]
         yield from zip(positions, torch.split(logits, sizes), strict=True)
 
 

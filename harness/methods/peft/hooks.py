@@ -179,6 +179,7 @@ class NeedsText(PeftMethod):
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the text."""
+        assert self.setting.tokenizer is not None  # else the parameters were refused
         return list(self.setting.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

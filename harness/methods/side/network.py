@@ -154,7 +154,7 @@ class SideNetwork(nn.Module):
         """Replacement of ``last``, the output of the backbone's last block."""
         raise NotImplementedError
 
-    def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Cache = None) -> Tensor:
+    def forward(self, taps: list[Tensor], padding: Tensor | None, cache: Cache | None = None) -> Tensor:
         """Run over what was taken from the backbone.
 
         Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.models import gguf_files, nano, skeleton
+from harness.objectives.base import TokenSequence
 from runners.worker import answerable, chat, lm_eval_suite, trainrows
 from runners.worker.batches import to_device
 from runners.worker.context import Context, Splits
@@ -72,7 +73,7 @@ def check_rows(ctx: Context) -> None:
         )
 
 
-def encoded(ctx: Context, items: Sequence[Item]) -> tuple[list[dict[str, Any]], int]:
+def encoded(ctx: Context, items: Sequence[Item]) -> tuple[list[TokenSequence], int]:
     """Items with their right answers as training rows of this cell, and how many were cut."""
     return encode_training(ctx.tokenizer, items, ctx.kind, ctx.training.max_length)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from harness.errors import Unsupported, UserError
 from harness.methods.base import Batch
+from harness.objectives.base import Row, TokenSequence
 from runners.worker import few_shot, trainrows
 from runners.worker.batches import calibration_batches
 from runners.worker.context import Context
@@ -56,7 +58,7 @@ def run(ctx: Context) -> None:
             ctx.facts["search"] = chosen
 
 
-def general_rows(ctx: Context) -> list[dict[str, object]]:
+def general_rows(ctx: Context) -> list[TokenSequence]:
     """Training rows of the sweep's held-out texts: what a method calibrates on that must keep general knowledge.
 
     Raises:
@@ -141,6 +143,8 @@ def read_targets(ctx: Context) -> None:
             trainrows.encode_answers(ctx)
         if not ctx.loop_rows:
             trainrows.encode_loop(ctx, models)
-        ctx.objective.prepare(ctx.loop_rows, models)
+        ctx.objective.prepare(
+            cast("list[Row]", ctx.loop_rows), models
+        )  # the default objective, without them, asks none
     finally:
         ctx.facts["objective"] = {**ctx.objective.facts(), **models.close()}
