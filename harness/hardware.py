@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -209,7 +210,7 @@ def nvml_reason(error: Exception) -> WhyMissing:
     return reasons.get(getattr(error, "value", -1), "failed")
 
 
-def _devices(nvml: Any, handle: object) -> list[Gpu]:
+def _devices(nvml: ModuleType, handle: object) -> list[Gpu]:
     """One GPU, or the instances it is partitioned into."""
     instances = _instances(nvml, handle)
     name = _text(nvml.nvmlDeviceGetName(handle))
@@ -234,7 +235,7 @@ def _devices(nvml: Any, handle: object) -> list[Gpu]:
     ]
 
 
-def _instances(nvml: Any, handle: object) -> list[object]:
+def _instances(nvml: ModuleType, handle: object) -> list[object]:
     try:
         mode, _pending = nvml.nvmlDeviceGetMigMode(handle)
     except nvml.NVMLError:  # a GPU that cannot be partitioned
@@ -250,7 +251,7 @@ def _instances(nvml: Any, handle: object) -> list[object]:
     return found
 
 
-def _power_limit_w(nvml: Any, handle: object) -> float | None:
+def _power_limit_w(nvml: ModuleType, handle: object) -> float | None:
     try:
         return float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000
     except nvml.NVMLError:

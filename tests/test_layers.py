@@ -273,7 +273,7 @@ def test_files_and_functions_are_short() -> None:
     assert [name for name, lines in functions if lines > 60] == []
 
 
-MOST_ANY = 9.0
+MOST_ANY = 8.8
 """Uses of ``Any`` in 1,000 lines. Lower it with the count; ``object`` is the type of what is only passed on."""
 
 

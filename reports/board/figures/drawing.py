@@ -10,10 +10,13 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reports.board.board import BoardRow
 from reports.board.formats.text import plain
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 INK, FAINT, ACCENT = "#1f2933", "#8a97a6", "#0b6e4f"
 """Text and frame; grid and error bars; the Pareto front. The page maps them to its own light and dark colours."""
@@ -49,7 +52,7 @@ METADATA: dict[str, dict[str, object]] = {
 }
 
 
-def save(paint: Callable[[object], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
+def save(paint: Callable[[Axes], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
     """A figure as svg, png and pdf.
 
     Args:
@@ -81,7 +84,7 @@ def row_name(row: BoardRow) -> str:
     return plain(text, 2 * LABEL_CHARACTERS)
 
 
-def name_rows(axes: Any, names: list[str]) -> None:
+def name_rows(axes: Axes, names: list[str]) -> None:
     """One tick a row, the first on top; no name is taken for a formula."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.record import Record
 from reports.board.board import BoardTable, Section
 from reports.board.figures.drawing import COLOURS, INK, MOST_ROWS, name_rows, row_name, rows_height, save
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "energy-per-correct-answer"
 NAME = "energy per correct answer"
@@ -43,7 +46,7 @@ def per_correct(record: Record) -> float | str:
     return energy.value / right if right else "no item was answered right"
 
 
-def _paint(axes: Any, lines: list[tuple[str, list[float]]]) -> None:
+def _paint(axes: Axes, lines: list[tuple[str, list[float]]]) -> None:
     means = [sum(values) / len(values) for _, values in lines]
     whiskers = (
         [mean - min(values) for mean, (_, values) in zip(means, lines, strict=True)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from harness.metrics import METRICS
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import INK, LABEL_CHARACTERS, MOST_ROWS, rows_height, save
 from reports.board.formats.text import MISSING, plain, scale
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "method-by-quantization"
 NAME = "method by quantization"
@@ -46,7 +49,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
 
 
 def _paint(
-    axes: Any,
+    axes: Axes,
     rows: list[str],
     columns: list[str],
     values: dict[tuple[str, str], float | None],

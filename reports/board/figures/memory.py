@@ -7,13 +7,16 @@ cell, and each piece is what its stage added to it.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.metrics import METRICS
 from harness.record import Record
 from reports.board.board import BoardTable, Section
 from reports.board.figures.drawing import COLOURS, MOST_ROWS, name_rows, row_name, rows_height, save
 from reports.board.formats.text import scale
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "memory-by-stage"
 NAME = "memory by stage"
@@ -54,7 +57,7 @@ def raised(record: Record, kind: str) -> dict[str, float]:
     return out
 
 
-def _paint(axes: Any, kind: str, lines: list[Line]) -> None:
+def _paint(axes: Axes, kind: str, lines: list[Line]) -> None:
     definition = METRICS[kind]
     chosen = scale(definition, [sum(pieces.values()) for _, pieces in lines])
     stages = list(dict.fromkeys(stage for _, pieces in lines for stage in pieces))

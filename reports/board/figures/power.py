@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.record import Record
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import COLOURS, FAINT, row_name, save
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "power-trace"
 NAME = "power trace"
@@ -27,7 +30,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     return "no record holds a power trace"
 
 
-def _paint(axes: Any, row: BoardRow, record: Record) -> None:
+def _paint(axes: Axes, row: BoardRow, record: Record) -> None:
     axes.plot(record.series[SECONDS], record.series[WATTS], color=COLOURS[0], linewidth=1.0, drawstyle="steps-post")
     axes.set_xlabel("time since the cell began (s)")
     axes.set_ylabel("power (W)")

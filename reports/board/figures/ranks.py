@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.metrics import METRICS
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import ACCENT, COLOURS, MOST_ROWS, name_rows, row_name, rows_height, save
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "rank-intervals"
 NAME = "rank intervals"
@@ -27,7 +30,7 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
     return save(lambda axes: _paint(axes, shown, len(ranked), label), height=rows_height(len(shown)))
 
 
-def _paint(axes: Any, rows: list[BoardRow], total: int, label: str) -> None:
+def _paint(axes: Axes, rows: list[BoardRow], total: int, label: str) -> None:
     for place, row in enumerate(rows):
         first, last = row.rank or (0, 0)
         colour = ACCENT if first == 1 else COLOURS[0]

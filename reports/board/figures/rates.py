@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.metrics import METRICS
 from harness.record import Record
 from reports.board.board import BoardTable, Section
 from reports.board.figures.drawing import COLOURS, FAINT, LABEL_CHARACTERS, MARKERS, save
 from reports.board.formats.text import plain
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "learning-rate-curves"
 NAME = "learning-rate curves"
@@ -62,7 +65,7 @@ def _curves(records: list[Record], metric: str) -> dict[tuple[str, str], Curve]:
     return out
 
 
-def _paint(axes: Any, curves: dict[tuple[str, str], Curve], metric: str) -> None:
+def _paint(axes: Axes, curves: dict[tuple[str, str], Curve], metric: str) -> None:
     definition = METRICS[metric]
     factor, unit = (100.0, "%") if definition.unit == "fraction" else (1.0, definition.unit)
     for number, ((method, quantization), curve) in enumerate(curves.items()):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.figures.drawing import COLOURS, FAINT, MARKERS, save
 from reports.board.formats.text import plain
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 FILE = "switches"
 NAME = "memory saved against time lost"
@@ -37,7 +40,7 @@ def _number(row: BoardRow, key: str) -> float | None:
     return row.cells[key].value if key in row.cells else None
 
 
-def _paint(axes: Any, points: list[tuple[BoardRow, float, float]], kind: str) -> None:
+def _paint(axes: Axes, points: list[tuple[BoardRow, float, float]], kind: str) -> None:
     axes.axhline(1, color=FAINT, linewidth=0.8)
     axes.axvline(1, color=FAINT, linewidth=0.8)
     axes.plot([1], [1], marker="x", linestyle="none", color=FAINT, markersize=8)

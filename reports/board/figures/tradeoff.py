@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.digests import slug
 from reports.board.board import BoardRow, CellContent, Section
 from reports.board.figures.drawing import ACCENT, COLOURS, FAINT, INK, LABEL_CHARACTERS, MARKERS, MOST_NAMES, save
 from reports.board.formats.text import Scale, plain, scale
 from reports.board.spec import Quantity
+
+if TYPE_CHECKING:  # heavy, and only for types
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def draw(section: Section) -> dict[str, bytes] | str:
     return save(lambda axes: _scatter(axes, section))
 
 
-def _scatter(axes: Any, section: Section) -> None:
+def _scatter(axes: Axes, section: Section) -> None:
     """Colour shows the method, shape the quantization; rings mark the front."""
     found = points(section)
     y_axis, x_axis = section.axes[:2]
@@ -86,7 +89,7 @@ def _scatter(axes: Any, section: Section) -> None:
     _legend(axes, colours, markers)
 
 
-def _series(axes: Any, members: Sequence[_Point], x_scale: Scale, y_scale: Scale, style: dict[str, Any]) -> None:
+def _series(axes: Axes, members: Sequence[_Point], x_scale: Scale, y_scale: Scale, style: dict[str, Any]) -> None:
     """Points of one colour and shape, with their bars."""
     xs = [(p.x.value or 0.0) * x_scale.factor for p in members]
     ys = [(p.y.value or 0.0) * y_scale.factor for p in members]
@@ -98,7 +101,7 @@ def _series(axes: Any, members: Sequence[_Point], x_scale: Scale, y_scale: Scale
     axes.scatter(xs, ys, s=30, linewidths=0, zorder=3, **style)
 
 
-def _legend(axes: Any, colours: dict[str, str], markers: dict[str, str]) -> None:
+def _legend(axes: Axes, colours: dict[str, str], markers: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     def entry(name: str, **style: Any) -> Line2D:
@@ -122,7 +125,7 @@ def _ends(shown: CellContent, factor: float) -> tuple[float, float]:
     return spread, spread
 
 
-def _name_the_front(axes: Any, front: Sequence[_Point], x_scale: Scale, y_scale: Scale) -> None:
+def _name_the_front(axes: Axes, front: Sequence[_Point], x_scale: Scale, y_scale: Scale) -> None:
     for point in front:
         axes.annotate(
             plain(point.row.labels["method"], LABEL_CHARACTERS),
