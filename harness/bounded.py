@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import UserError
+from harness.errors import UserError, requirement, shown
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -169,10 +169,5 @@ def check_shape(value: object, model: type[M], *, where: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
-        what = f"the field {path!r}: {first['msg']}" if path else str(first["msg"])
-        raise UserError(f"{what}. Found: {_shown(first['input'])}", where=where) from None
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        what = f"the field {path!r} {requirement(first)}" if path else f"the content {requirement(first)}"
+        raise UserError(f"{what}. Found: {shown(first['input'], 60)}", where=where) from None

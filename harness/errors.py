@@ -10,7 +10,8 @@ PeftMatrixError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED_CELLS = 1
@@ -80,3 +81,67 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}Allowed: {', '.join(allowed)}."
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A value of a file for a message, in the words of YAML: ``'text'``, ``true``, ``null``, ``[a, b]``, ``{a: 1}``."""
+    text = repr(value) if isinstance(value, str) else _yaml(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _yaml(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return (
+            "["
+            + ", ".join(sorted(map(_yaml, value)) if isinstance(value, set | frozenset) else map(_yaml, value))
+            + "]"
+        )
+    return repr(str(value))[1:-1]  # control characters are written out
+
+
+def kind_of(value: object) -> str:
+    """Kind of a value in words of YAML: ``a list``."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = ((str, "a text"), (int | float, "a number"), (Mapping, "keys and values"), (list | tuple, "a list"))
+    if value is None:
+        return "nothing"
+    if hasattr(value, "isoformat"):
+        return "a date"
+    return next((words for kind, words in kinds if isinstance(value, kind)), "another kind of value")
+
+
+NEEDED = {
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "must be a list, such as [a, b]"),
+    **dict.fromkeys(("dict_type", "model_type", "mapping_type", "model_attributes_type"), "must have keys and values"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be a text",
+    "finite_number": "must be a finite number",
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+    "none_required": "must be null",
+}
+"""Requirement behind each error type of pydantic, in words of YAML."""
+_COUNTED = {
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "has characters that are not allowed here; the pattern is {pattern}",
+    "literal_error": "must be {expected}",
+}
+
+
+def requirement(fault: Mapping[str, Any]) -> str:
+    """The requirement behind one of pydantic's errors, in words of YAML and without names of Python's types."""
+    kind = str(fault["type"])
+    if kind in _COUNTED:
+        words = _COUNTED[kind].format(**fault["ctx"])
+        return words.replace("1 entries", "1 entry").replace("1 characters", "1 character")
+    return NEEDED.get(kind) or str(fault["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")

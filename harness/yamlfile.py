@@ -23,7 +23,7 @@ from pydantic import (
 
 from harness.bounded import read_text
 from harness.digests import without_later
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, kind_of, requirement, shown
 
 M = TypeVar("M", bound=BaseModel)
 Loc = tuple[int | str, ...]
@@ -253,7 +253,7 @@ def validate(data: object, model: type[M], *, path: Path | None = None, lines: d
         UserError: the first thing that is wrong, with file, line, key and what is allowed.
     """
     if not isinstance(data, dict):
-        raise UserError(f"expected keys and values, found {type(data).__name__}", where=str(path or ""))
+        raise UserError(f"expected keys and values, found {kind_of(data)}", where=str(path or ""))
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -273,7 +273,7 @@ def _explain(error: dict[str, Any], model: type[BaseModel], path: Path | None, l
     loc = _in_file(raw, lines) or raw
     key = ".".join(str(part) for part in loc)
     where = f"{path}, line {line_of(lines, loc)}, key '{key}'" if path is not None else f"key '{key}'"
-    kind, shown = error["type"], error.get("input")
+    kind, found = error["type"], shown(error.get("input"))
     if kind == "extra_forbidden":
         name, allowed = str(raw[-1]), allowed_keys(model, loc[:-1])
         homes = [] if name in allowed else keys_with(model, name)
@@ -282,20 +282,8 @@ def _explain(error: dict[str, Any], model: type[BaseModel], path: Path | None, l
     if kind == "missing":
         return UserError(f"the key {str(raw[-1])!r} is missing", where=where, fix="Add it.")
     if kind == "literal_error":
-        return UserError(f"{shown!r} is not allowed here", where=where, fix=f"Allowed: {error['ctx']['expected']}.")
-    message = NEEDED.get(kind) or str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return UserError(message, where=where, fix="" if kind == "value_error" else f"Found: {shown!r}.")
-
-
-NEEDED = {
-    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "must be a list, such as [a, b]"),
-    **dict.fromkeys(("dict_type", "model_type", "mapping_type", "model_attributes_type"), "must have keys and values"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    "string_type": "must be a text",
-}
-"""Requirement behind each error type of pydantic, in words of YAML."""
+        return UserError(f"{found} is not allowed here", where=where, fix=f"Allowed: {error['ctx']['expected']}.")
+    return UserError(requirement(error), where=where, fix="" if kind == "value_error" else f"Found: {found}.")
 
 
 def keys_with(model: type[BaseModel], name: str) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.digests import canonical_json, digest
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from tasks import formats, preferences
 from tasks.generators import GENERATORS
 from tasks.parsers import PARSER_VERSIONS, PARSERS
@@ -364,7 +364,7 @@ def _options(choices: str | tuple[str, ...] | ChoicesInText, row: Row) -> tuple[
         if not isinstance(found, list | tuple) or not found:
             raise FieldError(f"column {choices!r} holds no list of options")
         if any(option is None or isinstance(option, list | dict) for option in found):
-            raise FieldError(f"column {choices!r} holds an option that is no text: {found!r}"[:200])
+            raise FieldError(f"column {choices!r} holds an option that is no text: {shown(found)}")
         return tuple(option if isinstance(option, str) else json.dumps(option) for option in found)
     _, mark, after = str(lookup(choices.field, row)).rpartition(choices.after)
     if not mark:
@@ -387,7 +387,7 @@ def _index(value: object, names: Sequence[str], key: str, where: str) -> int:
     placed = value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names) else None
     if named is not None and placed is not None and named != placed:
         raise UserError(
-            f"the {key} {value!r} is ambiguous: it is position {value} ({names[placed]!r}, from 0) and the name "
+            f"the {key} {shown(value)} is ambiguous: it is position {value} ({names[placed]!r}, from 0) and the name "
             f"of position {named}",
             where=where,
             fix='Write names as text ("2"), or give names that are no positions.',
@@ -397,7 +397,7 @@ def _index(value: object, names: Sequence[str], key: str, where: str) -> int:
         fix = f"Allowed: {', '.join(names)} (or its index)."
         if text is not None and text.isdecimal() and isinstance(value, str):
             fix = f"Text is a name, never a position. Allowed: {', '.join(names)}. 'source.columns' can replace values."
-        raise UserError(f"the {key} {value!r} is outside the set", where=where, fix=fix)
+        raise UserError(f"the {key} {shown(value)} is outside the set", where=where, fix=fix)
     return int(found)
 
 

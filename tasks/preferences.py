@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
+from harness.errors import kind_of, shown
 from harness.item import Conversation
 from tasks.template import FieldError
 
@@ -120,7 +121,7 @@ def _instruction(row: Mapping[str, Any]) -> tuple[Turn, ...]:
     turns = [Turn("System", row["system"])] if row.get("system") else []
     for pair in row.get("history") or ():
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise FieldError(f"column 'history' holds pairs of texts; found {str(pair)[:80]!r}")
+            raise FieldError(f"column 'history' holds pairs of texts; found {shown(pair)}")
         turns += [Turn("Human", pair[0]), Turn(ANSWERING, pair[1])]
     asked = "\n".join(text for text in (_text(row, "instruction"), str(row.get("input") or "")) if text)
     return (*turns, Turn("Human", asked))
@@ -232,19 +233,19 @@ def _field(row: Mapping[str, object], name: str) -> object:
 def _text(row: Mapping[str, object], name: str) -> str:
     value = _field(row, name)
     if not isinstance(value, str):
-        raise FieldError(f"column {name!r} holds {type(value).__name__} and no text")
+        raise FieldError(f"column {name!r} holds {kind_of(value)} and no text")
     return value
 
 
 def _turns(value: object, role: str, content: str) -> tuple[Turn, ...]:
     """A list of turns; the keys are ``role``/``content`` or ``from``/``value``."""
     if not isinstance(value, list | tuple):
-        raise FieldError(f"a conversation is a list of turns, not {type(value).__name__}")
+        raise FieldError(f"a conversation is a list of turns, not {kind_of(value)}")
     turns = []
     for turn in value:
         if not isinstance(turn, Mapping) or not isinstance(turn.get(content), str) or turn.get(role) not in ROLES:
             raise FieldError(
-                f"a turn has a {role!r} of {', '.join(ROLES)} and a text in {content!r}; found {str(turn)[:80]!r}"
+                f"a turn has a {role!r} of {', '.join(ROLES)} and a text in {content!r}; found {shown(turn)}"
             )
         turns.append(Turn(ROLES[turn[role]], turn[content]))
     return tuple(turns)
@@ -271,5 +272,5 @@ def _last_is_answer(turns: tuple[Turn, ...], mark: object) -> Preference:
 
 def _mark(value: object) -> bool:
     if not isinstance(value, bool):
-        raise FieldError(f"a label is true (good) or false (bad), not {value!r}")
+        raise FieldError(f"a label is true (good) or false (bad), not {shown(value)}")
     return value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.bounded import parse_json
-from harness.errors import UserError
+from harness.errors import UserError, kind_of
 from harness.file_digests import FileDigests
 from tasks.task import DerivedColumn, HubSource
 from tasks.template import FieldError, lookup, render
@@ -105,7 +105,7 @@ class ListedRows:
     def __getitem__(self, index: int, /) -> Row:
         row = self.rows[index][1]
         if not isinstance(row, dict):
-            raise UserError(f"a row must be a JSON object, not {type(row).__name__}", where=self.where(index))
+            raise UserError(f"a row must be a JSON object, not {kind_of(row)}", where=self.where(index))
         return dict(row)
 
     def where(self, index: int) -> str:
@@ -208,7 +208,7 @@ class JsonlRows:
             fix = "Each line must be one JSON object."
             raise UserError(f"not valid JSON: {error}", where=self.where(index), fix=fix) from None
         if not isinstance(row, dict):
-            raise UserError(f"a row must be a JSON object, not {type(row).__name__}", where=self.where(index))
+            raise UserError(f"a row must be a JSON object, not {kind_of(row)}", where=self.where(index))
         return row
 
     def where(self, index: int) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from harness.errors import kind_of
+
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PATH = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 
@@ -63,7 +65,7 @@ def _text(path: str, value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError:
-        raise FieldError(f"{path!r} holds {type(value).__name__}, which has no text") from None
+        raise FieldError(f"{path!r} holds {kind_of(value)}, which has no text") from None
 
 
 @lru_cache(maxsize=4096)

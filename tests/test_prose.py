@@ -88,6 +88,71 @@ def test_docstrings_and_messages_use_plain_words(package: str) -> None:
     assert not found, f"{len(found)} texts to reword (words: docs/glossary.md):\n" + "\n".join(found)
 
 
+COLLECTIONS = {"set", "list", "dict", "tuple", "sorted", "frozenset", "type"}
+PARTS = {"keys", "values", "items", "split", "splitlines", "tolist", "union", "difference", "intersection"}
+PYTHON = {"error", "model", "module", "cls", "self"}
+"""Names of what may be called by its class: an exception, a model's or a plug-in's class."""
+
+
+def is_python(value: ast.expr, collections: set[str]) -> bool:
+    """True if an expression in a text prints as Python: a collection, or the type of a value of a file."""
+    if isinstance(value, ast.Set | ast.List | ast.Dict | ast.Tuple | ast.SetComp | ast.ListComp | ast.DictComp):
+        return True
+    if isinstance(value, ast.Call):
+        called = value.func
+        if isinstance(called, ast.Name):
+            return called.id in COLLECTIONS
+        return isinstance(called, ast.Attribute) and called.attr in PARTS
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr | ast.BitAnd | ast.Sub):
+        return is_python(value.left, collections) or is_python(value.right, collections)
+    if isinstance(value, ast.Attribute) and value.attr == "__name__" and isinstance(value.value, ast.Call):
+        return not any(isinstance(n, ast.Name) and n.id in PYTHON for n in ast.walk(value.value))
+    if isinstance(value, ast.BoolOp):
+        return any(is_python(one, collections) for one in value.values)
+    return isinstance(value, ast.Name) and value.id in collections
+
+
+def python_in_texts(source: str) -> list[tuple[int, str]]:
+    """(line, expression) of every part of an f-string that shows a reader a set, a list, a mapping or a type.
+
+    A name counts that its function binds to a collection, or gets as one or as an ``object`` and prints with ``!r``.
+    """
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and is_python(node.value, set()) and not isinstance(node.value, ast.BinOp)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        taken = {a.arg: ast.unparse(a.annotation) for a in function.args.args if a.annotation is not None}
+        names |= {
+            name for name, kind in taken.items() if re.match(r"(?:set|list|dict|frozenset|Sequence|Mapping)\[", kind)
+        }
+        unknown = {name for name, kind in taken.items() if kind in ("object", "Any")}
+        for node in ast.walk(function):
+            if isinstance(node, ast.FormattedValue):
+                shown = unknown if node.conversion == ord("r") else set()
+                if is_python(node.value, names | shown):
+                    found.append((node.value.lineno, ast.unparse(node.value)))
+    return found
+
+
+def test_messages_show_no_collections_and_types_of_python() -> None:
+    said = "def f(value: object):\n    raise UserError(f'no {set(value)}, {value!r}, {type(value).__name__}, {value}')"
+    assert [text for _, text in python_in_texts(said)] == ["set(value)", "value", "type(value).__name__"]
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    found = [
+        f"{file.relative_to(ROOT)}:{line}: {text}"
+        for file in files
+        for line, text in sorted(set(python_in_texts(file.read_text(encoding="utf-8"))))
+    ]
+    assert not found, f"{len(found)} texts to reword (', '.join, harness.errors.shown, kind_of):\n" + "\n".join(found)
+
+
 def test_docstrings_of_tests_use_plain_words() -> None:
     files = [f for f in sorted((ROOT / "tests").rglob("*.py")) if f != Path(__file__)]
     found = [c for f in files for c in complaints(f.read_text(encoding="utf-8"), str(f.relative_to(ROOT)), texts=False)]

@@ -199,7 +199,8 @@ class Energy:
         if window.foreign:
             board_j = sum(part.joules for part in parts)
             # the GPU's joules stay in the record, but cannot be attributed to this cell
-            text = f"processes {sorted(window.foreign)} used the device too; the boards took {board_j:.3f} J"
+            others = ", ".join(map(str, sorted(window.foreign)))
+            text = f"processes {others} used the device too; the boards took {board_j:.3f} J"
             raise BoardError("shared", text)
         return parts
 

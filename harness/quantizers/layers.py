@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
-from harness.errors import Unsupported, UserError
+from harness.errors import Unsupported, UserError, shown
 
 if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
@@ -78,7 +78,9 @@ def one_of(name: str, value: object, allowed: tuple[object, ...], where: str) ->
     """
     # bool is an int in Python: "bits: true" must not pass for 1
     if isinstance(value, bool) != isinstance(allowed[0], bool) or value not in allowed:
-        raise UserError(f"{name} {value!r} is not known", where=where, fix=f"One of: {', '.join(map(str, allowed))}.")
+        raise UserError(
+            f"{name} {shown(value)} is not known", where=where, fix=f"One of: {', '.join(map(str, allowed))}."
+        )
 
 
 def positive(name: str, value: object, where: str, *, multiple_of: int = 1) -> None:
@@ -89,4 +91,4 @@ def positive(name: str, value: object, where: str, *, multiple_of: int = 1) -> N
     """
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % multiple_of:
         kind = "a positive whole number" if multiple_of == 1 else f"a positive multiple of {multiple_of}"
-        raise UserError(f"{name} must be {kind}, not {value!r}", where=where)
+        raise UserError(f"{name} must be {kind}, not {shown(value)}", where=where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from harness.quantizers.base import Quantizer, QuantizerDeclaration
 from harness.quantizers.layers import one_of, plain_linears
 
@@ -35,7 +35,7 @@ class _Pruner(Quantizer):
         one_of("pattern", resolved["pattern"], PATTERNS, where)
         sparsity = resolved["sparsity"]
         if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
-            raise UserError(f"sparsity must be between 0 and 1, not {sparsity!r}", where=where)
+            raise UserError(f"sparsity must be between 0 and 1, not {shown(sparsity)}", where=where)
         if resolved["pattern"] != "unstructured" and sparsity != 0.5:
             raise UserError(f"pattern {resolved['pattern']} is a sparsity of 0.5, not {sparsity}", where=where)
         return resolved

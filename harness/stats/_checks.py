@@ -33,7 +33,8 @@ def _finite(array: Floats, name: str, *, dimensions: int, at_least: int) -> Floa
     if array.size == 0 or array.shape[-1] < at_least:
         raise ValueError(f"{name} holds {array.shape[-1]} value(s); at least {at_least} needed")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or an infinity at {np.argwhere(~np.isfinite(array))[0].tolist()}")
+        place = ", ".join(map(str, np.argwhere(~np.isfinite(array))[0]))
+        raise ValueError(f"{name} holds NaN or an infinity at [{place}]")
     return array
 
 

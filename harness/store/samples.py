@@ -56,7 +56,8 @@ def samples_to_parquet(rows: Sequence[Mapping[str, object]]) -> bytes:
         unknown = sorted(set(row) - known)
         absent = [name for name in required if row.get(name) is None]
         if unknown or absent:
-            raise ValueError(f"sample {number}: unknown columns {unknown}, required ones without a value {absent}")
+            wrong = f"unknown columns: {', '.join(unknown)}; required ones without a value: {', '.join(absent)}"
+            raise ValueError(f"sample {number}: {wrong}")
     table = pa.Table.from_pylist(list(rows), schema=schema).cast(_written_schema(schema))
     stream = pa.BufferOutputStream()
     # A byte of every number beside the same byte of the next one compresses well: half the bytes of plain doubles.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shown
 from harness.matrix import Cell, Point, earlier_cells, make_cell, teacher_cells
 from harness.methods.base import Method
 from harness.methods.catalog import METHODS
@@ -139,8 +139,8 @@ def _by_task(cells: Sequence[Cell]) -> dict[str, dict[str, Point]]:
 
 
 def _named(known: dict[str, Named], name: object, what: str, where: str) -> Named:
-    if name not in known:
-        given = f"{name!r} is not in this sweep" if name is not None else "is missing"
+    if not isinstance(name, str) or name not in known:
+        given = f"{shown(name)} is not in this sweep" if name is not None else "is missing"
         fix = did_you_mean(str(name), known) if name is not None else f"Give one of: {', '.join(known)}."
         raise UserError(f"{what}: {given}", where=where, fix=fix)
     return known[name]

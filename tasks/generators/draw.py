@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, requirement
 
 SHARES: dict[str, range] = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 """Tenths of all examples that belong to each split."""
@@ -39,7 +39,7 @@ def read_params(model: type[Params], params: Mapping[str, object], generator: st
         if first["type"] == "extra_forbidden":
             fix = did_you_mean(name, model.model_fields)
             raise UserError(f"generator {generator!r} has no parameter {name!r}", fix=fix) from None
-        what = first["msg"].removeprefix("Value error, ")
+        what = requirement(first)
         raise UserError(f"generator {generator!r}, parameter {name!r}: {what}") from None
 
 

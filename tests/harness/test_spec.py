@@ -74,8 +74,12 @@ def test_a_place_in_a_sweep_can_be_named_later(tmp_path: Path) -> None:
         ("{rank: 1}", "{rank: .nan}", "key 'methods.1.params': parameters must be plain numbers"),
         ("{rank: 1}", "{rank: 2026-01-01}", "key 'methods.1.params': parameters must be plain numbers"),
         (", label: starved", "", "methods: 'lora' is listed twice; give each use its own 'label'"),
-        ("name: small", "name: Not Good", "line 1, key 'name': String should match pattern"),
-        ("models: [builtin:nano]", "models: []", "line 2, key 'models': Tuple should have at least 1 item"),
+        (
+            "name: small",
+            "name: Not Good",
+            "line 1, key 'name': has characters that are not allowed here; the pattern is ^[a-z0-9]",
+        ),
+        ("models: [builtin:nano]", "models: []", "line 2, key 'models': must have at least 1 entry. Found: []."),
         ("tasks: [copy]", "tasks: copy", "line 6, key 'tasks': must be a list, such as [a, b]. Found: 'copy'."),
         (
             "tasks: [copy]",

@@ -109,7 +109,7 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path:
         ),
         (
             "name: [x]\n",
-            "kit.yaml, line 1, key 'name': must be a text. Found: ['x'].",
+            "kit.yaml, line 1, key 'name': must be a text. Found: [x].",
         ),
         ("name: x\nparts: 3\n", "kit.yaml, line 2, key 'parts': must be a list, such as [a, b]. Found: 3."),
         ("name: x\nspare: 3\n", "kit.yaml, line 2, key 'spare': must have keys and values. Found: 3."),
@@ -119,10 +119,11 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path:
             "kit.yaml, line 2, key 'rows': unknown key 'rows'. "
             "It belongs under 'parts' or 'by_name' or 'spare' or 'mixed'.",
         ),
+        ("name: {a: [1, null, no]}\n", "kit.yaml, line 1, key 'name': must be a text. Found: {a: [1, null, false]}."),
         ("name: x\nname: y\n", "kit.yaml, line 2: the key 'name' is given twice"),
         ("name: x\nparts:\n  - from: a\n    from: b\n", "kit.yaml, line 4: the key 'from' is given twice"),
-        ("- name\n", "kit.yaml: expected keys and values, found list"),
-        ("name\n", "kit.yaml: expected keys and values, found str"),
+        ("- name\n", "kit.yaml: expected keys and values, found a list"),
+        ("name\n", "kit.yaml: expected keys and values, found a text"),
         ("", "kit.yaml: the file is empty"),
         ("# nothing\n", "kit.yaml: the file is empty"),
     ],

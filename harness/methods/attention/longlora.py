@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import Unsupported, UserError
+from harness.errors import Unsupported, UserError, shown
 from harness.methods.base import Declaration
 from harness.methods.modules import TENSORS_FILE, count, linears
 from harness.methods.peft.method import PeftMethod
@@ -53,10 +53,10 @@ class LongLoRA(PeftMethod):
         resolved = super().resolve(params, where=where)
         groups = resolved["groups"]
         if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-            raise UserError(f"groups of longlora must be a whole number above 0, not {groups!r}", where=where)
+            raise UserError(f"groups of longlora must be a whole number above 0, not {shown(groups)}", where=where)
         context = resolved["context"]
         if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
-            raise UserError(f"context of longlora must be a number of tokens, not {context!r}", where=where)
+            raise UserError(f"context of longlora must be a number of tokens, not {shown(context)}", where=where)
         return resolved
 
     def config_params(self, model: nn.Module) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import Unsupported, UserError
+from harness.errors import Unsupported, UserError, shown
 from harness.methods.base import Declaration
 from harness.methods.modules import blocks
 from harness.methods.peft.method import PeftMethod
@@ -90,7 +90,7 @@ class LayerwiseUnmasked(LsUnLlama):
         groups = resolved["groups"]
         if not isinstance(groups, str) or not re.fullmatch("[01]*1[01]*", groups):
             raise UserError(
-                f"groups of layerwise-unmask must be digits 0 and 1, with a 1 among them, not {groups!r}",
+                f"groups of layerwise-unmask must be digits 0 and 1, with a 1 among them, not {shown(groups)}",
                 where=where,
                 fix='Write it as text: groups: "0011" removes the mask in the upper half of the blocks.',
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shown
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method, Workshop
 from harness.methods.modules import CLASSIFIER_NAMES
@@ -72,7 +72,7 @@ class ComPeft(Method):
         for name, low, high in (("density", 0.0, 1.0), ("scale", 0.0, float("inf"))):
             value = own[name]
             if value != "auto" and not (isinstance(value, int | float) and low < value <= high):
-                raise UserError(f"{name} of compeft must be auto or a number above 0, not {value!r}", where=where)
+                raise UserError(f"{name} of compeft must be auto or a number above 0, not {shown(value)}", where=where)
         return {**own, **carrier.resolve(others, where=where)}
 
     @classmethod

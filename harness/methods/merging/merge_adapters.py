@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import Unsupported, UserError
+from harness.errors import Unsupported, UserError, shown
 from harness.methods import bases
 from harness.methods.base import Declaration, Ingredient, Workshop
 from harness.methods.baselines import ONLY_FP, Full
@@ -122,7 +122,7 @@ class Merged(Full):
         """
         resolved = super().resolve(params, where=where)
         if resolved["over"] not in OVER:
-            raise UserError(f"over must be seeds or tasks, not {resolved['over']!r}", where=where)
+            raise UserError(f"over must be seeds or tasks, not {shown(resolved['over'])}", where=where)
         return resolved
 
     def attach(self, model: nn.Module) -> nn.Module:

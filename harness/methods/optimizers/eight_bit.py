@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from harness.methods.base import Declaration
 from harness.methods.baselines import Full
 from harness.methods.modules import trainable
@@ -64,7 +64,7 @@ class PagedAdamW(AdamW8bit):
         """
         resolved = super().resolve(params, where=where)
         if resolved["bits"] not in (8, 32):
-            raise UserError(f"bits of adamw-paged must be 8 or 32, not {resolved['bits']!r}", where=where)
+            raise UserError(f"bits of adamw-paged must be 8 or 32, not {shown(resolved['bits'])}", where=where)
         return resolved
 
     def _class(self) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import util
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Setting
 from harness.methods.baselines import ONLY_FP, Full
@@ -185,7 +185,7 @@ class QGaLore(GaLore8bit):
         """
         mode = params.get("mode", "paper")
         if mode not in ("paper", "repo"):
-            raise UserError(f"mode of q-galore must be paper or repo, not {mode!r}", where=where)
+            raise UserError(f"mode of q-galore must be paper or repo, not {shown(mode)}", where=where)
         return super().resolve(params, where=where)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from harness.methods.base import Declaration
 from harness.methods.budget import gap, never_renewed
 from harness.methods.modules import trainable
@@ -58,9 +58,9 @@ class GradNormLoRP(OwnOptimizer):
         """
         resolved = super().resolve(params, where=where)
         if resolved["mode"] not in ("paper", "repo"):
-            raise UserError(f"mode of gradnormlorp must be paper or repo, not {resolved['mode']!r}", where=where)
+            raise UserError(f"mode of gradnormlorp must be paper or repo, not {shown(resolved['mode'])}", where=where)
         if resolved["bits"] not in (8, 32):
-            raise UserError(f"bits of gradnormlorp must be 8 or 32, not {resolved['bits']!r}", where=where)
+            raise UserError(f"bits of gradnormlorp must be 8 or 32, not {shown(resolved['bits'])}", where=where)
         return resolved
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import Unsupported, UserError
+from harness.errors import Unsupported, UserError, shown
 from harness.methods.base import Batch
 from harness.methods.modules import add_bias, blocks, linears, targeted
 from harness.methods.peft.initialisations import Corda as Corda
@@ -250,9 +250,9 @@ class ContextPrompt(Prompt, NeedsText):
         resolved = super(NeedsText, cls).resolve(params, where=where)
         text, number = resolved["context"], resolved["examples"]
         if text is not None and (not isinstance(text, str) or not text):
-            raise UserError(f"context of cpt must be a text, not {text!r}", where=where)
+            raise UserError(f"context of cpt must be a text, not {shown(text)}", where=where)
         if text is None and (not isinstance(number, int) or number < 1):
-            raise UserError(f"examples of cpt must be a whole number above 0, not {number!r}", where=where)
+            raise UserError(f"examples of cpt must be a whole number above 0, not {shown(number)}", where=where)
         return resolved if text is None else {k: v for k, v in resolved.items() if k != "examples"}
 
     def calibrate(self, model: nn.Module, batches: Callable[[int], Iterable[Batch]]) -> dict[str, object] | None:

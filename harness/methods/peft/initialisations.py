@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError
+from harness.errors import UserError, shown
 from harness.methods.base import Batch
 from harness.methods.modules import blocks, linears, targeted
 from harness.methods.peft.method import PeftMethod
@@ -153,9 +153,9 @@ class LoftQ(PeftMethod):
         config = super().config(model)
         self._bits, self._rounds = config.loftq_config["loftq_bits"], config.loftq_config["loftq_iter"]
         if self._bits not in (4, 8):
-            raise UserError(f"loftq_bits must be 4 (nf4) or 8, not {self._bits!r}")
+            raise UserError(f"loftq_bits must be 4 (nf4) or 8, not {shown(self._bits)}")
         if not isinstance(self._rounds, int) or self._rounds < 1:
-            raise UserError(f"loftq_iter must be a whole number above 0, not {self._rounds!r}")
+            raise UserError(f"loftq_iter must be a whole number above 0, not {shown(self._rounds)}")
         config.init_lora_weights, config.loftq_config = True, {}
         return config
 

@@ -10,7 +10,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import Unsupported, UserError, did_you_mean
+from harness.errors import Unsupported, UserError, did_you_mean, shown
 from harness.methods.base import Method, ModelKind
 from harness.methods.modules import Linear, classifier, count, linears, named_by, no_module, targeted
 from harness.methods.peft.row import PeftRow
@@ -66,9 +66,9 @@ class PeftMethod(Method):
                     fix=did_you_mean(key, {*known, *cls._options()}),
                 )
             if _is_number(known.get(own)) and not _is_number(value):
-                raise UserError(f"{key} of method {name!r} must be a number, not {value!r}", where=where)
+                raise UserError(f"{key} of method {name!r} must be a number, not {shown(value)}", where=where)
             if own in POSITIVE and _is_number(value) and value <= 0:
-                raise UserError(f"{key} of method {name!r} must be above 0, not {value!r}", where=where)
+                raise UserError(f"{key} of method {name!r} must be above 0, not {shown(value)}", where=where)
             resolved[own] = value
         return resolved
 

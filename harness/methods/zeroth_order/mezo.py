@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.digests import without_later
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shown
 from harness.methods import bases
 from harness.methods.base import Batch, Declaration, Method
 from harness.methods.modules import trainable
@@ -131,9 +131,9 @@ class Mezo(Method):
         carried = {} if scope == "full" else {"scope": scope, **_carrier(scope).resolve(others, where=where)}
         resolved = {**own, **mine, **carried}
         if resolved.get("mode") not in (None, "paper", "repo"):
-            raise UserError(f"mode must be paper or repo, not {resolved['mode']!r}", where=where)
+            raise UserError(f"mode must be paper or repo, not {shown(resolved['mode'])}", where=where)
         if resolved["schedule"] not in ("sweep", "constant"):
-            raise UserError(f"schedule must be sweep or constant, not {resolved['schedule']!r}", where=where)
+            raise UserError(f"schedule must be sweep or constant, not {shown(resolved['schedule'])}", where=where)
         return without_later(resolved, cls.declaration.later)
 
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, requirement
 from harness.record import Record
 from harness.store.packing import append_batch
 from harness.store.store import Store
@@ -89,7 +89,7 @@ def import_results(kind: str, paths: Sequence[Path], store: Store) -> Import:
 
 
 def _first(error: ValidationError) -> str:
-    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return requirement(error.errors()[0])
 
 
 def _files(kind: str, paths: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
