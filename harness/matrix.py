@@ -26,7 +26,7 @@ LATER_AXES = tuple(DEFAULTS)
 
 
 REPLACED = {
-    "training": ("batch_size", "gradient_accumulation", "max_length", "gradient_checkpointing"),
+    "training": ("batch_size", "gradient_accumulation", "max_length", "gradient_checkpointing", "optimizer"),
     "model": ("attention", "dtype"),
 }
 """Settings of a cell that a variant may replace, by the part of the cell they are in."""

@@ -25,6 +25,7 @@ def _plain(value: dict[str, object]) -> dict[str, object]:
     return value
 
 
+OptimizerName = Literal["adamw", "adamw-8bit", "adafactor", "sgd", "lion"]
 Params = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
@@ -204,9 +205,8 @@ class VariantSpec(FileModel):
         packing: rows of a batch share sequences of ``max_length`` tokens; each attends to itself alone and counts its
             positions from 0, so that the loss is the same.
         compile: ``torch.compile``; compiling is its own stage, before training.
-        optimizer: instead of AdamW with states in the dtype of the weights. ``adamw-8bit`` keeps the states of
-            tensors above 4096 numbers in blocks of 8 bits (arXiv 2110.02861), ``adafactor`` keeps row and column
-            sums (arXiv 1804.04235).
+        optimizer: in the place of the sweep's. ``adamw-8bit`` keeps the states of tensors above 4096 numbers in blocks
+            of 8 bits (arXiv 2110.02861), ``adafactor`` keeps row and column sums (arXiv 1804.04235).
         offload: ``activations`` wait in the host's memory until the backward pass.
         kernels: ``liger``: fused kernels of that package.
     """
@@ -220,7 +220,7 @@ class VariantSpec(FileModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     packing: bool = False
     compile: bool = False
-    optimizer: Literal["adamw", "adamw-8bit", "adafactor"] = "adamw"
+    optimizer: OptimizerName | None = None
     offload: Literal["none", "activations"] = "none"
     kernels: Literal["own", "liger"] = "own"
 

@@ -68,6 +68,7 @@ def conditions(shared: Mapping[str, object], records: Sequence[Record]) -> tuple
         f"{training['batch_size']:,} examples a batch" if isinstance(training.get("batch_size"), int) else "",
         _range(settings, "learning_rate", "learning rate {}"),
         f"schedule {training['schedule']}" if "schedule" in training else "",
+        f"optimizer {training['optimizer']}" if "optimizer" in training else "",
     ]
     days = sorted({record.finished[:10] for record in records} - {""})
     sizes = [{"parameters": _value(record, "total_parameters")} for record in records]

@@ -46,6 +46,8 @@ STEP_S = {"cpu": 0.012, "cuda": 0.03}
 """A training step whose arithmetic takes no time; a pass that generates a token has a third of it."""
 UPDATE_S = {"cpu": 5e-9, "cuda": 4e-11}
 """AdamW's update of a parameter: weight, gradient and two moments are read, three of them written."""
+MOMENTS = {"adamw": 2.0, "adamw-8bit": 2.0, "lion": 1.0, "adafactor": 0.0, "sgd": 0.0}
+"""Numbers of state per parameter, those of ``adamw-8bit`` of one byte each; Adafactor has a few per row and column."""
 DISK_BYTES_PER_S = 1e9
 ROWS_READ = 64
 """Rows of a split whose length is taken for the length of all."""
@@ -344,7 +346,9 @@ class Predictor:
         weights = shape.parameters * min(bits / 8, width)
         sure = (declaration.trained_fraction or 0.0) if declaration.trains else 0.0
         share = sure or (ADAPTER_SHARE if declaration.trains else 0.0)
-        training_state = shape.parameters * width * 3  # gradients and two moments
+        optimizer = str(training.get("optimizer", "adamw"))
+        per_moment = 1 if optimizer == "adamw-8bit" else width
+        training_state = shape.parameters * (width + per_moment * MOMENTS[optimizer])  # gradients, and their moments
         tokens = self._tokens(cell)
         per_step = training["batch_size"] * training["gradient_accumulation"] if declaration.trains else 0
         micro = training["batch_size"] * tokens.longest if declaration.trains else 0

@@ -137,13 +137,17 @@ def _variant(cell: Cell, kind: str, device: str) -> str | None:
         "dtype": lambda: _dtype(cell),
         "packing": lambda: _packing(cell, kind, method),
         "compile": lambda: _own_steps(method, "compiles the forward and backward pass of the training loop"),
-        "optimizer": lambda: _optimizer(method),
+        "optimizer": lambda: _optimizer(method, str(switches["optimizer"])),
         "offload": lambda: _offload(device, method),
         "kernels": lambda: _kernels(device),
     }
     for name, check in checks.items():
         if switches.get(name) and (reason := check()) is not None:
             return f"{name}: {reason}"
+    named = cell.training.get("optimizer")
+    if named is not None and "optimizer" not in switches and method.declaration.trains:
+        reason = _optimizer(method, named)
+        return f"training.optimizer: {reason}" if reason is not None else None
     return None
 
 
@@ -173,7 +177,9 @@ def _own_steps(method: type[Method], what: str) -> str | None:
     return f"{method.declaration.name} has a custom training step, and the variant {what}"
 
 
-def _optimizer(method: type[Method]) -> str | None:
+def _optimizer(method: type[Method], named: str) -> str | None:
+    if named in OF_BITSANDBYTES and find_spec("bitsandbytes") is None:
+        return f"{named} needs the package bitsandbytes: pip install 'peft-matrix[quant]'"
     if method.optimizer is not Method.optimizer:
         return f"{method.declaration.name} brings its own optimizer"
     return _own_steps(method, "replaces the optimizer of the training loop")
@@ -191,6 +197,10 @@ def _kernels(device: str) -> str | None:
     if find_spec("liger_kernel") is None:
         return "the package liger-kernel is not installed"
     return None
+
+
+OF_BITSANDBYTES = ("adamw-8bit", "lion")
+"""Optimizers that torch does not have."""
 
 
 # --- several devices --------------------------------------------------------------------------------
@@ -250,6 +260,8 @@ def _alone(cell: Cell, training: Mapping[str, object]) -> str | None:
     for name in cell.switches:
         if name not in KEEPS_RANKS:
             return f"{name}: this switch is tried with one process only"
+    if training.get("optimizer") is not None:
+        return "training.optimizer: another one than AdamW is tried with one process only"
     if training.get("target") is not None:
         return "training.target scores the model between steps, which one process of several cannot"
     if training.get("early_stopping") is not None:

@@ -176,7 +176,7 @@ class Resolver:
 
     def variant_point(self, spec: VariantSpec) -> Point | None:
         """Identity of a variant: its switches, without those that say what the sweep says; None if none is left."""
-        stated = self.sweep.spec.training.identity()
+        stated = dict(self.sweep.spec.training)
         switches = {name: value for name, value in spec.switches().items() if stated.get(name) != value}
         return Point("variant", spec.name, spec.label, switches) if switches else None
 

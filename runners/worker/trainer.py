@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
-from transformers.trainer_utils import SchedulerType
 
 from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
@@ -30,6 +29,7 @@ from runners.worker.time_to_target import BestWeights, TargetWatch
 from runners.worker.trial_pruning import Pruning
 
 if TYPE_CHECKING:
+    from harness.spec import Training
     from runners.worker.context import Context
 
 PROBED_STEPS = 8
@@ -37,6 +37,10 @@ PROBED_STEPS = 8
 step, because B is zero, and none at the second, because warm-up starts at learning rate zero."""
 
 
+LION_BETAS = (0.9, 0.99)
+"""Of the paper (arXiv 2302.06675)."""
+SCHEDULES = {"wsd": "warmup_stable_decay"}
+"""Schedules that transformers calls otherwise."""
 ATTRIBUTED_STEP = 2
 """The step at which memory is attributed: optimizer state is there, and neither the first step's duration nor the
 median of the steady ones holds the counting. State that grows later is counted again, between steps."""
@@ -98,7 +102,8 @@ def arguments(ctx: Context) -> TrainingArguments:
         per_device_train_batch_size=t.batch_size * ctx.rank.of,  # each rank computes its part of these rows
         gradient_accumulation_steps=t.gradient_accumulation,
         learning_rate=ctx.learning_rate,
-        lr_scheduler_type=SchedulerType(t.schedule),
+        lr_scheduler_type=SCHEDULES.get(t.schedule, t.schedule),
+        lr_scheduler_kwargs=schedule_arguments(t, ctx.method.loop_steps) or None,
         warmup_steps=round(t.warmup_fraction * ctx.method.loop_steps),
         weight_decay=t.weight_decay,
         adam_beta1=t.adam_betas[0],
@@ -169,7 +174,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
         """The method's optimizer, or AdamW over everything that trains."""
         if self.optimizer is None:
-            self.optimizer = self.context.method.optimizer(self.model) or switched_optimizer(
+            self.optimizer = self.context.method.optimizer(self.model) or named_optimizer(
                 self.context, [p for p in self.model.parameters() if p.requires_grad]
             )
         return self.optimizer
@@ -180,10 +185,7 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         if len(phases) == 1:
             usual: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
             return usual
-        stated = self.context.training
-        self.lr_scheduler: LRScheduler = restarting(
-            optimizer or self.create_optimizer(), stated.schedule, phases, warmup_fraction=stated.warmup_fraction
-        )
+        self.lr_scheduler: LRScheduler = restarting(optimizer or self.create_optimizer(), self.context.training, phases)
         return self.lr_scheduler
 
     def compute_loss(
@@ -246,36 +248,55 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return contextlib.nullcontext()
 
 
-def switched_optimizer(ctx: Context, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or the optimizer that the cell's variant has in its place."""
+def named_optimizer(ctx: Context, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or the optimizer that the sweep or the cell's variant names."""
     t, rate = ctx.training, ctx.learning_rate
-    wanted = ctx.switches.get("optimizer", "adamw")
-    if wanted == "adafactor":
+    if t.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=t.weight_decay)
-    if wanted == "adamw-8bit":
+    if t.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=t.weight_decay)
+    if t.optimizer == "adamw-8bit":
         from bitsandbytes.optim import AdamW8bit
 
         made: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=t.adam_betas, weight_decay=t.weight_decay)
         return made
+    if t.optimizer == "lion":
+        from bitsandbytes.optim import Lion
+
+        lion: torch.optim.Optimizer = Lion(parameters, lr=rate, betas=LION_BETAS, weight_decay=t.weight_decay)
+        return lion
     return torch.optim.AdamW(parameters, lr=rate, betas=t.adam_betas, weight_decay=t.weight_decay, fused=True)
 
 
+def schedule_arguments(training: Training, steps: int) -> dict[str, Any]:
+    """Further arguments of transformers' schedule over so many steps; ``{}`` for most."""
+    arguments: dict[str, dict[str, Any]] = {
+        "cosine_with_restarts": {"num_cycles": training.restart_cycles},
+        "polynomial": {"power": training.polynomial_power, "lr_end": 0.0},
+        "wsd": {"num_decay_steps": round(training.decay_fraction * steps)},
+    }
+    return arguments.get(training.schedule, {})
+
+
 def restarting(
-    optimizer: torch.optim.Optimizer, schedule: str, phases: Sequence[int], *, warmup_fraction: float
+    optimizer: torch.optim.Optimizer, training: Training, phases: Sequence[int]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A schedule that starts over, warm-up included, at the first step of every phase.
+    """The schedule, which starts over, warm-up included, at the first step of every phase.
 
     Args:
         optimizer: whose groups' rates are scaled.
-        schedule: transformers' name of it.
+        training: names the schedule, and the share of a phase that is warm-up.
         phases: lengths in steps.
-        warmup_fraction: share of a phase.
     """
     factors: list[float] = []
     for length in phases:
         one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         made = get_scheduler(
-            SchedulerType(schedule), one, num_warmup_steps=round(warmup_fraction * length), num_training_steps=length
+            SCHEDULES.get(training.schedule, training.schedule),
+            one,
+            num_warmup_steps=round(training.warmup_fraction * length),
+            num_training_steps=length,
+            scheduler_specific_kwargs=schedule_arguments(training, length),
         )
         for _ in range(length):
             factors.append(float(made.get_last_lr()[0]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,10 +165,11 @@ def test_memory_and_entries_of_a_method_s_own_have_their_names(records: dict[str
 def test_every_phase_has_a_schedule_from_its_beginning() -> None:
     import torch
 
+    from harness.spec import Training
     from runners.worker.trainer import restarting
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = restarting(optimizer, "cosine", (8, 4), warmup_fraction=0.25)
+    schedule = restarting(optimizer, Training(steps=12, warmup_fraction=0.25), (8, 4))
     rates = []
     for _ in range(12):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -177,6 +180,120 @@ def test_every_phase_has_a_schedule_from_its_beginning() -> None:
     assert max(first) == max(second) == 2.0
     assert first[-1] < 0.2
     assert second[-1] < 1.0
+
+
+TRANSFORMERS = {
+    "cosine": ("get_cosine_schedule_with_warmup", {}),
+    "linear": ("get_linear_schedule_with_warmup", {}),
+    "constant": ("get_constant_schedule", {}),
+    "constant_with_warmup": ("get_constant_schedule_with_warmup", {}),
+    "polynomial": ("get_polynomial_decay_schedule_with_warmup", {"power": 3.0, "lr_end": 0.0}),
+    "cosine_with_restarts": ("get_cosine_with_hard_restarts_schedule_with_warmup", {"num_cycles": 3}),
+    "wsd": ("get_wsd_schedule", {"num_decay_steps": 10}),
+}
+OWN_KEYS = {
+    "polynomial": {"polynomial_power": 3.0},
+    "cosine_with_restarts": {"restart_cycles": 3},
+    "wsd": {"decay_fraction": 0.25},
+}
+
+
+def rates_of(schedule: Any, optimizer: Any, steps: int) -> list[float]:
+    """The rate of every step."""
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_each_schedule_has_the_rates_of_transformers(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    from harness.spec import Training
+    from runners.worker.trainer import arguments, restarting
+
+    steps = 40
+    training = Training(steps=steps, schedule=name, warmup_fraction=0.1, learning_rate=0.5, **OWN_KEYS.get(name, {}))
+    function, more = TRANSFORMERS[name]
+    takes = inspect.signature(getattr(transformers.optimization, function)).parameters
+    given = {"num_warmup_steps": 4, "num_training_steps": steps, **more}
+
+    def sgd() -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+
+    theirs = sgd()
+    made = getattr(transformers.optimization, function)(theirs, **{k: v for k, v in given.items() if k in takes})
+    expected = rates_of(made, theirs, steps)
+    ours = sgd()
+    assert rates_of(restarting(ours, training, (steps,)), ours, steps) == pytest.approx(expected)
+    context = SimpleNamespace(
+        training=training,
+        folder=tmp_path,
+        learning_rate=0.5,
+        seed=0,
+        device=torch.device("cpu"),
+        rank=SimpleNamespace(of=1),
+        switches={},
+        method=SimpleNamespace(loop_steps=steps),
+        job=SimpleNamespace(cell={"model": {"dtype": "float32"}}),
+    )
+    trainer = transformers.Trainer(model=torch.nn.Linear(1, 1), args=arguments(context))  # type: ignore[arg-type]
+    own = sgd()
+    assert rates_of(trainer.create_scheduler(steps, own), own, steps) == pytest.approx(expected)
+    if name != "constant":
+        assert expected[0] == 0.0
+
+
+def test_named_optimizers_train_and_are_part_of_the_cell(bench: Bench) -> None:
+    def planned(**training: Any) -> dict[str, Any]:
+        path = bench.write(methods=["none", "lora", "mezo", "adamw-8bit"], training={**usual, **training})
+        made: dict[str, Any] = json.loads(bench("plan", str(path), "--json").stdout)
+        return made
+
+    usual = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32}
+    keys = [cell["key"] for cell in planned()["run"]]
+    assert [
+        cell["key"] for cell in planned(optimizer="adamw", restart_cycles=2, schedule="cosine_with_restarts")["run"]
+    ]
+    assert [cell["key"] for cell in planned(optimizer="adamw")["run"]] == keys, "the default is no part of a key"
+    changed = planned(optimizer="sgd")
+    assert not {cell["key"] for cell in changed["run"]} & set(keys)
+    refused = {one["cell"]["label"].split(".")[1]: one["why"] for one in changed["unsupported"]}
+    assert refused == {
+        "mezo": "training.optimizer: mezo brings its own optimizer",
+        "adamw-8bit": "training.optimizer: adamw-8bit brings its own optimizer",
+    }
+    state = {}
+    for name in ("adamw", "sgd", "adafactor", "lion"):
+        path = bench.write(methods=["lora"], training={**usual, "optimizer": name, "schedule": "wsd"})
+        done = bench("run", str(path))
+        assert done.returncode == 0, done.stdout
+        (record,) = [r for r in bench.records() if r["cell"]["training"].get("optimizer", "adamw") == name]
+        state[name] = record["metrics"]["optimizer_state_bytes"]["value"]
+    assert state["sgd"] == 0 < state["adafactor"] < state["lion"] < state["adamw"]
+    assert state["adamw"] == pytest.approx(2 * state["lion"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            {"optimizer": "adam"},
+            "'adam' is not allowed here. Allowed: 'adamw', 'adamw-8bit', 'adafactor', 'sgd' or 'lion'.",
+        ),
+        ({"schedule": "cosin"}, "'polynomial', 'cosine_with_restarts' or 'wsd'"),
+        ({"decay_fraction": 0.5}, "'decay_fraction' belongs to 'schedule: wsd'"),
+        ({"schedule": "wsd", "decay_fraction": 0.95}, "together are more than all steps"),
+    ],
+)
+def test_a_wrong_optimizer_or_schedule_is_named(bench: Bench, training: dict[str, Any], message: str) -> None:
+    done = bench("plan", str(bench.write(training={"steps": 3, **training})))
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_intruder_dimensions_of_tuned_and_merged_weights(records: dict[str, dict[str, Any]]) -> None:
