@@ -15,6 +15,7 @@ from harness.store.samples import samples_table, samples_to_parquet
 from harness.store.store import Store
 from reports.board.board import Board, build, find_boards, load_board
 from reports.board.provenance_summary import describe
+from reports.data import ranking
 from reports.data.effects import Evidence
 from reports.data.ranking import pareto_front, rank_rows
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record, sample_rows
@@ -173,9 +174,25 @@ def test_rows_scored_on_other_items_are_not_paired():
         moved = [{**row, "item": str(int(row["item"]) + (5 if name[0] == "c" else 0))} for row in rows]
         return samples_table(samples_to_parquet(moved), where="here")
 
-    ranking = rank_rows(rows, "accuracy", Evidence(samples))
-    assert set(ranking.ranks) == {"a", "b"}
-    assert ranking.unranked == {"c": "scored on other items than the rest"}
+    found = rank_rows(rows, "accuracy", Evidence(samples))
+    assert set(found.ranks) == {"a", "b"}
+    assert found.unranked == {"c": "scored on other items than the rest"}
+
+
+def test_of_too_many_rows_the_best_are_ranked(tmp_path, monkeypatch):
+    rates = {f"m{number}": 0.2 + 0.1 * number for number in range(7)}
+    made = [ok_record(cell(name, seed=seed), accuracy=rate) for name, rate in rates.items() for seed in (0, 1)]
+    store = stored(tmp_path, *made)
+    (whole,) = built(store).sections
+    assert all(row.rank for row in whole.rows)
+    monkeypatch.setattr(ranking, "MOST_RANKED_ROWS", 3)
+    (section,) = built(store).sections
+    assert [row.labels["method"] for row in section.rows if row.rank] == ["m6", "m5", "m4"]
+    assert [row.rank for row in section.rows[:3]] == [(1, 1), (2, 2), (3, 3)]
+    assert section.caption.startswith("Ranks are among the 3 best of 7 rows by their mean. Ranks by accuracy: 3 pairs")
+    rest = [row for row in section.rows if not row.rank]
+    assert len(rest) == 4
+    assert all("not among the 3 best rows" in " ".join(row.notes) for row in rest)
 
 
 def test_one_seed_boards_rank_nothing_and_show_effects(tmp_path):
