@@ -114,7 +114,7 @@ def main() -> int:
     if not options.keep:
         kept = {name: golden[name] for name in sorted(known) if name in golden}
         listed.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    (options.out / "index.html").write_text(page(known), encoding="utf-8")
+    (options.out / "index.html").write_text(page(known, options.out), encoding="utf-8")
     return 1 if found else 0
 
 
@@ -138,10 +138,37 @@ a { color: #0f6b4f; }
 """
 
 
-def page(known: dict[str, Sweep]) -> str:
-    """The page that links all boards."""
+def in_short(folder: Path) -> str:
+    """Size and first rows of a board: ``36 rows in 1 table. First: 16 rows tie, the best at 100.0 %.``"""
+    try:
+        board = json.loads((folder / "board.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    sections = board["sections"]
+    rows = sum(len(section["rows"]) for section in sections)
+    text = f"{rows} rows in {len(sections)} table{'s' if len(sections) != 1 else ''}."
+    ranked = [row for row in (sections[0]["rows"] if sections else ()) if row["rank"]]
+    first = [row for row in ranked if row["rank"][0] == 1]
+    if not first:
+        return f"{text} No row is ranked."
+    definitions = {column["key"]: column["definition"] for column in board["columns"]}
+    key = board["board"]["rank"]
+    value, definition = first[0]["cells"].get(key, {}).get("value"), definitions.get(key) or {}
+    score = (
+        "" if value is None else f" at {100 * value:.1f} %" if definition["unit"] == "fraction" else f" at {value:.4g}"
+    )
+    labels = first[0]["labels"]
+    name = " / ".join(labels[axis] for axis in ("method", "quantization") if labels.get(axis) not in (None, "none"))
+    who = f"{len(first)} rows tie, the best{score}" if len(first) > 1 else f"{name or 'none'}{score}"
+    where = f" in {sections[0]['labels'].get('task', 'the first table')}" if len(sections) > 1 else ""
+    return f"{text} First{where}: {who}."
+
+
+def page(known: dict[str, Sweep], out: Path) -> str:
+    """The page that links all boards, each with its size and its first rows."""
     items = "\n".join(
-        f'<li><a href="{html.escape(s.name)}/board.html">{html.escape(s.name)}</a>: {html.escape(s.about)}</li>'
+        f'<li><a href="{html.escape(s.name)}/board.html">{html.escape(s.name)}</a>: {html.escape(s.about)} '
+        f"<small>{html.escape(in_short(out / s.name))}</small></li>"
         for s in known.values()
     )
     return (

@@ -78,7 +78,7 @@ def test_sweeps_take_lists_and_tuples(kind: type) -> None:
     [
         ({"metods": ["lora"]}, "key 'metods': unknown key 'metods'. Did you mean 'methods'"),
         ({"training": {"steps": 0}}, "greater than 0"),
-        ({"methods": []}, "at least 1 item"),
+        ({"methods": []}, "at least 1 entry"),
         ({"name": "My Sweep"}, "key 'name'"),
     ],
 )

@@ -120,6 +120,8 @@ def test_a_board_is_what_it_was_and_passes_its_checks(sweep: str, tmp_path: Path
     if SWEEPS[sweep].in_docs:
         page = (ROOT / "docs" / sweep / "board.md").read_text(encoding="utf-8")
         assert boards.for_docs((tmp_path / "board.md").read_text(encoding="utf-8")) == page, "run: make boards"
+    said = r"\d+ rows in \d+ tables?\. (No row is ranked|First( in [^:]+)?: .+?( at [\d.]+( %)?)?)\."
+    assert re.fullmatch(said, boards.in_short(tmp_path))
     assert boards.digests(tmp_path) == golden[sweep], "if this is meant to change: make boards"
 
 
@@ -130,6 +132,7 @@ def test_a_board_of_loose_records_is_that_of_packed_ones(tmp_path: Path) -> None
     assert boards.draw(sweep._replace(store=tmp_path / "loose"), tmp_path / "board") == []
     golden = json.loads((boards.GOLDEN / "boards.json").read_text(encoding="utf-8"))
     assert boards.digests(tmp_path / "board") == golden[sweep.name]
+    assert boards.in_short(tmp_path / "board") == "17 rows in 1 table. No row is ranked."
 
 
 def test_generated_files_are_not_committed() -> None:

@@ -16,6 +16,7 @@ from reports.apps.site.boarddata import board_data
 from reports.apps.site.builder import cell_pages
 from reports.apps.site.text import script
 from reports.board.board import build, load_board
+from reports.board.formats import to_html
 from tests.site.making import HOSTILE_SWEEP, fill_store
 
 HERE = Path(__file__).parent
@@ -49,11 +50,14 @@ def big_board(site: Path, site_store: Store) -> Path:
     table = build(load_board("default", []), records, site_store)
     data = board_data(table, cell_pages(table))
     section = data["sections"][0]
+    verdict = next(at for at, column in enumerate(data["columns"]) if column["key"] == "learned")
+    section["texts"] += ["learned", "no evidence"]
     rows = []
     for number in range(MANY):
         row = json.loads(json.dumps(section["rows"][number % len(section["rows"])]))
         row["id"] = f"{row['id']}-{number}"
         row["front"] = row["front"] and number < 100
+        row["values"][verdict] = len(section["texts"]) - (2 if number < 300 else 1)
         for value in row["values"] + row["axes"]:
             if isinstance(value, list) and value[0] is not None:
                 value[0] *= 1 + number % 97 / 1000
@@ -67,7 +71,7 @@ def big_board(site: Path, site_store: Store) -> Path:
 
 
 @pytest.fixture(scope="session")
-def walk(site: Path, big_board: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def walk(site: Path, site_store: Store, big_board: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Observations of a browser: one start of chromium, every page, every control (``walk.mjs``)."""
     chromium, node = shutil.which("chromium"), shutil.which("node")
     if chromium is None or node is None:
@@ -77,6 +81,8 @@ def walk(site: Path, big_board: Path, tmp_path_factory: pytest.TempPathFactory) 
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.removeprefix("v").split(".")[0]) < NODE:
         pytest.skip(f"playwright-core needs node {NODE} or newer, this is {version}")
+    records = [record for record in site_store.records()[0] if record.sweep == "quickstart"]
+    (site / "plain.html").write_text(to_html.render(build(load_board("default", []), records, site_store), [], []))
     out = tmp_path_factory.mktemp("walk") / "walk.json"
     done = subprocess.run(
         [node, str(HERE / "walk.mjs"), chromium, str(site), str(out)], capture_output=True, text=True, timeout=WALK_S

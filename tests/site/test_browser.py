@@ -156,6 +156,18 @@ def test_a_board_page_is_light(walk: Walk) -> None:
 def test_every_page_fits_a_phone(walk: Walk) -> None:
     assert len(walk["widths"]) > 12
     assert {path: width for path, width in walk["widths"].items() if width > 390} == {}
+    assert walk["plainWide"] == 1400, "the table scrolls, not the page"
+    assert len(set(walk["rightEdges"])) == 1, "plot and table end at one edge"
+
+
+def test_the_matrix_has_a_scale_and_one_alignment(walk: Walk) -> None:
+    assert re.fullmatch(r"Colour, stronger is better: [\d.]+ %\s*[\d.]+ %", walk["scale"])
+    assert set(walk["statusEdges"]) == {"right"}
+
+
+def test_the_rerun_command_can_be_copied(walk: Walk) -> None:
+    said, selected = walk["copied"]
+    assert said == "Copied" or (said == "Selected" and selected.startswith("peft-matrix run"))
 
 
 def test_axe_finds_no_serious_violation(walk: Walk) -> None:
@@ -201,6 +213,16 @@ def test_nothing_is_logged_and_no_request_leaves_the_page(walk: Walk) -> None:
     assert walk["requests"] == []
     # messages of chromium's software renderer
     assert [text for text in walk["errors"] if "GL Driver Message" not in text] == []
+
+
+def test_rows_that_learned_nothing_do_not_crowd_the_plot(walk: Walk) -> None:
+    found = re.search(
+        r"([\d,]+) of ([\d,]+) trained rows learned or are on the front; the others are in the table alone",
+        walk["bigCaption"],
+    )
+    assert found is not None, walk["bigCaption"]
+    shown, trained = (int(text.replace(",", "")) for text in found.groups())
+    assert 0 < shown <= 300 < trained
 
 
 def test_ten_thousand_rows(walk: Walk) -> None:

@@ -140,6 +140,9 @@ await page.locator("main tbody a").first().click();
 await page.waitForSelector("#samples tbody tr");
 saw.cellOrder = await page.locator("h1, .facts, h2").evaluateAll((all) => all.map((one) => (one.classList.contains("facts") ? "result" : one.id || "title")));
 saw.cell = { title: await page.locator("h1").innerText(), stages: await page.locator(".stages tbody tr").count(), note: await page.locator("#samples-note").textContent(), command: await page.locator(".command").textContent() };
+await page.click("#copy");
+await page.waitForFunction(() => document.getElementById("copy").textContent !== "Copy");
+saw.copied = await page.evaluate(() => [document.getElementById("copy").textContent, getSelection().toString()]);
 await page.check("#wrong");
 saw.wrongOnly = await page.locator("#samples .yes").count();
 await go("index.html");
@@ -156,7 +159,7 @@ saw.tabs = await page.locator(".tabs a").allTextContents();
 // --- every page: width, accessibility, both themes
 const first = (folder) => `${folder}/cells/${readdirSync(join(site, folder, "cells")).filter((name) => name.endsWith(".html")).sort()[0]}`;
 const hostile = readdirSync(site).find((name) => name.includes("script"));
-const pages = ["index.html", "claims.html", ...["index", "matrix", "compare", "tuning", "trends", "failures", "about"].map((name) => `quickstart/${name}.html`), first("quickstart"), first("gpu"), `gpu/rows/${readdirSync(join(site, "gpu", "rows"))[0]}`, "methods/lora.html", ...["index", "matrix", "failures", "about"].map((name) => `${hostile}/${name}.html`), first(hostile)];
+const pages = ["index.html", "plain.html", "claims.html", ...["index", "matrix", "compare", "tuning", "trends", "failures", "about"].map((name) => `quickstart/${name}.html`), first("quickstart"), first("gpu"), `gpu/rows/${readdirSync(join(site, "gpu", "rows"))[0]}`, "methods/lora.html", ...["index", "matrix", "failures", "about"].map((name) => `${hostile}/${name}.html`), first(hostile)];
 saw.widths = {};
 saw.axe = [];
 await page.setViewportSize({ width: 390, height: 844 });
@@ -225,6 +228,16 @@ saw.big = await page.evaluate(async () => {
   times.push(performance.now() - begin);
   return { paint_ms: paint, rows_ready_ms: ready, filter_ms: times, drawn: document.querySelectorAll("#grid tbody tr").length, count: document.getElementById("count").textContent };
 });
+
+saw.bigCaption = await page.locator("#front-caption").textContent();
+await go("quickstart/matrix.html");
+saw.scale = await page.locator("#scale").innerText();
+saw.statusEdges = await page.locator("td.none").evaluateAll((cells) => cells.map((cell) => getComputedStyle(cell).textAlign));
+await page.setViewportSize({ width: 1400, height: 900 });
+await go("plain.html");
+saw.plainWide = await page.evaluate(() => document.scrollingElement.scrollWidth);
+await go("quickstart/index.html");
+saw.rightEdges = await page.evaluate(() => ["#front", "#grid"].map((name) => Math.round(document.querySelector(name).getBoundingClientRect().right)));
 
 // --- the weight of a board's page: bytes of every file it loads, processor time of its main thread
 const cdp = await context.newCDPSession(page);

@@ -6,6 +6,8 @@
   if (!board || !board.sections.length) return;
   const MOST_POINTS = 1500;
   const MOST_NAMES = 14;
+  const FEW_ROWS = 60;
+  const VERDICTS = ["learned", "no evidence", "worse", "degenerate"];
   const DEFAULT = 8;
   const HIDDEN_CONDITIONS = ["protocol", "task version", "measured", "peft-matrix"]; // on the page About
   PM.picked = new Set();
@@ -261,7 +263,13 @@
     const y = section.axes[0] || board.columns[scoreAt];
     const yOf = (row) => (section.axes[0] ? row.axes[0] : Array.isArray(row.values[scoreAt]) ? [row.values[scoreAt][0], null, null, null] : [null]);
     const all = section.rows.filter((row) => xOf(row)[0] !== null && yOf(row)[0] !== null && keepFacets(row));
-    const kept = [...all.filter((row) => row.front), ...all.filter((row) => !row.front)].slice(0, MOST_POINTS);
+    // many rows that did not learn lie on each other at the score of the base: the table has them
+    const verdict = facetOf(section, "learned") || (() => "");
+    const trained = all.filter((row) => VERDICTS.includes(verdict(row)));
+    const silent = trained.filter((row) => verdict(row) !== VERDICTS[0] && !row.front && !PM.advised.includes(row.id));
+    const crowded = trained.length > FEW_ROWS && silent.length > trained.length / 2;
+    const drawn = crowded ? all.filter((row) => !silent.includes(row)) : all;
+    const kept = [...drawn.filter((row) => row.front), ...drawn.filter((row) => !row.front)].slice(0, MOST_POINTS);
     const fine = kept.length <= 400;
     chooseGroups(section);
     const series = new Map();
@@ -284,7 +292,8 @@
       x: { label: PM.named(x) }, y: { label: PM.named(y) }, legend: true, series: [...series.values()].filter((one) => one.points.length),
       toggled: (hidden) => { hiddenNames = new Set(hidden); PM.grid.draw(); },
     });
-    const cut = all.length > kept.length ? ` ${kept.length.toLocaleString("en-US")} of ${all.length.toLocaleString("en-US")} rows are drawn, those on the front among them.` : "";
+    const most = drawn.length > kept.length ? ` ${kept.length.toLocaleString("en-US")} of ${drawn.length.toLocaleString("en-US")} rows are drawn, those on the front among them.` : "";
+    const cut = `${crowded ? ` ${trained.length - silent.length} of ${trained.length} trained rows learned or are on the front; the others are in the table alone.` : ""}${most}`;
     caption.textContent = `Large marks: the front. Ring: the recommended row. Bars: 95 % interval where there is one, else one standard deviation over seeds${fine ? "" : "; left out above 400 rows"}. Press a name in the legend to hide its rows here and in the table.${cut}`;
   };
 

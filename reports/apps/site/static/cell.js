@@ -5,6 +5,17 @@
   const { series, samples } = PM.cell;
   const units = { step_ms: "ms", loss: "nat", power_w: "W" };
 
+  const copy = document.getElementById("copy");
+  copy?.addEventListener("click", async () => {
+    const command = document.querySelector(".command");
+    try {
+      await navigator.clipboard.writeText(command.textContent);
+      copy.textContent = "Copied";
+    } catch { // a page from a file may not write to the clipboard: the text is selected instead
+      getSelection().selectAllChildren(command);
+      copy.textContent = "Selected";
+    }
+  });
   const select = document.getElementById("series");
   if (select) {
     const draw = () => {

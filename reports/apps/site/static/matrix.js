@@ -32,6 +32,15 @@
     return cell;
   };
 
+  // the tint: the lowest value on the left, the highest on the right, stronger is better
+  const legend = (column, section, at, least, most) => {
+    const scale = document.getElementById("scale");
+    scale.hidden = column.better === "neither" || !(most > least);
+    if (scale.hidden) return;
+    const shown = (wanted) => `${section.rows.map((row) => row.values[at]).find((value) => Array.isArray(value) && value[0] === wanted)[1]}${column.unit ? ` ${column.unit}` : ""}`;
+    scale.replaceChildren("Colour, stronger is better: ", shown(least), PM.make("span", { class: `scale${column.better === "lower" ? " down" : ""}`, "aria-hidden": "true" }), shown(most));
+  };
+
   const draw = (section) => {
     const at = Number(quantity.value);
     const names = (key) => [...new Set(section.rows.map((row) => PM.text(section, row[key])))].sort((a, b) => (a === "none" ? -1 : b === "none" ? 1 : a.localeCompare(b)));
@@ -47,6 +56,7 @@
         return row ? place(section, row, at, least, most) : PM.make("td", { class: "none" }, PM.make("span", { "data-tip": "not planned" }, "·"), PM.make("span", { class: "sr" }, " not planned"));
       })));
     document.getElementById("matrix").replaceChildren(PM.make("table", { class: "matrix" }, PM.make("thead", {}, head), PM.make("tbody", {}, ...body)));
+    legend(board.columns[at], section, at, least, most);
     document.getElementById("meaning").textContent = board.columns[at].meaning;
   };
   let section = PM.chooseSection(board, (chosen) => { section = chosen; PM.remember({ s: chosen.id }); draw(chosen); });
