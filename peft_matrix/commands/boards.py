@@ -12,6 +12,9 @@ from harness.errors import EXIT_FAILED_CELLS
 from peft_matrix.commands.common import AsJson, DataRoot, Results, Set, chosen, console, print_json
 from peft_matrix.targets import IMPORTED, open_workspace
 
+ONE_COLUMN_IN, ONE_PAGE_IN = 3.3, 6.5
+"""Width of a column of a paper of two columns, and of a page of one."""
+
 
 def board(
     sweep: Annotated[str, typer.Argument(help="A sweep's name or YAML, or imported:KIND.")],
@@ -48,6 +51,9 @@ def board(
     if latex:
         keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
         typer.echo(found.to_latex(keys, top), nl=False)
+        if (width_in := found.latex_width_in(keys, top)) > ONE_COLUMN_IN:
+            where = "a page of one column (6.5 in)" if width_in <= ONE_PAGE_IN else "no page: leave out columns"
+            typer.echo(f"The widest table needs about {width_in:.1f} in and fits {where}.", err=True)
         return
     folder = out or board_folder(results, found.sweep, sweep)
     published = found.save(folder)

@@ -79,6 +79,10 @@ class BuiltBoard:
         """Tables for a paper: these columns (by key; none: the usual ones), and the first ``top`` rows of each."""
         return to_latex.paper(self.table, columns, top)
 
+    def latex_width_in(self, columns: Sequence[str] = (), top: int | None = None) -> float:
+        """Inches that the tables of :meth:`to_latex` need, estimated."""
+        return to_latex.paper_width_in(self.table, columns, top)
+
     def _repr_html_(self) -> str:
         return to_notebook.render(self.table)
 

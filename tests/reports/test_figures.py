@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 
@@ -145,6 +146,10 @@ def test_figures_embed_truetype_and_print_no_raw_tex(full):
     found, _ = drawn(full)
     for one in found:
         assert b"/Type3" not in one.files["pdf"], one.kind
+        box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", one.files["pdf"])
+        assert box is not None
+        assert float(box[1]) == pytest.approx(72 * drawing.COLUMN), "as wide as a column: printed without scaling"
+    assert drawing.PAPER["font.size"] * 0.833 >= 6, "the small letters of a legend, in points"
     curves = next(one for one in found if one.kind == "learning-rate curves").files["svg"].decode()
     assert "mathdefault" not in curves
 
@@ -176,6 +181,10 @@ def test_tables_for_a_paper_compile_without_overfull_box(tmp_path, monkeypatch, 
 def test_a_paper_table_has_the_chosen_columns(tmp_path):
     store = filled_store(tmp_path / "store")
     table = build(load_board("default", []), store.records()[0], store)
+    assert 2 < to_latex.paper_width_in(table) <= to_latex.COLUMN_IN, "the usual columns fit a column"
+    many = [column.key for column in table.heads]
+    assert to_latex.paper_width_in(table, many) > to_latex.PAGE_IN
+    assert to_latex.paper_width_in(table, ["method", "step_ms"]) < to_latex.paper_width_in(table)
     text = to_latex.paper(table, ["method", "step_ms"], 3)
     assert text.count(r" \\") == 4  # the head and three rows
     with pytest.raises(UserError, match="no column 'acuracy'"):

@@ -45,6 +45,11 @@ STYLE = {
     "text.parse_math": False,  # a name may hold a dollar sign
     "figure.dpi": 100,
 }
+PAPER = {"font.size": 7.5, "axes.linewidth": 0.5, "lines.markersize": 4}
+COLUMN = 3.3
+"""Width of a paper's column in inches, and of the pdf: it is printed without scaling."""
+PAPER_HEIGHT = 0.75
+"""Height of the pdf over that of the page's figure: lines of text shrink from 9 to 7.5 points."""
 METADATA: dict[str, dict[str, object]] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
@@ -53,7 +58,7 @@ METADATA: dict[str, dict[str, object]] = {
 
 
 def save(paint: Callable[[Axes], None], *, width: float = 7.2, height: float = 4.2) -> dict[str, bytes]:
-    """A figure as svg, png and pdf.
+    """A figure as svg and png for pages, and as pdf for a paper: as wide as a column, with letters of its size.
 
     Args:
         paint: draws on the axes it is given.
@@ -64,16 +69,18 @@ def save(paint: Callable[[Axes], None], *, width: float = 7.2, height: float = 4
     from matplotlib.figure import Figure
 
     files = {}
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # a name in a script that DejaVu lacks is drawn as boxes; the table has it in full
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        paint(figure.add_subplot())
-        for kind, metadata in METADATA.items():
-            out = io.BytesIO()
-            figure.savefig(out, format=kind, metadata=metadata, dpi=160)
-            files[kind] = out.getvalue()
+    sizes = (("svg", "png"), STYLE, (width, height)), (("pdf",), STYLE | PAPER, (COLUMN, height * PAPER_HEIGHT))
+    for kinds, style, size in sizes:
+        with mpl.rc_context(style), warnings.catch_warnings():
+            # a name in a script that DejaVu lacks is drawn as boxes; the table has it in full
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasAgg(figure)
+            paint(figure.add_subplot())
+            for kind in kinds:
+                out = io.BytesIO()
+                figure.savefig(out, format=kind, metadata=METADATA[kind], dpi=160)
+                files[kind] = out.getvalue()
     return files
 
 

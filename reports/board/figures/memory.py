@@ -65,8 +65,19 @@ def _paint(axes: Axes, kind: str, lines: list[Line]) -> None:
     left = [0.0] * len(lines)
     for number, stage in enumerate(stages):
         widths = [pieces.get(stage, 0.0) * chosen.factor for _, pieces in lines]
-        axes.barh(range(len(lines)), widths, left=left, height=0.7, color=COLOURS[number % len(COLOURS)], label=stage)
+        again = number >= len(COLOURS)  # a colour for the second time
+        axes.barh(
+            range(len(lines)),
+            widths,
+            left=left,
+            height=0.7,
+            color=COLOURS[number % len(COLOURS)],
+            label=stage,
+            hatch="////" if again else None,
+            edgecolor="white" if again else None,
+            linewidth=0,
+        )
         left = [a + b for a, b in zip(left, widths, strict=True)]
     name_rows(axes, [name for name, _ in lines])
     axes.set_xlabel(f"{definition.label} ({chosen.unit})")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title="raised by")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), title="raised by")

@@ -90,6 +90,6 @@ def _paint(axes: Axes, curves: dict[tuple[str, str], Curve], metric: str) -> Non
     axes.set_xlabel("learning rate")
     axes.set_ylabel(f"{definition.label} ({unit})")
     axes.grid(visible=True, color=FAINT, alpha=0.25, linewidth=0.6)
-    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -111,7 +111,7 @@ def _legend(axes: Axes, colours: dict[str, str], markers: dict[str, str]) -> Non
     entries.append(entry("", marker=""))
     entries += [entry(name, marker=shape, color=FAINT, markersize=5.5) for name, shape in markers.items()]
     entries.append(entry("Pareto front", marker="o", markerfacecolor="none", markeredgecolor=ACCENT, markersize=9))
-    legend = axes.legend(handles=entries, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = axes.legend(handles=entries, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     for text in legend.get_texts():
         text.set_parse_math(False)
 

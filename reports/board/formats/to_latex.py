@@ -89,6 +89,12 @@ def _row(row: BoardRow, shown: list[ColumnText]) -> str:
 LONG_ROWS = 40
 """Rows from which on a table breaks over pages (longtable, which needs a page of one column)."""
 HEAD_CHARACTERS = 12
+TEXT_SHARE = 0.44
+"""Of the width, for columns of text."""
+CHARACTER_PT, GAP_PT, POINTS_PER_INCH = 4.6, 6.0, 72.27
+"""Width of a character of footnotesize (a digit of Computer Modern at 8 pt has 4.25), and of a gap between columns."""
+COLUMN_IN, PAGE_IN = 3.3, 6.5
+"""Width of a column of a paper of two columns, and of a page of one."""
 
 
 def paper(table: BoardTable, keys: Sequence[str] = (), top: int | None = None) -> str:
@@ -113,6 +119,23 @@ def paper(table: BoardTable, keys: Sequence[str] = (), top: int | None = None) -
     return "\n".join(lines) + "\n"
 
 
+def paper_width_in(table: BoardTable, keys: Sequence[str] = (), top: int | None = None) -> float:
+    """Inches that :func:`paper` needs, by a rule: 4.6 pt a character of footnotesize, 6 pt between columns.
+
+    Columns of text wrap within 44 % of the width, so the numbers need the rest.
+    """
+    known = {column.key: column for column in columns(table)}
+    widest = 0.0
+    for section in table.sections:
+        rows = [row for row in section.rows if row.status == "ok"][:top]
+        chosen = [known[key] for key in keys or _usual(table, known)]
+        numbers = [column for column in chosen if column.is_number]
+        texts = [[place(column, row).main for row in rows] + _head_lines(column) for column in numbers]
+        room = sum(max(map(len, lines)) * CHARACTER_PT for lines in texts) + GAP_PT * (len(chosen) - 1)
+        widest = max(widest, room / (1 - TEXT_SHARE if len(numbers) < len(chosen) else 1))
+    return widest / POINTS_PER_INCH
+
+
 def _usual(table: BoardTable, known: dict[str, ColumnText]) -> list[str]:
     rows = [row for section in table.sections for row in section.rows]
     held = [key for key in known if key not in rows[0].cells or any(row.cells[key].value is not None for row in rows)]
@@ -123,7 +146,7 @@ def _usual(table: BoardTable, known: dict[str, ColumnText]) -> list[str]:
 def _paper_section(table: BoardTable, section: Section, chosen: list[ColumnText], top: int | None) -> list[str]:
     rows = [row for row in section.rows if row.status == "ok"][:top]
     names = sum(not column.is_number for column in chosen)
-    width = f"{0.44 / max(1, names):.2f}"
+    width = f"{TEXT_SHARE / max(1, names):.2f}"
     kinds = [(_numbers(column, rows) if column.is_number else rf"p{{{width}\linewidth}}") for column in chosen]
     head = [
         " & ".join(_head(column) for column in chosen) + r" \\",
@@ -172,11 +195,14 @@ def _bold_note(rows: Sequence[BoardRow]) -> str:
 
 
 def _head(column: ColumnText) -> str:
-    lines = textwrap.wrap(column.label, HEAD_CHARACTERS, break_long_words=False) + (
+    text = r"\\".join(escape(one) for one in _head_lines(column))
+    return rf"{{\shortstack[{'r' if column.is_number else 'l'}]{{{text}}}}}"
+
+
+def _head_lines(column: ColumnText) -> list[str]:
+    return textwrap.wrap(column.label, HEAD_CHARACTERS, break_long_words=False) + (
         [f"({column.unit})"] if column.unit else []
     )
-    text = r"\\".join(escape(one) for one in lines)
-    return rf"{{\shortstack[{'r' if column.is_number else 'l'}]{{{text}}}}}"
 
 
 _NUMBER = re.compile(r"[-+−]?[0-9,]*\.?[0-9]+")
