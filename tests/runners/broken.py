@@ -1,6 +1,6 @@
-"""Methods that break one promise each, and a child process that runs a cell with one of them.
+"""Methods that break one promise each, and a child process that runs a cell with each of them.
 
-Run as ``python -m tests.runners.broken NAME SWEEP FOLDER``; prints the outcome as JSON.
+Run as ``python -m tests.runners.broken SWEEP FOLDER``; prints the outcomes by method as JSON.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Steady(Full):
     declaration: ClassVar[Declaration] = replace(Full.declaration, name="steady")
 
 
+BROKEN = (WrongCount, NoGradient, Unmoved, LostOnDisk, Steady)
+
+
 def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
     from harness import hardware, spec
     from runners.planning import plan
@@ -81,8 +84,6 @@ def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
     from runners.worker.main import run_job
     from runners.workspace import Workspace
 
-    for method in (WrongCount, NoGradient, Unmoved, LostOnDisk, Steady):
-        METHODS.add(method.declaration.name, f"tests.runners.broken:{method.__name__}")
     workspace = Workspace.discover(start=folder)
     made = plan.make(
         spec.load(sweep), workspace, store=None, machine=hardware.probe(), fingerprint="", only=f"*.{name}.*"
@@ -94,7 +95,7 @@ def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
         sweep="broken",
         cell=cell.as_dict(),
         model=cell.model.name,
-        folder=str(folder / "job"),
+        folder=str(folder / f"job-{name}"),
         device="cpu",
         gpus=(),
         cores=(),
@@ -108,4 +109,7 @@ def outcome(name: str, sweep: Path, folder: Path) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(outcome(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))
+    for method in BROKEN:
+        METHODS.add(method.declaration.name, f"tests.runners.broken:{method.__name__}")
+    found = {method.declaration.name: outcome(method.declaration.name, *map(Path, sys.argv[1:])) for method in BROKEN}
+    print(json.dumps(found))

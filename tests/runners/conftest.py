@@ -118,9 +118,14 @@ def in_process(folder: Path, environ: dict[str, str], *arguments: str) -> subpro
 @pytest.fixture
 def bench(tmp_path: Path, tiny_model: Path) -> Bench:
     """A workspace with a sweep of two quick cells."""
-    (tmp_path / "peft-matrix.yaml").write_text("version: 1\n")
+    return bench_at(tmp_path, tiny_model)
+
+
+def bench_at(folder: Path, tiny_model: Path) -> Bench:
+    """The same in any folder."""
+    (folder / "peft-matrix.yaml").write_text("version: 1\n")
     return Bench(
-        tmp_path,
+        folder,
         {
             "name": "quick",
             "models": [str(tiny_model)],

@@ -22,7 +22,7 @@ from harness.record import Outcome, Record
 from runners.running import adapters
 from runners.worker.job import Job
 from runners.workspace import Workspace
-from tests.runners.conftest import REPOSITORY, Bench
+from tests.runners.conftest import REPOSITORY, Bench, bench_at
 
 
 def wait_for(condition, what: str, timeout_s: float = 90.0):
@@ -360,11 +360,13 @@ def test_a_new_workspace_runs(bench: Bench, tmp_path_factory: pytest.TempPathFac
     assert "not empty" in again.stderr
 
 
-def run(bench: Bench, name: str) -> dict[str, Any]:
-    names = ["wrong-count", "no-gradient", "unmoved", "lost-on-disk", "steady"]
-    sweep = bench.write(methods=names)
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, dict[str, Any]]:
+    """Outcome of a cell of each method of :mod:`tests.runners.broken`, one process for all."""
+    bench = bench_at(tmp_path_factory.mktemp("broken"), tiny_model)
+    sweep = bench.write(methods=["wrong-count", "no-gradient", "unmoved", "lost-on-disk", "steady"])
     done = subprocess.run(
-        [sys.executable, "-m", "tests.runners.broken", name, str(sweep), str(bench.root)],
+        [sys.executable, "-m", "tests.runners.broken", str(sweep), str(bench.root)],
         cwd=REPOSITORY,
         env=bench.environment,
         text=True,
@@ -384,16 +386,16 @@ def run(bench: Bench, name: str) -> dict[str, Any]:
     ],
 )
 def test_failed_guard_is_a_named_outcome_without_number(
-    bench: Bench, name: str, check: str, stage: str, words: str
+    broken: dict[str, dict[str, Any]], name: str, check: str, stage: str, words: str
 ) -> None:
-    outcome = run(bench, name)
+    outcome = broken[name]
     assert (outcome["status"], outcome["check"], outcome["stage"]) == ("error", check, stage)
     assert words in outcome["reason"]
     assert "accuracy" not in outcome["metrics"]
 
 
-def test_the_same_cell_without_a_fault_passes_every_guard(bench: Bench) -> None:
-    outcome = run(bench, "steady")
+def test_the_same_cell_without_a_fault_passes_every_guard(broken: dict[str, dict[str, Any]]) -> None:
+    outcome = broken["steady"]
     assert (outcome["status"], outcome["check"]) == ("ok", "")
     assert "accuracy" in outcome["metrics"]
 
