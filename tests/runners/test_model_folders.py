@@ -242,5 +242,5 @@ def test_a_folder_without_a_tokenizer_says_so(workspace: Path, tmp_path: Path) -
     folder = save("causal-lm", "llama", LLAMA, tmp_path / "m")
     for file in (*folder.glob("tokenizer*"), *folder.glob("special_tokens*")):
         file.unlink()
-    with pytest.raises(UserError, match="has no tokenizer that can be read"):
+    with pytest.raises(UserError, match=r"no tokenizer that can be read \(no readable tokenizer\.json, "):
         loaded(folder, workspace)

@@ -120,9 +120,11 @@ def tokenizer(ctx: Context) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConnectionError | TimeoutError):
             raise
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200].strip()}"
+        if reason.endswith(":"):  # the first line of a list: transformers found no file of any kind
+            reason = "no readable tokenizer.json, tokenizer.model or vocabulary file"
         raise UserError(
-            f"the model {model['id']!r} has no tokenizer that can be read ({type(error).__name__}: {reason})",
+            f"the model {model['id']!r} has no tokenizer that can be read ({reason})",
             fix="Save its tokenizer beside the weights: tokenizer.save_pretrained(FOLDER).",
         ) from error
     if loaded.pad_token_id is None:
