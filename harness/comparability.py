@@ -6,8 +6,8 @@ rows may be ranked against each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from harness.digests import digest
 from harness.matrix import TIMING_ROLE, in_effect
@@ -17,8 +17,10 @@ TIMING_FIELDS = frozenset({"role", "replicate", "arm"})
 __all__ = [
     "AXES",
     "TIMING_ROLE",
+    "Difference",
     "comparable",
     "configuration",
+    "differences",
     "machine",
     "marks",
     "place",
@@ -41,6 +43,19 @@ SETTINGS = {
     "version": "of peft-matrix; else its commit",
 }
 """Settings of a cell that every table of records has as columns, with their meanings; see :func:`settings_of`."""
+
+BUDGET = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation",
+    "max_length",
+    "train_items",
+    "validation_items",
+    "test_items",
+)
+"""Settings that say how much a cell trained on and was scored on."""
+_COVERED = frozenset({"label", *SETTINGS})
+_NOT_SETTINGS = frozenset({"seed", "key_version", *TIMING_FIELDS})
 
 
 def machine(record: Record) -> dict[str, Any]:
@@ -100,22 +115,29 @@ def role(record: Record) -> str:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The :data:`SETTINGS` of a record, in effect: a variant's in the place of the sweep's. None: not stated."""
-    cell = record.cell_view
-    if isinstance(record.cell.get("variant"), Mapping):
-        cell = CellView(in_effect({**record.cell, **{name: cell.part(name) for name in ("training", "model")}}))
-    method, training, task = cell.part("method"), cell.part("training"), cell.part("task")
+    found = _settings(record.cell)
     environment = record.environment_view
-    rate, read = method.get("learning_rate", training.get("learning_rate")), environment.facts
+    return {
+        **found,
+        "train_items": found["train_items"] or _count(environment.facts.get("train_items")),
+        "version": _text(environment.packages.get("peft-matrix")) or environment.commit[:12] or None,
+    }
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    cell = CellView(content)
+    if isinstance(content.get("variant"), Mapping):
+        cell = CellView(in_effect({**content, **{name: cell.part(name) for name in ("training", "model")}}))
+    method, training, task = cell.part("method"), cell.part("training"), cell.part("task")
+    rate = method.get("learning_rate", training.get("learning_rate"))
     steps = method.get("steps") or (training.get("steps") if rate is not None else None)  # what does not train has none
     return {
         "learning_rate": _rate(rate),
         "steps": _count(steps),
         **{name: _count(training.get(name)) for name in ("batch_size", "gradient_accumulation", "max_length")},
         "schedule": _text(training.get("schedule")),
-        "train_items": _count(task.get("train_items") or read.get("train_items")),
-        **{name: _count(task.get(name)) for name in ("validation_items", "test_items")},
+        **{name: _count(task.get(name)) for name in ("train_items", "validation_items", "test_items")},
         "dtype": _text(cell.part("model").get("dtype")),
-        "version": _text(environment.packages.get("peft-matrix")) or environment.commit[:12] or None,
     }
 
 
@@ -151,3 +173,73 @@ def configuration(record: Record) -> str:
         if name not in left_out
     }
     return digest(cell)[:16]
+
+
+class Difference(NamedTuple):
+    """A setting that two cells do not share."""
+
+    name: str
+    a: object
+    b: object
+
+    @property
+    def of_budget(self) -> bool:
+        """True if one of the two trained on more, or was scored on more."""
+        return self.name in BUDGET
+
+    def words(self, between: str = " against ") -> str:
+        """``steps 12 against 13``."""
+        return f"{self.name} {_shown(self.a)}{between}{_shown(self.b)}"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+    """Settings in which two cells differ, the budget first.
+
+    Seeds and labels are no settings. Of an axis on which the two have different names (two methods, say) only the
+    budget and the learning rate are told; rate and steps only where both train.
+    """
+    known, other = _settings(a), _settings(b)
+    found = [Difference(name, known[name], other[name]) for name in (*BUDGET, "learning_rate", "schedule", "dtype")]
+    trains = known["learning_rate"] is not None and other["learning_rate"] is not None
+    told = [d for d in found if d.a != d.b and (trains or d.name not in ("learning_rate", "steps"))]
+    sides = [dict(_flat(cell)) for cell in (a, b)]
+    first, second = CellView(a), CellView(b)
+    others = {
+        axis for axis in a if _named(first, axis) != _named(second, axis) and first.label(axis) != second.label(axis)
+    }
+    for path in dict.fromkeys((*sides[0], *sides[1])):
+        axis, _, inner = path.partition(".")
+        if inner in _COVERED or axis in others:
+            continue
+        if sides[0].get(path) != sides[1].get(path):
+            told.append(Difference(path, sides[0].get(path), sides[1].get(path)))
+    return told
+
+
+def _named(cell: CellView, axis: str) -> object:
+    """Name of a cell's point on an axis: the id of a model."""
+    point = cell.part(axis)
+    return point.get("name", point.get("id"))
+
+
+def _flat(cell: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    """Every setting of a cell by its path, ``method.params.r``."""
+    for name, value in cell.items():
+        if above or name not in _NOT_SETTINGS:
+            if isinstance(value, dict) and value:
+                yield from _flat(value, f"{above}{name}.")
+            else:
+                yield f"{above}{name}", value
+
+
+def _shown(value: object) -> str:
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value))
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

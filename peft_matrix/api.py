@@ -216,6 +216,17 @@ def record(cell: str, *, results: Location = None) -> Record:
     return find_record(cell, open_workspace(results))
 
 
+def other_settings(record: Record, *, results: Location = None) -> Rows:
+    """Cells with the label of this record and other settings, as an edited sweep leaves them.
+
+    Returns:
+        ``key``, ``finished`` and ``differ`` (``steps 12, here 13``) of each, the newest first.
+    """
+    from runners.tools.queries import same_label
+
+    return Rows(same_label(record, open_workspace(results)))
+
+
 def logs(cell: str, *, results: Location = None) -> str:
     """The log of a cell: as far as it has come if the cell runs on this machine, else of its latest record.
 

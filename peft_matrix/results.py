@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from peft_matrix.targets import target
+from peft_matrix.targets import load, target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +187,19 @@ class Results:
             learned=[learned] if isinstance(learned, str) else learned,
         )
         return replace(built, sweep=found.name)
+
+    def other_settings(self, sweep: str | LoadedSweep, planned: Collection[str]) -> Rows:
+        """Records under the sweep's name whose cells are not ``planned``: of earlier settings, or of removed cells.
+
+        Args:
+            planned: keys of the cells that the sweep plans now, as ``board(sweep, planned=True).table.planned``.
+
+        Returns:
+            ``label``, ``key``, ``finished`` and ``differ`` of each: what the planned cell of that label has otherwise.
+        """
+        from runners.tools.queries import other_settings
+
+        return Rows(other_settings(load(sweep, self.workspace), self.workspace, planned))
 
     def remove(self, pattern: str = "", *, delete: bool = False, **which: Unpack[Which]) -> Removal:
         """Records that may go, with their logs, their kept weights and the samples that no other record needs.
@@ -371,5 +384,5 @@ class Run:
 
     def save_board(self, folder: str | Path) -> Path:
         """Write the board into ``folder``; returns its page."""
-        self.board().save(folder)
+        self.board().save(folder, keep=True)
         return Path(folder) / "board.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -81,6 +82,31 @@ def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
     nothing = bench("show", "no-such-cell")
     assert nothing.returncode == 2
     assert len(nothing.stderr.strip().splitlines()) == 1
+
+
+def test_an_edited_sweep_keeps_its_board_and_says_what_differs(bench: Bench) -> None:  # noqa: F811
+    path = str(bench.write(methods=["bitfit"]))
+    assert bench("run", path).returncode == 0
+    first = bench("board", path).stdout
+    assert "other settings" not in first
+    boards = bench.root / "results" / "boards"
+    before = {p.name: p.read_bytes() for p in (boards / "quick").iterdir()}
+    steps = bench.sweep["training"]["steps"]
+    bench.write(methods=["bitfit"], training={**bench.sweep["training"], "steps": steps + 1})
+    after = bench("board", path).stdout
+    assert f"Not on this board: 1 record of quick with other settings: steps {steps}, here {steps + 1}" in after
+    assert f"peft-matrix board {path} --from-records" in after
+    assert f"results archive --sweep {path} --earlier-settings" in after
+    assert {p.name: p.read_bytes() for p in (boards / "quick.earlier-1").iterdir()} == before
+    assert "it is kept" not in bench("board", path).stdout, "an empty board has nothing to keep"
+    assert "bitfit" in bench("board", path, "--from-records").stdout
+    assert f"earlier-1{os.sep}board.html" in bench("board", path).stdout, "kept once"
+    assert sorted(p.name for p in boards.iterdir()) == ["quick", "quick.earlier-1"]
+    assert bench("run", path).returncode == 0
+    (old,) = [r for r in bench.records() if r["cell"]["method"]["steps"] == steps]
+    shown = bench("show", old["label"]).stdout
+    assert f"Also {old['key']} of" in shown
+    assert f"under this label, with other settings: steps {steps}, here {steps + 1}" in shown
 
 
 def test_a_corrupt_record_is_named_and_the_rest_loads(bench: Bench) -> None:  # noqa: F811

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +49,8 @@ def board(
     from peft_matrix.console import print_smells
 
     stored = api.load(results, data_root=data_root, sweep=sweep)
-    found = stored.board(chosen(sweep, changes), board=board_name, planned=not from_records, learned=learned or ())
+    asked = chosen(sweep, changes)
+    found = stored.board(asked, board=board_name, planned=not from_records, learned=learned or ())
     if latex:
         keys = [key.strip() for key in (columns or "").split(",") if key.strip()]
         typer.echo(found.to_latex(keys, top), nl=False)
@@ -56,17 +59,47 @@ def board(
             typer.echo(f"The widest table needs about {width_in:.1f} in and fits {where}.", err=True)
         return
     folder = out or board_folder(results, found.sweep, sweep)
-    published = found.save(folder)
+    published = found.save(folder, keep=True)
+    planned = found.table.planned
+    others = (
+        [] if from_records or planned is None or sweep.startswith(IMPORTED) else stored.other_settings(asked, planned)
+    )
     if as_json:
         typer.echo((folder / "board.json").read_text(encoding="utf-8"), nl=False)
+        _print_others(others, (found.sweep, sweep), published.kept, edited=not changes, err=True)
         return
     published.print(console())
     for damage in published.damaged:
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
     typer.echo(f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex, lbom.json and figures)")
+    _print_others(others, (found.sweep, sweep), published.kept, edited=not changes, err=False)
     if published.smells:
         print_smells(published.smells)
         raise typer.Exit(EXIT_FAILED_CELLS)
+
+
+def _print_others(
+    others: Sequence[Mapping[str, Any]], named: tuple[str, str], kept: Path | None, *, edited: bool, err: bool
+) -> None:
+    """Records of other settings of the sweep's cells, by what differs, and where the board of them is.
+
+    Args:
+        named: the sweep's name, and how it was named on the command line.
+        edited: its file is what changed, and no option.
+    """
+    name, typed = named
+    by_difference = Counter("; ".join(one["differ"]) or "cells that the sweep does not plan" for one in others)
+    for differ, n in by_difference.most_common():
+        records = "1 record" if n == 1 else f"{n} records"
+        typer.echo(f"Not on this board: {records} of {name} with other settings: {differ}", err=err)
+    if others:
+        typer.echo(f"All of them on one board: peft-matrix board {typed} --from-records", err=err)
+    if others and edited:
+        typer.echo(
+            f"To move them away: peft-matrix results archive --sweep {typed} --earlier-settings --to DIR", err=err
+        )
+    if kept is not None:
+        typer.echo(f"The board that was here shows other cells; it is kept: {kept / 'board.html'}", err=err)
 
 
 def check(

@@ -27,9 +27,11 @@ def compare(
         return
     out = console()
     out.print(found.sentence, highlight=False, markup=False)
-    if found.mde is not None:
+    if found.mde is not None and "Smallest effect" not in found.sentence:
         out.print(f"Smallest effect this comparison finds 8 times in 10: {found.mde:.3g}.", highlight=False)
     out.print(f"{found.method}; {found.n}.", highlight=False)
+    if found.differ:
+        out.print(f"Settings that differ: {'; '.join(found.differ)}.", highlight=False, markup=False)
     for warning in found.warnings:
         out.print(f"Note: {warning}.", highlight=False, markup=False)
 

@@ -175,10 +175,14 @@ def show(
     from peft_matrix.console import print_record
 
     record = api.record(cell, results=results)
+    others = api.other_settings(record, results=results)
     if as_json:
-        print_json({"id": record.id, **record.content()})
-    else:
-        print_record(record, console())
+        print_json({"id": record.id, **record.content(), "other_settings": others})
+        return
+    print_record(record, console())
+    for one in others:
+        differ = "; ".join(one["differ"]) or "the same settings in another form"
+        typer.echo(f"Also {one['key']} of {one['finished'][:10]} under this label, with other settings: {differ}")
 
 
 def logs(

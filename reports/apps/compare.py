@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
+from harness.comparability import differences
 from harness.errors import UserError, did_you_mean
 from harness.metrics import METRICS
 from harness.record import Record, Scalar
@@ -32,6 +33,8 @@ class Compared:
     Attributes:
         effect: A less B; for seconds, bytes and joules A over B less 1.
         warnings: what weakens the comparison: one seed, unpaired, disturbed, imported, another machine.
+        differ: settings in which the two differ, as ``steps 8 against 16``; of two methods budget and rate
+            alone. The sentence names a different budget.
     """
 
     metric: str
@@ -46,6 +49,7 @@ class Compared:
     method: str
     sentence: str
     warnings: tuple[str, ...]
+    differ: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -53,25 +57,44 @@ class Compared:
 
 
 def select(records: Iterable[Record], text: str) -> Side:
-    """The configuration whose cells' labels match ``text``: the beginning of a label or key, or a pattern.
+    """The configuration, with all its seeds, that ``text`` names: the beginning of a label or key, or a pattern.
 
     Raises:
         UserError: nothing matches, or several configurations do.
     """
     by_config: dict[str, dict[Scalar, tuple[str, Record]]] = {}
+    named = set[str]()
     for identity, record in current(records):
-        named = record.label.startswith(text) or record.key.startswith(text) or fnmatchcase(record.label, text)
-        if named and record.outcome.status == "ok" and not is_trial(record):
-            by_config.setdefault(configuration(record), {})[record.cell_view.seed] = (identity, record)
-    if not by_config:
+        if record.outcome.status != "ok" or is_trial(record):
+            continue
+        config = configuration(record)
+        by_config.setdefault(config, {})[record.cell_view.seed] = (identity, record)
+        if record.label.startswith(text) or record.key.startswith(text) or fnmatchcase(record.label, text):
+            named.add(config)
+    if not named:
         raise UserError(f"no finished cell matches {text!r}", fix="See: peft-matrix status SWEEP.")
-    names = {config: _name(found) for config, found in by_config.items()}
+    names = {config: _name(by_config[config]) for config in sorted(named)}
     exact = [config for config, name in names.items() if name == text]
-    if len(by_config) > 1 and len(exact) != 1:
-        some = ", ".join(sorted(names.values())[:6])
-        raise UserError(f"{len(by_config)} configurations match {text!r}: {some}", fix="Give more of the name.")
-    config = exact[0] if exact else next(iter(by_config))
+    if len(exact) > 1 or (len(set(names.values())) == 1 < len(names)):
+        raise _same_name([by_config[config] for config in exact or names], text)
+    if len(names) > 1 and not exact:
+        some = ", ".join(sorted(set(names.values()))[:6])
+        raise UserError(f"{len(names)} configurations match {text!r}: {some}", fix="Give more of the name.")
+    config = exact[0] if exact else next(iter(names))
     return Side(names[config], by_config[config])
+
+
+def _same_name(found: Sequence[Mapping[Scalar, tuple[str, Record]]], text: str) -> UserError:
+    """Several configurations of one name, as an edited sweep leaves them: their keys, and the settings that differ."""
+    firsts = sorted((next(iter(side.values()))[1] for side in found), key=lambda r: r.finished, reverse=True)
+    told = [f"{firsts[0].key} (the newest, {firsts[0].finished[:10]})"]
+    for record in firsts[1:]:
+        differ = ", ".join(d.words(" instead of ") for d in differences(record.cell, firsts[0].cell))
+        told.append(f"{record.key} ({differ})")
+    return UserError(
+        f"{len(firsts)} configurations of different settings are called {text!r}: {'; '.join(told)}",
+        fix="Name one by its key; 'peft-matrix show KEY' prints its settings.",
+    )
 
 
 def _name(found: Mapping[Scalar, tuple[str, Record]]) -> str:
@@ -95,13 +118,24 @@ def compare(a: Side, b: Side, metric: str, samples: SampleSource, *, records: It
     name = metric.rpartition(".")[2]
     if name not in METRICS:
         raise UserError(f"unknown metric {name!r}", where="--metric", fix=did_you_mean(name, METRICS))
-    warnings = _warnings(a, b)
+    if a.name == b.name:
+        a, b = (Side(f"{side.name} ({_first(side).key})", side.records) for side in (a, b))
+    differ = differences(_first(a).cell, _first(b).cell)
+    budget = "; ".join(d.words() for d in differ if d.of_budget)
+    found = _compared(a, b, metric, samples, records, _warnings(a, b))
+    more = f" Different budgets: {budget}." if budget else ""
+    return replace(found, sentence=found.sentence + more, differ=tuple(d.words() for d in differ))
+
+
+def _compared(
+    a: Side, b: Side, metric: str, samples: SampleSource, records: Iterable[Record], warnings: list[str]
+) -> Compared:
     if metric in ARMS:
         found = _on_items(a, b, metric, samples, records)
         if found is not None:
             return _of_effect(metric, a, b, found, warnings)
         warnings.append("unpaired: not the same items")
-    if METRICS[name].family in RATIO_FAMILIES:
+    if METRICS[metric.rpartition(".")[2]].family in RATIO_FAMILIES:
         return _of_ratio(metric, a, b, warnings, TimedRuns(record for _, record in current(records)))
     return _by_seeds(metric, a, b, warnings)
 
@@ -236,5 +270,6 @@ def _warnings(a: Side, b: Side) -> list[str]:
     if machine(first) != machine(second):
         out.append("other machines: times and energies are not comparable")
     if comparable(first) != comparable(second):
-        out.append("other conditions: budget, task or protocol differ")
+        names = sorted(name for name, value in comparable(first).items() if value != comparable(second)[name])
+        out.append(f"other conditions: {', '.join(names)} differ")
     return out

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
 
+from harness.errors import UserError
 from harness.record import Record
 from harness.store.store import Damage, Store
 from reports.board.board import BoardTable, build, load_board
@@ -29,12 +33,14 @@ class Published:
         files: the files written.
         damaged: record files that could not be read and are therefore not on the board.
         smells: what the eight checks found in the files just written.
+        kept: folder of the board that was here before, if it shows cells that this one does not know.
     """
 
     table: BoardTable
     files: tuple[Path, ...]
     damaged: tuple[Damage, ...]
     smells: tuple[Smell, ...] = ()
+    kept: Path | None = None
 
     def print(self, console: Console) -> None:
         """Print the board in the width of the terminal."""
@@ -58,18 +64,23 @@ class BuiltBoard:
     damaged: tuple[Damage, ...] = ()
     sweep: str = ""
 
-    def save(self, folder: str | Path) -> Published:
+    def save(self, folder: str | Path, *, keep: bool = False) -> Published:
         """Write the board as Markdown, CSV, JSON, LaTeX, HTML and figures, and check what was written.
+
+        Args:
+            keep: first copy a board in the folder that shows other cells, as of earlier settings, to
+                ``FOLDER.earlier-N``.
 
         Raises:
             UserError: the folder cannot be written.
         """
         out = Path(folder)
+        kept = keep_other(out, self.table) if keep else None
         drawn, left_out = draw_all(self.table)
         further = {"feed.xml": atom(self.table, self.records).encode(), "badge.json": badge(self.table).encode()}
         files = write_all(self.table, out, drawn, left_out, further)
         smells = check_folder(out, self.store, built=(self.table, drawn, left_out))
-        return Published(self.table, tuple(files), self.damaged, tuple(smells))
+        return Published(self.table, tuple(files), self.damaged, tuple(smells), kept)
 
     def to_markdown(self) -> str:
         """The text of ``board.md``."""
@@ -90,6 +101,47 @@ class BuiltBoard:
         console = Console(width=160, record=True, file=StringIO())
         print_board(self.table, console)
         return console.export_text()
+
+
+def keep_other(folder: Path, table: BoardTable) -> Path | None:
+    """Copy the board in ``folder`` to ``FOLDER.earlier-N`` if it shows cells that ``table`` neither shows nor plans.
+
+    Returns:
+        Where it is kept; None: there is no such board.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        bill = json.loads((folder / "lbom.json").read_text(encoding="utf-8"))
+        shown, names = {str(one["key"]) for one in bill["records"].values()}, set(map(str, bill["files"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if shown <= {*(table.planned or ()), *(record.key for record in table.records.values())}:
+        return None
+    names |= {"board.html", "lbom.json", "feed.xml", "badge.json"}
+    present = sorted(name for name in names if name == Path(name).name and (folder / name).is_file())
+    try:
+        for number in count(1):
+            place = folder.with_name(f"{folder.name}.earlier-{number}")
+            if not place.exists():
+                place.mkdir(parents=True)
+                for name in present:
+                    shutil.copyfile(folder / name, place / name)
+                return place
+            if (place / "lbom.json").is_file() and (place / "lbom.json").read_bytes() == (
+                folder / "lbom.json"
+            ).read_bytes():
+                return place
+    except OSError as error:
+        raise UserError(
+            f"the earlier board cannot be kept: {error.strerror or error}", where=str(folder), fix="Use another --out."
+        ) from error
+    return None
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes()
 
 
 def build_board(

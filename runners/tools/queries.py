@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from harness import hardware, provenance
+from harness.comparability import differences
 from harness.errors import UserError
+from harness.matrix import Cell
 from harness.methods.catalog import METHODS
 from harness.models import skeleton, sources
 from harness.quantizers.catalog import QUANTIZERS
@@ -160,10 +163,67 @@ def doctor() -> Rows:
 # --- plan, status, record --------------------------------------------------------------------------
 def sweep_keys(loaded: LoadedSweep, workspace: Workspace) -> list[str]:
     """Keys of all cells that a sweep currently plans, in order, in any state."""
+    return [cell.key for cell in _cells(loaded, workspace)]
+
+
+def _cells(loaded: LoadedSweep, workspace: Workspace) -> tuple[Cell, ...]:
     made = planning.make(
         loaded, workspace, store=Store(workspace.results), machine=hardware.probe(), fingerprint="", only=None
     )
-    return [cell.key for cell in made.cells]
+    return tuple(made.cells)
+
+
+def other_settings(loaded: LoadedSweep, workspace: Workspace, planned: Collection[str]) -> Rows:
+    """Records under the sweep's name whose cells it does not plan now, as after an edit of its file.
+
+    Args:
+        planned: keys of the cells that it plans now.
+
+    Returns:
+        ``label``, ``key``, ``finished`` of each, the newest first; ``differ``: the settings that the planned cell of
+        the same label has otherwise, as ``steps 12, here 13``; empty where no planned cell has the label.
+    """
+    from harness.store import index
+
+    store = Store(workspace.results)
+    rows = index.load(store).flat.rows
+    names = ("sweep", "role", "key", "label", "finished")
+    named = zip(*(rows.column(name).to_pylist() for name in names), strict=True)
+    found = [row[2:] for row in named if row[:2] == (loaded.spec.name, "result") and row[2] not in planned]
+    if not found:
+        return []
+    now = {cell.label: cell.as_dict() for cell in _cells(loaded, workspace)}
+    then = {record.key: record.cell for record in store.records({key for key, *_ in found})[0]}
+    told = {
+        key: [d.words(", here ") for d in differences(then[key], now[label])]
+        for key, label, _ in found
+        if label in now and key in then
+    }
+    newest = sorted(found, key=lambda row: row[2], reverse=True)
+    return [{"label": label, "key": key, "finished": at, "differ": told.get(key, [])} for key, label, at in newest]
+
+
+def same_label(record: Record, workspace: Workspace) -> Rows:
+    """Records of other cells with the label of this one, and what they have otherwise: ``steps 12, here 13``.
+
+    Returns:
+        ``key``, ``finished`` and ``differ`` of each, the newest first.
+    """
+    from harness.store import index
+
+    store = Store(workspace.results)
+    rows = index.load(store).flat.rows
+    named = zip(*(rows.column(c).to_pylist() for c in ("key", "label")), strict=True)
+    keys = {key for key, label in named if label == record.label and key != record.key}
+    latest = current(store.records(keys)[0]) if keys else {}
+    return [
+        {
+            "key": other.key,
+            "finished": other.finished,
+            "differ": [d.words(", here ") for d in differences(other.cell, record.cell)],
+        }
+        for other in sorted(latest.values(), key=lambda r: r.finished, reverse=True)
+    ]
 
 
 def recorded_keys(sweep: str, results: str) -> list[str]:

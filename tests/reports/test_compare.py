@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.comparability import differences
 from harness.errors import UserError
 from harness.store.store import Store
 from reports.apps.compare import compare, select
@@ -39,6 +41,54 @@ def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None
     assert found.warnings == ()
     back = both(store, "nano.lora-r1.none", "nano.lora.none")
     assert back.effect == pytest.approx(-found.effect)
+
+
+def of_method(method: str, seed: int = 0, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A cell whose method has these settings."""
+    made = cell(method, seed=seed, model=model or {})
+    return {**made, "method": {**made["method"], **changes}}
+
+
+def test_another_budget_is_named_and_namesakes_have_keys(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed in (0, 1):
+        for steps, day in ((12, 26), (13, 27)):
+            made = ok_record(of_method("lora", seed, steps=steps), finished=f"2026-11-{day}T10:00:00+00:00")
+            store.append(*made)
+        store.append(*ok_record(of_method("full", seed, steps=13, params={"a": 1})))
+    with pytest.raises(UserError) as error:
+        both(store, "nano.lora", "nano.full")
+    told = re.search(
+        r"are called 'nano.lora.*': (\w+) \(the newest, 2026-11-27\); (\w+) \(steps 12 instead of 13\)\.",
+        str(error.value),
+    )
+    assert told is not None, str(error.value)
+    newest, older = told.groups()
+    found = both(store, older, "nano.full")
+    assert found.n == "200 shared items, 2 and 2 seeds", "a key names its configuration with all seeds"
+    assert found.differ == ("steps 12 against 13",)
+    assert found.sentence.endswith("Different budgets: steps 12 against 13.")
+    same = both(store, older, newest)
+    assert same.a.endswith(f"({older})")
+    assert (same.differ, same.warnings) == (("steps 12 against 13",), ())
+    assert both(store, newest, "nano.full").differ == ()
+
+
+def test_settings_that_differ_are_named_with_the_budget_first() -> None:
+    weights = {"digest": "a" * 64}
+    a = of_method("lora", params={"r": 8, "targets": ["q", "v"]}, model=weights)
+    b = of_method("lora", 1, params={"r": 64, "targets": ["q"]}, learning_rate=2e-4, model={"digest": "b" * 64})
+    b["training"] = {**b["training"], "batch_size": 8, "adam_betas": [0.9, 0.95]}
+    assert [d.words() for d in differences(a, b)] == [
+        "batch_size 16 against 8",
+        "learning_rate 0.001 against 0.0002",
+        "model.digest aaaaaaaaaaaa... against bbbbbbbbbbbb...",
+        "method.params.r 8 against 64",
+        "method.params.targets q v against q",
+        "training.adam_betas none against 0.9 0.95",
+    ]
+    assert differences(a, of_method("full", params={"x": 1}, model=weights)) == []
+    assert differences(cell("none"), of_method("lora", steps=9)) == [], "what does not train has no budget"
 
 
 def test_what_cannot_be_paired_or_repeated_says_so(tmp_path: Path) -> None:
@@ -211,6 +261,6 @@ def test_the_verb(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peft_matrix.cli", "compare", "nano.lora.none", "nano.ia3.none"]
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Smallest effect this comparison finds" in done.stdout
+    assert done.stdout.count("Smallest effect") == 1
     done = subprocess.run([*command, "--results", str(tmp_path), "--json"], capture_output=True, text=True)
     assert {"effect", "low", "high", "p", "mde", "sentence"} <= set(json.loads(done.stdout))
