@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 Rows = list[dict[str, Any]]
+WIDEST_WORD = 30
+"""Characters; a longer word, such as a path, may be broken."""
 MOST_METHODS = 30
 """Methods whose settings a plan prints."""
 
@@ -28,11 +31,27 @@ MOST_METHODS = 30
 def print_rows(rows: Rows, console: Console) -> None:
     """Rows as a table: the first column is highlighted; lists are joined, dictionaries shortened."""
     columns = [c for c in (rows[0] if rows else {}) if c not in ("defaults", "file", "unverified")]
+    heads = [column.replace("_", " ") for column in columns]
+    print_cells(heads, [[_cell_text(row.get(c, "")) for c in columns] for row in rows], console)
+
+
+def print_cells(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A table; where the console is too narrow for the longest word of each column, a block of lines for each row."""
+    words = [
+        max(len(word) for text in (head, *(row[at] for row in rows)) for word in text.split() or [""])
+        for at, head in enumerate(heads)
+    ]
+    if sum(min(width, WIDEST_WORD) for width in words) + 2 * len(words) > console.width:
+        for row in rows:
+            console.print(Text.assemble((f"{heads[0]}: ", "bold"), (row[0], "bold cyan")))
+            for head, text in zip(heads[1:], row[1:], strict=True):
+                console.print(Padding(Text.assemble((f"{head}: ", "bold"), text), (0, 0, 0, 2)))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), style="cyan" if column == columns[0] else "", overflow="fold")
+    for at, head in enumerate(heads):
+        table.add_column(head, style="" if at else "cyan", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell_text(row.get(c, ""))) for c in columns))
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

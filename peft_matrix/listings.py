@@ -93,7 +93,7 @@ def doctor() -> Rows:
     """Capabilities of this machine, and what to install for the rest."""
     from runners.tools import queries
 
-    return Rows(queries.doctor())
+    return Rows(queries.doctor(open_workspace()))
 
 
 def compat(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: str = "causal-lm") -> Rows:

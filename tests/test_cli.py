@@ -42,6 +42,8 @@ def test_one_method_is_shown_whole(bench: Bench) -> None:  # noqa: F811
 
 def test_doctor_says_what_to_install(bench: Bench) -> None:  # noqa: F811
     rows = {r["what"]: r for r in json.loads(bench("doctor", "--json").stdout)}
+    assert rows["disk of the cache"]["found"].endswith("GiB free")
+    assert rows["Hub"]["found"] == "offline"
     missing = [r for name, r in rows.items() if name.startswith("quantizer ")]
     assert missing
     assert all(r["note"] for r in missing)
@@ -79,6 +81,7 @@ def test_show_status_and_board_after_a_run(bench: Bench) -> None:  # noqa: F811
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     assert bench("board", path).returncode == 0
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before, "byte for byte the same"
+    assert "no smells" in bench("check", path).stdout
     nothing = bench("show", "no-such-cell")
     assert nothing.returncode == 2
     assert len(nothing.stderr.strip().splitlines()) == 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from peft_matrix.cli import harmless
+from peft_matrix.console import print_cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +46,16 @@ def command(*arguments: str, **environ: str | None) -> subprocess.CompletedProce
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"), [(60, ["name    note", "a       one two", "longer"]), (11, ["name: a", "  note: one"])]
+)
+def test_a_table_too_wide_for_the_console_is_printed_by_row(width: int, lines: list[str]) -> None:
+    out = io.StringIO()
+    print_cells(["name", "note"], [["a", "one two"], ["longer", ""]], Console(file=out, width=width))
+    printed = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert printed[: len(lines)] == lines
 
 
 def test_a_stream_that_is_not_utf8_is_no_error() -> None:

@@ -103,7 +103,7 @@ def _print_others(
 
 
 def check(
-    what: Annotated[str, typer.Argument(help="Folder of a board, or name of a sweep whose board was drawn.")],
+    what: Annotated[str, typer.Argument(help="Folder of a board, or a sweep whose board was drawn.")],
     results: Results = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +111,8 @@ def check(
     from peft_matrix import api
     from peft_matrix.console import print_smells
 
-    folder = Path(what) if Path(what).is_dir() else board_folder(results, what)
+    named = api.load_sweep(what).spec.name if what.endswith((".yaml", ".yml")) else what
+    folder = Path(what) if Path(what).is_dir() else board_folder(results, named, what)
     found = api.check_board(folder, results=results)
     if as_json:
         print_json([{"smell": one.smell, "where": one.where, "what": one.what} for one in found])

@@ -24,7 +24,11 @@ app = typer.Typer(
 @app.command()
 def query(
     sql: Annotated[
-        str, typer.Argument(help="One SELECT over the tables records, readings, results, settings, samples.")
+        str,
+        typer.Argument(
+            help="One SELECT over the tables records, readings, results, settings, samples. "
+            "Columns: SELECT * FROM results LIMIT 1"
+        ),
     ],
     results: Results = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -43,12 +47,9 @@ def query(
 
         writer(sys.stdout, lineterminator="\n").writerows(rows.cells_of_csv())
     else:
-        from rich.table import Table
+        from peft_matrix.console import print_cells
 
-        table = Table(*rows.columns, box=None, pad_edge=False, header_style="bold")
-        for row in rows:
-            table.add_row(*("–" if value is None else str(value) for value in row.values()))
-        console().print(table, highlight=False, markup=False)
+        print_cells(rows.columns, [["–" if v is None else str(v) for v in row.values()] for row in rows], console())
 
 
 def _plain(value: object) -> object:

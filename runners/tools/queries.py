@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from harness import hardware, provenance
@@ -134,7 +137,7 @@ def models() -> Rows:
     ]
 
 
-def doctor() -> Rows:
+def doctor(workspace: Workspace) -> Rows:
     """Capabilities of this machine; one row per finding, with a fix if something is missing."""
     machine = hardware.probe()
     environment = provenance.environment()
@@ -143,6 +146,14 @@ def doctor() -> Rows:
         {"what": "cpu", "found": f"{machine.cpu_model}, {machine.cores} cores", "note": ""},
         {"what": "memory", "found": f"{machine.memory_bytes / hardware.GIB:.1f} GiB", "note": ""},
     ]
+    for place in ("cache", "results"):
+        folder = Path(workspace.cache if place == "cache" else Store(workspace.results).folder or workspace.cache)
+        there = next(above for above in (folder, *folder.parents) if above.exists())
+        free = shutil.disk_usage(there).free / hardware.GIB
+        rows.append({"what": f"disk of the {place}", "found": f"{free:.1f} GiB free", "note": str(folder)})
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    note = "HF_HUB_OFFLINE is set: models and data come from the cache alone" if offline else ""
+    rows.append({"what": "Hub", "found": "offline" if offline else "asked where the cache lacks a file", "note": note})
     for gpu in machine.gpus:
         found = f"{gpu.name}, {gpu.memory_bytes / hardware.GIB:.1f} GiB, driver {gpu.driver}"
         rows.append({"what": "gpu", "found": found, "note": gpu.uuid})

@@ -142,6 +142,15 @@ def test_any_two_colours_differ_for_colour_blind_readers(seen):
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(found, 2)) >= 15
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_a_few_rows_leave_room_for_the_legend_of_all_stages():
+    record, _ = ok_record(cell("lora"))
+    peaks = [reading("peak_rss_bytes", 1e8 * number, source="VmHWM") for number in range(1, 14)]
+    spans = tuple(Span(stage=f"stage{n}", seconds=1.0, readings=(peak,)) for n, peak in enumerate(peaks))
+    table = build(load_board("default", []), [record.model_copy(update={"spans": spans})])
+    assert isinstance(memory.draw(table, table.sections[0]), dict)
+
+
 def test_figures_embed_truetype_and_print_no_raw_tex(full):
     found, _ = drawn(full)
     for one in found:

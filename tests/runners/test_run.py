@@ -162,6 +162,7 @@ def test_a_loss_that_is_not_finite_ends_the_cell_at_once(bench: Bench) -> None:
     step = int(record["outcome"]["reason"].rpartition(" ")[2])
     assert step < 20
     assert "accuracy" not in record["metrics"]
+    assert 0 < len(record["series"]["loss"]) < step, "the curve up to there"
 
 
 def test_a_cell_over_its_time_is_killed_and_recorded(bench: Bench) -> None:

@@ -26,6 +26,8 @@ CAPTION = (
 )
 KINDS = ("cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes", "device_used_peak_bytes", "peak_rss_bytes")
 
+LEGEND_LINE_IN, LEGEND_TITLE_IN = 0.18, 0.9
+"""Inches of height that a line of the legend needs, and its title with the axis."""
 Line = tuple[str, dict[str, float]]
 
 
@@ -41,7 +43,9 @@ def draw(table: BoardTable, section: Section) -> dict[str, bytes] | str:
                 mean = {stage: sum(p.get(stage, 0.0) for p in pieces) / len(pieces) for stage in stages}
                 lines.append((row_name(row), mean))
         if lines:
-            return save(partial(_paint, kind=kind, lines=lines), height=rows_height(len(lines)))
+            raising = {stage for _, pieces in lines for stage, value in pieces.items() if value}
+            height = max(rows_height(len(lines)), LEGEND_TITLE_IN + LEGEND_LINE_IN * len(raising))
+            return save(partial(_paint, kind=kind, lines=lines), height=height)
     return "no stage has a memory peak"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from harness.errors import CheckFailed, Unsupported
+from harness.errors import CheckFailed, Diverged, Unsupported
 from harness.hardware import Thermal
 from harness.meters.attribution import SOURCE, Attribution
 from harness.meters.flops import SOURCE as FLOP_COUNTER
@@ -89,7 +90,7 @@ def run(ctx: Context) -> None:
         context=ctx,
         hooks=hooks,
     )
-    trainer.train()
+    train_through(ctx, trainer)
     uncompile(ctx)
     hooks.check_moved(trainer.model)
     if hooks.best is not None:
@@ -325,6 +326,22 @@ def _step_of_its_own(ctx: Context, batch: dict[str, Any]) -> Iterator[Callable[[
         release = getattr(optimizer, "release", None)
         if release is not None:
             release()
+
+
+def train_through(ctx: Context, trainer: MatrixTrainer) -> None:
+    """The whole training. One that diverges leaves its losses and gradient norms as far as they are numbers.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+    """
+    try:
+        trainer.train()
+    except Diverged:
+        for name, found in (("loss", trainer.losses), ("grad_norm", trainer.grad_norms)):
+            values = torch.stack(found).float().cpu().tolist() if found else []
+            if kept := tuple(itertools.takewhile(math.isfinite, values)):
+                ctx.series[name] = kept
+        raise
 
 
 def record_speed(ctx: Context, clock: StepClock, trainer: MatrixTrainer) -> None:
