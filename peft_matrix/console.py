@@ -45,6 +45,8 @@ def print_cells(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Co
         for row in rows:
             console.print(Text.assemble((f"{heads[0]}: ", "bold"), (row[0], "bold cyan")))
             for head, text in zip(heads[1:], row[1:], strict=True):
+                if not text:
+                    continue
                 console.print(Padding(Text.assemble((f"{head}: ", "bold"), text), (0, 0, 0, 2)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -255,10 +257,7 @@ def print_verdicts(rows: Rows, console: Console) -> None:
     """Claims with what was printed, what was measured, and the verdict; below, the verdicts by kind, never added up."""
     from reports.apps.reproduction.report import count_kinds, number
 
-    table = Table(box=None, header_style="bold")
-    table.add_column("claim", no_wrap=True)
-    for title in ("kind", "printed", "measured", "verdict", "flags", "proxies"):
-        table.add_column(title, overflow="fold")
+    lines = []
     for row in rows:
         printed = " / ".join(number(p["value"]) for p in row["printed"] if p["value"] is not None) or row["form"]
         measured = "–" if row["measured"] is None else number(row["measured"])
@@ -266,8 +265,8 @@ def print_verdicts(rows: Rows, console: Console) -> None:
             measured += f" [{number(row['interval'][0])}, {number(row['interval'][1])}]"
         proxies = ", ".join(f"{p['setup']} {p['verdict'].removeprefix('proxy_')}" for p in row["proxies"])
         kind = row["kind"] if row["verdict"] != "not_run" else ""
-        table.add_row(row["claim"], kind, printed, measured, row["verdict"], ", ".join(row["flags"]), proxies)
-    console.print(table)
+        lines.append([row["claim"], kind, printed, measured, row["verdict"], ", ".join(row["flags"]), proxies])
+    print_cells(["claim", "kind", "printed", "measured", "verdict", "flags", "proxies"], lines, console)
     for kind, counts in count_kinds(list(rows)).items():
         console.print(f"{kind}: " + ", ".join(f"{n} {verdict}" for verdict, n in counts))
 

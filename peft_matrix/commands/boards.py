@@ -71,7 +71,9 @@ def board(
     published.print(console())
     for damage in published.damaged:
         typer.echo(f"Left out, damaged: {damage.path}: {damage.reason}", err=True)
-    typer.echo(f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex, lbom.json and figures)")
+    typer.echo(
+        f"Page: {folder / 'board.html'}    (also board.md, .csv, .json, .tex, figures; lbom.json: versions and digests)"
+    )
     _print_others(others, (found.sweep, sweep), published.kept, edited=not changes, err=False)
     if published.smells:
         print_smells(published.smells)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SweepName = Annotated[str, typer.Argument(help="Name of a sweep (see 'peft-matrix plan --list') or path to its YAML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Results = Annotated[str | None, typer.Option(help="Folder or URL of the records. Default: ./results")]
+Results = Annotated[str | None, typer.Option(help="Folder or URL of the records. Default: the workspace's results")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of local data sets that override the Hub.")]
 Set = Annotated[
     list[str] | None,

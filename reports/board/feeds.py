@@ -116,7 +116,7 @@ def _add(parent: ET.Element, name: str, text: str = "", **attributes: str) -> ET
 
 
 def badge(table: BoardTable) -> str:
-    """A badge in the JSON that shields.io reads from an endpoint: configurations with a result, of all.
+    """A badge in the JSON that shields.io reads from an endpoint: rows of the board with a result, of all.
 
     Green where every planned cell has run and ended ok or unsupported, yellow otherwise, grey without rows.
     """
@@ -126,8 +126,8 @@ def badge(table: BoardTable) -> str:
     cells = len({configuration(record) for record in table.records.values()})
     content = {
         "schemaVersion": 1,
-        "label": plain(table.board.name, 40),
-        "message": f"{ok} of {cells} configurations" if rows else "no records",
+        "label": f"board {plain(table.board.title.partition(':')[0], 40)}",
+        "message": f"{ok} of {cells} rows have results" if rows else "no records",
         "color": "lightgrey" if not rows else ("yellow" if broken else "brightgreen"),
     }
     return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"

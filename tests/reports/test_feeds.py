@@ -61,7 +61,7 @@ def test_the_badge_counts_and_turns_yellow(tmp_path):
     store.append(*ok_record(cell()))
     board = load_board("default", [])
     found = json.loads(badge(build(board, store.records()[0])))
-    assert (found["schemaVersion"], found["message"], found["color"]) == (1, "1 of 1 configurations", "brightgreen")
+    assert (found["schemaVersion"], found["message"], found["color"]) == (1, "1 of 1 rows have results", "brightgreen")
     store.append(failed_record(cell("ia3"), "oom", reason="x"))
     assert json.loads(badge(build(board, store.records()[0])))["color"] == "yellow"
     assert json.loads(badge(build(board, [])))["message"] == "no records"
