@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine draws slowly, which says nothing about the code.
+settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded")
 
 GUARDED = ("PYTHONPATH", "PYTHONSAFEPATH", "PATH", "HOME", "HF_HUB_", "OMP_", "CUDA_", "PEFT_MATRIX_")
 """Beginnings of the environment variables that no test may leave changed: later tests start processes with them."""

@@ -75,6 +75,10 @@ CHANGES: dict[str, Any] = {
     "training.gradient_accumulation": lambda s: s["training"].update(gradient_accumulation=2),
     "training.learning_rate": lambda s: s["training"].update(learning_rate=0.5),
     "training.schedule": lambda s: s["training"].update(schedule="linear"),
+    "training.optimizer": lambda s: s["training"].update(optimizer="sgd"),
+    "training.restart_cycles": lambda s: s["training"].update(schedule="cosine_with_restarts", restart_cycles=3),
+    "training.polynomial_power": lambda s: s["training"].update(schedule="polynomial", polynomial_power=3.0),
+    "training.decay_fraction": lambda s: s["training"].update(schedule="wsd", decay_fraction=0.5),
     "training.warmup_fraction": lambda s: s["training"].update(warmup_fraction=0.5),
     "training.weight_decay": lambda s: s["training"].update(weight_decay=0.5),
     "training.max_grad_norm": lambda s: s["training"].update(max_grad_norm=0.5),
@@ -287,6 +291,19 @@ def test_a_judge_is_its_weights_or_its_name(place: Path) -> None:
     assert len({*keys, key(place)}) == len(judges) + 1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "field", "value"),
+    [
+        ("cosine_with_restarts", "restart_cycles", 3),
+        ("polynomial", "polynomial_power", 3.0),
+        ("wsd", "decay_fraction", 0.5),
+    ],
+)
+def test_a_parameter_of_a_schedule_is_in_the_key(place: Path, schedule: str, field: str, value: float) -> None:
+    plain = key(place, lambda s: s["training"].update(schedule=schedule))
+    assert key(place, lambda s: s["training"].update({"schedule": schedule, field: value})) != plain
+
+
 def test_every_field_is_decided() -> None:
     fields = set()
     for name in spec.SweepSpec.model_fields:
@@ -298,6 +315,7 @@ def test_every_field_is_decided() -> None:
 
 def test_keys_of_the_built_in_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_MATRIX_CACHE", str(tmp_path))
+    monkeypatch.delenv("PEFT_MATRIX_DATA", raising=False)  # local files are other data than the Hub's
     workspace, found = Workspace.discover(start=tmp_path), {}
     profiles = hardware.load_profiles(workspace.roots)
     for path in sorted((ROOT / "runners" / "sweeps").glob("*.yaml")):
