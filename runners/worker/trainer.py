@@ -109,7 +109,7 @@ def arguments(ctx: Context) -> TrainingArguments:
         adam_beta1=t.adam_betas[0],
         adam_beta2=t.adam_betas[1],
         max_grad_norm=t.max_grad_norm,
-        **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
+        **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),  # deprecated: False warns too
         bf16=ctx.job.cell["model"]["dtype"] == "bfloat16",
         use_cpu=ctx.device.type == "cpu",
         seed=ctx.seed,
