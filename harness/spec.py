@@ -25,6 +25,7 @@ from harness.spec_axes import (
     QuantizationSpec,
     RecipeSpec,
     Rule,
+    SkillUse,
     StagesSpec,
     TaskUse,
     VariantSpec,
@@ -100,7 +101,7 @@ class Evaluation(FileModel):
     lm_eval: Annotated[tuple[LmEvalUse, ...], Later()] = ()
     run_generated_code: Annotated[bool, Later()] = False
     held_out: Annotated[tuple[str, ...], Later()] = ()
-    retain: Annotated[tuple[str, ...], Later()] = ()
+    retain: Annotated[tuple[SkillUse, ...], Later()] = ()
     option_orders: Annotated[int, Later()] = Field(default=0, ge=0)
     prompt_variants: Annotated[bool, Later()] = False
     in_context: Annotated[int, Later()] = Field(default=0, ge=0)
@@ -111,6 +112,11 @@ class Evaluation(FileModel):
     @classmethod
     def _lm_eval_by_name(cls, value: object) -> object:
         return [{"task": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("retain", mode="before")
+    @classmethod
+    def _skills_by_name(cls, value: object) -> object:
+        return [named(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_serializer, model_validator
 
 from harness.digests import canonical_json
 from harness.yamlfile import FileModel, Later
@@ -322,6 +322,23 @@ class TaskUse(FileModel):
     test_only: Annotated[bool, Later()] = False
     score: Annotated[tuple[str, ...], Later()] = ()
     format: Annotated[Literal["finetune", "cloze", "letter"] | None, Later()] = None
+
+
+class SkillUse(FileModel):
+    """A task whose skill is scored before adaptation and after it.
+
+    Attributes:
+        format: of a multiple-choice task: how it is asked, as under ``tasks``. Without it: in the task's own prompt,
+            which a model that was not tuned on it may be unable to read.
+    """
+
+    name: str
+    format: Literal["finetune", "cloze", "letter"] | None = None
+
+    @model_serializer
+    def _short(self) -> str | dict[str, str]:
+        """By name alone where nothing else is said, as before formats could be named: keys of older cells hold it."""
+        return self.name if self.format is None else {"name": self.name, "format": self.format}
 
 
 class EarlierStage(FileModel):

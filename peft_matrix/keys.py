@@ -25,9 +25,9 @@ ARCHITECTURE = {
 }
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     **dict.fromkeys(
-        ("MethodSpec", "QuantizationSpec", "TaskUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse", "VariantSpec"),
-        (NAME,),
+        ("MethodSpec", "QuantizationSpec", "TaskUse", "SkillUse", "ObjectiveSpec", "RecipeSpec", "LmEvalUse"), (NAME,)
     ),
+    "VariantSpec": (NAME,),
     "ModelSpec": (NAME, ARCHITECTURE),
     "SecondModel": (NAME, {"$ref": "#/$defs/ModelSpec"}),
 }

@@ -28,6 +28,7 @@ from harness.matrix import Cell
 from harness.methods.catalog import METHODS
 from harness.models.shape import Shape, shape_of
 from harness.record import Record
+from harness.spec_axes import SkillUse, named
 from harness.store.store import Entry, Store
 from tasks.data import count_items, in_file, load_split
 from tasks.formats import formats_of, in_format
@@ -199,8 +200,9 @@ class TaskLengths:
         validation = self._count(name, "validation", said["validation_items"]) if has_validation else 0
         scored = mean * n * self._times_asked(cell) + statistics.fmean(rows) * validation
         if evaluation["retention"]:
-            for skill in (*said.get("retain", {}), *evaluation.get("retain", ())):
-                asked = self._read(skill, None, "test")
+            kept = [SkillUse.model_validate(named(skill)) for skill in evaluation.get("retain", ())]
+            for skill in (*(SkillUse(name=name) for name in said.get("retain", {})), *kept):
+                asked = self._read(skill.name, skill.format, "test")
                 scored += 2 * SKILL_ITEMS * statistics.fmean(asked.scored) / per_token if asked is not None else 0
         task = self._task(name).definition
         batches = -(-n // evaluation["batch_size"])

@@ -40,6 +40,7 @@ from harness.spec_axes import (
     RecipeSpec,
     Rule,
     SecondModel,
+    SkillUse,
     StagesSpec,
     TaskUse,
     VariantSpec,
@@ -326,14 +327,19 @@ class Resolver:
                 )
         return {name: self.task_digest(name) for name in names}
 
-    def _retained(self, names: Sequence[str]) -> dict[str, str]:
-        """Digests of the further skills that are scored before and after adaptation, by name.
+    def _retained(self, skills: Sequence[SkillUse]) -> dict[str, object]:
+        """The further skills that are scored before and after adaptation, by name: the digest of the task, with the
+        place of its bare question where the sweep names a format.
 
         Raises:
-            UserError: nothing in one of the tasks is right or wrong.
+            UserError: nothing in one of the tasks is right or wrong, it has not the format, or is named twice.
         """
         where = self.sweep.where("evaluation")
-        for name in names:
+        found: dict[str, object] = {}
+        for skill in skills:
+            name = skill.name
+            if name in found:
+                raise UserError(f"retain: the task {name!r} is named twice", where=where, fix="Leave one of them out.")
             kind = self.task(name, where).definition.kind
             if kind in ("language-modelling", "preference"):
                 raise UserError(
@@ -341,7 +347,11 @@ class Resolver:
                     where=where,
                     fix="Name tasks with an accuracy; texts belong under held_out.",
                 )
-        return {name: self.task_digest(name) for name in names}
+            found[name] = self.task_digest(name)
+            if skill.format is not None:
+                asked = in_format(self.task(name, where), skill.format, where=where).definition
+                found[name] = {"digest": found[name], **asked.model_dump(mode="json", include={"raw"})}
+        return found
 
     def _pinned(self, evaluation: Evaluation) -> Evaluation:
         """With what holds each of its lm-eval tasks still."""

@@ -248,7 +248,8 @@ def check_data(plan: Plan, sweep: LoadedSweep, workspace: Workspace) -> None:
     Raises:
         UserError: a missing file or column, an empty split, a label outside the set.
     """
-    for name in (*sweep.spec.evaluation.held_out, *sweep.spec.evaluation.retain) if plan.run else ():
+    evaluation = sweep.spec.evaluation
+    for name in (*evaluation.held_out, *(skill.name for skill in evaluation.retain)) if plan.run else ():
         task = load_task(name, list(workspace.roots))
         if in_file(task, "test", data_root=workspace.data_root):
             load_split(task, "test", data_root=workspace.data_root, max_items=None, seed=0)

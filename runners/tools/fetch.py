@@ -222,7 +222,7 @@ def _tasks(sweep: LoadedSweep, workspace: Workspace) -> list[str]:
         wanted += load_task(name, list(workspace.roots)).definition.retain
     wanted += [name for use in sweep.spec.tasks for name in use.score]
     evaluation = sweep.spec.evaluation
-    return list(dict.fromkeys([*wanted, *evaluation.held_out, *evaluation.retain]))
+    return list(dict.fromkeys([*wanted, *evaluation.held_out, *(skill.name for skill in evaluation.retain)]))
 
 
 def _task(task: Task, workspace: Workspace, to: Path) -> str:

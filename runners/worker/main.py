@@ -41,7 +41,7 @@ from runners.worker.process import Rank, Say
 from runners.worker.stages import load, stages_of, train
 from runners.worker.transient import transient_kind
 from tasks.formats import in_format
-from tasks.task import MODEL_KIND, load_task
+from tasks.task import MODEL_KIND, Format, Task, load_task
 
 LOG_TAIL_CHARACTERS = 4000
 COST_FAMILIES = ("memory", "time", "energy", "compute")
@@ -359,6 +359,7 @@ def build_context(job: Job, say: Say, number: int = 0) -> Context:
         device=job.device,
     )
     own = {"decoding": cell["task"]["decoding"]} if cell["task"].get("decoding") else {}
+    evaluation = Evaluation(**{**cell["evaluation"], **own})
     quantizer = QUANTIZERS.get(quantization["name"])(quantization["params"], kind, job.device)
     quantizer.cache = Path(job.cache)
     quantizer.tools = job.tools
@@ -366,13 +367,13 @@ def build_context(job: Job, say: Say, number: int = 0) -> Context:
         job=job,
         kind=kind,
         task=task,
-        retain=[load_task(name, roots) for name in dict.fromkeys((*task.definition.retain, *cell.get("retain", ())))],
+        retain=skills(task, evaluation, roots),
         method=METHODS.get(method["name"])(method["params"], setting),
         quantizer=quantizer,
         objective=OBJECTIVES.get(objective.get("name", SFT))(objective.get("params", {})),
         recipe=RECIPES.get(recipe.get("name", PLAIN))(recipe.get("params", {})),
         training=training,
-        evaluation=Evaluation(**{**cell["evaluation"], **own}),
+        evaluation=evaluation,
         held_out=[load_task(name, roots) for name in cell.get("held_out", ())],
         probes=Probes(**cell["probes"]),
         seed=cell["seed"],
@@ -382,6 +383,13 @@ def build_context(job: Job, say: Say, number: int = 0) -> Context:
         say=say,
         rank=Rank.of_job(job, number),
     )
+
+
+def skills(task: Task, evaluation: Evaluation, roots: list[Path]) -> list[Task]:
+    """Tasks scored before and after adaptation: those that the task names, then those of the sweep in its formats."""
+    formats: dict[str, Format | None] = dict.fromkeys(task.definition.retain)
+    formats |= {skill.name: skill.format for skill in evaluation.retain}
+    return [in_format(load_task(name, roots), form or "finetune") for name, form in formats.items()]
 
 
 def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:

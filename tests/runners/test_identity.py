@@ -148,6 +148,7 @@ KEYS = {
     "claims-encoder": (120, "88f73e15eec2"),
     "claims-gpu": (240, "8d74985c0de8"),
     "claims-nano": (228, "4b95f943da1b"),
+    "claims-lora": (72, "024d091847a0"),
     "claims-times": (28, "6019d8ba7bfc"),
     "demo-llm": (4, "3c71e365a22c"),
     "distillation": (9, "a2b5bdbda67d"),
@@ -252,6 +253,9 @@ def test_a_changed_field_changes_the_key(field: str, place: Path) -> None:
 def test_a_format_of_a_task_is_in_the_key(place: Path) -> None:
     keys = {key(place, lambda s, f=f: s.update(tasks=[{"name": "trec-text", **f}])) for f in ({}, {"format": "cloze"})}
     assert len(keys) == 2
+    skills: list[object] = ["arc-easy", {"name": "arc-easy"}, {"name": "arc-easy", "format": "cloze"}]
+    kept = [key(place, lambda s, skill=skill: s.update(evaluation={"retain": [skill]})) for skill in skills]
+    assert kept[0] == kept[1] != kept[2]
 
 
 @pytest.mark.parametrize("switch", [{}, {"batch_size": 16}, {"packing": False}, {"name": "other", "max_length": 512}])

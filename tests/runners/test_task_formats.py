@@ -12,9 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from harness.spec import Evaluation
 from runners.worker import prompt_variants
 from runners.worker.context import Context, Splits
+from runners.worker.main import skills
 from runners.worker.scoring import mean_nll, score
+from runners.worker.stages import retain
 from tasks.data import load_split
 from tasks.formats import in_format
 from tasks.task import Item, Task, load_task
@@ -62,6 +65,37 @@ def test_a_base_that_reads_letters_only_is_best_in_letters(data_root: Path, toke
     assert (ctx.metrics["finetune_accuracy"].value or 0.0) < 1.0
     assert {row["arm"] for row in ctx.samples} == {"format-cloze", "format-letter"}
     assert {row["item"] for row in ctx.samples} == {item.id for item in ctx.splits.test}
+
+
+def test_a_kept_skill_is_asked_in_the_format_of_the_sweep(
+    data_root: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retain, "SKILL_ITEMS", ITEMS)
+    said = {item.prompt: item.answer for item in items(in_format(load_task("openbookqa", []), "letter"), data_root)}
+    found = {}
+    for use in ("openbookqa", {"name": "openbookqa", "format": "letter"}):
+        evaluation = Evaluation.model_validate({"retain": [use]})
+        assert evaluation.model_dump(mode="json")["retain"] == [use]  # what a key holds; by name alone as in older keys
+        ctx = cell(load_task("trec-text", []), data_root, tokenizer, said)
+        ctx.retain = skills(ctx.task, evaluation, [])
+        retain.score_skills(ctx, arm="base", metric="base_retained_accuracy")
+        found[ctx.retain[0].format] = ctx.metrics["base_retained_accuracy"].value
+        assert ctx.metrics["base_retained_accuracy"].n == len(ctx.samples)
+    assert found["letter"] == 1.0 > found["finetune"]
+
+
+@pytest.mark.parametrize(
+    ("retained", "said"),
+    [
+        ([{"name": "sst2", "format": "cloze"}], "the task 'sst2' is no multiple-choice task"),
+        (["arc-easy", {"name": "arc-easy", "format": "cloze"}], "the task 'arc-easy' is named twice"),
+    ],
+)
+def test_a_skill_that_cannot_be_asked_so_is_refused_by_the_plan(bench: Bench, retained: list[Any], said: str) -> None:
+    path = bench.write(methods=["none"], evaluation={"retain": retained})
+    done = bench("plan", str(path))
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(("trains", "use"), [(True, {"format": "cloze"}), (False, {})])
