@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from harness.stats._checks import Floats, fraction, vector
 from harness.stats.paired import Significance
@@ -108,7 +108,7 @@ def permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 9_999, seed
         ValueError: a sample with fewer than two values, or NaN.
     """
     first, second = np.sort(vector(a, "a", at_least=2)), np.sort(vector(b, "b", at_least=2))
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (first, second), _mean_difference, n_resamples=resamples, vectorized=True, rng=np.random.default_rng(seed)
     )
     return Significance(float(found.statistic), float(found.pvalue), len(first) + len(second), "permutation, means")
@@ -126,7 +126,7 @@ def mann_whitney(a: ArrayLike, b: ArrayLike) -> Significance:
         ValueError: an empty sample, or NaN.
     """
     first, second = vector(a, "a"), vector(b, "b")
-    found = stats.mannwhitneyu(first, second, alternative="two-sided")
+    found = scipy.stats.mannwhitneyu(first, second, alternative="two-sided")
     return Significance(float(found.statistic), float(found.pvalue), len(first) + len(second), "Mann-Whitney")
 
 
@@ -256,7 +256,7 @@ def _student(left: Floats, right: Floats) -> float:
     df = len(left) + len(right) - 2
     pooled = (float(((left - left.mean()) ** 2).sum()) + float(((right - right.mean()) ** 2).sum())) / df
     t = float(left.mean() - right.mean()) / math.sqrt(pooled * (1 / len(left) + 1 / len(right)))
-    return 2 * float(special.stdtr(df, -abs(t)))  # the same value as stats.t.sf, without its checks
+    return 2 * float(scipy.special.stdtr(df, -abs(t)))  # the same value as scipy.stats.t.sf, without its checks
 
 
 def _distance_sums(data: Floats) -> Floats:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from harness.stats._checks import same_length, vector
 from harness.stats.intervals import mean_variance
@@ -58,10 +58,13 @@ def tost_from(
     if not (margin_low < margin_high and se >= 0 and math.isfinite(effect) and math.isfinite(se)):
         raise ValueError(f"tost: effect {effect}, se {se}, margins {margin_low} to {margin_high} are not possible")
     if se > 0:
-        p = max(float(stats.t.sf((effect - margin_low) / se, df)), float(stats.t.cdf((effect - margin_high) / se, df)))
+        p = max(
+            float(scipy.stats.t.sf((effect - margin_low) / se, df)),
+            float(scipy.stats.t.cdf((effect - margin_high) / se, df)),
+        )
     else:
         p = 0.0 if margin_low < effect < margin_high else 1.0
-    half = float(stats.t.isf(alpha, df)) * se
+    half = float(scipy.stats.t.isf(alpha, df)) * se
     return _told(effect, effect - half, effect + half, margin_low, margin_high, p, alpha, n, "difference")
 
 

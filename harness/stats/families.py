@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from harness.stats._checks import Floats, fraction, is_binary, same_length, seeds_by_items, vector
 from harness.stats.paired import compare, mcnemar_p
@@ -34,7 +34,7 @@ def benjamini_hochberg(p: ArrayLike) -> Floats:
     Raises:
         ValueError: empty, NaN, or outside [0, 1].
     """
-    return np.asarray(stats.false_discovery_control(_p_values(p), method="bh"), dtype=np.float64)
+    return np.asarray(scipy.stats.false_discovery_control(_p_values(p), method="bh"), dtype=np.float64)
 
 
 def _p_values(p: ArrayLike) -> Floats:

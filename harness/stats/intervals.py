@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from harness.stats._checks import Floats, cluster_codes, fraction, seeds_by_items, vector
 
@@ -43,7 +43,7 @@ class Interval:
 
 @functools.cache
 def _normal_quantile(level: float) -> float:
-    return float(stats.norm.isf((1 - level) / 2))
+    return float(scipy.stats.norm.isf((1 - level) / 2))
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
@@ -104,7 +104,7 @@ def mean_interval(values: ArrayLike, clusters: ArrayLike | None = None, level: f
 
 def t_interval(estimate: float, se: float, df: float, n: int, method: str, level: float = 0.95) -> Interval:
     """estimate +- t(df) * se."""
-    half = -float(special.stdtrit(df, (1 - fraction(level, "level")) / 2)) * se
+    half = -float(scipy.special.stdtrit(df, (1 - fraction(level, "level")) / 2)) * se
     return Interval(estimate, estimate - half, estimate + half, n, method, level)
 
 
@@ -130,7 +130,7 @@ def bootstrap_interval(
     data = np.sort(vector(values, at_least=2))
     if data[0] == data[-1]:
         raise ValueError(f"bootstrap: all {len(data)} values are equal, so resampling cannot show their spread")
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (data,),
         statistic,
         n_resamples=resamples,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from harness.stats._checks import Floats, cluster_codes, fraction, is_binary, same_length, seeds_by_items, vector
 from harness.stats.intervals import (
@@ -80,7 +80,7 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> Significance:
 
 def mcnemar_p(gained: NDArray[np.int64], lost: NDArray[np.int64]) -> Floats:
     """Two-sided binomial p values of discordant counts, any shape: twice the smaller tail of an even split."""
-    tail = stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5)
+    tail = scipy.stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5)
     return np.asarray(np.minimum(1.0, 2 * tail), dtype=np.float64)
 
 
@@ -97,7 +97,7 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> Significance:
     difference = first - second
     se = math.sqrt(mean_variance(difference, None)[0])
     t = _ratio(float(difference.mean()), se)
-    return Significance(t, 2 * float(special.stdtr(len(difference) - 1, -abs(t))), len(difference), "paired t")
+    return Significance(t, 2 * float(scipy.special.stdtr(len(difference) - 1, -abs(t))), len(difference), "paired t")
 
 
 def _ratio(effect: float, se: float) -> float:
@@ -306,8 +306,8 @@ def _by_t(first: Floats, second: Floats, codes: NDArray[np.int64] | None, level:
     parts += [(seed_variance(arm), arm.shape[0] - 1.0) for arm in (first, second) if arm.shape[0] > 1]
     se, df = satterthwaite(parts)
     effect = float(difference.mean())
-    half = -float(special.stdtrit(df, (1 - level) / 2)) * se
-    p = 2 * float(special.stdtr(df, -abs(_ratio(effect, se))))
+    half = -float(scipy.special.stdtrit(df, (1 - level) / 2)) * se
+    p = 2 * float(scipy.special.stdtr(df, -abs(_ratio(effect, se))))
     over = "items" if codes is None else "clusters of items"
     method = f"paired t over {over}" if len(parts) == 1 else f"paired t over seeds and {over}"
     mde = mde_from_error(se, df, alpha=1 - level) if se > 0 else None
@@ -321,7 +321,7 @@ def _by_flips(found: Flips, by_t: _Found, level: float) -> _Found:
     """
     n = found.n + 2
     gained, lost = (found.gained + 1) / n, (found.lost + 1) / n
-    half = float(stats.norm.isf((1 - level) / 2)) * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
+    half = float(scipy.stats.norm.isf((1 - level) / 2)) * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
     centre = gained - lost
     effect = (found.gained - found.lost) / found.n
     p = float(mcnemar_p(np.array(found.gained), np.array(found.lost)))
@@ -358,7 +358,7 @@ def compare_rates(
     high = effect + math.hypot(a.high - a.estimate, b.estimate - b.low)
     pooled = (successes_a + successes_b) / (n_a + n_b)
     se_null = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-    p = 2 * float(stats.norm.sf(abs(_ratio(effect, se_null))))
+    p = 2 * float(scipy.stats.norm.sf(abs(_ratio(effect, se_null))))
     # a success and a failure more for each arm (Agresti & Caffo 2000), so that rates of 0 or 1 have a spread as well
     likely = (successes_a + successes_b + 2) / (n_a + n_b + 4)
     mde = mde_from_error(math.sqrt(likely * (1 - likely) * (1 / n_a + 1 / n_b)), alpha=1 - level)

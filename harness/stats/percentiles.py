@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from harness.stats._checks import fraction, vector
 
@@ -83,7 +83,7 @@ def order_statistic_ranks(n: int, q: float, level: float = 0.95) -> tuple[int, i
     Raises:
         ValueError: so few values that not even the whole sample covers.
     """
-    below = stats.binom(n, fraction(q, "q"))  # number of values below the true percentile
+    below = scipy.stats.binom(n, fraction(q, "q"))  # number of values below the true percentile
     miss = 1 - fraction(level, "level")
     low, high = int(below.ppf(miss / 2)), int(below.isf(miss / 2)) + 1
     if high > n:

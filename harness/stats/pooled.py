@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from harness.stats._checks import Floats, cluster_codes, fraction, same_length, vector
 from harness.stats.intervals import Interval, wilson
@@ -89,14 +89,14 @@ def pooled_paired(
     else:
         se, df = _clustered_error(difference - mean, weights, codes)
     t = mean / se if se > 0 else (math.copysign(math.inf, mean) if mean else 0.0)
-    half = float(stats.t.isf((1 - fraction(level, "level")) / 2, df)) * se
+    half = float(scipy.stats.t.isf((1 - fraction(level, "level")) / 2, df)) * se
     low, effect, high = (math.expm1(x) if ratio else x for x in (mean - half, mean, mean + half))
     weighting = "equal weights" if between is None else "random effects"
     return Pooled(
         effect=effect,
         low=low,
         high=high,
-        p=2 * float(stats.t.sf(abs(t), df)),
+        p=2 * float(scipy.stats.t.sf(abs(t), df)),
         wilcoxon_p=_wilcoxon(difference),
         sign_p=_sign(difference),
         pairs=n,
@@ -135,12 +135,12 @@ def _clustered_error(residuals: Floats, weights: Floats, codes: NDArray[np.int64
 def _wilcoxon(difference: Floats) -> float:
     if not difference.any():
         return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    return float(scipy.stats.wilcoxon(difference).pvalue)
 
 
 def _sign(difference: Floats) -> float:
     up, down = int((difference > 0).sum()), int((difference < 0).sum())
-    return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
+    return float(scipy.stats.binomtest(up, up + down).pvalue) if up + down else 1.0
 
 
 def false_alarm_rate(

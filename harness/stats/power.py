@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import special, stats
+import scipy
 
 from harness.stats._checks import fraction
 
@@ -53,7 +53,9 @@ def mde(n: int, variance: float, *, alpha: float = ALPHA, power: float = POWER) 
 
 def mde_from_error(se: float, df: float = math.inf, *, alpha: float = ALPHA, power: float = POWER) -> float:
     """Minimum detectable effect of a comparison whose effect has standard error ``se`` on ``df`` degrees of freedom."""
-    tail = special.stdtrit(df, fraction(alpha, "alpha") / 2) + special.stdtrit(df, 1 - fraction(power, "power"))
+    tail = scipy.special.stdtrit(df, fraction(alpha, "alpha") / 2) + scipy.special.stdtrit(
+        df, 1 - fraction(power, "power")
+    )
     return -float(tail) * se
 
 
@@ -79,5 +81,5 @@ def mde_of_flips(n: int, *, alpha: float = ALPHA, power: float = POWER) -> float
     One-sided flips arrive as a Poisson count; its mean must be high enough for at least :func:`fewest_flips`
     of them to be seen with probability ``power``.
     """
-    needed = float(stats.chi2.ppf(fraction(power, "power"), 2 * fewest_flips(alpha))) / 2
+    needed = float(scipy.stats.chi2.ppf(fraction(power, "power"), 2 * fewest_flips(alpha))) / 2
     return min(1.0, needed / n)

@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from harness.stats._checks import Floats, fraction, is_binary, same_length, seeds_by_items
 from harness.stats.intervals import Interval, t_interval, wilson
@@ -127,7 +127,7 @@ class FittedRows:
         low, high = found.low, found.high
         if self._unit is not None:
             low, high = max(low, -1.0), min(high, 1.0)
-        p = 2 * float(special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
+        p = 2 * float(scipy.special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
         return Effect(estimate, low, high, p, se, df, mde_from_error(se, df) if se > 0 else None, self.method)
 
     def log_ratio(self, i: int, j: int, level: float = 0.95) -> Effect | None:
@@ -142,7 +142,7 @@ class FittedRows:
         variance, df = (float(x) for x in self._tests(np.array(i), np.array(j), paired=True, u=1 / first, v=1 / second))
         estimate, se = math.log(first / second), math.sqrt(variance)
         found = t_interval(estimate, se, df, self.items, "", level)
-        p = 2 * float(special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
+        p = 2 * float(scipy.special.stdtr(df, -abs(estimate) / se)) if se > 0 else float(estimate == 0)
         mde = mde_from_error(se, df) if se > 0 else None
         return Effect(estimate, found.low, found.high, p, se, df, mde, f"{self.method}; ratio")
 
@@ -220,7 +220,7 @@ class FittedRows:
         for k, part in zip((i, j), parts, strict=True):
             weight = weight + np.where(part > 0, part**2 / np.maximum(self.counts[k] - 1, 1), 0.0)
         df = np.where(weight > 0, total**2 / np.maximum(weight, 1e-300), float(self.items - 1))
-        return np.asarray(2 * stats.t.sf(np.abs(_ratios(self.means[i] - self.means[j], total)), df))
+        return np.asarray(2 * scipy.stats.t.sf(np.abs(_ratios(self.means[i] - self.means[j], total)), df))
 
 
 def _ratios(effects: Floats, variances: Floats) -> Floats:
@@ -234,7 +234,7 @@ def _effective_wilson(rate: float, variance: float, items: int, level: float) ->
     if rate in (0.0, 1.0) or variance == 0:
         return wilson(round(rate * items), items, level)
     n = min(float(items), rate * (1 - rate) / variance)
-    z = float(stats.norm.isf((1 - fraction(level, "level")) / 2))
+    z = float(scipy.stats.norm.isf((1 - fraction(level, "level")) / 2))
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return Interval(rate, max(0.0, centre - half), min(1.0, centre + half), items, "Wilson", level)
@@ -430,7 +430,7 @@ def _table(rows: int) -> Floats:
         if inverse == 0:
             out[number] = np.interp(ranges, width, beyond)
             continue
-        scale = np.sqrt(stats.chi2.ppf(_QUANTILES, 1 / inverse) * inverse)  # of the standard error, by quantiles
+        scale = np.sqrt(scipy.stats.chi2.ppf(_QUANTILES, 1 / inverse) * inverse)  # of the standard error, by quantiles
         out[number] = np.interp(ranges[:, None] * scale, width, beyond).mean(axis=1)
     return np.asarray(np.log(np.maximum(out, 1e-12)))
 
@@ -442,6 +442,6 @@ def _normal_range(width: Floats, rows: int) -> Floats:
     inside = np.empty_like(width)
     for start in range(0, len(width), 500):
         part = width[start : start + 500, None]
-        share = special.ndtr(z + part) - special.ndtr(z)
+        share = scipy.special.ndtr(z + part) - scipy.special.ndtr(z)
         inside[start : start + 500] = rows * np.trapezoid(density * share ** (rows - 1), z, axis=1)
     return np.asarray(np.clip(1 - inside, 0.0, 1.0))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import rankdata
 
 from harness import stats
 from runners.worker import few_shot
@@ -173,7 +173,7 @@ def auroc(stated: list[float], right: list[bool]) -> float | None:
     positive, negative = sum(right), len(right) - sum(right)
     if not positive or not negative:
         return None
-    ranks = rankdata(stated)
+    ranks = scipy.stats.rankdata(stated)
     total = float(np.sum(ranks[np.asarray(right)]))
     return (total - positive * (positive + 1) / 2) / (positive * negative)
 
