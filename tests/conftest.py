@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,21 @@ def _environment_stays_as_it_was() -> Iterator[None]:
     before = guarded()
     yield
     assert guarded() == before
+
+
+_seen_modules = [0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_not_collected() -> None:
+    """Take the objects of imported libraries out of what ``gc.collect`` walks: half a million, a quarter of a second.
+
+    Workers do the same (:mod:`runners.worker.preload`); stages that tests call in this process collect several times.
+    """
+    if len(sys.modules) > _seen_modules[0] + 500:
+        gc.collect()
+        gc.freeze()
+        _seen_modules[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,16 @@ ask torch about the GPU while they are imported; torch initializes CUDA to answe
 there is a GPU. So NVML answers here. A worker whose template initialized CUDA all the same says so
 (:func:`runners.worker.main.prepare_device`).
 
+What was imported is frozen for the garbage collector. A cell collects several times, to give memory back between its
+stages, and would walk half a million objects of its libraries each time; and it would copy the pages of the template
+in which they lie, because the collector writes to them (documentation of ``gc.freeze``).
+
 An import that fails here fails again in the worker, whose log is kept.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,3 +119,6 @@ with quiet_stderr(), gpus_from_nvml(probe().gpus), compiler_at_first_call():
     import torch.utils.flop_counter  # imported late by the meters
 
     import runners.worker.main  # noqa: F401 - imported for its imports
+
+gc.collect()
+gc.freeze()
