@@ -111,6 +111,13 @@ def compat(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: 
     return Rows(table.as_rows(table.select(device=device, kind=kind, method=method, quantizer=quantizer)))
 
 
+def compat_groups(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: str = "causal-lm") -> Rows:
+    """:func:`compat` in few rows: the quantizers that answer alike share one."""
+    from runners.tools import compat as table
+
+    return Rows(table.by_answer(table.select(device=device, kind=kind, method=method, quantizer=quantizer)))
+
+
 def compat_page(*, device: str = "*", method: str = "*", quantizer: str = "*", kind: str = "causal-lm") -> str:
     """:func:`compat` as Markdown: one table per device."""
     from runners.tools import compat as table

@@ -19,7 +19,11 @@ def compat(
     out: Annotated[Path | None, typer.Option(help="Write the table as Markdown into this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which method trains, merges and scores on which quantizer and device, or why not."""
+    """Show which method trains, merges and scores on which quantizer and device, or why not.
+
+    Name a method or a quantizer to read the answers in the terminal. Without either the whole table is printed as
+    Markdown, which is wide: docs/compat.md has it.
+    """
     from peft_matrix import listings
 
     chosen = {"device": device, "kind": kind, "method": method, "quantizer": quantizer}
@@ -27,6 +31,8 @@ def compat(
         print_json(listings.compat(**chosen))
     if out is not None:
         out.write_text(listings.compat_page(**chosen), encoding="utf-8")
+    elif not as_json and (method, quantizer) != ("*", "*"):
+        print_table(listings.compat_groups(**chosen), as_json=False)
     elif not as_json:
         console().print(listings.compat_page(**chosen), highlight=False, markup=False, soft_wrap=True)
 

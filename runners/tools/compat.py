@@ -99,6 +99,30 @@ def as_rows(found: list[Compatibility]) -> list[dict[str, object]]:
     return [{k: (v or True) if k in answers else v for k, v in asdict(p).items()} for p in found]
 
 
+def by_answer(found: list[Compatibility]) -> list[dict[str, object]]:
+    """Rows for a terminal: of every method on every device, the quantizers that answer alike, and their answers."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for p in found:
+        answers = ("trains" if not p.trains else p.trains, "merges" if not p.merges else p.merges)
+        if p.scores:
+            answers = (p.scores, "")
+        elif p.trains:
+            answers = (f"is scored; {p.trains}", "")
+        after = "works" if not p.after_merge else p.after_merge
+        groups.setdefault((p.method, p.device, *answers, after), []).append(p.quantizer)
+    return [
+        {
+            "method": method,
+            "device": device,
+            "quantizers": ", ".join(quantizers),
+            "quantized before training": before,
+            "merge into it": merge or "-",
+            "quantized after the merge": after,
+        }
+        for (method, device, before, merge, after), quantizers in groups.items()
+    ]
+
+
 def to_markdown(found: list[Compatibility]) -> str:
     """One table per device: a row per method, a column per group of quantizers that answer alike; then the reasons."""
     lines = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from typer.testing import CliRunner
 
 import peft_matrix as pm
 from harness import hardware as hw
@@ -19,6 +20,7 @@ from harness.matrix import make_cell
 from harness.methods.catalog import METHODS
 from harness.quantizers.catalog import QUANTIZERS
 from harness.spec_axes import MethodSpec, ModelSpec, QuantizationSpec, TaskUse
+from peft_matrix.cli import app
 from runners import environments
 from runners.executors.side_environment import OutsideProcess
 from runners.planning.refusals import unsupported_reason
@@ -105,6 +107,23 @@ def test_rows_give_true_or_the_reason() -> None:
     assert row["trains"] == "torchao-int4 needs a cuda device"
     (row,) = compat.as_rows(compat.pairs(device="cuda", method="lora", quantizer="bnb-nf4"))
     assert row["trains"] is row["merges"] is row["after_merge"] is True
+
+
+def test_the_terminal_says_what_works_without_numbers_to_look_up() -> None:
+    found = compat.pairs(device="cpu", method="lora")
+    rows = compat.by_answer(found)
+    named = [name for row in rows for name in str(row["quantizers"]).split(", ")]
+    assert sorted(named) == sorted(p.quantizer for p in found)
+    answers = {name: row for row in rows for name in str(row["quantizers"]).split(", ")}
+    assert (answers["bnb-nf4"]["quantized before training"], answers["bnb-nf4"]["merge into it"]) == (
+        "trains",
+        "merges",
+    )
+    assert "silently wrong" in str(answers["quanto-int8"]["merge into it"])
+    assert answers["torchao-int4"]["quantized before training"] == "torchao-int4 needs a cuda device"
+    done = CliRunner().invoke(app, ["compat", "--method", "lora", "--device", "cpu"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def _sample() -> list[tuple[str, str]]:
