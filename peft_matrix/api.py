@@ -368,7 +368,8 @@ def publish(
     """Send records (``to="hf-dataset"``) or pages (``"hf-space"``) to the Hugging Face Hub.
 
     Args:
-        folder: what to send; None: the records, or their boards for ``hf-space``.
+        folder: what to send; None: the records, or for ``hf-space`` the site of all of them, which is built or brought
+            up to date in ``site/`` of the results folder first.
         push: send; without it only say what would be sent.
     """
     from reports.apps.upload import upload
@@ -380,7 +381,10 @@ def publish(
             where=store.root,
             fix="Copy the records first (peft-matrix results merge URL --into FOLDER), or name --folder.",
         )
-    named = Path(folder) if folder is not None else (store.folder or Path()) / ("" if to == "hf-dataset" else "boards")
+    named = Path(folder) if folder is not None else store.folder or Path()
+    if folder is None and to == "hf-space":
+        named /= "site"
+        site(named, results=results)
     return upload(to, repo, named, push=push)
 
 

@@ -159,7 +159,8 @@ def publish(
     repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub: OWNER/NAME.")],
     to: Annotated[str, typer.Option(help="hf-dataset (the records) or hf-space (pages, static).")],
     folder: Annotated[
-        Path | None, typer.Option(help="Folder to upload. Default: the records, or their boards for hf-space.")
+        Path | None,
+        typer.Option(help="Folder to upload. Default: the records, or for hf-space their site, which is built first."),
     ] = None,
     push: Annotated[bool, typer.Option("--push", help="Upload. Without it, only list the files.")] = False,
     results: Results = None,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import peft_matrix as pm
 from harness.errors import UserError
 from harness.store.store import Store
 from reports.apps.upload import upload
@@ -139,6 +140,15 @@ def test_a_refusal_is_one_sentence_without_the_token(folder, monkeypatch):
     with pytest.raises(UserError, match="the Hub refused") as caught:
         upload("hf-dataset", "me/board", folder, push=True, api=hub)
     assert "hf_secret" not in str(caught.value)
+
+
+def test_a_space_without_a_folder_is_the_site_of_the_records(tmp_path):
+    Store(tmp_path / "results").append(*ok_record(cell("lora")))
+    done = pm.publish("me/site", to="hf-space", results=tmp_path / "results")
+    assert not done.sent
+    assert {"README.md", "index.html", "site.json"} <= set(done.files)
+    assert done.left_out == ()
+    assert pm.publish("me/site", to="hf-space", results=tmp_path / "results").files == done.files
 
 
 def test_a_site_is_published_by_its_manifest(tmp_path):
