@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+ROLE = re.compile(r":[a-z]+:<code>(~?)([^<]+)</code>")
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "README.md", "results/README.md")
 SECTIONS = {"howto": "How-to", "findings": "Findings", "decisions": "Decisions"}  # folder to section of the navigation
 PACKAGES = ("peft_matrix", "reports", "runners", "tasks", "harness")
@@ -79,6 +80,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         return f"{match[1]}{posixpath.relpath(target, here or '.')}{match[3] or ''}{match[4]}"
 
     return LINK.sub(moved, markdown).replace(MARK, _modules() if MARK in markdown else MARK)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Show the name alone where a docstring has a role of Sphinx: ``:class:`~harness.errors.UserError```."""
+    return ROLE.sub(lambda match: f"<code>{match[2].rpartition('.')[2] if match[1] else match[2]}</code>", html)
 
 
 def _source_of(uri: str) -> str:
