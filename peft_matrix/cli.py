@@ -5,10 +5,13 @@ Heavy imports are inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -82,9 +85,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a full disk, a folder that is gone or may not be read: the system's own sentence
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"peft-matrix: {place}{error.strerror or error}", err=True)
+    except OSError as error:  # a full disk, a folder that is gone or may not be read
+        typer.echo(f"peft-matrix: {_of_system(error)}", err=True)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
@@ -95,6 +97,23 @@ def main() -> None:
             sys.exit(EXIT_BAD_INPUT)
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_system(error: OSError) -> UserError:
+    """An error of the system with what to do about it."""
+    from runners.workspace import Workspace
+
+    place, cache = str(error.filename or ""), ""
+    with contextlib.suppress(UserError, OSError):
+        cache = str(Workspace.discover().cache)
+    fix = ""
+    if place and cache and (Path(cache).is_relative_to(place) or Path(place).is_relative_to(cache)):
+        fix = f"The cache is {cache}: make it writable, or name another folder, PEFT_MATRIX_CACHE=DIR."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "Free space there, then run the same command again."
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        fix = "Make it writable, or name another folder."
+    return UserError(error.strerror or str(error), where=place, fix=fix)
 
 
 _SEQUENCE = re.compile(

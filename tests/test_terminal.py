@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from peft_matrix import cli
 from peft_matrix.cli import harmless
 from peft_matrix.console import print_cells
 
@@ -104,3 +106,57 @@ def test_an_account_without_a_home_names_the_variable(monkeypatch: pytest.Monkey
         workspace.Workspace.discover()
     monkeypatch.setenv("PEFT_MATRIX_CACHE", "/somewhere")
     assert str(workspace.Workspace.discover().cache) == "/somewhere"
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "fix"),
+    [
+        (errno.EROFS, "/home/me/.cache", "PEFT_MATRIX_CACHE=DIR"),  # a home that is read-only, or not there
+        (errno.ENOTDIR, "/home/me/.cache/peft-matrix/jobs/1", "PEFT_MATRIX_CACHE=DIR"),
+        (errno.EACCES, "/srv/boards", "name another folder"),
+        (errno.ENOSPC, "/srv/boards", "Free space there"),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do(
+    number: int, place: str, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(**_: object) -> None:
+        raise OSError(number, os.strerror(number), place)
+
+    monkeypatch.setenv("PEFT_MATRIX_CACHE", "/home/me/.cache/peft-matrix")
+    monkeypatch.setattr(cli, "app", failing)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith(f"peft-matrix: {place}: {os.strerror(number)}. ")
+    assert fix in said
+
+
+def test_a_home_that_cannot_be_made_names_the_variable() -> None:
+    names = {name: value for name, value in os.environ.items() if name not in ("PEFT_MATRIX_CACHE", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-m", "peft_matrix.cli", "env", "create", "llamacpp"],
+        env={**names, "HOME": "/proc/nobody"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "name another folder, PEFT_MATRIX_CACHE=DIR" in done.stderr
+
+
+def test_a_site_or_an_export_in_a_wrong_place_names_the_option(tmp_path: Path) -> None:
+    from harness.errors import UserError
+    from harness.store.store import Store
+    from reports.apps import export
+    from reports.apps.site import builder
+    from tests.harness.examples import make_record
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out DIR"):
+        builder._replace(tmp_path / "file" / "site", {"index.html": b""}, {})
+    Store(tmp_path / "store").append(make_record(0))
+    with pytest.raises(UserError, match="--to FILE"):
+        export.export(Store(tmp_path / "store"), tmp_path / "file" / "all.zip")

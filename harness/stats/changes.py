@@ -52,11 +52,21 @@ def noise(repeats: ArrayLike) -> Noise | TooFew:
     Raises:
         ValueError: empty, or NaN.
     """
-    data = vector(repeats, "repeats")
+    return _noise(vector(repeats, "repeats").tolist())
+
+
+def _noise(data: list[float]) -> Noise | TooFew:
     if len(data) < FEWEST_REPEATS:
         return TOO_FEW
-    median = float(np.median(data))
-    return Noise(median, MAD_TO_SIGMA * float(np.median(np.abs(data - median))), len(data))
+    median = _median(data)
+    return Noise(median, MAD_TO_SIGMA * _median([abs(value - median) for value in data]), len(data))
+
+
+def _median(values: list[float]) -> float:
+    """The value of ``numpy.median``, in a tenth of its time for a few values."""
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return low if len(ordered) % 2 else (low + high) / 2
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,10 @@ def provisional_alarm(history: ArrayLike, latest: float, relative_floor: float) 
     Raises:
         ValueError: an empty history, or NaN.
     """
-    known = noise(vector(history, "history")[-HISTORY:])
-    value = float(vector([latest], "latest")[0])
+    known = _noise(vector(history, "history")[-HISTORY:].tolist())
+    value = float(latest)
+    if not math.isfinite(value):
+        raise ValueError("latest holds NaN or an infinity at [0]")
     if isinstance(known, str):
         return TOO_FEW
     band = known.band(relative_floor)

@@ -37,12 +37,12 @@ from harness.comparability import (
 from harness.digests import digest
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Record
-from harness.store.store import Damage, Entry, Store
+from harness.store.store import Damage, Entry, Store, parsed, without_collection
 
 FEWEST = 1_000
 FILE = "index/records.parquet"
 VERSION = f"2, records of layout {SCHEMA_VERSION}"
-_CHUNK = 2_000  # records turned into arrays at once: bounds the memory of a first build
+_CHUNK = 500  # records turned into arrays at once: bounds the memory of a first build
 
 _TEXT = ("id", "key", "label", "sweep", "role", "status", "stage", "reason", "check", "started", "finished")
 _WORDS = ("schedule", "dtype", "version")
@@ -232,31 +232,37 @@ def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST) -> Index:
     Raises:
         UserError: a folder may not be listed.
     """
-    there = {entry.path: (entry, stamp) for entry, stamp in store.stamped()}
+    with without_collection():
+        return _load(store, rebuild, fewest)
+
+
+def _load(store: Store, rebuild: bool, fewest: int) -> Index:
+    stamps = store.record_stamps()
     old = None if rebuild else _read(store)
-    if old is None:
-        kept, rows = [], None
-    else:
+    rows: Flat | None = None
+    kept: list[tuple[str, int]] = []
+    if old is not None:
         rows = old[0]
-        kept = [(p, i) for i, (p, s) in enumerate(zip(*old[1:], strict=True)) if p in there and there[p][1] == s]
+        kept = [(p, i) for i, (p, s) in enumerate(zip(*old[1:], strict=True)) if stamps.get(p) == s]
     known = {path for path, _ in kept}
-    new = [path for path in sorted(there) if path not in known]
+    there = {path: entry for path in stamps if path not in known and (entry := parsed(path)) is not None}
+    new = store.files.in_reading_order(sorted(there))
     parts, paths, damaged = [], [path for path, _ in kept], []
     if rows is not None:
         parts.append(rows.take(np.array([i for _, i in kept], np.int64)) if len(kept) < rows.rows.num_rows else rows)
     for start in range(0, len(new), _CHUNK):
-        found, bad = _read_records(store, [there[path][0] for path in new[start : start + _CHUNK]])
+        found, bad = _read_records(store, [there[path] for path in new[start : start + _CHUNK]])
         damaged += bad
         paths += [entry.path for entry, _ in found]
         parts.append(flatten(record for _, record in found))
     flat = join(parts) if len(parts) > 1 else parts[0] if parts else flatten(())
-    if new and kept:
+    if new:
         order = np.argsort(np.array(paths), kind="stable")
         flat, paths = flat.take(order.astype(np.int64)), [paths[i] for i in order]
     stale = rows is None or bool(new) or len(kept) < rows.rows.num_rows
     why = ""
     if stale and (rows is not None or rebuild or len(paths) >= fewest):
-        why = _write(store, flat, paths, [there[path][1] for path in paths])
+        why = _write(store, flat, paths, [stamps[path] for path in paths])
     return Index(flat, tuple(paths), tuple(damaged), len(new) - len(damaged), why)
 
 
@@ -267,7 +273,7 @@ def restamp(store: Store, loaded: Index) -> None:
         loaded: the index as it was before.
     """
     if store.files.exists(FILE) or len(loaded.paths) >= FEWEST:
-        stamps = {entry.path: stamp for entry, stamp in store.stamped()}
+        stamps = store.record_stamps()
         kept = [i for i, path in enumerate(loaded.paths) if path in stamps]
         paths = [loaded.paths[i] for i in kept]
         flat = loaded.flat if len(kept) == len(loaded.paths) else loaded.flat.take(np.array(kept, np.int64))

@@ -64,6 +64,9 @@ class SegmentEntry(NamedTuple):
     sha256: str
 
 
+_PATH = re.compile(r"(?:records/[\w-]+|samples)/[\w.-]+", re.ASCII)
+
+
 def name_of(rows: Iterable[SegmentEntry]) -> str:
     """Path of the segment that holds these files: the digest of the list, in the order of the paths."""
     listed = hashlib.sha256("".join(f"{r.path}\t{r.size}\t{r.sha256}\n" for r in sorted(rows)).encode()).hexdigest()
@@ -227,7 +230,7 @@ class Segment:
 
 def _sane(path: str) -> bool:
     """Only records and samples are packed, and no path leads out of the store."""
-    return re.fullmatch(r"(?:records/[\w-]+|samples)/[\w.-]+", path, re.ASCII) is not None and ".." not in path
+    return _PATH.fullmatch(path) is not None and ".." not in path
 
 
 def _first_line(error: Exception) -> str:
@@ -291,6 +294,15 @@ class StoreFiles:
         """The row of a packed file, as of the last reading of the segments; None for any other path."""
         segment = self._segment_of(path)
         return segment.by_path[path] if segment is not None else None
+
+    def in_reading_order(self, paths: Iterable[str]) -> list[str]:
+        """The paths in an order in which no part of a segment is read twice: loose files, then segment by segment."""
+
+        def place(path: str) -> tuple[str, int]:
+            segment = self._segment_of(path)
+            return ("", 0) if segment is None else (segment.path, segment.group_of(path))
+
+        return sorted(paths, key=place)
 
     def _segment_of(self, path: str) -> Segment | None:
         folder, _, name = path.rpartition("/")

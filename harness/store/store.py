@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from harness.errors import UserError
-from harness.record import FINAL_STATUSES, Record, UnknownLayout
+from harness.record import FINAL_STATUSES, Record, SharedParts, UnknownLayout
 from harness.store.blob_storage import LocalFiles, RemoteFiles, open_files
 from harness.store.leases import Leases
 from harness.store.samples import samples_table
@@ -129,12 +129,12 @@ class Store:
                 found.setdefault(entry.key, []).append(entry)
         return {key: sorted(found[key]) for key in sorted(found)}
 
-    def stamped(self) -> Iterator[tuple[Entry, str]]:
-        """Every record with its stamp, another one as soon as its file is written again (:meth:`LocalFiles.stamps`)."""
-        for folder, name, stamp in self.files.stamps("records"):
-            entry = _parse(folder, name)
-            if entry is not None:
-                yield entry, stamp
+    def record_stamps(self) -> dict[str, str]:
+        """Every file below ``records`` with its stamp, another one as soon as it is written again.
+
+        Which of them are records, :func:`parsed` says. The stamps are those of :meth:`LocalFiles.stamps`.
+        """
+        return {f"{folder}/{name}": stamp for folder, name, stamp in self.files.stamps("records")}
 
     # --- writing -------------------------------------------------------------------------------
     def append(self, record: Record, samples: bytes | None = None) -> Entry:
@@ -215,8 +215,14 @@ class Store:
         """
         entries = self.entries()
         wanted = entries if keys is None else [key for key in sorted(set(keys)) if key in entries]
-        with _no_collection():
-            read = [self.read(entry) for key in wanted for entry in entries[key]]
+        chosen = {entry.path: entry for key in wanted for entry in entries[key]}
+        shared = SharedParts()
+        with without_collection():
+            found: dict[str, Record | Damage] = {}
+            for path in self.files.in_reading_order(chosen):
+                one = self.read(chosen[path])
+                found[path] = shared.share(one) if isinstance(one, Record) else one
+        read = [found[path] for path in chosen]
         return [r for r in read if isinstance(r, Record)], [d for d in read if isinstance(d, Damage)]
 
     def latest(self, entries: Sequence[Entry]) -> Entry | None:
@@ -364,8 +370,8 @@ class Store:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection meanwhile: records have no cycles, and each collection walks through all of those read."""
+def without_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: records and series have no cycles, and a collection walks through all."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -429,6 +435,12 @@ def _same_record(held: bytes | None, data: bytes, identity: str) -> bool:
         return Record.from_json(held.decode()).id == identity
     except (UserError, UnicodeDecodeError):
         return False
+
+
+def parsed(path: str) -> Entry | None:
+    """The entry of a file, from the name alone; None for one that is no record."""
+    folder, _, name = path.rpartition("/")
+    return _parse(folder, name)
 
 
 def _parse(folder: str, name: str) -> Entry | None:

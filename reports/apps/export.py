@@ -46,7 +46,8 @@ def export(store: Store, to: Path, *, sweep: str | None = None) -> tuple[list[Pa
             return [to], len(paths)
         return _tables(store, flat, to), len(paths)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(to)) from error
+        what = f"cannot be written: {error.strerror or error}"
+        raise UserError(what, where=str(to), fix="Name another file: --to FILE.") from error
 
 
 def _of_sweep(store: Store, sweep: str | None) -> tuple[index.Flat, list[str]]:

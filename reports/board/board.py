@@ -24,7 +24,7 @@ from reports.data.effects import Evidence, TestedEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
-from reports.data.samples import SampleSource, samples_of_records
+from reports.data.samples import ARMS, SampleSource, samples_of_records
 from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
@@ -208,7 +208,7 @@ def build(
     samples = samples_of_records(store, by_id.values()) if store is not None else None
     evidence = Evidence(samples)
     timed = TimedRuns(record for _, record in wanted)
-    rows = aggregate(frame(record for _, record in kept), samples, evidence)
+    rows = aggregate(frame(record for _, record in kept), samples, evidence, board.quantities | ARMS.keys())
     shared = lr_sensitivity.at_shared_rate(trials)
     parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
     for row in cast("list[dict[str, Any]]", rows.to_dict("records")):

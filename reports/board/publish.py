@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.store.store import Damage, Store
+from harness.store.store import Damage, Store, without_collection
 from reports.board.board import BoardTable, build, load_board
 from reports.board.checks import Smell, check_folder
 from reports.board.feeds import atom, badge
@@ -174,8 +174,9 @@ def build_board(
     if learned:
         board = board.model_copy(update={"rows": board.rows.of_verdicts(learned)})
     store = Store(results)
-    records, damaged = store.records(keys)
-    table = build(board, records, store, planned=keys)
+    with without_collection():
+        records, damaged = store.records(keys)
+        table = build(board, records, store, planned=keys)
     return BuiltBoard(table, tuple(records), store, tuple(damaged))
 
 

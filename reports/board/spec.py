@@ -209,6 +209,13 @@ class Board(FileModel):
             raise ValueError("a 'difference' column needs a 'baseline'")
         return self
 
+    @property
+    def quantities(self) -> frozenset[str]:
+        """Columns of a frame that the board shows, ranks or orders by."""
+        shown = {name for c in self.columns for name in (c.quantity.column if c.quantity else None, c.minus) if name}
+        axes = {quantity.column for axis in self.pareto for quantity in axis.quantities}
+        return frozenset({*shown, *axes, self.rank, self.sort})
+
     def titled(self, sweep: str, summary: str = "") -> Board:
         """The board with the sweep's name and its summary, or else the board's own title, as title."""
         words = summary.strip().rstrip(".") or self.title

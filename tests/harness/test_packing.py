@@ -288,6 +288,31 @@ def test_a_batch_reads_like_records_appended_one_by_one(tmp_path: Path) -> None:
     segment_of(tmp_path / "b")
 
 
+def test_no_part_of_a_segment_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of one part are spread over all keys, and the parts are larger than what is kept of them."""
+    monkeypatch.setattr(segments, "GROUP_BYTES", 4_000)
+    monkeypatch.setattr(segments, "CACHE_BYTES", 1)
+    for start in range(3):
+        numbers = range(start, 4 * COUNT, 3)
+        append_batch(Store(tmp_path), [(make_record(number), None) for number in numbers])
+    read: list[tuple[str, int]] = []
+    group = segments.Segment.group
+
+    def noted(segment: segments.Segment, number: int) -> dict[str, bytes]:
+        read.append((segment.path, number))
+        return group(segment, number)
+
+    monkeypatch.setattr(segments.Segment, "group", noted)
+    records = Store(tmp_path).records()[0]
+    assert len(read) == len(set(read)) > 6
+    read.clear()
+    loaded = index.load(Store(tmp_path), fewest=1)
+    assert len(read) == len(set(read)) > 6
+    assert [r.id for r in records] == loaded.flat.rows.column("id").to_pylist()
+    assert list(loaded.paths) == sorted(loaded.paths)
+    assert len(records) == 4 * COUNT
+
+
 def test_a_refused_batch_leaves_nothing(tmp_path: Path) -> None:
     good = batch(range(3))
     with pytest.raises(ValueError, match="do not hash"):

@@ -23,6 +23,7 @@ from harness.record import (
     Reading,
     Record,
     SamplesRef,
+    SharedParts,
     Span,
     UnknownLayout,
 )
@@ -59,6 +60,27 @@ def test_a_record_reads_back_as_it_was_written(record: Record) -> None:
     assert copy == record
     assert copy.id == record.id
     assert copy.to_json() == text
+
+
+@given(st.lists(RECORDS, max_size=3))
+def test_sharing_equal_parts_changes_no_record(records: list[Record]) -> None:
+    shared = SharedParts()
+    for record in [*records, *(full_record() for _ in range(2))]:
+        text = record.to_json()
+        assert shared.share(Record.from_json(text)).to_json() == text
+
+
+def test_records_that_are_held_together_share_what_is_equal() -> None:
+    energy = missing("energy_gross_j", "no_device", source="NVML")
+    zeros = [reading("accuracy", zero, source="scorer") for zero in (0.0, -0.0)]
+    packages = {"packages": {"torch": "2.13.0"}}
+    spans = (Span(stage="train", seconds=1.0, readings=(energy,)),)
+    made = [make_record(n, metrics={"accuracy": zeros[n]}, spans=spans, environment=packages) for n in range(2)]
+    shared = SharedParts()
+    first, second = (shared.share(Record.from_json(record.to_json())) for record in made)
+    assert first.spans[0].readings[0] is second.spans[0].readings[0]
+    assert first.environment["packages"] is second.environment["packages"]
+    assert [str(r.metrics["accuracy"].value) for r in (first, second)] == ["0.0", "-0.0"]
 
 
 @given(RECORDS, st.integers(min_value=0))

@@ -40,6 +40,13 @@ def test_median_absolute_deviation_of_a_textbook_sample():
     )
 
 
+@given(st.lists(st.floats(-1e300, 1e300), min_size=5, max_size=24))
+def test_noise_is_that_of_numpys_median(values):
+    middle = float(np.median(values))
+    found = stats.noise(values)
+    assert (found.median, found.sigma) == (middle, 1.4826 * float(np.median(np.abs(np.array(values) - middle))))
+
+
 def test_no_noise_and_no_alarm_before_five_runs():
     assert stats.noise([1.0] * 4) == "too_few"
     assert stats.provisional_alarm([1.0] * 4, 9.0, 0.01) == "too_few"

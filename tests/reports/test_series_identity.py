@@ -189,3 +189,20 @@ def test_a_label_that_two_cells_could_have_had_is_not_followed() -> None:
     assert identity.renames(spans, at.__getitem__) == []
     assert identity.renames(spans[1:], at.__getitem__) == [(0, 1)]
     assert identity.renames(spans[::-2], at.__getitem__) == [(1, 0)], "the order of the list means nothing"
+
+
+def test_renames_are_looked_for_once_a_series_and_not_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 300
+    spans = [
+        identity.LabelSpan(f"s{i}", f"k{i}", f"k{i}", f"2026-01-{1 + i % 9:02d}", "2026-01-20") for i in range(count)
+    ]
+    asked = 0
+
+    def after(one: identity.LabelSpan, other: identity.LabelSpan) -> bool:
+        nonlocal asked
+        asked += 1
+        return one.first[:10] > other.last[:10]
+
+    monkeypatch.setattr(identity, "_after", after)
+    assert identity.renames(spans, {}.__getitem__) == []
+    assert asked <= 4 * count

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from harness import stats
 from harness.record import Record
 from harness.store import index
-from harness.store.store import Store
+from harness.store.store import Store, without_collection
 from reports.apps.regressions import decisions as kept
 from reports.apps.regressions.detect import CellFinding, PooledFinding, Report, detect
 from reports.apps.regressions.series import History, Series, SeriesPoint, history
@@ -28,6 +28,11 @@ def read(root: str, *, sweep: str | None = None) -> History:
 
 def look(root: str, *, sweep: str | None = None) -> Report:
     """Changes in the records and samples of a store, given its baseline decisions."""
+    with without_collection():
+        return _look(root, sweep)
+
+
+def _look(root: str, sweep: str | None) -> Report:
     store, found = Store(root), read(root, sweep=sweep)
     return detect(found, samples=stored_samples(store, found.samples.get), decisions=kept.load(store))
 

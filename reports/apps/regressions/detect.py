@@ -169,14 +169,15 @@ def detect(
 
 def _ended_and_began(found: History) -> tuple[list[SeriesEnd], list[str]]:
     """Series that stop before the newest day of their sweep, and those that have records of that day alone."""
-    days: dict[str, list[str]] = {}
+    days: dict[str, set[str]] = {}
     for members in found.attempts.values():
-        days.setdefault(members[-1].sweep, []).extend(one.finished[:10] for one in members)
+        days.setdefault(members[-1].sweep, set()).update(one.finished[:10] for one in members)
+    spans = {sweep: (min(known), max(known)) for sweep, known in days.items()}
     differs: dict[str, Mapping[str, str]] = dict(found.breaks)
     ended, began = [], []
     for members in found.attempts.values():
-        first, last, known = members[0], members[-1], days[members[-1].sweep]
-        newest, oldest = max(known), min(known)
+        first, last = members[0], members[-1]
+        oldest, newest = spans[last.sweep]
         if last.finished[:10] < newest:
             fields = differs.get(last.label, {})
             ended.append(SeriesEnd(last.label, last.finished, tuple(f"{k} {v}" for k, v in fields.items())))

@@ -155,8 +155,11 @@ def renames(spans: Sequence[LabelSpan], cell: Callable[[str], Mapping[str, objec
         spans: the series of one sweep and machine.
         cell: key to its cell; asked only of series that ended before another began, by days.
     """
-    ended = [i for i, one in enumerate(spans) if any(_after(other, one) for other in spans)]
-    began = [i for i, one in enumerate(spans) if any(_after(one, other) for other in spans)]
+    if not spans:
+        return []
+    latest, earliest = max(spans, key=lambda one: one.first[:10]), min(spans, key=lambda one: one.last[:10])
+    ended = [i for i, one in enumerate(spans) if _after(latest, one)]
+    began = [i for i, one in enumerate(spans) if _after(one, earliest)]
     old = {i: facts(cell(spans[i].newest)) for i in ended}
     new: dict[tuple[str, ...], list[tuple[int, Facts]]] = {}
     for i in began:
@@ -169,8 +172,13 @@ def renames(spans: Sequence[LabelSpan], cell: Callable[[str], Mapping[str, objec
         if _after(spans[j], spans[i]) and spans[i].label != spans[j].label
         if stated.keys() <= here.keys() and one_series(stated, here)
     ]
-    later = {i: _only(spans, [j for a, j in fits if a == i], newest=False) for i, _ in fits}
-    earlier = {j: _only(spans, [i for i, b in fits if b == j], newest=True) for _, j in fits}
+    after: dict[int, list[int]] = {}
+    before: dict[int, list[int]] = {}
+    for i, j in fits:
+        after.setdefault(i, []).append(j)
+        before.setdefault(j, []).append(i)
+    later = {i: _only(spans, found, newest=False) for i, found in after.items()}
+    earlier = {j: _only(spans, found, newest=True) for j, found in before.items()}
     return [(i, j) for i, j in fits if later[i] == j and earlier[j] == i]
 
 

@@ -221,7 +221,8 @@ def environment_changes(series: Sequence[Series], found: History) -> list[Enviro
             continue
         pair = (earlier[-1].fingerprint, segment[-1].fingerprint)
         since, cells = changes.get(pair, (segment[0].finished, set()))
-        changes[pair] = (min(since, segment[0].finished), cells | {one.key})
+        cells.add(one.key)
+        changes[pair] = (min(since, segment[0].finished), cells)
     return [
         EnvironmentChange(old, new, since, len(cells), _suspects(found, old, new))
         for (old, new), (since, cells) in sorted(changes.items())

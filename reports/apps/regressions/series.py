@@ -51,7 +51,7 @@ class Series:
     points: tuple[SeriesPoint, ...]
     sweep: str = ""
 
-    @property
+    @cached_property
     def quantity(self) -> str:
         """Name of the metric without its stage."""
         return self.metric.rpartition(".")[2]
@@ -260,30 +260,38 @@ def _home(rows: Mapping[str, Sequence[Any]], i: int, known: Mapping[str, set[str
     return next(iter(places)) if not rows["machine"][i] and len(places) == 1 else _place(rows, i)
 
 
-def _watched(flat: Flat) -> dict[int, list[tuple[str, str, float, int | None]]]:
-    """Row to (name, family, value, items) of its readings that are watched and have a value."""
+class _Watched(NamedTuple):
+    """Readings that are watched and have a value: those of row i are from ``starts[i]`` to ``starts[i + 1]``."""
+
+    names: list[str]
+    families: list[str]
+    starts: list[int]
+    kind: list[int]
+    value: list[float]
+    items: list[int | None]
+
+
+def _watched(flat: Flat) -> _Watched:
     families = [METRICS[kind.quantity].family if kind.quantity in METRICS else "" for kind in flat.kinds]
     wanted = np.array([family in FAMILIES for family in families], bool)
     at = np.flatnonzero(wanted[flat.kind] & ~np.isnan(flat.value)) if len(flat.kind) else np.array([], np.int64)
-    owners, found = flat.owners()[at].tolist(), dict[int, list[tuple[str, str, float, int | None]]]()
-    columns = (flat.kind[at].tolist(), flat.value[at].tolist(), flat.n[at].tolist())
-    for owner, code, value, n in zip(owners, *columns, strict=True):
-        row = (flat.kinds[code].name, families[code], value, None if math.isnan(n) else int(n))
-        found.setdefault(owner, []).append(row)
-    return found
+    items = [None if math.isnan(n) else int(n) for n in flat.n[at].tolist()]
+    columns = (np.searchsorted(at, flat.starts).tolist(), flat.kind[at].tolist(), flat.value[at].tolist(), items)
+    return _Watched([kind.name for kind in flat.kinds], families, *columns)
 
 
-def _series(
-    members: Sequence[SeriesAttempt], watched: Mapping[int, Sequence[tuple[str, str, float, int | None]]]
-) -> list[Series]:
+def _series(members: Sequence[SeriesAttempt], watched: _Watched) -> list[Series]:
+    names, families, starts, kinds, values, items = watched
     points: dict[str, list[SeriesPoint]] = {}
     for one in members:
         if one.status != "ok":
             continue
         disturbed = bool({"throttled", "shared"} & set(one.marks))
-        for name, family, value, n in watched.get(one.at, ()):
-            if not (disturbed and family in ("time", "energy", "memory")):
-                points.setdefault(name, []).append(SeriesPoint(one.finished, one.id, value, one.fingerprint, n))
+        for at in range(starts[one.at], starts[one.at + 1]):
+            code = kinds[at]
+            if not (disturbed and families[code] in ("time", "energy", "memory")):
+                point = SeriesPoint(one.finished, one.id, values[at], one.fingerprint, items[at])
+                points.setdefault(names[code], []).append(point)
     last = members[-1]
     return [
         Series(last.key, last.label, name, last.model, tuple(found), last.sweep)

@@ -188,7 +188,8 @@ def _replace(out: Path, files: Mapping[str, bytes], inputs: Mapping[str, str]) -
             if not any(folder.iterdir()):
                 shutil.rmtree(folder)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
+        what = f"the site cannot be written: {error.strerror or error}"
+        raise UserError(what, where=str(out), fix="Name another folder: --out DIR.") from error
 
 
 def _listed(manifest: Path) -> list[str]:
