@@ -386,10 +386,14 @@ def build_context(job: Job, say: Say, number: int = 0) -> Context:
 
 
 def skills(task: Task, evaluation: Evaluation, roots: list[Path]) -> list[Task]:
-    """Tasks scored before and after adaptation: those that the task names, then those of the sweep in its formats."""
+    """Tasks scored before and after adaptation: those that the task names, then those of the sweep in its formats.
+
+    Without those that need another kind of model: a classifier has no answer in words."""
     formats: dict[str, Format | None] = dict.fromkeys(task.definition.retain)
     formats |= {skill.name: skill.format for skill in evaluation.retain}
-    return [in_format(load_task(name, roots), form or "finetune") for name, form in formats.items()]
+    found = [in_format(load_task(name, roots), form or "finetune") for name, form in formats.items()]
+    kind = MODEL_KIND[task.definition.kind]
+    return [skill for skill in found if MODEL_KIND[skill.definition.kind] == kind]
 
 
 def outcome_of(error: BaseException, stage: str, folder: Path) -> Outcome:

@@ -84,6 +84,17 @@ def test_a_kept_skill_is_asked_in_the_format_of_the_sweep(
     assert found["letter"] == 1.0 > found["finetune"]
 
 
+def test_a_classifier_is_asked_no_skill_that_is_answered_in_words(data_root: Path, tokenizer: Any) -> None:
+    evaluation = Evaluation.model_validate({"retain": ["openbookqa"]})
+    ctx = cell(load_task("trec-text", []), data_root, tokenizer, {})
+    ctx.kind, ctx.evaluation = "sequence-classification", evaluation
+    ctx.retain = skills(load_task("trec", []), evaluation, [])
+    retain.score_skills(ctx, arm="base", metric="base_retained_accuracy")
+    found = ctx.metrics["base_retained_accuracy"]
+    assert found.value is None
+    assert "a sequence-classification model cannot be asked openbookqa" in found.source + str(found.details)
+
+
 @pytest.mark.parametrize(
     ("retained", "said"),
     [

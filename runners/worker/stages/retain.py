@@ -29,7 +29,9 @@ def score_skills(ctx: Context, *, arm: str, metric: str) -> None:
     """Mean accuracy over the tasks that the task or the sweep names under ``retain``, every skill weighing the same."""
     source = f"mean over {len(ctx.retain)} skills, {SKILL_ITEMS} test items each"
     if not ctx.retain:
-        ctx.record_missing(metric, "not_applicable", source="retention", note="no skills to retain are named")
+        named = ", ".join(skill.name for skill in ctx.evaluation.retain)
+        note = f"a {ctx.kind} model cannot be asked {named}" if named else "no skills to retain are named"
+        ctx.record_missing(metric, "not_applicable", source="retention", note=note)
         return
     if ctx.random_weights:
         ctx.record_missing(metric, "not_applicable", source="retention", note=RANDOM_WEIGHTS)
