@@ -84,7 +84,7 @@ def test_a_kept_skill_is_asked_in_the_format_of_the_sweep(
     assert found["letter"] == 1.0 > found["finetune"]
 
 
-def test_a_classifier_is_asked_no_skill_that_is_answered_in_words(data_root: Path, tokenizer: Any) -> None:
+def test_a_classifier_is_asked_no_skill_answered_in_words(data_root: Path, tokenizer: Any) -> None:
     evaluation = Evaluation.model_validate({"retain": ["openbookqa"]})
     ctx = cell(load_task("trec-text", []), data_root, tokenizer, {})
     ctx.kind, ctx.evaluation = "sequence-classification", evaluation
