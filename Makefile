@@ -34,7 +34,7 @@ test:
 	@scripts/setup.sh test
 	@echo "Lint ..." && $(MAKE) -s lint
 	@echo "Types ..." && $(MAKE) -s types
-	@echo "Tests ..." && HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 || { echo "Tests failed: the lines above say which."; exit 1; }
+	@echo "Tests ..." && HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 || { echo "Tests failed: the lines above say which."; exit 1; }
 
 bench:
 	@scripts/setup.sh test

@@ -417,6 +417,26 @@ def claims_encoder() -> Statements:
     yield f"{items} items and three seeds find differences of {100 * min(found):.1f} to {100 * max(found):.1f} points"
 
 
+def claims_lora() -> Statements:
+    """Statements of docs/findings/smollm2.md about what tuning costs the base."""
+    records = [r for r in of_store("cpu-2core-claims", "claims-lora") if "SmolLM2" in r.label]
+    steps, batch, items = budget(named(records, "full"))
+    yield f"in {steps} steps of {batch} rows"
+    yield f"three seeds, {items} test items"
+    base = 100 * values(records, "base_retained_accuracy", method="full")[0]
+    yield f"The base answers {base:.1f} % of {named(records, 'full').metrics['retained_accuracy'].n} items"
+    for method, name in (("full", "full fine-tuning"), ("lora-r8", "LoRA, rank 8")):
+        rate = named(records, method).cell["method"]["learning_rate"]
+        shown = [100 * statistics.fmean(values(records, m, method=method)) for m in ("accuracy", "retained_accuracy")]
+        yield f"| {name} | {rate:g} | {shown[0]:.1f} % | {shown[1]:.1f} % |"
+    page = (boards.ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    for claim, words in (("lora-forgets-less-smollm2", "LoRA keeps"), ("lora-learns-less-smollm2", "and learns")):
+        found = re.search(rf"`{claim}`.*? \| (-?[\d.]+) points \[(-?[\d.]+), (-?[\d.]+)\]", page)
+        assert found is not None
+        effect, low, high = (f"{float(x):.1f}".replace("-", "−") for x in found.groups())
+        yield f"{words} {effect} points [{low}, {high}]"
+
+
 def claims_nano() -> Statements:
     """Statements of docs/findings/claims-nano.md."""
     records = of_store("cpu-2core-claims", "claims-nano")
