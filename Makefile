@@ -4,11 +4,12 @@ VENV ?= .venv
 export VENV PYTHON
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-llm test lint types bench boards docs docs-site clean
+.PHONY: help demo demo-llm test lint types audit bench boards docs docs-site clean
 help:
 	@echo "make demo       install, run the built-in sweep, print the leaderboard"
 	@echo "make demo-llm   the same with a real language model of 135 M parameters, on film reviews"
 	@echo "make test       install, lint, check types, run the whole suite"
+	@echo "make audit      ask PyPI for known vulnerabilities of the pinned packages (needs a network)"
 	@echo "make bench      print the performance figures (ratios; nothing is asserted)"
 	@echo "make docs       regenerate the pages made from code: methods, compat, tasks, metrics"
 	@echo "make boards     draw and check the boards of the committed records into build/boards; update the copies in git"
@@ -35,6 +36,10 @@ test:
 	@echo "Lint ..." && $(MAKE) -s lint
 	@echo "Types ..." && $(MAKE) -s types
 	@echo "Tests ..." && HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 || { echo "Tests failed: the lines above say which."; exit 1; }
+
+audit:
+	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
+	@build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt || { echo "The audit is not clean: the lines above name a vulnerability, or a package that could not be looked up."; exit 1; }
 
 bench:
 	@scripts/setup.sh test

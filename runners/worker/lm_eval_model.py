@@ -7,19 +7,25 @@ several options once, and check for a stop text at intervals instead of after ev
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import StrictUndefined
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from harness.errors import CheckFailed, Unsupported, UserError
 from harness.spec import LmEvalUse
 from harness.spec_axes import Decoding
+from runners.worker.chat import RENDER_BYTES, RENDER_S, TooSlow, limited
 from runners.worker.completion import complete
 from runners.worker.context import Context, context_length
 from runners.worker.likelihood import log_probs, windows
@@ -120,6 +126,7 @@ class Suite:
     def __init__(self, uses: Sequence[LmEvalUse], workspaces: list[Path]) -> None:
         from lm_eval.tasks import TaskManager
 
+        use_sandbox()
         files = {use.task: lm_eval_tasks.local_file(use.task, workspaces) for use in uses}
         folders = sorted({str(path.parent) for path in files.values() if path})
         # indexing the package's own 14,000 tasks takes ten seconds, so it is done only where one is wanted
@@ -160,6 +167,29 @@ class Suite:
                 fix="Fetch it once with a network, or name a task whose data is here.",
             ) from error
         return found
+
+
+def use_sandbox() -> None:
+    """From here on, templates of lm-eval's tasks are rendered as chat templates are: in a sandbox, with limits.
+
+    lm-eval itself renders the ``doc_to_text`` of any YAML in jinja2 without one. The text is the same.
+    """
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = utils.regex_replace
+    compiled = functools.lru_cache(maxsize=64)(environment.from_string)
+
+    def apply_template(template: str, doc: Mapping[str, object]) -> str:
+        try:
+            with limited(RENDER_S, RENDER_BYTES):
+                return compiled(template).render(**doc)
+        except (TooSlow, MemoryError, OverflowError, SecurityError) as error:
+            raise UserError(
+                f"the template of an lm-eval task failed: {str(error) or 'it asked for too much memory'}",
+                where=repr(template[:80]),
+                fix="Mend it in the task's YAML.",
+            ) from error
+
+    utils.apply_template = apply_template
 
 
 @contextlib.contextmanager

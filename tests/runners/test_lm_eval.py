@@ -272,3 +272,30 @@ def test_lm_eval_tasks_are_scored_before_and_after(bench: Bench) -> None:
     assert set(facts) == {"base", "retained"}
     [use] = record["cell"]["evaluation"]["lm_eval"]
     assert use["pin"].startswith("lm-eval 0.4.13, ")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ q.__class__.__mro__ }}", "unsafe"),
+        ("{{ q.__init__.__globals__ }}", "unsafe"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "did not end within 0.2 s"),
+        ("{{ 'ab' * 3000000000 }}", "memory"),
+    ],
+)
+def test_templates_of_tasks_run_in_a_sandbox_with_limits(
+    template: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A YAML of lm-eval renders in jinja2 whatever its author wrote."""
+    from lm_eval import utils
+
+    from runners.worker import lm_eval_model
+
+    usual, doc = "{{q | regex_replace('b', 'c')}}: {{ ' '.join(a) }}\n", {"q": "ab", "a": ["x", "y"]}
+    told = utils.env.from_string(usual).render(**doc)
+    monkeypatch.setattr(utils, "apply_template", utils.apply_template)  # undone afterwards
+    monkeypatch.setattr(lm_eval_model, "RENDER_S", 0.2)
+    lm_eval_model.use_sandbox()
+    assert utils.apply_template(usual, doc) == told == "ac: x y\n"
+    with pytest.raises(UserError, match=said):
+        utils.apply_template(template, doc)

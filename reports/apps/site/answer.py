@@ -17,7 +17,7 @@ from harness.metrics import METRICS, MetricDef
 from harness.record import Record
 from reports.apps.site.text import line
 from reports.board.board import BoardRow, BoardTable, CellContent, Section
-from reports.board.formats.text import MISSING, ColumnText, columns, place, scale, why_words
+from reports.board.formats.text import MISSING, ColumnText, place, scale, why_words
 
 LEARNED = "learned"
 UNTRAINED = "none"
@@ -184,14 +184,16 @@ def held(row: BoardRow, where: str | int) -> CellContent:
 
 
 # --- the front page ------------------------------------------------------------------------------
-def card(table: BoardTable, section: Section, row_pages: Mapping[str, str]) -> dict[str, object]:
+def card(
+    table: BoardTable, section: Section, row_pages: Mapping[str, str], shown: list[ColumnText]
+) -> dict[str, object]:
     """A table as the front page shows it.
 
     Args:
         row_pages: configuration to the name of its page.
+        shown: the table's columns (:func:`reports.board.formats.text.columns`).
     """
     found = answer(table, section)
-    shown = columns(table)
     best = found.rows or tuple(row for row in section.rows if row.status == "ok" and not row.marks)
     return {
         "id": section.group,

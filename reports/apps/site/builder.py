@@ -283,12 +283,13 @@ class _Pages:
 
     def _rows(self, folder: str, table: BoardTable, names: Mapping[str, str], shared: Mapping[str, object]) -> None:
         """A page per configuration, with all its seeds, and its line on the page of its method and in the search."""
+        shown = columns(table)
         for section in table.sections:
             for row in section.rows:
-                found = rowpage.describe(table, section, row, names)
+                found = rowpage.describe(table, section, row, names, shown)
                 page = f"{folder}/rows/{page_name(row.config)}.html"
                 self._page(page, "group", here="row", **found, **shared)
-                entry = rowpage.entry(table, section, row) | {"board": shared["sweep"], "folder": folder}
+                entry = rowpage.entry(table, section, row, shown) | {"board": shared["sweep"], "folder": folder}
                 self._entries.append(entry)
 
     def _cells(
@@ -421,12 +422,13 @@ def failures(table: BoardTable, names: Mapping[str, str]) -> list[tuple[str, lis
 
 def _overview(part: Part, table: BoardTable) -> dict[str, object]:
     axes = {axis: len({row.labels[axis] for s in table.sections for row in s.rows}) for axis in AXES}
+    shown = columns(table)
     return {
         "name": line(part.name, 120),
         "folder": page_name(part.name),
         "title": line(table.board.title, 200),
         "cards": [
-            card(table, section, {row.config: page_name(row.config) for row in section.rows})
+            card(table, section, {row.config: page_name(row.config) for row in section.rows}, shown)
             for section in table.sections
         ],
         "statuses": statuses(table),

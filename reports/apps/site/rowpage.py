@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.record import Record
@@ -14,20 +14,23 @@ from reports.apps.site.answer import card_row, cautions, row_name
 from reports.apps.site.cellpage import main_settings, result
 from reports.apps.site.text import line, page_name
 from reports.board.board import BoardRow, BoardTable, Section
-from reports.board.formats.text import MISSING, columns, place, rank_text
+from reports.board.formats.text import MISSING, ColumnText, place, rank_text
 
 MOST_POINTS = 200
 """Points of a curve on a row's page; a longer series is thinned. The cell's page has all of them."""
 MOST_CHANGES = 30
 
 
-def describe(table: BoardTable, section: Section, row: BoardRow, names: Mapping[str, str]) -> dict[str, object]:
+def describe(
+    table: BoardTable, section: Section, row: BoardRow, names: Mapping[str, str], shown_columns: Sequence[ColumnText]
+) -> dict[str, object]:
     """Everything the template of a row's page shows.
 
     Args:
         names: record id to the name of its cell page.
+        shown_columns: the table's columns (:func:`reports.board.formats.text.columns`), made once for all its rows.
     """
-    shown = [column for column in columns(table) if column.scale is not None]
+    shown = [column for column in shown_columns if column.scale is not None]
     facts = [(column.label, place(column, row), column.unit) for column in shown]
     records = [(names[i], table.records[i]) for i in row.records]
     results = [(page, record, dict(result(record))) for page, record in records]
@@ -69,9 +72,9 @@ def thinned(record: Record) -> tuple[str, int, list[float]]:
     return line(record.cell_view.seed, 20), every, [round(float(value), 5) for value in values[::every]]
 
 
-def entry(table: BoardTable, section: Section, row: BoardRow) -> dict[str, Any]:
+def entry(table: BoardTable, section: Section, row: BoardRow, shown_columns: Sequence[ColumnText]) -> dict[str, Any]:
     """A row on the page of its method and in the search over all boards."""
-    brief = card_row(table, section, row, columns(table), {})
+    brief = card_row(table, section, row, list(shown_columns), {})
     return {
         "method": line(row.labels["method"], 120),
         "method_page": page_name(row.labels["method"]),

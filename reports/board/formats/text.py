@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import statistics
@@ -47,10 +48,22 @@ def plain(text: object, limit: int = LABEL_CHARACTERS) -> str:
     A name out of a file may hold anything, a terminal escape sequence included; nothing but its letters may
     have an effect on what surrounds it.
     """
-    line = re.sub(r"[\t\n\r]+", " ", str(text)[: 4 * limit])
+    whole = str(text)[: 4 * limit]
+    return _short(whole, limit) if len(whole) <= _SHORT else _on_one_line(whole, limit)
+
+
+_SHORT = 80
+"""Characters of a text that is remembered: labels, tasks and answers come again and again."""
+
+
+def _on_one_line(text: str, limit: int) -> str:
+    line = re.sub(r"[\t\n\r]+", " ", text)
     safe = line.isascii() and line.isprintable()
     shown = (line if safe else "".join(map(_escape, line))).strip()
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+_short = functools.lru_cache(maxsize=2**16)(_on_one_line)
 
 
 def _escape(character: str) -> str:
