@@ -10,9 +10,13 @@ Each round has a separate store, three drivers at once on it (the command ``run`
     read-only   the store is mounted read-only for a while
     clock       the clock of every process jumps by hours, years and decades, forwards and back, while KILL strikes
     no-locks    every driver has a separate cache and the store is a URL: no driver sees the others' locks
+    networks    the same, and the drivers are in two network namespaces with two host names. The URL leads to one disk:
+                only the leases in the store keep the two sides apart
+    ray         the cells run on a Ray cluster of this machine; KILL and TERM to drivers
 
-Filling and mounting need the right to mount; without it these rounds are skipped with the reason. A cell is cheap
-(tests/runners/cheap.py); command line, scheduler, processes, claims and store are the real ones.
+Filling, mounting and namespaces need the right to make them, and Ray its package; without it these rounds are skipped
+with the reason. A cell is cheap (tests/runners/cheap.py); command line, scheduler, processes, claims and store are the
+real ones.
 """
 
 from __future__ import annotations
@@ -41,10 +45,15 @@ from tests.runners import cheap
 
 REPOSITORY = Path(__file__).parents[1]
 HAZARDS = ("signals", "full-disk", "file-size", "read-only", "clock", "no-locks")
+BY_HAND = ("networks", "ray")
+"""Hazards of which the suite plays no short round."""
+APART = ("no-locks", "networks")
 DRIVERS, WORKERS = 3, 2
 STORE_MIB = 64
 LOST_AFTER_S = 4.0
 """A worker that is stopped for so long is killed by its driver."""
+PAUSES_S = {"full-disk": (3.0, 8.0), "read-only": (3.0, 8.0), "ray": (6.0, 20.0)}
+"""Between two strikes, where that is not a second at most; a driver needs seconds to join a Ray cluster."""
 PATIENCE_S = 600.0
 """A round that makes no progress for so long has failed."""
 ENDS_WITHIN_S = 30.0
@@ -60,7 +69,11 @@ try:
     if "CHEAP_CLOCK" in os.environ:
         import tests.runners.cheap
     from runners.executors.local import LocalExecutor
-    LocalExecutor.__init__.__kwdefaults__.update(work="tests.runners.cheap:work", preload=("tests.runners.cheap",))
+    cheap = dict(work="tests.runners.cheap:work", preload=("tests.runners.cheap",))
+    LocalExecutor.__init__.__kwdefaults__.update(cheap)
+    if "ray" in sys.argv:
+        from runners.executors.ray import RayExecutor
+        RayExecutor.__init__.__kwdefaults__.update(cheap)
     from peft_matrix import cli
 except KeyboardInterrupt:
     sys.exit(130)
@@ -108,7 +121,7 @@ class Driver:
         self.number = number
         self.sent: set[int] = set()
         self.log = game.folder / f"driver-{uuid.uuid4().hex[:8]}.log"
-        cache = game.folder / (f"cache-{number}" if game.hazard == "no-locks" else "cache")
+        cache = game.folder / (f"cache-{number}" if game.hazard in APART else "cache")
         own = {"PEFT_MATRIX_CACHE": str(cache), "CHAOS_ROUND": game.name, "COLUMNS": "400"}
         if game.hazard == "clock" and disturbed:
             own["CHEAP_CLOCK"] = "jumps"
@@ -117,7 +130,7 @@ class Driver:
         game.done.strikes["small-files"] += small
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, "run", game.sweep, "--results", game.results],
+                [*game.inside(number), sys.executable, "-c", COMMAND, *game.arguments],
                 cwd=REPOSITORY,
                 env={**os.environ, **own},
                 stdin=subprocess.DEVNULL,
@@ -165,6 +178,21 @@ class Game:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     continued: list[tuple[float, psutil.Process]] = field(default_factory=list)
     next_strike: float = 0.0
+    namespaces: tuple[str, ...] = ()
+    address: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the command ``peft-matrix``."""
+        on = ["--executor", "ray", "--address", self.address] if self.address else []
+        return ["run", self.sweep, "--results", self.results, *on]
+
+    def inside(self, number: int) -> list[str]:
+        """Beginning of a driver's command: its namespace and a host name in it. The process stays the same."""
+        if not self.namespaces:
+            return []
+        name = self.namespaces[number % len(self.namespaces)]
+        return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name} && exec "$@"', "sh"]
 
     def store(self) -> Store:
         """The store as the drivers name it."""
@@ -201,13 +229,27 @@ def chaos(
     limits = {"min_free_disk_gib": 0.0, "lost_after_s": LOST_AFTER_S, "workers": WORKERS}
     labels = [f"cell-{i}" for i in range(cells)]
     game.sweep = str(cheap.sweep_of(folder / "sweep.yaml", labels, training={"steps": 20}, limits=limits).path)
-    game.results = str(folder / "results") if hazard != "no-locks" else f"dir::file://{folder}/results"
+    game.results = str(folder / "results") if hazard not in APART else f"dir::file://{folder}/results"
     if hazard in ("full-disk", "read-only") and (why := cannot_mount(folder)):
         game.done.skipped = why
         return game.done
-    with mounted(folder / "results") if hazard == "full-disk" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        try:
+            if hazard == "full-disk":
+                stack.enter_context(mounted(folder / "results"))
+            elif hazard == "networks":
+                game.namespaces = stack.enter_context(namespaces())
+            elif hazard == "ray":
+                game.address = stack.enter_context(ray_cluster())
+        except Skipped as why_not:
+            game.done.skipped = str(why_not)
+            return game.done
         _play(game, most_strikes, drivers)
     return game.done
+
+
+class Skipped(Exception):
+    """This machine has not what a hazard needs."""
 
 
 def _play(game: Game, most_strikes: int | None, at_once: int) -> None:
@@ -222,8 +264,9 @@ def _play(game: Game, most_strikes: int | None, at_once: int) -> None:
             assert time.monotonic() < moved + PATIENCE_S, "no cell was finished for too long"
             peace = most_strikes is not None and done.strikes.total() >= most_strikes
             if not peace and time.monotonic() >= game.next_strike:
-                strike(game, drivers)
-                pause = (3.0, 8.0) if game.hazard in ("full-disk", "read-only") else (0.1, 1.0)
+                if game.hazard != "ray" or count:  # the first cells have come back: the cluster is up
+                    strike(game, drivers)
+                pause = PAUSES_S.get(game.hazard, (0.1, 1.0))
                 game.next_strike = time.monotonic() + game.chance.uniform(*pause)
             wake(game)
             for i, driver in enumerate(drivers):
@@ -252,8 +295,10 @@ def strike(game: Game, drivers: list[Driver]) -> None:
         return
     if game.hazard == "signals":
         send(game, driver, game.chance.choice(SIGNALS))
-    elif game.hazard in ("clock", "no-locks"):
+    elif game.hazard in ("clock", *APART):
         send(game, driver, signal.SIGKILL)
+    elif game.hazard == "ray":
+        send(game, driver, game.chance.choice((signal.SIGKILL, signal.SIGTERM)), who="driver")
     elif game.hazard == "full-disk":
         filler = results / "filler"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
@@ -268,10 +313,10 @@ def strike(game: Game, drivers: list[Driver]) -> None:
         game.done.strikes["read-only"] += 1
 
 
-def send(game: Game, driver: Driver, number: signal.Signals) -> None:
+def send(game: Game, driver: Driver, number: signal.Signals, *, who: str = "") -> None:
     """A signal to a driver, one of its workers or their template; what was stopped continues a while later."""
     template, workers = driver.below()
-    who = game.chance.choice(("driver", "worker", "worker", "template"))
+    who = who or game.chance.choice(("driver", "worker", "worker", "template"))
     found = {"driver": [psutil.Process(driver.process.pid)], "worker": workers, "template": template}[who]
     if not found:
         return
@@ -330,6 +375,45 @@ def _mount(folder: Path, *options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@contextlib.contextmanager
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two network namespaces while the block runs; each has a separate loopback and no other network.
+
+    Raises:
+        Skipped: this user may not make them.
+    """
+    names = (f"chaos-{os.getpid()}-a", f"chaos-{os.getpid()}-b")
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+                stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
+                subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Skipped(f"no network namespaces: {getattr(error, 'stderr', b'') or error!r}") from error
+        yield names
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray cluster of three nodes on this machine, which lives while the block runs.
+
+    Raises:
+        Skipped: Ray is not installed, or no cluster came up.
+    """
+    os.environ["PYTHONPATH"] = str(REPOSITORY)  # for the nodes' workers
+    try:
+        from tests.runners.test_ray import started
+
+        cluster, _ = started()
+    except Exception as error:  # Ray raises whatever its processes report
+        raise Skipped(f"no Ray cluster: {error}") from error
+    try:
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()
+
+
 def cannot_mount(folder: Path) -> str:
     """Why file systems cannot be mounted here; "" if they can."""
     (folder / "mount").mkdir(exist_ok=True)
@@ -379,7 +463,7 @@ def main(rounds: int = 20, cells: int = 200, seed: int = 0, *hazards: str) -> in
     """Print every round and the sum; the exit code is 1 if one was not clean."""
     chance = random.Random(seed)
     results = []
-    chosen = hazards or HAZARDS
+    chosen = hazards or (*HAZARDS, *BY_HAND)
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
             began = time.monotonic()

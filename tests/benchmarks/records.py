@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ REFERENCE = ROOT / "results" / "reference" / "cpu-2core"
 LARGEST = int(os.environ.get("PEFT_MATRIX_BENCH_RECORDS", "100000"))
 SECTION_ROWS, SEEDS, NIGHTS = 200, 2, 20
 WRITERS, EACH, BATCH = 8, 250, 250
+REPEATS = 3
 SWEEP = "synthetic"
 
 TIMED = """
@@ -63,7 +65,8 @@ count = build_site_of(open_workspace(sys.argv[1]), Path(sys.argv[2]), ()).cells
 """
 
 WRITER = """
-import sys
+import sys, time
+import pyarrow.parquet
 from harness.store.packing import append_batch
 from harness.store.store import Store
 from tests.benchmarks.records import template
@@ -75,11 +78,13 @@ items = [
 ]
 print("ready", flush=True)
 sys.stdin.readline()
+used = time.process_time()
 for start in range(0, len(items), batch):
     if batch > 1:
         append_batch(store, items[start : start + batch])
     else:
         store.append(*items[start])
+print(time.process_time() - used, flush=True)
 """
 
 
@@ -215,32 +220,35 @@ def timed(work: str, *arguments: Path) -> Timed:
     return Timed(*map(float, done.stdout.split()))
 
 
-def shown(what: str, size: int, one: Timed, note: str, smaller: Timed | None) -> tuple[str, str, str]:
-    """A line, with the growth over a store of a tenth."""
-    grown = f"; {one.seconds / smaller.seconds:.1f} × that of a tenth" if smaller is not None else ""
-    about = f"{note}{grown}; {one.processor_s:.3g} s of processor time, peak {one.peak_mib:.0f} MiB"
-    return f"{what}: {size:,}", f"{one.seconds:.3g} s (n=1)", about
+def shown(what: str, size: int, runs: Sequence[Timed], note: str, smaller: list[float]) -> tuple[str, str, str]:
+    """A line, with the growth over the stores of a tenth and of a hundredth, whose seconds ``smaller`` has."""
+    seconds, one = sorted(run.seconds for run in runs), runs[len(runs) // 2]
+    middle = statistics.median(seconds)
+    steps = zip(reversed(smaller), ("a tenth", "a hundredth"), strict=False)
+    grown = "".join(f"; {middle / before:.1f} × that of {part}" for before, part in steps)
+    smaller.append(middle)
+    about = f"{note}{grown}; {one.processor_s:.3g} s of processor time, peak {max(r.peak_mib for r in runs):.0f} MiB"
+    spread = f", {seconds[0]:.3g}–{seconds[-1]:.3g}" if len(runs) > 1 else ""
+    return f"{what}: {size:,}", f"{middle:.3g} s (n={len(runs)}{spread})", about
 
 
 def reading(root: Path) -> Iterator[tuple[str, str, str]]:
     """Stores of 20 nights, packed: the index built, then a cold process that loads and frames, then regressions."""
-    earlier: dict[str, Timed] = {}
+    earlier = defaultdict[str, list[float]](list)
     for size in (LARGEST // 100, LARGEST // 10, LARGEST):
         here = root / str(size)
         fill(here, rows=size // SEEDS // NIGHTS, nights=NIGHTS)
-        for what, work, note in (
-            ("records, index built", LOAD, "every record read and checked once"),
-            ("records loaded and framed", LOAD, "aim ≤ 3 s for 100,000"),
-            ("regressions over records", REGRESSIONS, "aim ≤ 20 s for 100,000"),
+        for what, work, repeats, note in (
+            ("records, index built", LOAD, 1, "every record read and checked once"),
+            ("records loaded and framed", LOAD, REPEATS, "aim ≤ 3 s for 100,000"),
+            ("regressions over records", REGRESSIONS, 1, "aim ≤ 20 s for 100,000"),
         ):
-            one = timed(work, here)
-            yield shown(what, size, one, note, earlier.get(what))
-            earlier[what] = one
+            yield shown(what, size, [timed(work, here) for _ in range(repeats)], note, earlier[what])
 
 
 def drawing(root: Path) -> Iterator[tuple[str, str, str]]:
     """Boards of rows with two seeds and scored items each; sites of cells, drawn, and drawn again."""
-    earlier: dict[str, Timed] = {}
+    earlier = defaultdict[str, list[float]](list)
     for rows in (LARGEST // 1_000, LARGEST // 100, LARGEST // 10):
         here = root / str(rows)
         fill(here, rows=rows)
@@ -252,9 +260,7 @@ def drawing(root: Path) -> Iterator[tuple[str, str, str]]:
                 ("  drawn again", rows * SEEDS, SITE, "nothing changed"),
             ]
         for what, size, work, note in works:
-            one = timed(work, here, here / "site")
-            yield shown(what, size, one, note, earlier.get(what))
-            earlier[what] = one
+            yield shown(what, size, [timed(work, here, here / "site")], note, earlier[what])
 
 
 def writing(root: Path) -> Iterator[tuple[str, str, str]]:
@@ -263,12 +269,14 @@ def writing(root: Path) -> Iterator[tuple[str, str, str]]:
         (1, EACH, "each flushed to the disk with its folder"),
         (BATCH, 4 * EACH, f"aim ≥ 1,000; flushed once per batch of {BATCH}"),
     ):
-        rate, cpu_ms = _written(root / str(batch), each, batch)
-        yield f"appended by {WRITERS} writers", f"{rate:,.0f} records/s (n=1)", f"{note}; {cpu_ms:.2g} ms of CPU each"
+        runs = [_written(root / f"{batch}-{number}", each, batch) for number in range(REPEATS)]
+        rates, cpu_ms = sorted(rate for rate, _ in runs), statistics.median(cpu for _, cpu in runs)
+        value = f"{rates[REPEATS // 2]:,.0f} records/s (n={REPEATS}, {rates[0]:,.0f}–{rates[-1]:,.0f})"
+        yield f"appended by {WRITERS} writers", value, f"{note}; {cpu_ms:.2g} ms of CPU each"
 
 
 def _written(root: Path, each: int, batch: int) -> tuple[float, float]:
-    """Records per second of all writers together, and processor time per record in ms (imports included)."""
+    """Records per second of all writers together, and processor time per record in ms."""
     command = [sys.executable, "-c", WRITER, str(root)]
     writers = [
         subprocess.Popen(
@@ -283,20 +291,14 @@ def _written(root: Path, each: int, batch: int) -> tuple[float, float]:
     for writer in writers:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-    began, used = time.perf_counter(), _children_s()
+    began = time.perf_counter()
     for writer in writers:
         assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    for writer in writers:
-        writer.communicate()
+    used_s = sum(float(writer.communicate()[0]) for writer in writers)
     seconds = time.perf_counter() - began
     assert all(writer.returncode == 0 for writer in writers)
     count = WRITERS * each
     assert sum(map(len, Store(root).entries().values())) == count
-    return count / seconds, (_children_s() - used) / count * 1e3
-
-
-def _children_s() -> float:
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
+    return count / seconds, used_s / count * 1e3
