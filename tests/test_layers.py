@@ -45,6 +45,7 @@ FOLDERS = (
     ("reports.apps", "reports.board", "reports.data"),
     ("runners.running", "runners.planning", "runners.worker"),
     ("runners.running", "runners.executors", "runners.worker"),
+    ("harness.methods", "harness.quantizers"),
 )
 HEAVY = {"torch", "transformers", "peft", "datasets", "lm_eval", "bitsandbytes", "torchao", "accelerate", "optimum"}
 HEAVY_ALLOWED = (

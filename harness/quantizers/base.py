@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from harness.errors import UserError, did_you_mean
 
@@ -14,7 +14,21 @@ if TYPE_CHECKING:  # heavy, and only for types
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from harness.methods.base import Declaration
+
+class DeclaredMethod(Protocol):
+    """As much of a method's declaration as a quantizer reads; quantizers import nothing of the methods."""
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it trains the base's own tensors."""
+
+    @property
+    def bases(self) -> Container[str]:
+        """Base kinds it trains on."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ class Quantizer:
         return None
 
     @classmethod
-    def check_method(cls, method: Declaration) -> str | None:
+    def check_method(cls, method: DeclaredMethod) -> str | None:
         """Reason why a trained method does not train on this back end, or None; the method's own view of the base is
         checked too.
 
