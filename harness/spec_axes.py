@@ -298,6 +298,9 @@ class Decoding(FileModel):
         return self
 
 
+TaskFormat = Literal["finetune", "cloze", "letter"]
+
+
 class TaskUse(FileModel):
     """A task of the library, optionally with fewer items (``None``: all of the split) and its own decoding.
 
@@ -321,7 +324,7 @@ class TaskUse(FileModel):
     steps: Annotated[int | None, Later()] = Field(default=None, gt=0)
     test_only: Annotated[bool, Later()] = False
     score: Annotated[tuple[str, ...], Later()] = ()
-    format: Annotated[Literal["finetune", "cloze", "letter"] | None, Later()] = None
+    format: Annotated[TaskFormat | None, Later()] = None
 
 
 class SkillUse(FileModel):
@@ -333,7 +336,7 @@ class SkillUse(FileModel):
     """
 
     name: str
-    format: Literal["finetune", "cloze", "letter"] | None = None
+    format: TaskFormat | None = None
 
     @model_serializer
     def _short(self) -> str | dict[str, str]:

@@ -103,20 +103,16 @@ def by_answer(found: list[Compatibility]) -> list[dict[str, object]]:
     """Rows for a terminal: of every method on every device, the quantizers that answer alike, and their answers."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for p in found:
-        answers = ("trains" if not p.trains else p.trains, "merges" if not p.merges else p.merges)
-        if p.scores:
-            answers = (p.scores, "")
-        elif p.trains:
-            answers = (f"is scored; {p.trains}", "")
-        after = "works" if not p.after_merge else p.after_merge
-        groups.setdefault((p.method, p.device, *answers, after), []).append(p.quantizer)
+        before = p.scores or (f"scored only: {p.trains}" if p.trains else "trains")
+        merge = "-" if p.scores or p.trains else p.merges or "merges"
+        groups.setdefault((p.method, p.device, before, merge, p.after_merge or "works"), []).append(p.quantizer)
     return [
         {
             "method": method,
             "device": device,
             "quantizers": ", ".join(quantizers),
             "quantized before training": before,
-            "merge into it": merge or "-",
+            "merge into it": merge,
             "quantized after the merge": after,
         }
         for (method, device, before, merge, after), quantizers in groups.items()

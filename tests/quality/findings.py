@@ -430,11 +430,12 @@ def claims_lora() -> Statements:
         shown = [100 * statistics.fmean(values(records, m, method=method)) for m in ("accuracy", "retained_accuracy")]
         yield f"| {name} | {rate:g} | {shown[0]:.1f} % | {shown[1]:.1f} % |"
     page = (boards.ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    for claim, words in (("lora-forgets-less-smollm2", "LoRA keeps"), ("lora-learns-less-smollm2", "and learns")):
+    asked = {"lora-forgets-less-smollm2": "on the two other tasks", "lora-learns-less-smollm2": "on TREC"}
+    for claim, words in asked.items():
         found = re.search(rf"`{claim}`.*? \| (-?[\d.]+) points \[(-?[\d.]+), (-?[\d.]+)\]", page)
         assert found is not None
         effect, low, high = (f"{float(x):.1f}".replace("-", "−") for x in found.groups())
-        yield f"{words} {effect} points [{low}, {high}]"
+        yield f"{effect} points [{low}, {high}] {words}"
 
 
 def claims_nano() -> Statements:

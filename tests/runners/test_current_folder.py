@@ -247,7 +247,7 @@ def test_the_imports_leave_cuda_alone_and_are_frozen() -> None:
         "import os, sys, runners.worker.preload, torch; assert not torch.cuda.is_initialized(); "
         "assert os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] == '1'; "
         "assert torch.cuda.is_available() or 'torch._inductor.lowering' not in sys.modules; "
-        "assert torch.compile.__module__ == 'torch'; "
+        "assert torch.compile.__module__ == 'torch'; assert 'scipy.stats' not in sys.modules; "
         "import gc; assert gc.get_freeze_count() > 10 * len(gc.get_objects())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
