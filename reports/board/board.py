@@ -24,7 +24,8 @@ from reports.data.effects import Evidence, TestedEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
-from reports.data.samples import ARMS, SampleSource, samples_of_records
+from reports.data.sample_index import indexed_samples
+from reports.data.samples import ARMS, SampleSource
 from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]
@@ -205,7 +206,7 @@ def build(
     kept = [(identity, record) for identity, record in wanted if not is_trial(record)]
     trials = tuple(record for _, record in wanted if is_trial(record))
     by_id = dict(kept)
-    samples = samples_of_records(store, by_id.values()) if store is not None else None
+    samples = indexed_samples(store, by_id.values()) if store is not None else None
     evidence = Evidence(samples)
     timed = TimedRuns(record for _, record in wanted)
     rows = aggregate(frame(record for _, record in kept), samples, evidence, board.quantities | ARMS.keys())

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from harness import stats
+from harness.errors import UserError
 from harness.record import Record, Scalar
 from harness.store.store import Store
 
@@ -96,31 +97,37 @@ SampleSource = Callable[[str], "Samples | None"]
 """Record id to its scored items; None where the record has none."""
 
 
-def stored_samples(store: Store, digest_of: Callable[[str], str | None]) -> SampleSource:
+def stored_samples(
+    store: Store, digest_of: Callable[[str], str | None], known: Mapping[str, ScoredItems | UserError] | None = None
+) -> SampleSource:
     """The scored items of a store's records, each sample file read once.
 
     Args:
         digest_of: record id to the digest of its samples, None where it has none.
+        known: scored items by digest, of those that need not be read, or why they cannot be.
     """
-    held: dict[str, ScoredItems | None] = {}
+    held: dict[str, ScoredItems | UserError | None] = dict(known or {})
 
     def read(identity: str) -> ScoredItems | None:
         digest = digest_of(identity)
         if digest is not None and digest not in held:
             held[digest] = scored_items(store.sample_file(digest))
-        return held[digest] if digest is not None else None
+        found = held[digest] if digest is not None else None
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     return read
 
 
 def samples_of_records(store: Store, records: Iterable[Record]) -> SampleSource:
-    """The scored items of these records."""
+    """The scored items of these records, each file read when it is asked for."""
     digests = {record.id: record.samples.digest for record in records if record.samples is not None}
     return stored_samples(store, digests.get)
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """The part of one arm of a sample file that records share.
 
     Attributes:
@@ -134,11 +141,11 @@ class _Layout:
     all_rows: NDArray[np.int64]
 
 
-_layouts: dict[str, Mapping[str, _Layout]] = {}
+_layouts: dict[str, Mapping[str, Layout]] = {}
 
 
-def _layout(table: pa.Table) -> Mapping[str, _Layout]:
-    """Name of an arm to its layout."""
+def _layout(table: pa.Table) -> tuple[str, Mapping[str, Layout]]:
+    """Digest of what records share, and name of an arm to its layout."""
     columns = table.select(["arm", "task", "item", "answer"])
     state = hashlib.sha256()
     for batch in columns.combine_chunks().to_batches():
@@ -147,11 +154,12 @@ def _layout(table: pa.Table) -> Mapping[str, _Layout]:
     if known not in _layouts:
         if len(_layouts) >= _MOST_LAYOUTS:
             _layouts.clear()
-        _layouts[known] = _read_layout(*(columns.column(name).to_pylist() for name in columns.column_names))
-    return _layouts[known]
+        _layouts[known] = read_layout(*(columns.column(name).to_pylist() for name in columns.column_names))
+    return known, _layouts[known]
 
 
-def _read_layout(arms: list[str], tasks: list[str], items: list[str], answers: list[str]) -> dict[str, _Layout]:
+def read_layout(arms: list[str], tasks: list[str], items: list[str], answers: list[str]) -> dict[str, Layout]:
+    """Arm to its layout, from the columns of a sample file."""
     found: dict[str, list[int]] = {}
     for at, arm in enumerate(arms):
         found.setdefault(arm, []).append(at)
@@ -160,34 +168,75 @@ def _read_layout(arms: list[str], tasks: list[str], items: list[str], answers: l
         places = {(tasks[at], items[at]): at for at in rows}
         order = sorted(places)
         told = tuple(answers[places[key]] for key in order)
-        out[arm] = _Layout(Items(order), told, np.array([places[key] for key in order]), np.array(rows))
+        out[arm] = Layout(Items(order), told, np.array([places[key] for key in order]), np.array(rows))
     return out
+
+
+class Answered(NamedTuple):
+    """The columns of a sample file that boards need, and what follows from the others.
+
+    Attributes:
+        layout: digest of the columns that records share.
+        arms: arm to its layout.
+        correct: 1, 0, or 2 where nothing is right or wrong; (rows,).
+        logp: log-probability of the right answer, nats; (rows,).
+        one_prediction: of each arm, in their order.
+        cut: likewise.
+    """
+
+    layout: str
+    arms: Mapping[str, Layout]
+    correct: NDArray[np.int8]
+    logp: NDArray[np.floating[Any]]
+    one_prediction: tuple[bool, ...]
+    cut: tuple[int, ...]
+    calibration_error: float | None
+
+
+def answered(found: pa.Table) -> Answered:
+    """The columns of a sample file that boards need."""
+    correct = found.column("correct").combine_chunks()
+    known = correct.is_valid().to_numpy(zero_copy_only=False)
+    right = correct.fill_null(False).to_numpy(zero_copy_only=False).astype(np.int8)
+    cut = found.column("cut").to_numpy()
+    name, layouts = _layout(found)
+    rows = layouts["adapted"].all_rows if "adapted" in layouts else np.array([], np.int64)
+    predictions = found.column("prediction")
+    return Answered(
+        name,
+        layouts,
+        np.where(known, right, np.int8(2)),
+        _narrow(found.column("logp_answer").to_numpy()),
+        tuple(pc.count_distinct(predictions.take(one.all_rows)).as_py() == 1 for one in layouts.values()),
+        tuple(int(cut[one.all_rows].sum()) for one in layouts.values()),
+        _calibration_error(found, rows[known[rows]], right),
+    )
+
+
+def of_layout(files: Sequence[Answered]) -> list[ScoredItems]:
+    """The arrays of sample files of one layout and one width of ``logp``, made for all of them at once."""
+    correct, logp = np.stack([one.correct for one in files]), np.stack([one.logp for one in files])
+    arms: list[dict[str, ArmItems]] = [{} for _ in files]
+    for number, (name, layout) in enumerate(files[0].arms.items()):
+        right, logps = np.take(correct, layout.rows, axis=1), np.take(logp, layout.rows, axis=1)
+        for at, file in enumerate(files):
+            known = right[at] < 2
+            all_known = bool(known.all())
+            arms[at][name] = ArmItems(
+                items=layout.items,
+                judged=layout.items if all_known else _some(layout.items, tuple(known.tolist())),
+                correct=right[at] if all_known else right[at][known],
+                logp=logps[at],
+                answers=layout.answers,
+                one_prediction=file.one_prediction[number],
+                cut=file.cut[number],
+            )
+    return [ScoredItems(of, file.calibration_error) for of, file in zip(arms, files, strict=True)]
 
 
 def scored_items(found: Samples | None) -> ScoredItems | None:
     """The samples of a record as arrays; None where it has none."""
-    if found is None or isinstance(found, ScoredItems):
-        return found
-    correct = found.column("correct").combine_chunks()
-    known = correct.is_valid().to_numpy(zero_copy_only=False)
-    right = correct.fill_null(False).to_numpy(zero_copy_only=False).astype(np.int8)
-    logp = _narrow(found.column("logp_answer").to_numpy())
-    cut = found.column("cut").to_numpy()
-    layouts = _layout(found)
-    arms = {}
-    for name, layout in layouts.items():
-        rows, judged = layout.rows, known[layout.rows]
-        arms[name] = ArmItems(
-            items=layout.items,
-            judged=layout.items if judged.all() else _some(layout.items, tuple(judged.tolist())),
-            correct=right[rows[judged]],
-            logp=logp[rows],
-            answers=layout.answers,
-            one_prediction=pc.count_distinct(found.column("prediction").take(layout.all_rows)).as_py() == 1,
-            cut=int(cut[layout.all_rows].sum()),
-        )
-    rows = layouts["adapted"].all_rows if "adapted" in layouts else np.array([], np.int64)
-    return ScoredItems(arms, _calibration_error(found, rows[known[rows]], right))
+    return found if found is None or isinstance(found, ScoredItems) else of_layout([answered(found)])[0]
 
 
 def _narrow(values: NDArray[np.float64]) -> NDArray[np.floating[Any]]:

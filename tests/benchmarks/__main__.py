@@ -6,6 +6,7 @@ python -m tests.benchmarks plan help    only these groups
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -17,12 +18,16 @@ from pathlib import Path
 
 import yaml
 
+from tests.runners import cheap
+
 Figure = tuple[str, str, str]
 """Name, value with unit, note."""
 
 REPOSITORY = Path(__file__).parents[2]
 CLI = [sys.executable, "-m", "peft_matrix.cli"]
 REPEATS = 3
+FEW, MANY = 10, 110
+SLEEPING_MS = 300
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -137,11 +142,32 @@ def cells() -> Iterator[Figure]:
     yield "12 cells / shell loop of the bare script", shown(loops, "×"), f"aim ≤ 0.4; {os.cpu_count()} cores"
 
 
+def cheap_cells_s(cells: int, workers: int, steps: int) -> float:
+    """Wall time of a whole run of cheap cells, seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        training = {"steps": steps}
+        sweep = cheap.sweep_of(folder / "sweep.yaml", [f"cell-{i}" for i in range(cells)], training=training)
+        command = [sys.executable, "-m", "tests.runners.cheap", str(sweep.path), scratch, str(workers)]
+        began = time.perf_counter()
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        wall = time.perf_counter() - began
+        assert json.loads(done.stdout) == {"ok": cells}
+        return wall
+
+
+def dispatch() -> Iterator[tuple[str, float, str, str]]:
+    """Name, value, unit, note."""
+    empty = (cheap_cells_s(MANY, 1, 1) - cheap_cells_s(FEW, 1, 1)) / (MANY - FEW)
+    note = f"claim, lease, fork, a cell of 1 ms, record with samples synced to disk; slope over {MANY - FEW} cells"
+    yield "dispatch overhead per cell", empty * 1e3, "ms", note
+    one, two = cheap_cells_s(20, 1, SLEEPING_MS), cheap_cells_s(20, 2, SLEEPING_MS)
+    yield "20 cells of 0.3 s, 1 worker / 2 workers", one / two, "×", "cells that sleep: what the scheduler leaves of 2"
+
+
 def scheduling() -> Iterator[Figure]:
     """Overhead of a cell, and the gain from a second worker."""
-    from tests.benchmarks import scheduling as bench
-
-    for name, value, unit, note in bench.figures():
+    for name, value, unit, note in dispatch():
         yield name, f"{value:.3g} {unit}", note
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

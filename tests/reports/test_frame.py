@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from harness import stats
+from harness.errors import UserError
 from harness.metrics import missing, reading
 from harness.record import Span
 from harness.store.samples import samples_ref, samples_to_parquet
@@ -20,6 +21,7 @@ from reports.board.board import BoardTable, build, load_board
 from reports.data.derived import calibration_error, cut_items, negative_flips
 from reports.data.effects import Evidence
 from reports.data.frame import aggregate, current, frame, marks
+from reports.data.sample_index import indexed_samples
 from reports.data.samples import gather, scored_items
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record, sample_rows
 
@@ -295,3 +297,29 @@ def test_a_board_names_leaks_and_rates_at_the_edge(tmp_path: Path) -> None:
     assert ("test items also in train", "2") in section.conditions
     notes = {row.labels["method"]: row.notes for row in section.rows}
     assert [method for method, told in notes.items() if any("edge of the rates" in note for note in told)] == ["ia3"]
+
+
+def test_samples_come_from_one_file_that_follows_them(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rows = sample_rows("adapted", [True, False, True]) + sample_rows("base", [False, True, True])
+    rows[0]["correct"], rows[1]["logp_answer"] = None, None
+    made = []
+    for number in range(4):
+        scored = [{**row, "prediction": f"{number}"} for row in (rows if number < 3 else rows[:3])]
+        data = samples_to_parquet(scored)
+        record, _ = ok_record(cell(seed=number), with_samples=False)
+        made.append(record.model_copy(update={"samples": samples_ref(data)}))
+        store.append(made[-1], data)
+
+    def read(fewest: int, several: list[Any]) -> list[str]:
+        source = indexed_samples(Store(tmp_path), several, fewest=fewest)
+        return [repr(source(record.id)) for record in several]
+
+    each = read(1_000, made)
+    assert [read(1, made[:2]), read(1, made), read(1, made)] == [each[:2], each, each]
+    file = tmp_path / "samples" / f"{made[0].samples.digest}.parquet"
+    file.write_bytes(b"another")
+    with pytest.raises(UserError, match="does not match its digest"):
+        read(1, made)
+    (tmp_path / "index" / "samples.parquet").write_bytes(b"cut off")
+    assert read(1, made[1:]) == each[1:]
