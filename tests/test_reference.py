@@ -437,19 +437,17 @@ def libraries() -> f.Statements:
 
 PAGES: dict[str, Callable[[], f.Statements]] = {
     "objectives": objectives,
-    "claims-nano": f.claims_nano,
+    "claims-proxies": f.claims_proxies,
     "smollm2": smollm2,
     "fair-methods": f.fair_methods,
     "gpu": f.gpu,
-    "claims-encoder": f.claims_encoder,
     "real-tasks-nano": real_tasks,
     "statistics": ranks_and_times,
     "regressions": detector,
     "optimizers-of-libraries": libraries,
 }
 ELSEWHERE = {
-    "claims-encoder": ("the paper takes 20,000 steps", "Merging into 4 bits"),
-    "claims-nano": ("the paper takes 20,000 steps", "LoRA on 4 bits"),
+    "claims-proxies": ("the paper takes 20,000 steps", "Merging into 4 bits", "LoRA on 4 bits"),
     "fair-methods": ("the shared rate of 1e-3", "at 1e-3", "seventh at 1e-3"),
     "gpu": (
         "Python 3.12, torch 2.11",

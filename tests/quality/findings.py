@@ -389,8 +389,13 @@ def equal_steps() -> list[float]:
     return out
 
 
-def claims_encoder() -> Statements:
-    """Statements of docs/findings/claims-encoder.md."""
+def claims_proxies() -> Statements:
+    """Statements of docs/findings/claims-proxies.md."""
+    yield from _claims_nano()
+    yield from _claims_encoder()
+
+
+def _claims_encoder() -> Statements:
     records = of_store("cpu-2core-claims", "claims-encoder")
     one = named(records, "full")
     steps, batch, items = budget(one)
@@ -438,8 +443,7 @@ def claims_lora() -> Statements:
         yield f"{effect} points [{low}, {high}] {words}"
 
 
-def claims_nano() -> Statements:
-    """Statements of docs/findings/claims-nano.md."""
+def _claims_nano() -> Statements:
     records = of_store("cpu-2core-claims", "claims-nano")
     one = named(records, "full")
     steps, _, items = budget(one)

@@ -154,6 +154,7 @@ KEYS = {
     "distillation": (9, "a2b5bdbda67d"),
     "evidence-encoder": (315, "280b6dbc3511"),
     "evidence-llm": (34, "e4ceacff3997"),
+    "evidence-long": (15, "7299c881d76b"),
     "evidence-nano": (288, "9d43d1f2373f"),
     "evidence-tuned": (37, "63478b584d42"),
     "fair-methods": (144, "7dbca2021dcd"),
