@@ -133,6 +133,7 @@ def run(
     address: str | None = None,
     slurm: Mapping[str, str] | None = None,
     quiet: bool | None = None,
+    trackers: Sequence[str] | None = None,
 ) -> Run:
     """Run the cells of a sweep that have no result yet. Works in any thread.
 
@@ -146,6 +147,7 @@ def run(
         address: of a Ray cluster; where nothing names one, it is started on this machine.
         slurm: options of ``sbatch`` by name.
         quiet: print no progress.
+        trackers: ``tensorboard``, ``trackio``, ``mlflow``, ``wandb``: show the cells there while they run.
 
     Raises:
         KeyboardInterrupt: after running cells were stopped and recorded.
@@ -157,7 +159,9 @@ def run(
     loaded = load_sweep_of(sweep, workspace)
     choice = choice_of(loaded, workspace, executor=executor, address=address, slurm=slurm, workers=workers)
     console = make_console(workspace.defaults.quiet if quiet is None else quiet)
-    summary = run_sweep(loaded, workspace, console, only=only, rerun=tuple(rerun), choice=choice, hours=hours)
+    summary = run_sweep(
+        loaded, workspace, console, only=only, rerun=tuple(rerun), choice=choice, hours=hours, trackers=trackers
+    )
     return Run(loaded, summary, Results(workspace))
 
 

@@ -45,6 +45,7 @@ class Defaults(FileModel):
         slurm: options of ``sbatch`` by name; ``--slurm`` adds to them.
         workers: cells at once of sweeps without ``limits.workers``; option ``--workers``.
         quiet: ``run`` prints its last two lines only; option ``--quiet``.
+        trackers: libraries in which ``run`` shows cells: tensorboard, trackio, mlflow, wandb; option ``--tracker``.
     """
 
     version: Literal[1] = 1
@@ -57,6 +58,7 @@ class Defaults(FileModel):
     slurm: dict[str, str | int] = Field(default_factory=dict)
     workers: int | None = Field(default=None, gt=0)
     quiet: bool = False
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

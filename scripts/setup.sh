@@ -18,7 +18,7 @@ fail() { printf 'Set-up failed: %s\n' "$*" >&2; exit 1; }
 case $what in
   demo) extras="quant,methods,optimizers,gguf"; stamp_of="demo" ;;
   llm) extras="quant,methods,optimizers,gguf"; stamp_of="llm" ;;
-  test) extras="quant,methods,optimizers,gguf,lm-eval,tuning,ray,slurm,query,dev"; stamp_of="test" ;;
+  test) extras="quant,methods,optimizers,gguf,lm-eval,tuning,ray,slurm,query,tensorboard,mlflow,wandb,dev"; stamp_of="test" ;;
   docs) extras="docs"; stamp_of="docs" ;;
   *) fail "unknown set-up '$what' (demo, llm, test or docs)" ;;
 esac

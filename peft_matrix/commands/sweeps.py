@@ -50,6 +50,10 @@ def run(
     slurm: Annotated[
         list[str] | None, typer.Option(help="Option of sbatch as NAME=VALUE (partition=gpu). Repeatable.")
     ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Show cells live in tensorboard, trackio, mlflow or wandb; none: in none. Repeatable."),
+    ] = None,
 ) -> None:
     """Run the missing cells of a sweep. A finished sweep is not run again."""
     from peft_matrix import api
@@ -68,6 +72,7 @@ def run(
             address=address,
             slurm=options,
             quiet=quiet,
+            trackers=tracker,
         )
     except KeyboardInterrupt:
         typer.echo("Stopped. What is finished is kept; run again to continue.", err=True)

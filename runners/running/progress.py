@@ -33,6 +33,8 @@ class Progress:
         file: where other commands read which cells run; None: nowhere.
     """
 
+    live_losses = False
+
     def __init__(self, console: Console, *, total: int, slots: int, file: RunFile | None = None) -> None:
         self.console = console
         self.total = total

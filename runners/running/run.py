@@ -23,6 +23,8 @@ from runners.running.job_results import EXPECTED
 from runners.running.live import RunFile
 from runners.running.progress import Progress
 from runners.running.scheduler import Scheduler
+from runners.running.trackers import FOLDER as TRACKERS_FOLDER
+from runners.running.trackers import chosen, tracked
 from runners.tools.fetch import go_offline
 from runners.workspace import Workspace
 from tasks.data import in_file, load_split
@@ -130,17 +132,20 @@ def run_sweep(
     rerun: Sequence[str] = (),
     choice: ExecutorChoice | None = None,
     hours: float | None = None,
+    trackers: Sequence[str] | None = None,
 ) -> RunSummary:
     """Run what is to be run of ``sweep``.
 
     Args:
         choice: where it runs; None: what the workspace says, else on this machine.
         hours: no cell starts that is predicted to end later than this many hours from now.
+        trackers: libraries that show the run (:mod:`runners.running.trackers`); None: what the workspace says.
 
     Raises:
         KeyboardInterrupt: after running cells were stopped and recorded.
-        UserError: the sweep is wrong, or the store cannot be written.
+        UserError: the sweep is wrong, a tracker is unknown or not installed, or the store cannot be written.
     """
+    shown_in = chosen(trackers, workspace)
     if workspace.fetched is not None:
         go_offline(workspace.fetched)
     if recovered := recovery.collect(workspace.cache / "jobs", workspace.open_store(), workspace.local(LOGS)):
@@ -149,7 +154,7 @@ def run_sweep(
     where = place(choice, workspace)
     budget = Budget.of_hours(hours) if hours is not None else None
     with RunFile(workspace, sweep.spec.name, choice.name) as file:
-        return _in_phases(_SweepRun(sweep, workspace, console, where, budget, file), only=only, rerun=rerun)
+        return _in_phases(_SweepRun(sweep, workspace, console, where, budget, file, shown_in), only=only, rerun=rerun)
 
 
 def _in_phases(run: _SweepRun, *, only: str | None, rerun: Sequence[str]) -> RunSummary:
@@ -186,6 +191,7 @@ class _SweepRun:
     place: ExecutionTarget
     budget: Budget | None
     file: RunFile
+    trackers: Sequence[str]
 
     def plan(self, *, only: str | None, rerun: Sequence[str] = ()) -> Plan:
         """Cells to run now. Under a budget, what it is not expected to hold comes last, and the clock decides."""
@@ -227,7 +233,10 @@ class _SweepRun:
                 fix="Run this sweep with the local executor.",
             )
         slots = len(executor.leases) if executor.remote else executor.neighbours + 1
-        with Progress(self.console, total=len(plan.run), slots=slots, file=self.file) as view:
+        with (
+            Progress(self.console, total=len(plan.run), slots=slots, file=self.file) as progress,
+            tracked(progress, self.trackers, self.workspace.local(TRACKERS_FOLDER)) as view,
+        ):
             scheduler = Scheduler(
                 plan,
                 store=store,

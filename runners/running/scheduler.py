@@ -45,7 +45,9 @@ TICK_S = 5.0
 
 
 class View(Protocol):
-    """Progress display of a run."""
+    """Progress display of a run; ``live_losses``: workers send their losses with their progress."""
+
+    live_losses: bool
 
     def started(self, job: Job) -> None: ...  # noqa: D102
     def message(self, job: Job, content: dict[str, object]) -> None: ...  # noqa: D102
@@ -101,8 +103,7 @@ class Scheduler:
         view: View,
         budget: Budget | None = None,
     ) -> None:
-        self.plan = plan
-        self._known = dict(plan.known)
+        self.plan, self._known = plan, dict(plan.known)
         self.store = store
         self.workspace = workspace
         self.executor = executor
@@ -300,6 +301,7 @@ class Scheduler:
             results=self.store.root,
             order=self._order_of(cell, attempt),
             beat_s=min(BEAT_S, self._limits.lost_after_s / 4),
+            live_losses=self.view.live_losses,
         )
 
     def _keep_at(self, cell: Cell) -> Path | None:

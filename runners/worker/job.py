@@ -61,6 +61,7 @@ class Job:
         results: the store its record is for.
         order: the run and the place in its randomised blocks (:mod:`runners.planning.blocks`), for the record; {} where
             the cell does not run in a block.
+        live_losses: send the training losses with the progress; a tracker shows them.
         only_build: make the cell's built-in model and end, without running the cell.
     """
 
@@ -94,6 +95,7 @@ class Job:
     owner: tuple[str, int, float] | None = None
     results: str = ""
     order: dict[str, object] = field(default_factory=dict)
+    live_losses: bool = False
     only_build: bool = False
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -37,6 +37,33 @@ def validation_score(ctx: Context, metric: str) -> float:
             return math.nan if found is None else found
         finally:
             ctx.model.train(training)
+
+
+class Resumes(Protocol):
+    """A clock of steps."""
+
+    def resume(self) -> None:
+        """Something else was done after the last step."""
+
+
+class LiveCurve:
+    """Losses that were not yet reported, for trackers.
+
+    Args:
+        losses: grows by one with every micro-batch.
+    """
+
+    def __init__(self, losses: list[torch.Tensor]) -> None:
+        self._losses = losses
+        self._told = 0
+
+    def report(self, clock: Resumes) -> dict[str, object]:
+        """The losses since the last report, as a part of a progress message. Reading them counts to no step."""
+        new = self._losses[self._told :]
+        self._told = len(self._losses)
+        values = torch.stack(new).float().tolist() if new else []
+        clock.resume()
+        return {"losses": values}
 
 
 class BestWeights:

@@ -25,7 +25,7 @@ from harness.errors import CheckFailed, Diverged
 from harness.meters.attribution import Attribution, optimizer_bytes
 from runners.worker.memory import synchronize
 from runners.worker.parallel import timed_forward, whole
-from runners.worker.time_to_target import BestWeights, TargetWatch
+from runners.worker.time_to_target import BestWeights, LiveCurve, TargetWatch
 from runners.worker.trial_pruning import Pruning
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 PROBED_STEPS = 8
 """Steps within which every trainable tensor must have received a gradient. LoRA's A has none at the first
 step, because B is zero, and none at the second, because warm-up starts at learning rate zero."""
-
-
 LION_BETAS = (0.9, 0.99)
 """Of the paper (arXiv 2302.06675)."""
 SCHEDULES = {"wsd": "warmup_stable_decay"}
@@ -163,11 +161,10 @@ class MatrixTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.model_accepts_loss_kwargs = False  # the loss of a micro-batch is a mean; Trainer averages them
         self.context = context
         self.losses: list[torch.Tensor] = []
+        hooks.curve = LiveCurve(self.losses) if context.job.live_losses and context.rank.alone else None
         self.task_losses: list[torch.Tensor] = []
         self.grad_norms: list[torch.Tensor] = []
-        self.samples = 0
-        self.tokens = 0
-        self.computed_tokens = 0
+        self.samples = self.tokens = self.computed_tokens = 0
         self._extra: dict[str, torch.Tensor] = {}
         self._micro_steps = context.steps * context.training.gradient_accumulation
 
@@ -358,6 +355,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         target: scores the validation split meanwhile, where the sweep states a target.
         pruning: does so too and may end a trial of tuning, where the sweep has a pruner.
         best: does so too and ends training where the sweep stops early.
+        curve: the losses, where a tracker shows them meanwhile.
     """
 
     def __init__(self, context: Context, clock: StepClock) -> None:
@@ -365,6 +363,7 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.clock = clock
         self.said_at = time.monotonic()
         self.silent: set[str] = set()
+        self.curve: LiveCurve | None = None
         self.unprobed: dict[str, tuple[float, float]] = {}
         self.attribution: Attribution | Exception | None = None
         target = context.training.target
@@ -459,7 +458,8 @@ class Hooks(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             self.clock.resume()
         if tenth or time.monotonic() - self.said_at >= SAID_EVERY_S:
             self.said_at = time.monotonic()
-            self.context.say("progress", what="training", at=step, of=state.max_steps)
+            live = self.curve.report(self.clock) if self.curve is not None else {}
+            self.context.say("progress", what="training", at=step, of=state.max_steps, **live)
 
     def watch_state(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Keep the largest optimizer state seen; the next step does not wait for this."""

@@ -8,6 +8,8 @@ Its behaviour is in the cell's label, so that a sweep decides what goes wrong:
     breaks        meets an error of a kind that may pass; on its second attempt it does not
     fails         meets an error that will not pass
     needs-N       runs out of memory at a micro-batch above N
+    learns        says two of its losses and leaves a record with three
+    rises         likewise, and diverges
     waits         leaves a mark in the folder CHEAP_GATE and waits until ``go`` exists there
 
 ``python -m tests.runners.cheap SWEEP FOLDER [WORKERS] [slurm]`` runs a sweep of such cells. With CHEAP_CLOCK in the
@@ -32,6 +34,7 @@ import pyarrow.parquet  # noqa: F401 - likewise
 import yaml
 
 from harness import hardware, provenance, spec
+from harness.metrics import missing, reading
 from harness.record import Outcome, Record, Span
 from harness.store.samples import samples_ref, samples_to_parquet
 from harness.store.store import Store
@@ -40,7 +43,7 @@ from runners.executors.local import LocalExecutor
 from runners.planning import plan
 from runners.planning.ordering import Budget
 from runners.running import recovery
-from runners.running.scheduler import Scheduler
+from runners.running.scheduler import Scheduler, View
 from runners.worker.job import RECORD_FILE, SAMPLES_FILE, Job, write_atomically
 from runners.worker.process import Say
 from runners.workspace import Workspace
@@ -73,6 +76,8 @@ def work(job: Job, say: Say) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if says == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if says in ("learns", "rises") and job.live_losses:
+        say("progress", what="training", at=2, of=3, losses=[3.0, 2.0])
     if says.startswith("waits"):
         gate = Path(os.environ["CHEAP_GATE"])
         (gate / f"{job.key}.{job.attempt}").touch()
@@ -88,6 +93,8 @@ def work(job: Job, say: Say) -> None:
         outcome, more = Outcome(status="error", stage="load", reason="the line is down"), {"transient": "network"}
     elif says == "fails":
         outcome = Outcome(status="error", stage="load", reason="ValueError: a bug")
+    elif says == "rises":
+        outcome = Outcome(status="diverged", stage="train", reason="the training loss became nan at step 4")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     row = {"arm": "adapted", "task": "t", "item": job.key, "correct": True, "prediction": "a", "answer": "a"}
     samples = samples_to_parquet([{**row, "length": 1, "cut": False}])
@@ -97,7 +104,9 @@ def work(job: Job, say: Say) -> None:
         sweep=job.sweep,
         cell=job.cell,
         outcome=outcome,
-        spans=(Span(stage="train", seconds=job.cell["method"]["steps"] / 1000),),
+        spans=(Span(stage="train", seconds=job.cell["method"]["steps"] / 1000, readings=SPENT),),
+        metrics={"accuracy": reading("accuracy", 0.5, source="scorer")} if outcome.status == "ok" else {},
+        series={"loss": (3.0, 2.0, 1.5)} if says in ("learns", "rises") else {},
         samples=samples_ref(samples),
         environment={
             "run": uuid.uuid4().hex,  # no two runs of a cell leave the same record
@@ -120,11 +129,18 @@ def work(job: Job, say: Say) -> None:
     write_atomically(Path(job.folder) / RECORD_FILE, record.to_json().encode())
 
 
+SPENT = (
+    reading("peak_rss_bytes", 4096, source="psutil"),
+    reading("energy_gross_j", 7.5, source="NVML"),
+    missing("energy_net_j", "no_device", source="NVML"),
+)
 FINGERPRINT = provenance.fingerprint(provenance.environment())
 
 
 class Quiet:
     """A progress view that stores its messages."""
+
+    live_losses = False
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -152,6 +168,7 @@ def scheduler(
     executor: Executor | None = None,
     workers: int = 1,
     hours: float | None = None,
+    view: View | None = None,
 ) -> Scheduler:
     """The scheduler of a sweep of cheap cells, its results and its cache in ``folder``."""
     workspace = Workspace(roots=(), results=str(folder / "results"), data_root=None, cache=folder / "cache")
@@ -169,7 +186,7 @@ def scheduler(
         workspace=workspace,
         executor=executor or local,
         device="cpu",
-        view=Quiet(),
+        view=view or Quiet(),
         budget=budget,
     )
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 import peft_matrix as pm
 from harness.record import Outcome, Record
-from runners.running import adapters
+from runners.running import adapters, trackers
 from runners.worker.job import Job
 from runners.worker.stages import STAGES
 from runners.workspace import Workspace
@@ -94,10 +95,36 @@ def test_a_sweep_runs_and_a_second_run_does_nothing(bench: Bench) -> None:
     assert not list((bench.root / "cache" / "jobs").iterdir())
 
 
-def test_the_same_cell_gives_the_same_numbers_again(bench: Bench) -> None:
+@dataclass
+class Told:
+    """The losses and the end that a tracker was told."""
+
+    attempt: trackers.TrackedAttempt
+    loss: list[tuple[int, list[float]]] = field(default_factory=list)
+    status: str = ""
+
+    def curve(self, name: str, first: int, values: list[float]) -> None:
+        if name == "loss":
+            self.loss.append((first, list(values)))
+
+    def end(self, status: str, reason: str, values: dict[str, float]) -> None:
+        self.status = status
+
+
+def test_a_cell_gives_the_same_numbers_again_also_watched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bench.write(methods=["lora"])
     assert bench("run", str(path)).returncode == 0
-    assert bench("run", str(path), "--rerun", "all").returncode == 0
+    watched: list[Told] = []
+    monkeypatch.setitem(
+        trackers.TRACKERS, "watcher", trackers.TrackerLibrary((), lambda one: watched.append(Told(one)) or watched[-1])
+    )
+    assert bench("run", str(path), "--rerun", "all", "--tracker", "watcher").returncode == 0
+    (told,) = watched
+    assert told.status == "ok"
+    assert told.attempt.settings["method.r"] == 8
+    assert len(told.loss) > 5, "losses come while the cell trains"
+    assert [step for step, _ in told.loss] == [1 + sum(len(v) for _, v in told.loss[:i]) for i in range(len(told.loss))]
+    assert tuple(v for _, values in told.loss for v in values) == tuple(bench.records()[0]["series"]["loss"])
     one, two = bench.records()
     assert one["key"] == two["key"]
     assert one["id"] != two["id"]
