@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from reports.apps.regressions import analyze
 from reports.apps.reproduction.claims import Criterion
 from reports.apps.reproduction.judging import judge
 from reports.apps.reproduction.run import library
-from reports.board.board import Board, build
+from reports.apps.site.boarddata import pairs_data
+from reports.board.board import Board, build, load_board
+from reports.data.sample_index import indexed_samples
 from tests.reports.making import ENVIRONMENT, cell, filled_store, key_of, ok_record
 
 
@@ -41,6 +44,28 @@ def test_a_real_difference_is_reported_with_its_interval(tmp_path: Path) -> None
     assert found.warnings == ()
     back = both(store, "nano.lora-r1.none", "nano.lora.none")
     assert back.effect == pytest.approx(-found.effect)
+
+
+def test_the_site_has_the_tests_of_compare(tmp_path: Path) -> None:
+    store = filled_store(tmp_path)
+    records, _ = store.records()
+    own = [(record.id, record) for record in records if record.sweep == "quickstart"]
+    table = build(load_board("default", []), [record for _, record in own], store)
+    (section,) = table.sections
+    (found,) = pairs_data(table, own, indexed_samples(store, records))
+    assert set(found) >= {"accuracy", "merged_accuracy"}
+    names = {row.config: table.records[row.records[0]].label.rpartition(".s")[0] for row in section.rows}
+    for column, of in found.items():
+        pairs = list(combinations(of["rows"], 2))
+        assert len(pairs) == len(of["tests"]) > 100
+        tested = [(pair, test) for pair, test in zip(pairs, of["tests"], strict=True) if test is not None]
+        assert tested
+        for (a, b), (effect, low, high, p, mde, checkpoint) in tested[:: len(tested) // 6]:
+            printed = both(store, names[a], names[b], column)
+            assert (effect, low, high) == pytest.approx((printed.effect, printed.low, printed.high), rel=1e-4, abs=1e-9)
+            assert p == pytest.approx(printed.p, rel=1e-4)
+            assert mde == pytest.approx(printed.mde, rel=1e-4)
+            assert bool(checkpoint) == ("checkpoints only" in printed.method)
 
 
 def of_method(method: str, seed: int = 0, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

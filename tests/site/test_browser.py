@@ -120,6 +120,12 @@ def test_compare_shows_results_and_what_differs(walk: Walk) -> None:
     assert walk["compared"]["groups"] == ["Results", "Settings that differ"]
     assert "method.name" in walk["compared"]["text"]
     assert walk["comparedThree"] == 3
+    test = re.compile(r"^[+−]?\d+\.\d \[[+−]?\d+\.\d, [+−]?\d+\.\d\] points, p (= [\d.e−]+|< 0\.0001)$")
+    assert walk["compared"]["tests"]
+    assert [text for text in walk["compared"]["tests"] if not test.match(text)] == []
+    assert walk["compared"]["note"].startswith(f"{len(walk['compared']['tests'])} comparison")
+    assert "pairs of this table" in walk["compared"]["note"]
+    assert "Bonferroni" in walk["noteOfThree"]
 
 
 def test_cell_page_has_stages_answers_and_rerun_command(walk: Walk) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+from harness.record import Record
 from reports.apps.site.answer import (
     KEEPS_LEAST,
     LIMITS,
@@ -20,8 +22,13 @@ from reports.apps.site.rowpage import registered
 from reports.apps.site.text import flat, line, page_name
 from reports.board.board import BoardRow, BoardTable, Section
 from reports.board.formats.text import ColumnText, columns, mark_words, place, rank_text, scale
+from reports.data.effects import Evidence, Family, peers
+from reports.data.frame import current, is_trial
+from reports.data.samples import ARMS, SampleSource
 
 MOST_SETTINGS = 40
+MOST_TESTED_ROWS = 60
+"""Rows of a section that the page of comparisons has tests for, the first ones of its table: 1,770 pairs a metric."""
 
 
 class Texts:
@@ -52,6 +59,55 @@ def board_data(
         "rank": table.board.rank,
         "title": line(table.board.title),
     }
+
+
+def pairs_data(
+    table: BoardTable, own: Sequence[tuple[str, Record]], samples: SampleSource
+) -> list[dict[str, dict[str, object]]]:
+    """Tests of the rows of every section against each other, as ``peft-matrix compare`` makes them of two rows.
+
+    Args:
+        own: the sweep's records with their ids.
+        samples: record id to its scored items.
+
+    Returns:
+        For each section, column to ``rows`` (configurations) and ``tests``: of each pair of them, in the order of
+        ``itertools.combinations``, the effect of the first less the second, the ends of its interval, p, the smallest
+        effect found 8 times in 10, and whether it holds for these checkpoints only; null where the two have no
+        items in common.
+    """
+    results = [one for one in current(record for _, record in own) if not is_trial(one[1])]
+    evidence = Evidence(samples)
+    scored = [head.column for head in table.heads if head.column.metric in ARMS and head.column.stage is None]
+    found: list[dict[str, dict[str, object]]] = []
+    for section in table.sections:
+        of: dict[str, dict[str, object]] = {}
+        found.append(of)
+        ok = [row for row in section.rows if row.status == "ok"][:MOST_TESTED_ROWS]
+        if len(ok) < 2:
+            continue
+        members = peers(results, [table.records[identity] for row in ok for identity in row.records])
+        configs = [row.config for row in ok if row.config in members]
+        for column in scored:
+            assert column.metric is not None
+            tests = _tests(evidence.families(members, column.metric), configs)
+            if any(one is not None for one in tests):
+                of[column.key] = {"rows": configs, "tests": tests}
+    return found
+
+
+def _tests(families: Sequence[Family], configs: Sequence[str]) -> list[list[float | None] | None]:
+    of = {config: family for family in families for config in family.configs}
+    tests: list[list[float | None] | None] = []
+    for a, b in combinations(configs, 2):
+        if a not in of or of[a] is not of.get(b):
+            tests.append(None)
+            continue
+        one = of[a].effect(a, b)
+        numbers = [one.effect, one.low, one.high, one.p, one.mde]
+        checkpoint = float(one.kind == "checkpoint")
+        tests.append([None if x is None else float(f"{x:.5g}") for x in numbers] + [checkpoint])
+    return tests
 
 
 def _column(column: ColumnText) -> dict[str, object]:

@@ -23,7 +23,7 @@ from harness.record import Record
 from harness.store.store import Damage, Store
 from reports.apps.site import cellpage, rowpage
 from reports.apps.site.answer import card
-from reports.apps.site.boarddata import board_data
+from reports.apps.site.boarddata import board_data, pairs_data
 from reports.apps.site.claimspage import read_claims
 from reports.apps.site.history import trends_data, tuning_data
 from reports.apps.site.text import line, page_name, script
@@ -32,6 +32,7 @@ from reports.board.checks import Smell, referee
 from reports.board.formats.files import texts
 from reports.board.formats.text import columns, failure_line, not_run_line
 from reports.data.frame import AXES
+from reports.data.sample_index import indexed_samples
 
 HERE = Path(__file__).parent
 MANIFEST = "site.json"
@@ -236,6 +237,7 @@ class _Pages:
         """All pages of one sweep; how many of them are cell pages."""
         folder = page_name(part.name)
         names = cell_pages(table)
+        records = [record for _, record in own]
         tuned, trends = tuning_data(table), trends_data(own)
         grouped = failures(table, names)
         objections = referee(table, store)
@@ -250,6 +252,7 @@ class _Pages:
             f"{folder}/data.js",
             script("board", board_data(table, names, {n: one["family"] for n, one in self._methods.items()})),
         )
+        self._write(f"{folder}/pairs.js", script("pairs", pairs_data(table, own, indexed_samples(store, records))))
         self._write(f"{folder}/tuning.js", script("tuning", tuned))
         self._write(f"{folder}/trends.js", script("trends", trends))
         for name, content in texts(table, (), ()).items():

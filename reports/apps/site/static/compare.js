@@ -11,6 +11,43 @@
 
   const keep = () => PM.remember({ s: section.id, rows: chosen.map((row) => row.id).join(",") });
 
+  const tests = () => (PM.pairs || [])[board.sections.indexOf(section)] || {};
+
+  // the test of a row against the first one, or null
+  const test = (column, row) => {
+    const found = tests()[column.key];
+    const [at, base] = found ? [found.rows.indexOf(row.id), found.rows.indexOf(chosen[0].id)] : [-1, -1];
+    if (at < 0 || base < 0 || at === base) return null;
+    const [low, high] = [Math.min(at, base), Math.max(at, base)];
+    const one = found.tests[low * found.rows.length - (low * (low + 1)) / 2 + high - low - 1];
+    if (!one) return null;
+    const [effect, from, to, p, smallest, checkpoint] = one;
+    const ends = at < base ? [effect, from, to] : [-effect, -to, -from];
+    return { ends, p, smallest, checkpoint };
+  };
+
+  const signed = (number) => `${number > 0 ? "+" : number < 0 ? "−" : ""}${Math.abs(number).toFixed(1)}`;
+
+  const tested = (column, row) => {
+    const found = test(column, row);
+    if (!found) return null;
+    const [effect, low, high] = found.ends.map((one) => signed(one * column.factor));
+    const p = found.p < 1e-4 ? "p < 0.0001" : `p = ${PM.number(found.p, 2)}`;
+    const unit = column.unit === "%" ? "points" : column.unit;
+    const told = [found.p < 0.05 ? "Significantly different at 5 %, as one comparison." : "Not significantly different.", found.smallest === null ? "" : `Smallest effect found 8 times in 10: ${PM.number(found.smallest * column.factor, 3)} ${unit}.`, found.checkpoint ? "One seed each: it holds for these two checkpoints only." : ""];
+    return PM.make("div", { class: "aside test" }, PM.make("button", { type: "button", class: "head", "data-tip": told.filter(Boolean).join(" ") }, `${effect} [${low}, ${high}] ${unit}, ${p}`));
+  };
+
+  const count = () => {
+    const shown = board.columns.reduce((sum, column) => sum + chosen.slice(1).filter((row) => test(column, row)).length, 0);
+    const most = Math.max(0, ...Object.values(tests()).map((one) => one.rows.length));
+    const rows = section.rows.filter((row) => row.status === "ok").length;
+    const pairs = (rows * (rows - 1)) / 2;
+    const left = most && rows > most ? ` Tests of the first ${most} rows of the table are on this page; peft-matrix compare has all.` : "";
+    const many = shown > 1 ? ` To judge them together at 5 %, ask for p below ${PM.number(0.05 / shown, 2)} (Bonferroni).` : "";
+    return shown ? `${shown} comparison${shown > 1 ? "s" : ""} with the first column ${shown > 1 ? "have" : "has"} a p, not adjusted for the others.${many} Rows picked for their scores are picked out of ${pairs.toLocaleString("en-US")} pairs of this table; the ranks are adjusted for all of them.${left}` : `No pair shown here is tested.${left || " None has scored items in common."}`;
+  };
+
   const difference = (column, value, first) => {
     if (!Array.isArray(value) || !Array.isArray(first) || value[0] === null || first[0] === null || value === first) return null;
     const change = (value[0] - first[0]) * column.factor;
@@ -25,12 +62,12 @@
     if (!column.number) return PM.make("td", {}, PM.make("bdi", {}, PM.text(section, place)));
     if (!Array.isArray(place)) return PM.make("td", { class: "none" }, `— ${row.status === "ok" ? PM.text(section, place) : row.status}`);
     const aside = PM.text(section, place[2]);
-    return PM.make("td", { class: "number" }, place[1], aside ? PM.make("span", { class: "aside" }, ` ${aside}`) : "", difference(column, place, chosen[0].values[at]));
+    return PM.make("td", { class: "number" }, place[1], aside ? PM.make("span", { class: "aside" }, ` ${aside}`) : "", tested(column, row) || difference(column, place, chosen[0].values[at]));
   });
 
   const draw = () => {
     add.replaceChildren(PM.make("option", { value: "" }, "choose …"), ...section.rows.filter((row) => !chosen.includes(row)).slice(0, 2000).map((row) => PM.make("option", { value: row.id }, PM.rowName(section, row))));
-    if (!chosen.length) { box.replaceChildren(PM.make("p", {}, "Choose rows above, or tick them on the board.")); return; }
+    if (!chosen.length) { box.replaceChildren(PM.make("p", {}, "Choose rows above, or tick them on the board.")); document.getElementById("tests").textContent = ""; return; }
     const heads = chosen.map((row) => {
       const remove = PM.make("button", { type: "button", class: "note", "aria-label": `Remove ${PM.rowName(section, row)}` }, "×");
       remove.addEventListener("click", () => { chosen = chosen.filter((one) => one !== row); keep(); draw(); });
@@ -39,6 +76,7 @@
     });
     const settings = section.settings.map((name, at) => [name, chosen.map((row) => PM.text(section, row.settings[at]))]).filter(([, texts]) => new Set(texts).size > 1);
     const group = (title) => PM.make("tr", { class: "group" }, PM.make("th", { scope: "colgroup", colspan: String(chosen.length + 1) }, title));
+    document.getElementById("tests").textContent = count();
     box.replaceChildren(PM.make("table", { class: "comparison" }, PM.make("thead", {}, PM.make("tr", {}, PM.make("th", { scope: "col" }, "what"), ...heads)), PM.make("tbody", {},
       group("Results"),
       ...board.columns.map((column, at) => [column, at]).filter(([column]) => !["method", "quantization"].includes(column.key)).map(([column, at]) => line(column.unit ? `${column.label} (${column.unit})` : column.label, column.meaning, value(column, at))),
