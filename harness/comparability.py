@@ -79,6 +79,8 @@ def _gpu_words(gpu: Mapping[str, object]) -> str:
 
 def place(record: Record) -> str:
     """Digest of the machine, "" where the record does not say where it ran."""
+    if record.indexed is not None:
+        return str(record.indexed["machine"])
     known = machine(record)
     return digest(known) if known else ""
 
@@ -89,6 +91,8 @@ def marks(record: Record) -> tuple[str, ...]:
     ``imported`` and ``simulated`` come from a record's environment; ``throttled`` and ``shared`` from the meters of any
     stage; a ``halved`` cell ran out of memory and was trained in smaller batches than asked for.
     """
+    if record.indexed is not None:
+        return tuple(record.indexed["marks"])
     found = {name for name in ("imported", "simulated") if record.environment.get(name)}
     if Parts(record.environment_view.facts).part("batch").get("out_of_memory"):
         found.add("halved")
@@ -115,6 +119,8 @@ def role(record: Record) -> str:
 
 def settings_of(record: Record) -> dict[str, Any]:
     """The :data:`SETTINGS` of a record, in effect: a variant's in the place of the sweep's. None: not stated."""
+    if record.indexed is not None:
+        return {name: record.indexed[name] for name in SETTINGS}
     found = _settings(record.cell)
     environment = record.environment_view
     return {
@@ -166,6 +172,8 @@ def configuration(record: Record) -> str:
 
     A run that repeats a cell for its time has the configuration of that cell.
     """
+    if record.indexed is not None:
+        return str(record.indexed["config"])
     left_out = {"seed", *(TIMING_FIELDS if role(record) == TIMING_ROLE else ())}
     cell = {
         name: {k: v for k, v in value.items() if k != "label"} if isinstance(value, dict) else value

@@ -302,10 +302,41 @@ class Record(Frozen):
         """The environment by name."""
         return EnvironmentView(self.environment)
 
+    indexed: ClassVar[Mapping[str, Any] | None] = None
+    """Results of :mod:`harness.comparability`, where the record comes from an index that holds them."""
+
+    def found(self, name: str) -> Reading | None:
+        """The reading of a metric, or of ``stage.metric``."""
+        stage, _, metric = name.rpartition(".")
+        if not stage:
+            return self.metrics.get(metric)
+        span = next((span for span in self.spans if span.stage == stage), None)
+        return span.get(metric) if span is not None else None
+
+    def value(self, name: str) -> float | None:
+        """Value of a metric, or of ``stage.metric``; None where the record has none."""
+        reading = self.found(name)
+        return None if reading is None else reading.value
+
+    def items(self, name: str) -> int | None:
+        """Number behind the value of a metric, None where the record does not say."""
+        reading = self.found(name)
+        return None if reading is None else reading.n
+
+    @cached_property
+    def loss_rose(self) -> bool:
+        """Whether the mean training loss of the last tenth of the steps is above that of the first tenth."""
+        import numpy as np  # not needed to read or write a record
+
+        loss = self.series.get("loss", ())
+        part = max(1, len(loss) // 10)
+        return len(loss) > 1 and float(np.mean(loss[-part:])) > float(np.mean(loss[:part]))
+
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy with other values is another record: its id is its own."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("id", None)
+        for name in ("id", "loss_rose"):
+            copied.__dict__.pop(name, None)
         return copied
 
     def to_json(self) -> str:

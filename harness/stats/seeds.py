@@ -29,6 +29,7 @@ _CORRELATIONS = np.linspace(-0.8, 0.98, 25)
 _LEVELS = np.array([-0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.3])
 """Mean of Fisher's z of the correlation of two rows over shared seeds."""
 _LEVEL_SPREADS = (0.1, 0.5, 1.0)
+_MANY_PAIRS, _FEW_VALUES = 1_000, 100
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,24 @@ def seed_correlation_of_pairs(correlation: Floats, df: Floats, rows: int) -> Flo
         The expected correlation, shape (..., pairs).
     """
     prior = _pair_prior()
-    r, n = np.clip(correlation, -0.999, 0.999)[..., None], np.asarray(df, dtype=np.float64)[..., None]
+    correlation, df = np.clip(correlation, -0.999, 0.999), np.asarray(df, dtype=np.float64)
+    each: NDArray[np.int64] | None = None
+    if correlation.ndim == 1 and len(correlation) > _MANY_PAIRS:
+        pairs, places = np.unique(correlation + 1j * df, return_inverse=True)
+        if len(pairs) <= _FEW_VALUES:  # as where all rows have two seeds: each value is worked out once
+            correlation, df, each = pairs.real, pairs.imag, places
+    r, n = correlation[..., None], df[..., None]
     # Hotelling 1953, leading term
     fit = n / 2 * np.log1p(-(_CORRELATIONS**2)) - (n - 0.5).clip(0.25) * np.log1p(-_CORRELATIONS * r)
     fit = np.where(n > 0, fit, 0.0)
     likelihood = np.exp(fit - fit.max(axis=-1, keepdims=True))
     evidence = likelihood @ prior.T
     share = 2 / max(rows, 2)
-    logs = share * np.log(evidence).sum(axis=-2)
+    told = np.log(evidence)
+    logs = share * (told if each is None else told[each]).sum(axis=-2)
     hyper = np.exp(logs - logs.max(axis=-1, keepdims=True))
     hyper /= hyper.sum(axis=-1, keepdims=True)
     posterior = likelihood * ((hyper[..., None, :] / evidence) @ prior)
     posterior /= posterior.sum(axis=-1, keepdims=True)
-    return np.asarray((posterior * _CORRELATIONS).sum(axis=-1))
+    found = (posterior * _CORRELATIONS).sum(axis=-1)
+    return np.asarray(found if each is None else found[each])

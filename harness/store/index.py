@@ -15,7 +15,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,14 +34,15 @@ from harness.comparability import (
     role,
     settings_of,
 )
-from harness.digests import digest
+from harness.digests import canonical_json, digest
 from harness.errors import UserError
 from harness.record import SCHEMA_VERSION, Record
 from harness.store.store import Damage, Entry, Store, parsed, without_collection
 
 FEWEST = 1_000
 FILE = "index/records.parquet"
-VERSION = f"2, records of layout {SCHEMA_VERSION}"
+VERSION = f"3, records of layout {SCHEMA_VERSION}"
+_DICTIONARY_BYTES = 64 * 2**20  # of the distinct texts of a column, of 20,000 records
 _CHUNK = 500  # records turned into arrays at once: bounds the memory of a first build
 
 _TEXT = ("id", "key", "label", "sweep", "role", "status", "stage", "reason", "check", "started", "finished")
@@ -63,7 +64,9 @@ ROWS = pa.schema(
         pa.field("marks", pa.list_(pa.string())),
         pa.field("remarks", pa.list_(pa.string())),
         pa.field("samples", pa.string()),  # digest of the sample file
+        pa.field("sample_rows", pa.int64()),
         pa.field("packages", pa.string()),  # JSON: name to version
+        pa.field("loss_rose", pa.bool_()),
         *(
             pa.field(name, {"learning_rate": pa.float64()}.get(name, pa.string() if name in _WORDS else pa.int64()))
             for name in SETTINGS
@@ -71,6 +74,10 @@ ROWS = pa.schema(
     ]
 )
 """Columns of the flat rows; one row a record."""
+PARTS = pa.field("parts", pa.list_(pa.field("element", pa.dictionary(pa.int32(), pa.string()))))
+"""A further column: each part of cell, environment and outcome as a JSON list of (what, name, value), so that
+:mod:`harness.store.indexed` can make the record again without its readings and series."""
+_WHOLE = ROWS.append(PARTS)
 _FILE_COLUMNS = [pa.field("path", pa.string()), pa.field("stamp", pa.string())]
 _READING = pa.struct([("kind", pa.int32()), ("value", pa.float64()), ("n", pa.float64()), ("spread", pa.float64())])
 
@@ -95,7 +102,7 @@ class Flat:
     """Records as columns.
 
     Attributes:
-        rows: columns of :data:`ROWS`, one row a record.
+        rows: columns of :data:`ROWS`, one row a record, and :data:`PARTS` where they were asked for.
         starts: shape (records + 1,): readings of record i are those from ``starts[i]`` to ``starts[i + 1]``.
         kinds: meaning of the codes in ``kind``.
         kind: shape (readings,), as are ``value``, ``n`` and ``spread``, which are NaN where there is none.
@@ -124,21 +131,32 @@ class Flat:
 
 # --- records to columns --------------------------------------------------------------------------
 def flatten(records: Iterable[Record]) -> Flat:
-    """The columns of these records, in their order."""
+    """The columns of these records, in their order, without their parts."""
+    return _flatten(records, None)
+
+
+def _flatten(records: Iterable[Record], parts: list[list[str]] | None) -> Flat:
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
     codes: dict[Kind, int] = {}
     starts, kind, value, n, spread = [0], [], [], [], []
     for record in records:
         for name, item in _row(record).items():
             rows[name].append(item)
+        if parts is not None:
+            parts.append(_parts(record))
         for what, number, count, sd in _readings(record):
             kind.append(codes.setdefault(what, len(codes)))
             value.append(number)
             n.append(count)
             spread.append(sd)
         starts.append(len(kind))
+    table = pa.table(rows, schema=ROWS)
+    if parts is not None:
+        offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+        texts = pa.array([text for of in parts for text in of], pa.string()).dictionary_encode()
+        table = table.append_column(PARTS, pa.ListArray.from_arrays(pa.array(offsets), texts).cast(PARTS.type))
     return Flat(
-        pa.table(rows, schema=ROWS),
+        table,
         np.array(starts, np.int64),
         tuple(codes),
         np.array(kind, np.int32),
@@ -167,9 +185,18 @@ def _row(record: Record) -> dict[str, object]:
         "marks": list(marks(record)),
         "remarks": list(remarks(record)),
         "samples": record.samples.digest if record.samples is not None else None,
+        "sample_rows": record.samples.rows if record.samples is not None else None,
+        "loss_rose": record.loss_rose,
         "packages": json.dumps(record.environment.get("packages") or {}, sort_keys=True),
         **settings_of(record),
     }
+
+
+def _parts(record: Record) -> list[str]:
+    """JSON of each part. Parts of many records are alike, and the file holds each text once."""
+    whats = (("cell", record.cell), ("environment", record.environment))
+    found = [canonical_json([what, name, value]) for what, of in whats for name, value in of.items()]
+    return [*found, canonical_json(["outcome", "", record.outcome.model_dump(mode="json")])]
 
 
 def _whole(value: object) -> int | None:
@@ -222,23 +249,29 @@ class Index:
     unwritten: str
 
 
-def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST) -> Index:
+def load(store: Store, *, rebuild: bool = False, fewest: int = FEWEST, parts: bool = False) -> Index:
     """The records of a store, from its index where that is right, and from their files elsewhere.
 
     Args:
         rebuild: read every record, without using the index.
         fewest: records below which no index is written where there is none.
+        parts: with the column :data:`PARTS`.
 
     Raises:
         UserError: a folder may not be listed.
     """
     with without_collection():
-        return _load(store, rebuild, fewest)
+        found = _load(store, rebuild, fewest, parts)
+    if parts or PARTS.name not in found.flat.rows.column_names:
+        return found
+    return replace(found, flat=replace(found.flat, rows=found.flat.rows.drop_columns(PARTS.name)))
 
 
-def _load(store: Store, rebuild: bool, fewest: int) -> Index:
+def _load(store: Store, rebuild: bool, fewest: int, with_parts: bool) -> Index:
     stamps = store.record_stamps()
-    old = None if rebuild else _read(store)
+    old = None if rebuild else _read(store, with_parts)
+    if old is not None and not with_parts and dict(zip(*old[1:], strict=True)) != stamps:
+        old = _read(store, True)  # it will be written again
     rows: Flat | None = None
     kept: list[tuple[str, int]] = []
     if old is not None:
@@ -254,8 +287,8 @@ def _load(store: Store, rebuild: bool, fewest: int) -> Index:
         found, bad = _read_records(store, [there[path] for path in new[start : start + _CHUNK]])
         damaged += bad
         paths += [entry.path for entry, _ in found]
-        parts.append(flatten(record for _, record in found))
-    flat = join(parts) if len(parts) > 1 else parts[0] if parts else flatten(())
+        parts.append(_flatten((record for _, record in found), []))
+    flat = join(parts) if len(parts) > 1 else parts[0] if parts else _flatten((), [])
     if new:
         order = np.argsort(np.array(paths), kind="stable")
         flat, paths = flat.take(order.astype(np.int64)), [paths[i] for i in order]
@@ -285,16 +318,18 @@ def _read_records(store: Store, entries: Iterable[Entry]) -> tuple[list[tuple[En
     return [(e, r) for e, r in read if isinstance(r, Record)], [d for _, d in read if isinstance(d, Damage)]
 
 
-def _read(store: Store) -> tuple[Flat, list[str], list[str]] | None:
+def _read(store: Store, parts: bool) -> tuple[Flat, list[str], list[str]] | None:
     """Columns, paths and stamps of the index file; None where there is none of this version that can be read."""
     data = store.files.read(FILE)
     if data is None:
         return None
     try:
-        table = parquet.read_table(pa.BufferReader(data))
-        about = table.schema.metadata or {}
+        about = parquet.read_schema(pa.BufferReader(data)).metadata or {}
         if about.get(b"peft_matrix_index") != VERSION.encode():
             return None
+        wanted = _WHOLE if parts else ROWS
+        names = [*wanted.names, "readings", *(field.name for field in _FILE_COLUMNS)]
+        table = parquet.read_table(pa.BufferReader(data), columns=names)
         kinds = tuple(Kind(*one) for one in json.loads(about[b"kinds"]))
     except (pa.ArrowException, KeyError, ValueError, TypeError):
         return None  # cut off, or no index: it is made again from the records, which alone count
@@ -303,7 +338,7 @@ def _read(store: Store) -> tuple[Flat, list[str], list[str]] | None:
     inner = lists.flatten()
     columns = [inner.field(i).to_numpy(zero_copy_only=False) for i in range(4)]
     flat = Flat(
-        table.select(ROWS.names).cast(ROWS),
+        table.select(wanted.names).cast(wanted),
         np.asarray(lists.offsets, np.int64) - lists.offsets[0].as_py(),
         kinds,
         *columns,
@@ -321,7 +356,8 @@ def _write(store: Store, flat: Flat, paths: list[str], stamps: list[str]) -> str
         table = table.append_column(field, pa.array(values, pa.string()))
     about = {"peft_matrix_index": VERSION, "kinds": json.dumps(flat.kinds)}
     stream = pa.BufferOutputStream()
-    parquet.write_table(table.replace_schema_metadata(about), stream, compression="zstd", row_group_size=20_000)
+    options = {"compression": "zstd", "row_group_size": 20_000, "dictionary_pagesize_limit": _DICTIONARY_BYTES}
+    parquet.write_table(table.replace_schema_metadata(about), stream, **options)
     temporary = f"index/.{time.time():.0f}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         store.files.write(FILE, bytes(stream.getvalue()), temporary=temporary)

@@ -24,8 +24,7 @@ from reports.data.effects import Evidence, TestedEffect
 from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
-from reports.data.sample_index import indexed_samples
-from reports.data.samples import ARMS, SampleSource
+from reports.data.samples import ARMS, SampleSource, indexed_samples
 from reports.data.timing import TimedRuns, aa_floor, caption, clearly_less, ratio, value_of
 
 __all__ = ["Board", "BoardTable", "build", "find_boards", "load_board"]

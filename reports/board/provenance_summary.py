@@ -99,7 +99,7 @@ def row_settings(records: Sequence[Record]) -> dict[str, object]:
 
 
 def _value(record: Record, metric: str) -> int | None:
-    value = record.metrics[metric].value if metric in record.metrics else None
+    value = record.value(metric)
     return None if value is None else round(value)
 
 
@@ -131,15 +131,16 @@ def tell_apart(rows: Sequence[tuple[str, Mapping[str, object]]]) -> dict[str, di
     Returns:
         Configuration to the labels to replace (``{}`` for most).
     """
-    alike: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
+    alike: dict[tuple[str, ...], list[tuple[str, Mapping[str, object]]]] = {}
     for config, cell in rows:
-        axes = ("model", "method", "quantization", "task")
-        labels = tuple(CellView(cell).label(axis) for axis in axes)
-        alike.setdefault(labels, []).append((config, dict(_flat(cell))))
+        view = CellView(cell)
+        labels = tuple(view.label(axis) for axis in ("model", "method", "quantization", "task"))
+        alike.setdefault(labels, []).append((config, cell))
     out: dict[str, dict[str, str]] = {config: {} for config, _ in rows}
-    for labels, members in alike.items():
-        if len(members) == 1:
+    for labels, named_alike in alike.items():
+        if len(named_alike) == 1:
             continue
+        members = [(config, dict(_flat(cell))) for config, cell in named_alike]
         names = sorted({name for _, flat in members for name in flat})
         differing = [name for name in names if len({flat.get(name, "–") for _, flat in members}) > 1]
         for config, flat in members:

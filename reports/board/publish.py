@@ -14,6 +14,7 @@ from rich.console import Console
 
 from harness.errors import UserError
 from harness.record import Record
+from harness.store.indexed import read_records
 from harness.store.store import Damage, Store, without_collection
 from reports.board.board import BoardTable, build, load_board
 from reports.board.checks import Smell, check_folder
@@ -175,7 +176,7 @@ def build_board(
         board = board.model_copy(update={"rows": board.rows.of_verdicts(learned)})
     store = Store(results)
     with without_collection():
-        records, damaged = store.records(keys)
+        records, damaged = read_records(store, keys)
         table = build(board, records, store, planned=keys)
     return BuiltBoard(table, tuple(records), store, tuple(damaged))
 

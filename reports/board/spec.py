@@ -81,7 +81,7 @@ class Quantity(FileModel):
         """Metrics of the board."""
         return METRICS[self.metric]
 
-    @property
+    @functools.cached_property
     def column(self) -> str:
         """Its name in the frame: ``metric`` or ``stage.metric``."""
         return f"{self.stage}.{self.metric}" if self.stage else self.metric
@@ -124,13 +124,13 @@ class Column(FileModel):
             raise ValueError("a column is one of 'metric', 'difference', 'field'")
         return self
 
-    @property
+    @functools.cached_property
     def quantity(self) -> Quantity | None:
         """The quantity behind the column, None for a field."""
         name = self.metric or self.difference
         return _quantity(name, self.stage) if name else None
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Unique name of the column in machine-readable output."""
         if self.field:

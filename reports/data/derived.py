@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.record import CellView, Record
-from reports.data.samples import Samples, gather, scored_items
+from reports.data.samples import Samples, scored_items
 
 
 class Continual(NamedTuple):
@@ -26,10 +26,11 @@ class Continual(NamedTuple):
 
 def negative_flips(table: Samples) -> float | None:
     """Share of the skill items that the base answers right and the adapted model wrong; None without both arms."""
-    after, before = gather([(0, table)], "retained"), gather([(0, table)], "base")
-    if after is None or before is None or after.items != before.items:
+    found = scored_items(table)
+    after, before = (found.arms.get(arm) if found is not None else None for arm in ("retained", "base"))
+    if after is None or before is None or not after.judged or after.judged != before.judged:
         return None
-    return int((after.correct[0] < before.correct[0]).sum()) / len(after.items)
+    return int((after.correct < before.correct).sum()) / len(after.judged)
 
 
 def calibration_error(table: Samples) -> float | None:

@@ -200,8 +200,7 @@ def items_behind(records: Sequence[Record], metric: str) -> int | None:
     """Items behind a rate of a side with one run, where its record counts them; None for everything else."""
     if len(records) != 1 or METRICS[metric.rpartition(".")[2]].unit != "fraction":
         return None
-    found = records[0].metrics.get(metric)
-    return found.n if found is not None else None
+    return records[0].items(metric)
 
 
 def weighted(scores: Scores) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from harness.comparability import AXES, SETTINGS, comparable, configuration, mac
 from harness.digests import digest
 from harness.record import Record
 from harness.store import index, store
+from harness.store.indexed import flat_of
 from reports.data.derived import derive
 from reports.data.effects import Evidence, members_of
 from reports.data.samples import ARMS, SampleSource
@@ -65,6 +66,7 @@ PLAIN = (
     *SETTINGS,
 )
 """Columns of a frame that the index holds as they are."""
+_FRAMED = ("condition", "machine", "task_name", "task_version", "protocol", "marks", "remarks", "samples")
 COUNTS = tuple(name for name in SETTINGS if index.ROWS.field(name).type == "int64")
 """Settings that are whole numbers, or missing."""
 
@@ -161,7 +163,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     Non-``ok`` cells are rows too, with ``status``, ``stage`` and ``reason``. Values are floats in the metric's
     unit, NaN where missing, with the typed reason in ``NAME:why``.
     """
-    return framed(index.flatten(records))
+    return framed(flat_of(list(records)))
 
 
 class _Attempt(NamedTuple):
@@ -181,7 +183,7 @@ def framed(flat: index.Flat) -> pd.DataFrame:
     """:func:`frame` of flat records: those of a store through its index, ``framed(index.load(store).flat)``."""
     kept = speaking(flat)
     flat = flat.take(kept)
-    rows = {name: flat.rows.column(name).to_pylist() for name in flat.rows.column_names}
+    rows = {name: flat.rows.column(name).to_pylist() for name in (*PLAIN, *_FRAMED)}
     group_of = _groups(zip(rows["id"], rows["condition"], rows["machine"], strict=True))
     old = _outdated(zip(rows["id"], rows["task_name"], rows["task_version"], rows["protocol"], strict=True))
     out: dict[str, Any] = {name: rows[name] for name in PLAIN}

@@ -155,7 +155,7 @@ def _judge(
             effect, low, high, p = nats
             measure = "answer_nll"
             format_only = float(row[METRIC]) <= FLOOR and not _beyond_format(tables)
-    one_answer, rose = _one_answer(tables), _loss_rose([records[i] for i in row["ok_records"]])
+    one_answer, rose = _one_answer(tables), all(records[i].loss_rose for i in row["ok_records"])
     verdict: Verdict = "learned" if low > 0 else "worse" if high < 0 else "no evidence"
     why = f"{_shown(effect, low, high, measure)} against {name}"
     if format_only and verdict == "learned":
@@ -191,9 +191,9 @@ def _stuck(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> bool:
 
 def _best_format(base: Mapping[str, Any], records: Mapping[str, Record]) -> float | None:
     """Mean accuracy of the base in its best format, where other formats were scored."""
-    readings = [records[i].metrics.get("best_format_accuracy") for i in base["ok_records"]]
-    values = [r.value for r in readings if r is not None and r.value is not None]
-    return float(np.mean(values)) if values and len(values) == len(readings) else None
+    found = [records[i].value("best_format_accuracy") for i in base["ok_records"]]
+    values = [value for value in found if value is not None]
+    return float(np.mean(values)) if values and len(values) == len(found) else None
 
 
 def _against_constant(config: str, family: Family, tables: Sequence[Tested]) -> tuple[float, float, float, float]:
@@ -230,18 +230,6 @@ def _one_answer(tables: Sequence[Tested]) -> bool:
     """Whether every seed gives one and the same answer to all of its items."""
     found = [_adapted(table) for table in tables]
     return bool(found) and all(arm is not None and arm.one_prediction for arm in found)
-
-
-def _loss_rose(records: Sequence[Record]) -> bool:
-    """Whether the loss of the last tenth of the steps is above that of the first tenth, in every seed."""
-    found = []
-    for record in records:
-        loss = record.series.get("loss", ())
-        part = max(1, len(loss) // 10)
-        if len(loss) < 2:
-            return False
-        found.append(float(np.mean(loss[-part:])) > float(np.mean(loss[:part])))
-    return bool(found) and all(found)
 
 
 def _log_probabilities(trained: Sequence[Tested], base: Sequence[Tested]) -> tuple[float, float, float, float] | None:

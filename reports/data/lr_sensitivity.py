@@ -32,10 +32,10 @@ def at_shared_rate(records: Iterable[Record]) -> dict[str, list[tuple[float, flo
     for record in records:
         if record.cell_view.role != "shared-lr":
             continue
-        reading = record.metrics.get("accuracy")
+        value = record.value("accuracy")
         rate = record.cell_view.learning_rate
-        if record.outcome.status == "ok" and rate and reading is not None and reading.value is not None:
-            found.setdefault(untuned_identity(record), []).append((rate, reading.value))
+        if record.outcome.status == "ok" and rate and value is not None:
+            found.setdefault(untuned_identity(record), []).append((rate, value))
     return found
 
 

@@ -114,13 +114,7 @@ def block_of(record: Record) -> Block | None:
 
 def value_of(record: Record, name: str) -> float | None:
     """Value of a metric, or of ``stage.metric``; None where the record has none."""
-    stage, _, metric = name.rpartition(".")
-    if not stage:
-        found = record.metrics.get(metric)
-    else:
-        span = next((s for s in record.spans if s.stage == stage), None)
-        found = span.get(metric) if span is not None else None
-    return None if found is None else found.value
+    return record.value(name)
 
 
 def by_block(records: Iterable[Record], value: Value) -> dict[Block, float]:

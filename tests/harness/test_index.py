@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.comparability import configuration, marks, place, settings_of
+from harness.errors import UserError
 from harness.metrics import missing, reading
-from harness.record import Span
+from harness.record import Outcome, Span
 from harness.store import index
 from harness.store.index import FILE, flatten, join, load
+from harness.store.indexed import flat_of, read_records
+from harness.store.samples import samples_ref, samples_to_parquet
 from harness.store.store import Store
 from tests.harness.examples import full_record, make_record
 from tests.harness.test_store import python
@@ -50,6 +54,7 @@ def test_index_equals_the_records_and_avoids_reading_them(kind: str, tmp_path: P
     records = store.records()[0]
     assert ids(first) == ids(second) == [record.id for record in records]
     assert second.flat.rows.equals(flatten(records).rows)
+    assert index.PARTS.name not in second.flat.rows.column_names
     assert values(second.flat, "accuracy") == [0.0, 0.1, 0.2, 0.3, 0.4]
     assert values(second.flat, "train.stage_s") == [0.0, 1.0, 2.0, 3.0, 4.0]
     energy = next(kind for kind in second.flat.kinds if kind.name == "train.energy_gross_j")
@@ -139,6 +144,7 @@ def test_columns_join_and_select_like_their_records() -> None:
 BUSY = """
 import sys
 from harness.store.index import load
+from harness.store.samples import samples_ref, samples_to_parquet
 from harness.store.store import Store
 from tests.harness.examples import make_record
 store = Store(sys.argv[1])
@@ -171,3 +177,42 @@ def test_what_a_dead_writer_left_beside_the_index_is_swept(tmp_path: Path) -> No
     left.write_bytes(b"half")
     Store(tmp_path).append(make_record(1))
     assert not left.exists()
+
+
+def test_records_of_the_index_are_those_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path)
+    store.append(full_record().model_copy(update={"samples": None}))
+    scored, failed = samples_to_parquet([]), Outcome(status="oom", log_tail="out of memory")
+    store.append(make_record(7, series={"loss": (1.0, 2.0)}, outcome=failed, samples=samples_ref(scored)), scored)
+    for _ in range(2):  # the index is made, then read
+        made, damaged = read_records(store, fewest=1)
+        files = {record.id: record for record in store.records()[0]}
+        assert (set(files), damaged) == ({record.id for record in made}, [])
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "read", lambda *_: pytest.fail("a file was read"))
+        for one in read_records(Store(tmp_path), fewest=1)[0]:
+            whole = files[one.id]
+            for name in ("cell", "environment", "outcome", "samples", "finished", "supersedes", "loss_rose"):
+                assert getattr(one, name) == getattr(whole, name), name
+            for of in (marks, place, configuration, settings_of):
+                assert of(one) == of(whole), of
+            for name in ("accuracy", "train.energy_gross_j", "train.stage_s", "nothing"):
+                assert (one.value(name), one.items(name)) == (whole.value(name), whole.items(name)), name
+    assert [one.content() for one in made] == [files[one.id].content() for one in made]
+    assert [one.metrics for one in made] == [files[one.id].metrics for one in made]
+    only = read_records(store, [made[0].key], fewest=1)[0]
+    assert {one.key for one in only} == {made[0].key}
+    flat = flat_of(made[::-1])
+    assert flat.rows.drop_columns(index.PARTS.name).equals(flatten(made[::-1]).rows)
+    assert set(flat_of(made[:1]).kinds) == set(flatten(made[:1]).kinds)
+
+
+def test_a_changed_record_wins_over_the_index(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    record = read_records(store, fewest=1)[0][0]
+    file = tmp_path / store.entries_of(record.key)[0].path
+    file.write_text(file.read_text().replace('"unit"', '"Unit"'))
+    with pytest.raises(UserError, match="does not match its id"):
+        len(record.metrics)
+    left, _ = read_records(Store(tmp_path), fewest=1)
+    assert record.id not in {one.id for one in left}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from harness import stats
 from harness.errors import UserError
 from harness.metrics import reading
+from harness.store.indexed import IndexedRecord, read_records
 from harness.store.samples import samples_table, samples_to_parquet
 from harness.store.store import Store
-from reports.board.board import Board, build, find_boards, load_board
+from reports.board.board import Board, BoardTable, build, find_boards, load_board
 from reports.board.provenance_summary import describe
 from reports.data import ranking
 from reports.data.effects import Evidence
@@ -371,3 +374,15 @@ def test_data_that_no_commit_holds_still_is_named_once() -> None:
     said = dict(describe([("a", loose[0]), ("b", loose[1])]).facts)
     assert said["unpinned data"] == "owner/rows: its rows may change under this name (nobody knows the commit)"
     assert "unpinned data" not in dict(describe([("c", tight)]).facts)
+
+
+def test_a_board_from_the_index_is_that_of_the_files(store: Store, table: BoardTable, tmp_path: Path) -> None:
+    assert store.folder is not None
+    shutil.copytree(store.folder, tmp_path / "copy")
+    copied = Store(tmp_path / "copy")
+    records, _ = read_records(copied, fewest=1)
+    assert all(isinstance(record, IndexedRecord) for record in records)
+    made = build(load_board("default", []), records, copied)
+    for name in ("sections", "silent", "heads", "about", "failures"):
+        assert repr(getattr(made, name)) == repr(getattr(table, name)), name
+    assert list(made.records) == list(table.records)

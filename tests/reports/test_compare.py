@@ -22,7 +22,7 @@ from reports.apps.reproduction.judging import judge
 from reports.apps.reproduction.run import library
 from reports.apps.site.boarddata import pairs_data
 from reports.board.board import Board, build, load_board
-from reports.data.sample_index import indexed_samples
+from reports.data.samples import indexed_samples
 from tests.reports.making import ENVIRONMENT, cell, filled_store, key_of, ok_record
 
 

@@ -21,8 +21,7 @@ from reports.board.board import BoardTable, build, load_board
 from reports.data.derived import calibration_error, cut_items, negative_flips
 from reports.data.effects import Evidence
 from reports.data.frame import aggregate, current, frame, marks
-from reports.data.sample_index import indexed_samples
-from reports.data.samples import gather, scored_items
+from reports.data.samples import gather, indexed_samples, scored_items
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record, sample_rows
 
 

@@ -32,7 +32,7 @@ from reports.board.checks import Smell, referee
 from reports.board.formats.files import texts
 from reports.board.formats.text import columns, failure_line, not_run_line
 from reports.data.frame import AXES
-from reports.data.sample_index import indexed_samples
+from reports.data.samples import indexed_samples
 
 HERE = Path(__file__).parent
 MANIFEST = "site.json"
