@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import ClassVar, Self, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from harness.comparability import SETTINGS
@@ -98,6 +99,16 @@ class IndexedRecord(Record):
         return None if count is None else int(count)
 
 
+def _shared_texts(column: pa.ChunkedArray) -> list[object]:
+    """The values of a column, equal texts as one object."""
+    if not pa.types.is_string(column.type):
+        return list(column.to_pylist())
+    found = column.combine_chunks().dictionary_encode()
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    pool = found.dictionary.to_pylist()
+    return [None if code is None else pool[code] for code in found.indices.to_pylist()]
+
+
 def _number(value: np.float64) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -117,7 +128,7 @@ class IndexedRecords:
         """All of them, in the order of the index. Equal parts are one object."""
         rows = self.flat.rows
         names = ("id", "samples", "sample_rows", "loss_rose", *_FIELDS, *_INDEXED)
-        columns = [rows.column(name).to_pylist() for name in names]
+        columns = [_shared_texts(rows.column(name)) for name in names]
         return [
             self._made(at, dict(zip(names, row, strict=True)), parts)
             for at, (row, parts) in enumerate(zip(zip(*columns, strict=True), self._parts(), strict=True))
@@ -157,12 +168,14 @@ class IndexedRecords:
         codes, ends = texts.indices.to_pylist(), lists.offsets.to_numpy()
         ends = (ends - ends[0]).tolist()
         out = []
+        environments: dict[tuple[int, ...], dict[str, object]] = {}
         for start, end in itertools.pairwise(ends):
             one: dict[str, dict[str, object]] = {"cell": {}, "environment": {}, "outcome": {}}
             for code in codes[start:end]:
                 what, name, value = pool[code]
                 one[what][name] = value
-            out.append(one)
+            alike = tuple(code for code in codes[start:end] if pool[code][0] == "environment")
+            out.append({**one, "environment": environments.setdefault(alike, one["environment"])})
         return out
 
     @staticmethod

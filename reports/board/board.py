@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from reports.board.provenance_summary import About, conditions, describe, row_se
 from reports.board.spec import Board, Column, Quantity, find_boards, load_board
 from reports.data import lr_sensitivity
 from reports.data.effects import Evidence, TestedEffect
-from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial
+from reports.data.frame import AXES, aggregate, comparable, current, frame, has, is_trial, rows_of
 from reports.data.learned import Learned, verdicts
 from reports.data.ranking import ONE_SEED, Ranking, differences, front_caption, pareto_front, rank_rows
 from reports.data.samples import ARMS, SampleSource, indexed_samples
@@ -211,7 +211,7 @@ def build(
     rows = aggregate(frame(record for _, record in kept), samples, evidence, board.quantities | ARMS.keys())
     shared = lr_sensitivity.at_shared_rate(trials)
     parts: dict[tuple[tuple[str, ...], str], list[dict[str, Any]]] = {}
-    for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
+    for row in rows_of(rows):
         row |= lr_sensitivity.columns(by_id[row["records"][0]], shared)
         parts.setdefault((tuple(row[axis] for axis in board.group_by), row["group"]), []).append(row)
     ran = {part for part, members in parts.items() if any(row["status"] != "unsupported" for row in members)} or parts
@@ -425,22 +425,25 @@ def _ratio(column: Column, row: Mapping[str, Any], base: Mapping[str, object] | 
 def _value(row: Mapping[str, Any], name: str) -> CellContent:
     """The aggregated quantity ``name`` of a row."""
 
-    def number(key: str) -> float | None:
-        return float(row[key]) if has(row, key) else None
-
-    if not has(row, name):
+    value = _number(row, name)
+    if value is None:
         why = row.get(f"{name}:why")
         return CellContent(why=why if isinstance(why, str) and why else "not_measured")
-    items = number(f"{name}:items")
+    items, low = _number(row, f"{name}:items"), _number(row, f"{name}:low")
     return CellContent(
-        value=number(name),
-        sd=number(f"{name}:sd"),
-        low=number(f"{name}:low"),
-        high=number(f"{name}:high"),
+        value=value,
+        sd=_number(row, f"{name}:sd"),
+        low=low,
+        high=_number(row, f"{name}:high"),
         seeds=int(row[f"{name}:n"]),
         items=None if items is None else int(items),
-        interval=str(row.get(f"{name}:interval") or "") if has(row, f"{name}:low") else "",
+        interval=str(row.get(f"{name}:interval") or "") if low is not None else "",
     )
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    return float(value) if isinstance(value, float) and not math.isnan(value) else None
 
 
 def _shown(row: Mapping[str, Any], column: Column, versus: Mapping[str, CellContent]) -> CellContent:

@@ -11,8 +11,8 @@ of its metric; a quantity of one stage is ``stage.metric``; what is known about 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,7 @@ __all__ = [
     "marks",
     "outdated",
     "quantities",
+    "rows_of",
     "speaking",
     "summary",
     "wide",
@@ -66,6 +67,7 @@ PLAIN = (
     *SETTINGS,
 )
 """Columns of a frame that the index holds as they are."""
+_ROWS_AT_ONCE = 1_000
 _FRAMED = ("condition", "machine", "task_name", "task_version", "protocol", "marks", "remarks", "samples")
 COUNTS = tuple(name for name in SETTINGS if index.ROWS.field(name).type == "int64")
 """Settings that are whole numbers, or missing."""
@@ -298,12 +300,21 @@ def aggregate(
     rows = rows[[column for column in rows.columns if column.partition(":")[0] not in unasked]]
     # a plain dictionary per row: 10,000 rows group in well under a second, and each step can be read
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in cast("list[dict[str, Any]]", rows.to_dict("records")):
+    for row in rows_of(rows):
         found.setdefault((row["group"], row["config"]), []).append(row)
     made = [_configuration_row(members, names, samples) for members in found.values()]
     if samples is not None:
         _set_intervals(made, names, evidence or Evidence(samples))
     return pd.DataFrame(made)
+
+
+def rows_of(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows as mappings: as ``to_dict("records")``, in half the time and a part at a time."""
+    names = table.columns.tolist()  # once: a column index of texts makes a new one each time
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        part = table.iloc[start : start + _ROWS_AT_ONCE]
+        for row in zip(*(part[name].tolist() for name in names), strict=True):
+            yield dict(zip(names, row, strict=True))
 
 
 def _set_intervals(made: Sequence[dict[str, Any]], names: Sequence[str], evidence: Evidence) -> None:
