@@ -26,9 +26,9 @@ from harness.stats.seeds import seed_correlation_of_pairs, seed_variance_of_rows
 
 RANK_LEVEL = 0.04
 """Level of the simultaneous test of ranks: below 5 %, since the variances are estimates themselves."""
-OWN_LEVEL = 0.10
+OWN_LEVEL = 0.035
 """A pair must also differ at this level by its own seeds alone (Welch), without any help from other rows."""
-OWN_LEVEL_OF_TWO = 0.02
+OWN_LEVEL_OF_TWO = 0.01
 """The same where a row has two seeds, which may agree by luck."""
 FEW_ITEMS = 10
 """Fewer items that are not all right (or all wrong) put a rate at its edge, where Wilson's interval is used."""
@@ -58,6 +58,20 @@ class Effect(NamedTuple):
     method: str
 
 
+class OwnSeeds(NamedTuple):
+    """Spread of the seeds of each row alone; all of shape (rows,).
+
+    Attributes:
+        centre: mean over seeds of the score, or of its logit where scores are shares.
+        variance: sample variance over seeds of the same; 0 where there is one seed.
+        slope: derivative of the logit at the row's mean, which takes errors over items to its scale; else 1.
+    """
+
+    centre: Floats
+    variance: Floats
+    slope: Floats
+
+
 @dataclass(frozen=True)
 class FittedRows:
     """All rows of a board on the same items. Made by :func:`fit_rows`.
@@ -77,7 +91,7 @@ class FittedRows:
     seed_variance: Floats
     seed_df: Floats
     fixed: NDArray[np.bool_]
-    _own: Floats  # sample variance of the seeds' means, (rows,)
+    _alone: OwnSeeds
     _noise: Floats  # item-by-seed variance, (rows,)
     _covariance: Floats  # of the item means, (rows, rows)
     _correlation: Floats  # of the seeds' means over shared seeds, as expected under the model, (rows, rows)
@@ -89,7 +103,9 @@ class FittedRows:
         """Rows with two seeds or more, or whose seed changes nothing: those that can be ranked."""
         return (self.counts > 1) | self.fixed
 
-    def _items_part(self, i: NDArray[np.int64], j: NDArray[np.int64], u: float = 1.0, v: float = 1.0) -> Floats:
+    def _items_part(
+        self, i: NDArray[np.int64], j: NDArray[np.int64], u: float | Floats = 1.0, v: float | Floats = 1.0
+    ) -> Floats:
         """Squared standard error over items of ``u`` times row i less ``v`` times row j, without the noise that belongs
         to the seeds.
         """
@@ -162,12 +178,29 @@ class FittedRows:
         estimate = float(self.means[i])
         if self._unit is not None and (variance == 0 or self._edge[i] < FEW_ITEMS):
             return replace(_effective_wilson(estimate, variance, self.items, level), method="Wilson")
-        weight = over_items**2 / (self.items - 1) + (seeds**2 / float(self.seed_df[i]) if seeds > 0 else 0.0)
+        weight = over_items**2 / (self.items - 1) + (seeds**2 / self._row_df(i) if seeds > 0 else 0.0)
         df = variance**2 / weight if weight > 0 else float(self.items - 1)
         found = t_interval(estimate, math.sqrt(variance), df, self.items, self.method, level)
         if self._unit is None:
             return found
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+    def _row_df(self, i: int) -> float:
+        """Degrees of freedom of row ``i``'s seed variance in its own interval."""
+        df = float(self.seed_df[i])
+        return min(df, max(df / self._alike, float(self.counts[i]) - 1.0, 1.0))
+
+    @cached_property
+    def _alike(self) -> float:
+        """How many rows count as one where they rise and fall together over shared seeds; at least 1.
+
+        Variances estimated from normal values that correlate by r correlate by r squared, so that many rows say less
+        about the common variance than as many independent ones. A difference of two rows does not suffer: what they
+        share cancels in it.
+        """
+        moving = np.flatnonzero(~self.fixed)
+        squares = self._correlation[np.ix_(moving, moving)] ** 2
+        return 1.0 + float(squares.sum() - np.trace(squares)) / max(1, len(moving))
 
     @cached_property
     def simultaneous(self) -> Floats:
@@ -212,15 +245,20 @@ class FittedRows:
         return out
 
     def _own_p(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
-        """P values of pairs by their own seeds alone: Welch's degrees of freedom, no pooling."""
-        over_items = self._items_part(i, j)
-        parts = [np.where(self.fixed[k], 0.0, self._own[k] / self.counts[k]) for k in (i, j)]
+        """P values of pairs by their own seeds alone: Welch's degrees of freedom, no pooling.
+
+        Shares are compared by their logits. Near 100 % the seeds of an unsteady row lie close together in points and
+        would pass for steady ones.
+        """
+        centre, variance, slope = self._alone
+        over_items = self._items_part(i, j, slope[i], slope[j])
+        parts = [np.where(self.fixed[k], 0.0, variance[k] / self.counts[k]) for k in (i, j)]
         total = over_items + parts[0] + parts[1]
         weight = over_items**2 / (self.items - 1)
         for k, part in zip((i, j), parts, strict=True):
             weight = weight + np.where(part > 0, part**2 / np.maximum(self.counts[k] - 1, 1), 0.0)
         df = np.where(weight > 0, total**2 / np.maximum(weight, 1e-300), float(self.items - 1))
-        return np.asarray(2 * scipy.stats.t.sf(np.abs(_ratios(self.means[i] - self.means[j], total)), df))
+        return np.asarray(2 * scipy.stats.t.sf(np.abs(_ratios(centre[i] - centre[j], total)), df))
 
 
 def _ratios(effects: Floats, variances: Floats) -> Floats:
@@ -269,12 +307,14 @@ def fit_rows(
     over_items = np.stack([table.mean(axis=0) for table in tables])
     means = over_items.mean(axis=1)
     own, noise = (np.array(x) for x in zip(*(_spread(table) for table in tables), strict=True))
+    alone = OwnSeeds(means, own, np.ones(rows))
     centred = over_items - means[:, None]
     unit = (0.0, 1.0) if min(t.min() for t in tables) >= 0 and max(t.max() for t in tables) <= 1 else None
     if unit is not None:
         total = counts * items
         share = (means * total + 1) / (total + 2)
         scale = share * (1 - share)
+        alone = OwnSeeds(*_logits(tables), 1 / scale)
     else:
         scale = np.maximum(centred.var(axis=1) + noise, 1e-12)
     value, df = _seed_part(own, np.where(steady, 0, counts - 1), scale)
@@ -286,7 +326,7 @@ def fit_rows(
         seed_variance=np.where(steady, 0.0, value),
         seed_df=np.where(steady, np.inf, df),
         fixed=steady,
-        _own=own,
+        _alone=alone,
         _noise=noise,
         _covariance=centred @ centred.T / (items - 1),
         _correlation=_shared(tables, seeds, steady),
@@ -310,6 +350,17 @@ def _spread(table: Floats) -> tuple[float, float]:
     means = table.mean(axis=1, keepdims=True)
     left = table - means - table.mean(axis=0) + table.mean()
     return float(means.var(ddof=1)), float((left**2).sum()) / ((seeds - 1) * (items - 1))
+
+
+def _logits(tables: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Mean and variance over seeds of each row's logit; half an item is added to both sides, so that it is finite."""
+    found = []
+    for table in tables:
+        right = table.sum(axis=1) + 0.5
+        logits = np.log(right / (table.shape[1] + 1 - right))
+        found.append((logits.mean(), logits.var(ddof=1) if len(logits) > 1 else 0.0))
+    means, variances = np.array(found).T
+    return means, variances
 
 
 def _shared(tables: Sequence[Floats], seeds: Sequence[Sequence[Hashable]] | None, steady: NDArray[np.bool_]) -> Floats:

@@ -341,3 +341,29 @@ def test_a_ratio_of_rows_does_not_depend_on_their_unit() -> None:
     assert scaled.effect == pytest.approx(found.effect + np.log(3))
     assert (scaled.se, scaled.df) == pytest.approx((found.se, found.df))
     assert stats.fit_rows([arms[0] - 100, *arms[1:]], names).log_ratio(0, 1) is None, "a mean below zero has none"
+
+
+def _of_rates(rates: list[tuple[float, ...]]) -> list[np.ndarray]:
+    hard = np.random.default_rng(0).permutation(500)
+    return [np.array([hard >= round(500 * (1 - rate)) for rate in seeds], dtype=float) for seeds in rates]
+
+
+def test_seeds_close_together_near_the_top_place_no_row() -> None:
+    """Seeds near 100 % lie closer together in points than in logits."""
+    steady = [(0.73, 0.75, 0.77), (0.74, 0.76, 0.72), (0.77, 0.74, 0.76), (0.71, 0.75, 0.73)]
+    found = stats.fit_rows(_of_rates([*steady, *steady[:3], (0.95, 0.99, 0.97)]))
+    assert (found.simultaneous[7, :7] < 0.04).all()
+    assert found.better()[7, :7].all()
+    loose = stats.fit_rows(_of_rates([*steady, *steady[:3], (0.82, 0.87, 0.92)]))
+    assert (loose.simultaneous[7, :7] < 0.04).all(), "the others' steadiness alone would place it"
+    assert not loose.better()[7].any()
+
+
+def test_rows_that_move_together_know_less_about_their_seeds() -> None:
+    steps = [(-0.06, 0.01, 0.05), (-0.05, 0.0, 0.06), (-0.06, 0.02, 0.04), (-0.05, 0.01, 0.05)] * 2
+    arms = _of_rates([(0.7 + a, 0.7 + b, 0.7 + c) for a, b, c in steps])
+    together, apart = stats.fit_rows(arms, [[0, 1, 2]] * 8), stats.fit_rows(arms)
+    for i in range(8):
+        wide, narrow = together.interval(i), apart.interval(i)
+        assert wide.estimate == narrow.estimate
+        assert wide.high - wide.low > 1.05 * (narrow.high - narrow.low)

@@ -204,6 +204,19 @@ def test_a_common_night_effect_is_no_shift_of_the_matrix(sd: float) -> None:
     assert alarms <= 2, "a shift within the spread of the nights before"
 
 
+def test_a_slow_night_is_no_news_of_one_cell() -> None:
+    values = quiet(np.random.default_rng(3), 0.002)
+    values["step_ms"][:, -1] *= 1.06
+    assert detect(as_history(values, 0)).cells == []
+    values["step_ms"][7, -1] *= 1.15
+    alone = [f for f in detect(as_history(values, 0)).cells if f.kind == "level"]
+    assert [(f.label, f.metric) for f in alone] == [("cell 7", "step_ms")]
+    for few in (7, 8):  # fewer cells say nothing about what a night has in common
+        some = {name: table[:few] for name, table in values.items()}
+        found = {f.label for f in detect(as_history(some, 0)).cells if f.kind == "level"}
+        assert (len(found) == 1) is (few == 8), found
+
+
 def test_two_nights_cannot_show_a_shift_of_all_times() -> None:
     """A night's load slows all cells at once, and with one night before its spread is not known."""
     undecided = 0

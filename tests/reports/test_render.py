@@ -98,7 +98,7 @@ def test_json_holds_definitions_intervals_and_record_ids(store, folder):
     assert by_key["accuracy"]["better"] == "higher"
     assert content["about"]["records"] == sorted(record.id for record in store.records()[0])
     row = content["sections"][0]["rows"][0]
-    assert row["rank"] == [1, 6]
+    assert row["rank"] == [1, 7]
     assert row["cells"]["accuracy"]["low"] < row["cells"]["accuracy"]["value"] < row["cells"]["accuracy"]["high"]
 
 

@@ -26,10 +26,12 @@ from reports.apps.regressions.matrix import (
     pooled,
     relative,
 )
-from reports.apps.regressions.series import History, Series, SeriesAttempt
+from reports.apps.regressions.series import History, Series, SeriesAttempt, SeriesPoint
 from reports.data.samples import SampleSource
 
 DRIFT_ALPHA = 0.001
+FEWEST_OF_A_NIGHT = 8
+"""Cells of one night from which their common shift of times and energies is taken."""
 
 
 @dataclass(frozen=True)
@@ -253,16 +255,19 @@ def _about_status(latest: SeriesAttempt, kind: str, reason: str) -> CellFinding:
 
 
 def _levels(series: Sequence[Series]) -> list[CellFinding]:
-    """Seconds, bytes and joules outside the band of their segment (protocol 8.3)."""
+    """Seconds, bytes and joules outside the band of their segment (protocol 8.3).
+
+    What all cells of a night have in common is no news of one cell: a time or an energy must also be outside once the
+    night's common shift is taken out. The shift itself is judged by :func:`matrix.pooled`.
+    """
     out = []
-    for one in series:
-        segment = one.segment()
-        if not relative(one) or len(segment) < 2:
+    alarms = _alarms(series)
+    shifts = _night_shifts(alarms)
+    for one, latest, alarm in alarms:
+        middle, band = (alarm.low + alarm.high) / 2, (alarm.high - alarm.low) / 2
+        shift = shifts.get(_night_of(one, latest), 0.0)
+        if not alarm.raised or abs(alarm.latest - middle * (1 + shift)) <= band:
             continue
-        alarm = stats.provisional_alarm([p.value for p in segment[:-1]], segment[-1].value, floor_of(one.quantity))
-        if isinstance(alarm, str) or not alarm.raised:
-            continue
-        middle = (alarm.low + alarm.high) / 2
         out.append(
             CellFinding(
                 one.key,
@@ -274,12 +279,37 @@ def _levels(series: Sequence[Series]) -> list[CellFinding]:
                 alarm.latest,
                 alarm.relative,
                 None,
-                segment[-1].finished,
+                latest.finished,
                 f"outside {alarm.low:.4g} to {alarm.high:.4g}: provisional until reruns confirm it",
-                (segment[-1].record,),
+                (latest.record,),
             )
         )
     return out
+
+
+def _alarms(series: Sequence[Series]) -> list[tuple[Series, SeriesPoint, stats.Alarm]]:
+    """The newest value of every series that has a band, and where it lies."""
+    out = []
+    for one in series:
+        segment = one.segment()
+        if relative(one) and len(segment) > 1:
+            alarm = stats.provisional_alarm([p.value for p in segment[:-1]], segment[-1].value, floor_of(one.quantity))
+            if not isinstance(alarm, str):
+                out.append((one, segment[-1], alarm))
+    return out
+
+
+def _night_of(one: Series, latest: SeriesPoint) -> tuple[str, str, str, str]:
+    return one.sweep, one.metric, latest.fingerprint, latest.finished[:10]
+
+
+def _night_shifts(alarms: Sequence[tuple[Series, SeriesPoint, stats.Alarm]]) -> dict[tuple[str, str, str, str], float]:
+    """Median relative shift of all cells of a night, of times and energies, which share the load of the machine."""
+    found: dict[tuple[str, str, str, str], list[float]] = {}
+    for one, latest, alarm in alarms:
+        if METRICS[one.quantity].family != "memory" and alarm.relative is not None:
+            found.setdefault(_night_of(one, latest), []).append(alarm.relative)
+    return {night: float(np.median(all_)) for night, all_ in found.items() if len(all_) >= FEWEST_OF_A_NIGHT}
 
 
 def _rates(series: Sequence[Series], samples: SampleSource | None) -> list[CellFinding]:
