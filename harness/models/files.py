@@ -144,7 +144,16 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 def safetensors_elements(path: Path, *, where: str = "") -> int:
-    """Elements of all tensors of a safetensors file, from its header (its length in 8 bytes, then JSON).
+    """Elements of all tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is a git-lfs pointer, empty, cut off, or no safetensors file.
+    """
+    return sum(math.prod(shape) for shape in safetensors_shapes(path, where=where).values())
+
+
+def safetensors_shapes(path: Path, *, where: str = "") -> dict[str, tuple[int, ...]]:
+    """Tensor to shape of a safetensors file, from its header (its length in 8 bytes, then JSON).
 
     Raises:
         UserError: the file is a git-lfs pointer, empty, cut off, or no safetensors file.
@@ -165,7 +174,7 @@ def safetensors_elements(path: Path, *, where: str = "") -> int:
                 raise wrong(f"is no safetensors file, or cut off: it has {size:,} bytes")
             header = parse_json(stream.read(length).decode(), where=shown)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        shapes = [[int(n) for n in entry["shape"]] for entry in tensors.values()]
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in tensors.items()}
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except UserError as error:
         raise wrong(f"is no safetensors file: its header cannot be read ({error.what})") from None
@@ -175,6 +184,6 @@ def safetensors_elements(path: Path, *, where: str = "") -> int:
         raise wrong(f"is no safetensors file: its header cannot be read ({type(error).__name__})") from None
     if not tensors:
         raise wrong("holds no tensor", "Save the model again with save_pretrained.")
-    if end > size - 8 - length or any(n < 0 for shape in shapes for n in shape):
+    if end > size - 8 - length or any(n < 0 for shape in shapes.values() for n in shape):
         raise wrong(f"is cut off: its tensors need {end + 8 + length:,} bytes and {size:,} are there")
-    return sum(math.prod(shape) for shape in shapes)
+    return shapes

@@ -1,4 +1,4 @@
-"""Model sizes from the configuration alone; predictions of memory and time start from them."""
+"""Sizes of a model from its configuration, and names of its modules from its files; the model is not loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.models import gguf_files
-from harness.models.files import safetensors_elements
+from harness.models.files import safetensors_elements, safetensors_shapes
 from harness.models.skeleton import skeleton
 from harness.models.sources import local_folder, read_config, recipe, scheme_of
 
@@ -92,3 +92,41 @@ def _config(model_id: str, revision: str | None) -> Mapping[str, object] | None:
         return read_config(path)
     except UserError:  # said where the model is named; here there is no size
         return None
+
+
+# --- names of modules --------------------------------------------------------------------------------
+LLAMA = (*(f"self_attn.{part}_proj" for part in "qkvo"), *(f"mlp.{part}_proj" for part in ("gate", "up", "down")))
+"""Linear layers of a block of the built-in models, which are Llamas."""
+RENAMED = ("num_local_experts", "num_experts", "n_routed_experts", "text_config", "vision_config", "auto_map")
+"""Keys of configurations whose modules may be called otherwise than the tensors in the files."""
+
+
+@functools.cache
+def module_names(model_id: str, revision: str | None = None) -> frozenset[str] | None:
+    """Full names of the modules with weights of a model whose files are at hand; None where they are not known here.
+
+    They are those of the files. The model that is trained may have a prefix before them, or they one before its own.
+    """
+    scheme = scheme_of(model_id)
+    if scheme == "builtin":
+        layers = recipe(model_id.partition(":")[2]).data["config"]["num_hidden_layers"]
+        return frozenset(f"model.layers.{at}.{name}" for at in range(layers) for name in LLAMA)
+    config = _config(model_id, revision) if scheme in ("path", "package", "hub") else None
+    if config is None or any(key in config for key in RENAMED):
+        return None
+    try:
+        tensors = [name for path in _weights(model_id, revision) for name in safetensors_shapes(path)]
+    except UserError:  # said where the model is named; here there are no names
+        return None
+    return frozenset(name.rpartition(".")[0] for name in tensors if name.endswith(".weight")) or None
+
+
+def _weights(model_id: str, revision: str | None) -> list[Path]:
+    """The safetensors files of a model; none where they are not on this machine."""
+    folder = local_folder(model_id)
+    if folder is not None:
+        return sorted(folder.glob("*.safetensors"))
+    from huggingface_hub import try_to_load_from_cache
+
+    whole = try_to_load_from_cache(model_id, "model.safetensors", revision=revision)
+    return [Path(whole)] if isinstance(whole, str) else []

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from harness import hardware as hw
 from harness.compatibility import parallel_refusal, refusal
+from harness.errors import UserError, did_you_mean
 from harness.matrix import DEFAULTS, LATER_AXES, Cell
 from harness.methods.base import Method
 from harness.methods.catalog import METHODS
 from harness.models import sources
+from harness.models.shape import module_names
 from harness.objectives.catalog import OBJECTIVES
 from harness.quantizers.catalog import QUANTIZERS
 from harness.recipes.catalog import RECIPES
+from harness.spec import LoadedSweep
 from runners import environments
 from runners.planning.cell_dependencies import why_not_staged
 from runners.planning.cost_model import Predictor
@@ -49,6 +52,8 @@ def unsupported_reason(cell: Cell, device: str, cache: Path) -> str | None:
         reason = f"{declared.name} trains, and the sweep uses the task's test split only"
     if reason is None and declared.trains_cache and cell.training.get("gradient_checkpointing"):
         reason = f"{declared.name} trains a key-value cache, which is off under training.gradient_checkpointing"
+    if reason is None and declared.trains:
+        reason = _no_module(cell, declared.name)
     if reason is None and declared.demonstrates:
         reason = _nothing_to_show(cell, declared.name)
     if reason is None and (declared.trains or declared.combines):
@@ -116,6 +121,69 @@ def _nothing_to_show(cell: Cell, name: str) -> str | None:
     if task["kind"] == "language-modelling":
         return f"{name} shows questions with their answers, and the task has texts without a question"
     return None
+
+
+# --- modules that a method names -----------------------------------------------------------------------
+HEADS = frozenset({"score", "classifier", "lm_head"})
+"""Modules that a model may have without a tensor in its files."""
+
+
+def _named_modules(cell: Cell) -> list[str]:
+    """The modules that a sweep names for a method; not those of its defaults, and no regular expression."""
+    defaults = METHODS.get(cell.method.name).declaration.defaults
+    params = cell.method.identity["params"].items()
+    chosen = [v for name, v in params if name.startswith("target_modules") and v != defaults.get(name)]
+    return [name for names in chosen if isinstance(names, list | tuple) for name in names if isinstance(name, str)]
+
+
+def _has(modules: Collection[str], name: str) -> bool:
+    """True if ``name`` is a full name or the last parts of one; a model may have a prefix that its files lack."""
+    return name.rpartition(".")[2] in HEADS or any(
+        name == one or one.endswith(f".{name}") or f".{name}." in f".{one}." or name.endswith(f".{one}")
+        for one in modules
+    )
+
+
+def _last_parts(modules: Collection[str]) -> list[str]:
+    return sorted({one.rpartition(".")[2] for one in modules})
+
+
+def _modules(cell: Cell) -> frozenset[str] | None:
+    return module_names(cell.model.name, cell.model.identity.get("revision"))
+
+
+def _no_module(cell: Cell, method: str) -> str | None:
+    """Why a method that names modules of other models cannot train this one, or None."""
+    named = _named_modules(cell)
+    modules = _modules(cell) if named else None
+    if modules is None or any(_has(modules, name) for name in named):
+        return None
+    asked = " or ".join(map(repr, named))
+    return f"{method}: {cell.model.label} has no module named {asked}; it has {', '.join(_last_parts(modules))}"
+
+
+def check_named_modules(cells: Iterable[Cell], sweep: LoadedSweep) -> None:
+    """Refuse a name that a method gives and no model of the sweep has: a typo, which peft would not mention.
+
+    Raises:
+        UserError: such a name, with the names that are near it.
+    """
+    models: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in cells:
+        for name in _named_modules(cell):
+            models.setdefault((cell.method.label, name), {})[cell.model.name] = cell
+    for (label, name), used in models.items():
+        known = [_modules(cell) for cell in used.values()]
+        if any(modules is None or _has(modules, name) for modules in known):
+            continue
+        at = next((i for i, one in enumerate(sweep.spec.methods) if label in (one.label, one.name)), 0)
+        shown = ", ".join(sorted(cell.model.label for cell in used.values())[:3])
+        there = {part for modules in known if modules for part in _last_parts(modules)}
+        raise UserError(
+            f"{label} names the module {name!r}, which is not in {shown}",
+            where=sweep.where("methods", at),
+            fix=did_you_mean(name, there),
+        )
 
 
 # --- variants of training -----------------------------------------------------------------------------

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from harness import hardware
+from harness.errors import UserError
+from harness.methods.modules import linears
 from harness.metrics import metric
-from harness.models.shape import from_config, shape_of
+from harness.models.shape import from_config, module_names, shape_of
 from harness.models.skeleton import presets
+from harness.models.sources import recipe
 from harness.spec import SweepSpec
 from harness.store.store import Store
 from runners.planning import plan
@@ -89,6 +92,48 @@ def test_predictions_from_sizes_alone_meet_the_records(store: str, sweep: str) -
     assert found["time"]["n"] > 50
     assert found["time"]["within_2"] > 0.9
     assert found["memory"]["error"] < 0.15
+
+
+def test_names_of_modules_are_those_of_the_loaded_model(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**recipe("nano").data["config"], vocab_size=8)
+    with torch.device("meta"):
+        nano = LlamaForCausalLM(config)
+    assert module_names("builtin:nano") == {layer.name for layer in linears(nano)}
+    tiny = AutoModelForCausalLM.from_pretrained(tiny_model)
+    found = module_names(str(tiny_model))
+    assert found is not None
+    assert {layer.name for layer in linears(tiny)} < found
+    assert found <= {name for name, _ in tiny.named_modules()}
+    assert module_names("nobody/has-this-model") is None
+
+
+def test_a_typo_in_the_names_of_modules_is_found_by_the_plan(tmp_path: Path, tiny_model: Path) -> None:
+    def planned(*names: object, models: tuple[str, ...] = ("builtin:nano",)) -> plan.Plan:
+        methods = [{"name": "none"}, *({"name": "lora", "params": {"target_modules": one}} for one in names)]
+        return made(tmp_path, models=list(models), methods=[{**m, "label": str(i)} for i, m in enumerate(methods)])
+
+    with pytest.raises(UserError) as error:
+        planned(["q_proj"], ["v_proj", "q_prj"], models=("builtin:nano", str(tiny_model)))
+    assert "2 names the module 'q_prj', which is not in nano, tiny-model0" in str(error.value)
+    assert "line" in error.value.where
+    assert "methods.2" in error.value.where
+    assert error.value.fix.startswith("Did you mean 'q_proj' or ")
+    for right in (
+        "all-linear",
+        ["q_proj"],
+        ["self_attn.q_proj"],
+        ["model.layers.1.mlp.up_proj"],
+        ["lm_head", "q_proj"],
+    ):
+        assert not planned(right).unsupported
+    assert not planned("no_such.*").unsupported, "a regular expression is tried by the worker"
+    both = planned(["query"], models=("nobody/has-this-model", "builtin:nano"))
+    (refused,) = both.unsupported
+    assert refused[0].model.label == "nano"
+    assert refused[1].startswith("lora: nano has no module named 'query'; it has down_proj, ")
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
