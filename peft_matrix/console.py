@@ -57,6 +57,18 @@ def print_cells(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Co
     console.print(table)
 
 
+def print_methods(rows: Rows, console: Console) -> None:
+    """One line a method under its family; a summary that is too long is cut. A star: no record shows that it learns."""
+    width = max(len(row["method"]) for row in rows) + 3
+    for family in dict.fromkeys(row["family"] for row in rows):
+        console.print(Text(family, style="bold"))
+        for row in (one for one in rows if one["family"] == family):
+            star = " " if row["evidence"]["learned"] else "*"
+            line = Text.assemble(star, (f"{row['method']:<{width}}", "cyan"), row["summary"])
+            console.print(line, no_wrap=True, overflow="ellipsis")
+    console.print(f"{len(rows)} methods. *: no record shows that it learns; 'methods NAME' says why.")
+
+
 def print_fits(rows: Rows, capacity: str, console: Console) -> None:
     """Print for every cell whether it fits one device of ``capacity``, and how many it needs when sharded."""
 
@@ -155,10 +167,15 @@ def _expected(prediction: Prediction) -> str:
     return f"  ~{prediction.seconds:.0f} s, {prediction.peak_bytes / 2**30:.2f} GiB"
 
 
+STYLES = {"ok": "green", "planned": "", "not_run": "yellow", "unsupported": "yellow", "interrupted": "yellow"}
+"""Colours of statuses; the others are failures."""
+
+
 def print_status(stands: dict[str, Any], console: Console) -> None:
     """Counts, then what runs now, then failures by reason."""
-    counts = ", ".join(f"{n} {name}" for name, n in stands["counts"].items())
-    console.print(f"{stands['sweep']}: {stands['cells']} cells: {counts}", highlight=False)
+    head = Text(f"{stands['sweep']}: {stands['cells']} cells: ")
+    parts = [Text(f"{n} {name}", style=STYLES.get(name, "red")) for name, n in stands["counts"].items()]
+    console.print(head.append_text(Text(", ").join(parts)))
     print_running(stands["running"], console)
     for failure in stands["failures"]:
         line = f"  {failure['status']:<12} {failure['cell']}  [{failure['stage']}] {failure['why']}"

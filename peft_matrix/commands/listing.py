@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from peft_matrix.commands.common import AsJson, DataRoot, print_table
+from peft_matrix.commands.common import AsJson, DataRoot, console, print_table
 
 SHORT = ("method", "family", "summary", "evidence")
-"""Columns of the list of methods; ``methods NAME`` and --json show the rest."""
+"""Columns of the methods of a family; ``methods NAME`` and --json show the rest."""
 
 
 def methods(
@@ -24,6 +24,7 @@ def methods(
 ) -> None:
     """List the fine-tuning methods, with the task and model on which a committed record shows that each learns."""
     from peft_matrix import listings
+    from peft_matrix.console import print_methods
 
     rows = listings.methods(name, family=family, trains_on=trains_on)
     if as_json:
@@ -31,8 +32,10 @@ def methods(
     elif name is not None:
         (row,) = rows
         print_table([{"field": key, "value": _value(key, value)} for key, value in row.items()], as_json)
-    else:
+    elif family is not None or trains_on is not None:
         print_table([{key: _value(key, row[key]) for key in SHORT} for row in rows], as_json)
+    else:
+        print_methods(rows, console())
 
 
 def _value(key: str, value: Any) -> object:

@@ -22,7 +22,7 @@ from runners.planning.blocks import Slot, in_blocks, timing_cells
 from runners.planning.cell_dependencies import Combined, Told, combined, kept, staged
 from runners.planning.cost_model import Predictor, TaskLengths, total
 from runners.planning.ordering import fitting, in_order, rank
-from runners.planning.refusals import Reasons, check_named_modules, memoised_reasons
+from runners.planning.refusals import Reasons, memoised_reasons
 from runners.planning.resolver import Resolver, pattern
 from runners.planning.tuning import FAILED, Tuned, tuned
 from runners.worker.job import CURVE
@@ -219,8 +219,7 @@ def make(
         slots: cells at once, for that expectation.
 
     Raises:
-        UserError: a name in the sweep or a status in ``rerun`` that is not known; ``only`` matches nothing; a method
-            names a module that no model has.
+        UserError: a name in the sweep or a status in ``rerun`` that is not known; ``only`` matches nothing.
     """
     check_rerun(rerun)
     profiles = hw.load_profiles(workspace.roots)
@@ -237,7 +236,6 @@ def make(
     reasons = memoised_reasons(profiles, machine, workspace.cache, predict)
     wanted = _tuned(sweep, matrix, reasons, store, past.entries)
     cells, parts = _cells(sweep, matrix, wanted, reasons, only)
-    check_named_modules(cells, sweep)
     draft = _Draft(wanted.waiting + parts.waiting)
     for cell in cells:
         left_out = _left_out(cell, matrix, parts, wanted)

@@ -17,6 +17,7 @@ from runners.planning import plan as planning
 from runners.planning.cost_model import device_of
 from runners.planning.ordering import Budget
 from runners.planning.plan import NotRun, Plan
+from runners.planning.refusals import check_named_modules
 from runners.running import preflight, recovery
 from runners.running.job_logs import LOGS
 from runners.running.job_results import EXPECTED
@@ -107,9 +108,12 @@ def make_plan(
 
     Args:
         fingerprint: None: that of this process.
+
+    Raises:
+        UserError: as there, and where a method names a module that no model of the sweep has.
     """
     environment = provenance.environment()
-    return planning.make(
+    made = planning.make(
         sweep,
         workspace,
         store=workspace.open_store(),
@@ -121,6 +125,8 @@ def make_plan(
         hours=hours,
         slots=slots,
     )
+    check_named_modules(made.cells, sweep)
+    return made
 
 
 def run_sweep(

@@ -154,6 +154,10 @@ def doctor(workspace: Workspace) -> Rows:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     note = "HF_HUB_OFFLINE is set: models and data come from the cache alone" if offline else ""
     rows.append({"what": "Hub", "found": "offline" if offline else "asked where the cache lacks a file", "note": note})
+    from huggingface_hub import get_token
+
+    found, note = ("there", "") if get_token() else ("none", "gated models and uploads need one: hf auth login")
+    rows.append({"what": "Hub token", "found": found, "note": note})
     for gpu in machine.gpus:
         found = f"{gpu.name}, {gpu.memory_bytes / hardware.GIB:.1f} GiB, driver {gpu.driver}"
         rows.append({"what": "gpu", "found": found, "note": gpu.uuid})
@@ -259,11 +263,14 @@ def recorded_keys(sweep: str, results: str) -> list[str]:
 
 
 def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
-    """Counts by status (``not_run`` for cells without a record), every failure, and what runs now."""
+    """Counts by status, every failure, and what runs now. ``planned``: no record, and no run refused it."""
     keys = sweep_keys(loaded, workspace)
     records, damaged = Store(workspace.results).records(keys)
     latest = current(records)
-    counts = Counter(latest[key].outcome.status if key in latest else "not_run" for key in keys)
+    refused = preflight.kept(workspace.results, loaded.spec.name)
+    counts = Counter(
+        latest[key].outcome.status if key in latest else "not_run" if key in refused else "planned" for key in keys
+    )
     failures = [
         {"cell": r.label, "status": r.outcome.status, "stage": r.outcome.stage, "why": r.outcome.reason}
         for key in keys
@@ -276,7 +283,7 @@ def status(loaded: LoadedSweep, workspace: Workspace) -> dict[str, Any]:
         "failures": failures,
         "not_run": [
             {"cell": one["label"], "kind": one["kind"], "why": one["reason"]}
-            for key, one in preflight.kept(workspace.results, loaded.spec.name).items()
+            for key, one in refused.items()
             if key not in latest and key in keys
         ],
         "damaged": [{"path": d.path, "why": d.reason} for d in damaged],

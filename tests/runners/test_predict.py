@@ -22,6 +22,7 @@ from harness.spec import SweepSpec
 from harness.store.store import Store
 from runners.planning import plan
 from runners.planning.cost_model import fits
+from runners.running.run import make_plan
 from runners.worker.main import COST_FAMILIES
 from runners.workspace import Workspace
 from tests.quality import predictions
@@ -113,7 +114,10 @@ def test_names_of_modules_are_those_of_the_loaded_model(tiny_model: Path) -> Non
 def test_a_typo_in_the_names_of_modules_is_found_by_the_plan(tmp_path: Path, tiny_model: Path) -> None:
     def planned(*names: object, models: tuple[str, ...] = ("builtin:nano",)) -> plan.Plan:
         methods = [{"name": "none"}, *({"name": "lora", "params": {"target_modules": one}} for one in names)]
-        return made(tmp_path, models=list(models), methods=[{**m, "label": str(i)} for i, m in enumerate(methods)])
+        labelled = [{**m, "label": str(i)} for i, m in enumerate(methods)]
+        sweep = cheap.sweep_of(tmp_path / "sweep.yaml", [], models=list(models), methods=labelled)
+        workspace = Workspace((), str(tmp_path / "results"), None, tmp_path / "cache")
+        return make_plan(sweep, workspace, machine=hardware.Machine(2, 16 * GIB, "any"))
 
     with pytest.raises(UserError) as error:
         planned(["q_proj"], ["v_proj", "q_prj"], models=("builtin:nano", str(tiny_model)))
