@@ -19,10 +19,10 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from harness.stats._checks import Floats, fraction, is_binary, same_length, seeds_by_items
+from harness.stats._checks import Floats, fraction, same_length, seeds_by_items
 from harness.stats.intervals import Interval, t_interval, wilson
 from harness.stats.power import mde_from_error
-from harness.stats.seeds import seed_correlation_of_pairs, seed_variance_of_rows
+from harness.stats.seeds import seed_correlation_of_pairs, seed_variance_of_rows, spread, stacked
 
 RANK_LEVEL = 0.04
 """Level of the simultaneous test of ranks: below 5 %, since the variances are estimates themselves."""
@@ -304,12 +304,17 @@ def fit_rows(
     rows, items = len(tables), tables[0].shape[1]
     steady = np.zeros(rows, dtype=bool) if fixed is None else np.asarray(fixed, dtype=bool)
     counts = np.array([len(table) for table in tables])
-    over_items = np.stack([table.mean(axis=0) for table in tables])
+    over_items, own, noise, edge = np.empty((rows, items)), np.empty(rows), np.empty(rows), np.empty(rows, np.int64)
+    low, high = math.inf, -math.inf
+    for of, stack in stacked(tables):
+        over_items[of] = stack.mean(axis=1)
+        own[of], noise[of] = spread(stack)
+        edge[of] = np.minimum((stack < 1).any(axis=1).sum(axis=1), (stack > 0).any(axis=1).sum(axis=1))
+        low, high = min(low, float(stack.min())), max(high, float(stack.max()))
     means = over_items.mean(axis=1)
-    own, noise = (np.array(x) for x in zip(*(_spread(table) for table in tables), strict=True))
     alone = OwnSeeds(means, own, np.ones(rows))
     centred = over_items - means[:, None]
-    unit = (0.0, 1.0) if min(t.min() for t in tables) >= 0 and max(t.max() for t in tables) <= 1 else None
+    unit = (0.0, 1.0) if low >= 0 and high <= 1 else None
     if unit is not None:
         total = counts * items
         share = (means * total + 1) / (total + 2)
@@ -318,7 +323,6 @@ def fit_rows(
     else:
         scale = np.maximum(centred.var(axis=1) + noise, 1e-12)
     value, df = _seed_part(own, np.where(steady, 0, counts - 1), scale)
-    edge = [min(int((t < 1).any(axis=0).sum()), int((t > 0).any(axis=0).sum())) for t in tables]
     return FittedRows(
         means=means,
         counts=counts,
@@ -330,8 +334,8 @@ def fit_rows(
         _noise=noise,
         _covariance=centred @ centred.T / (items - 1),
         _correlation=_shared(tables, seeds, steady),
-        _unit=unit if is_binary(*tables) or unit is not None else None,
-        _edge=np.array(edge),
+        _unit=unit,
+        _edge=edge,
     )
 
 
@@ -340,16 +344,6 @@ def _seed_part(own: Floats, df: NDArray[np.int64], scale: Floats) -> tuple[Float
         return np.zeros_like(own), np.full(len(own), np.inf)
     found = seed_variance_of_rows(own, df.astype(np.float64), scale)
     return found.value, found.df
-
-
-def _spread(table: Floats) -> tuple[float, float]:
-    """Variance of the seeds' means, and the item-by-seed variance left when both means are taken out."""
-    seeds, items = table.shape
-    if seeds < 2:
-        return 0.0, 0.0
-    means = table.mean(axis=1, keepdims=True)
-    left = table - means - table.mean(axis=0) + table.mean()
-    return float(means.var(ddof=1)), float((left**2).sum()) / ((seeds - 1) * (items - 1))
 
 
 def _logits(tables: Sequence[Floats]) -> tuple[Floats, Floats]:

@@ -12,6 +12,7 @@ measures what this gives: family-wise error, coverage and power.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,3 +166,27 @@ def seed_correlation_of_pairs(correlation: Floats, df: Floats, rows: int) -> Flo
     posterior /= posterior.sum(axis=-1, keepdims=True)
     found = (posterior * _CORRELATIONS).sum(axis=-1)
     return np.asarray(found if each is None else found[each])
+
+
+def stacked(tables: Sequence[Floats]) -> Iterator[tuple[list[int], Floats]]:
+    """Rows with equally many seeds: their numbers, and their scores as one array, (rows, seeds, items)."""
+    alike: dict[int, list[int]] = {}
+    for number, table in enumerate(tables):
+        alike.setdefault(len(table), []).append(number)
+    for of in alike.values():
+        yield of, np.stack([tables[number] for number in of])
+
+
+def spread(stack: Floats) -> tuple[Floats, Floats]:
+    """Of each row the variance of its seeds' means, and the item-by-seed variance left when both means are out.
+
+    Args:
+        stack: shape (rows, seeds, items).
+    """
+    rows, seeds, items = stack.shape
+    if seeds < 2:
+        return np.zeros(rows), np.zeros(rows)
+    means, whole = stack.mean(axis=2, keepdims=True), stack.reshape(rows, -1).mean(axis=1)[:, None, None]
+    left = stack - means - stack.mean(axis=1, keepdims=True) + whole
+    noise = (left**2).reshape(rows, -1).sum(axis=1) / ((seeds - 1) * (items - 1))
+    return means[:, :, 0].var(axis=1, ddof=1), noise
