@@ -350,7 +350,20 @@ def indexed_samples(store: Store, records: Iterable[Record], *, fewest: int = FE
         fewest: sample files below which each is read by itself, and no file is written.
     """
     digests = {record.id: record.samples.digest for record in records if record.samples is not None}
-    wanted = sorted(set(digests.values()))
+    return samples_of_digests(store, digests, digests, fewest=fewest)
+
+
+def samples_of_digests(
+    store: Store, digests: Mapping[str, str], first: Iterable[str], *, fewest: int = FEWEST
+) -> SampleSource:
+    """The scored items of records by the digest of their samples; those that are surely asked for are read together.
+
+    Args:
+        digests: record id to the digest of its samples.
+        first: ids of the records that are surely asked for; those without samples are left out.
+        fewest: sample files below which each is read by itself, and no file is written.
+    """
+    wanted = sorted({digests[identity] for identity in first if identity in digests})
     return stored_samples(store, digests.get, known_items(store, wanted) if len(wanted) >= fewest else None)
 
 

@@ -21,6 +21,7 @@ from reports.apps.regressions.analyze import to_markdown
 from reports.apps.regressions.confirm_reruns import confirm, provisional
 from reports.apps.regressions.detect import detect
 from reports.apps.regressions.series import History, Series, SeriesPoint
+from reports.data.samples import samples_of_digests, stored_samples
 from tests.quality.regressions import CASES, RUNS, SUITE_ITEMS, as_history, drawn_nights, quiet, truths
 from tests.reports.making import ENVIRONMENT, cell, failed_record, ok_record
 
@@ -54,6 +55,19 @@ def test_quiet_nights_raise_nothing(tmp_path: Path) -> None:
     rate = analyze.false_alarms(analyze.read(str(tmp_path)), rounds=20)
     assert rate is not None
     assert rate.low < 0.3
+
+
+def test_items_from_one_file_give_the_same_report(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        night(tmp_path, number, worse=0.1 * (number == 3))
+    store, found = Store(tmp_path), analyze.read(str(tmp_path))
+    newest = {point.record for one in found.series for point in one.points[-2:]}
+    apart = detect(found, samples=stored_samples(store, found.samples.get))
+    for first in (newest, sorted(newest)[:5]):  # what was not named is read from its own file
+        together = detect(found, samples=samples_of_digests(store, found.samples, first, fewest=1))
+        assert together.as_json() == apart.as_json()
+    assert (tmp_path / "index" / "samples.parquet").is_file()
+    assert apart.flips
 
 
 def test_slower_cell_is_provisional_until_reruns_confirm(tmp_path: Path) -> None:

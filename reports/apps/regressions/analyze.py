@@ -12,7 +12,7 @@ from harness.store.store import Store, without_collection
 from reports.apps.regressions import decisions as kept
 from reports.apps.regressions.detect import CellFinding, PooledFinding, Report, detect
 from reports.apps.regressions.series import History, Series, SeriesPoint, history
-from reports.data.samples import stored_samples
+from reports.data.samples import samples_of_digests
 
 
 def read(root: str, *, sweep: str | None = None) -> History:
@@ -34,7 +34,9 @@ def look(root: str, *, sweep: str | None = None) -> Report:
 
 def _look(root: str, sweep: str | None) -> Report:
     store, found = Store(root), read(root, sweep=sweep)
-    return detect(found, samples=stored_samples(store, found.samples.get), decisions=kept.load(store))
+    newest = {point.record for one in found.series for point in one.points[-2:]}
+    samples = samples_of_digests(store, found.samples, newest)
+    return detect(found, samples=samples, decisions=kept.load(store))
 
 
 def false_alarms(found: History, *, rounds: int = 200, seed: int = 0) -> stats.Interval | None:

@@ -41,7 +41,7 @@ def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RE
         earlier, again = [p.value for p in before], [p.value for p in segment[cut:]]
         if len(earlier) < 2:
             continue
-        middle, now = _median(earlier), _median(again)
+        middle, now = stats.median(earlier), stats.median(again)
         change = now - middle
         if METRICS[finding.metric.rpartition(".")[2]].unit != "fraction":
             change = change / abs(middle) if middle else 0.0
@@ -63,9 +63,3 @@ def confirm(findings: Sequence[CellFinding], found: History, *, reruns: int = RE
             reason=f"{word} by {reruns} reruns ({effect:+.1%} against the median before)",
         )
     return [judged.get(finding, finding) for finding in findings]
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

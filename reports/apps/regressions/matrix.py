@@ -185,7 +185,7 @@ def _tail(t: float, df: float) -> float:
 
 def _level(points: Sequence[SeriesPoint]) -> float:
     """Median of the last twenty values: one bad night does not move it."""
-    return statistics.median(p.value for p in points[-20:])
+    return stats.median([p.value for p in points[-20:]])
 
 
 def _pooled_finding(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -251,7 +253,12 @@ def _in_state(
 
 def _place(rows: Mapping[str, Sequence[object]], i: int) -> str:
     """Digest of the machine and the hardware asked for: series of two machines never mix."""
-    return digest([rows["machine"][i], rows["hardware"][i]])[:12]
+    return _digest_of(rows["machine"][i], rows["hardware"][i])
+
+
+@functools.lru_cache(maxsize=1024)  # few machines, many records
+def _digest_of(machine: object, hardware: object) -> str:
+    return digest([machine, hardware])[:12]
 
 
 def _home(rows: Mapping[str, Sequence[Any]], i: int, known: Mapping[str, set[str]]) -> str:
@@ -282,16 +289,19 @@ def _watched(flat: Flat) -> _Watched:
 
 def _series(members: Sequence[SeriesAttempt], watched: _Watched) -> list[Series]:
     names, families, starts, kinds, values, items = watched
+
+    def readings(one: SeriesAttempt) -> tuple[list[int], bool]:
+        return kinds[starts[one.at] : starts[one.at + 1]], bool({"throttled", "shared"} & set(one.marks))
+
     points: dict[str, list[SeriesPoint]] = {}
-    for one in members:
-        if one.status != "ok":
-            continue
-        disturbed = bool({"throttled", "shared"} & set(one.marks))
-        for at in range(starts[one.at], starts[one.at + 1]):
-            code = kinds[at]
+    for (codes, disturbed), group in itertools.groupby((one for one in members if one.status == "ok"), readings):
+        told = [(one.finished, one.id, one.fingerprint, starts[one.at]) for one in group]
+        for place, code in enumerate(codes):
             if not (disturbed and families[code] in ("time", "energy", "memory")):
-                point = SeriesPoint(one.finished, one.id, values[at], one.fingerprint, items[at])
-                points.setdefault(names[code], []).append(point)
+                points.setdefault(names[code], []).extend(
+                    SeriesPoint(when, record, values[start + place], fingerprint, items[start + place])
+                    for when, record, fingerprint, start in told
+                )
     last = members[-1]
     return [
         Series(last.key, last.label, name, last.model, tuple(found), last.sweep)
