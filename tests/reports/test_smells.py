@@ -17,7 +17,7 @@ from harness.metrics import METRICS
 from harness.store.store import Store
 from peft_matrix.cli import app
 from reports.board.board import Board, build, load_board
-from reports.board.checks import CHECKS, check_folder, referee
+from reports.board.checks import CHECKS, check_folder, referee, rules
 from reports.board.checks.reading import Built
 from reports.board.figures import draw_all
 from reports.board.publish import publish_board
@@ -361,3 +361,21 @@ def test_the_bill_of_materials_holds_what_it_must(clean):
     assert "1 rows lack some of their seeds" in bill["known_smells"]
     wanted = hashlib.sha256((clean / "board" / "board.csv").read_bytes()).hexdigest()
     assert bill["files"]["board.csv"]["sha256"] == wanted
+
+
+@pytest.mark.parametrize(("ranks", "beaten"), [(([1, 3], [4, 8]), True), (([1, 21], [1, 17]), False)])
+def test_ranks_that_overlap_beat_no_row_of_the_front(ranks, beaten):
+    """Two seeds each: the rows' intervals do not touch, and the ranks do not tell the rows apart."""
+    one, other = (
+        {
+            "marks": [],
+            "learned": None,
+            "rank": rank,
+            "cells": {
+                "accuracy": {"value": value, "low": low, "high": high},
+                "train.rss_growth_bytes": {"value": size, "sd": 1e6},
+            },
+        }
+        for rank, value, low, high, size in ((ranks[0], 1.0, 0.981, 1.0, 30e6), (ranks[1], 0.93, 0.888, 0.972, 41e6))
+    )
+    assert rules._beats(one, other, ["accuracy", "train.rss_growth_bytes"], "accuracy") is beaten

@@ -308,7 +308,7 @@ def unsound(files: Files) -> Found:
         where, caption = f"section {number + 1}", part["caption"].lower()
         yield from _pseudo_replicated(files, part)
         yield from _unlike(files, number, part)
-        yield from _fronts(where, part)
+        yield from _fronts(where, part, files.content["board"]["rank"])
         yield from _unsaid(files, where, part)
         for axis in part["axes"]:
             if (name := axis.rpartition(".")[2]) in WHOLE_MACHINE:
@@ -347,7 +347,7 @@ def _unlike(files: Files, number: int, part: Mapping[str, Any]) -> Found:
         yield f"section {number + 1}", "rows scored on different numbers of items are ranked together"
 
 
-def _fronts(where: str, part: Mapping[str, Any]) -> Found:
+def _fronts(where: str, part: Mapping[str, Any], ranked: str) -> Found:
     """Degenerate rows in front, references that did not learn, and front rows that another beats on every axis."""
     caption = part["caption"].lower()
     for row in part["rows"]:
@@ -358,14 +358,19 @@ def _fronts(where: str, part: Mapping[str, Any]) -> Found:
         reference = (row["labels"]["method"], row["labels"]["quantization"]) == FULL
         if reference and verdict not in ("", "learned") and NOT_LEARNED not in caption:
             yield where, f"full fine-tuning did not learn ({verdict}) and the caption does not say so"
-        better = next((o for o in part["rows"] if row["front"] and _beats(o, row, part["axes"])), None)
+        better = next((o for o in part["rows"] if row["front"] and _beats(o, row, part["axes"], ranked)), None)
         if better is not None:
             yield _name(row), f"is on the Pareto front, and {_name(better)} is clearly better on every axis"
 
 
-def _beats(one: Mapping[str, Any], other: Mapping[str, object], axes: Sequence[str]) -> bool:
-    """Whether the first row is better on every axis, with uncertainties that do not touch."""
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any], axes: Sequence[str], ranked: str) -> bool:
+    """Whether the first row is better on every axis, with uncertainties that do not touch.
+
+    On the ranked metric of two ranked rows the ranks must say so: intervals of two rows are no test of the pair.
+    """
     if one["marks"] or (one.get("learned") or {}).get("verdict") == DEGENERATE:
+        return False
+    if ranked in axes and one["rank"] is not None and other["rank"] is not None and one["rank"][1] >= other["rank"][0]:
         return False
     pairs = [(_ends(one, axis), _ends(other, axis), METRICS[axis.rpartition(".")[2]].better) for axis in axes]
     return bool(pairs) and all(
